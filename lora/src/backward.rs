@@ -1,0 +1,35 @@
+//! The backward pass with the check that it reached every trainable parameter.
+
+use crate::params;
+use crate::{Error, LoraModule, Result};
+use candle_core::Tensor;
+use candle_core::backprop::GradStore;
+
+/// The usual reasons, for [`Error::NoGradient`].
+pub(crate) const CAUSES: &str = "\
+usual causes:
+  - a function between the loss and these layers records no gradient: candle's layer_norm, \
+rms_norm, softmax_last_dim, rope, rope_i and rope_thd do not; those of lora::ops take the same \
+arguments and do
+  - the loss does not depend on them: a branch that was not taken, a detached tensor
+  - the model is in eval mode (call train()) or merged (call unmerge())";
+
+pub(crate) fn backward<M: LoraModule>(model: &M, loss: &Tensor) -> Result<GradStore> {
+    let mut grads = loss.backward()?;
+    let trainable = params::trainable(model);
+    let missing = trainable.iter().filter(|(_, var)| grads.get(var).is_none());
+    let paths: Vec<String> = missing.map(|(path, _)| path.clone()).collect();
+    if !paths.is_empty() {
+        return Err(Error::NoGradient {
+            paths,
+            trainable: trainable.len(),
+        });
+    }
+    // Candle computes gradients of plain tensors that meet tracked ones; they are of no use.
+    for param in params::named(model) {
+        if !param.is_trainable() {
+            grads.remove(&param.tensor);
+        }
+    }
+    Ok(grads)
+}

@@ -1,0 +1,427 @@
+//! [`Builder`]: the walk that converts a base model, deciding for each layer what is trained.
+
+use crate::adapter::{Adapter, DEFAULT_ADAPTER, Settings};
+use crate::init::AdapterInit;
+use crate::matching::Patterns;
+use crate::path::Path;
+use crate::{Error, Lora, LoraConfig, LoraModel, Result, TrainBias, WithLora};
+use candle_core::{Tensor, TensorId, Var};
+use indexmap::IndexSet;
+use std::collections::{BTreeSet, HashMap};
+
+/// The walk over a base model that builds its LoRA model, handed to [`LoraModel::adapt`].
+///
+/// It knows the path it has reached, the configuration, and what the attributes on the way said.
+///
+/// ```
+/// use candle_nn::Linear;
+/// use lora::{Builder, Lora, Mark, Result};
+///
+/// struct Gated { gate: Linear, up: Linear }
+/// struct LoraGated { gate: Lora<Linear>, up: Lora<Linear> }
+///
+/// impl Gated {
+///     fn adapt(&self, cx: &mut Builder<'_>) -> Result<LoraGated> {
+///         Ok(LoraGated {
+///             gate: cx.field("gate_proj", &self.gate)?,
+///             up: cx.marked("up_proj", Mark::rank(), &self.up)?,
+///         })
+///     }
+/// }
+/// ```
+pub struct Builder<'a> {
+    config: &'a LoraConfig,
+    path: Path,
+    mark: Option<Mark>,
+    freeze: bool,
+    patterns: Selection,
+    seen: Seen,
+    /// Base tensors by identity, so that tied weights stay tied.
+    frozen: HashMap<TensorId, Tensor>,
+}
+
+/// What a field's attribute says of the layers below it.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Mark(Kind);
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Kind {
+    Rank {
+        rank: Option<usize>,
+        alpha: Option<f64>,
+        dropout: Option<f64>,
+    },
+    Trainable,
+}
+
+impl Mark {
+    /// `#[lora(rank)]`: a target by default, with the configuration's rank.
+    pub const fn rank() -> Self {
+        Self(Kind::Rank {
+            rank: None,
+            alpha: None,
+            dropout: None,
+        })
+    }
+
+    /// `#[lora(rank = N)]`, and `alpha` and `dropout` where they are given: they replace the
+    /// configuration's values, and its rank and alpha patterns replace them.
+    pub const fn rank_of(rank: usize, alpha: Option<f64>, dropout: Option<f64>) -> Self {
+        Self(Kind::Rank {
+            rank: Some(rank),
+            alpha,
+            dropout,
+        })
+    }
+
+    /// `#[lora(rank, alpha = A, dropout = P)]`: the configuration's rank, these values.
+    pub const fn rank_with(alpha: Option<f64>, dropout: Option<f64>) -> Self {
+        Self(Kind::Rank {
+            rank: None,
+            alpha,
+            dropout,
+        })
+    }
+
+    /// `#[lora(trainable)]`: trained in full and saved with the adapter.
+    pub const fn trainable() -> Self {
+        Self(Kind::Trainable)
+    }
+}
+
+/// The configuration's patterns, compiled.
+struct Selection {
+    targets: Option<Patterns>,
+    exclude: Option<Patterns>,
+    save: Patterns,
+    rank: Patterns,
+    alpha: Patterns,
+}
+
+impl Selection {
+    fn new(config: &LoraConfig) -> Result<Self> {
+        let targets = |setting, targets: &Option<_>| -> Result<Option<Patterns>> {
+            let targets = targets.as_ref();
+            targets.map(|t| Patterns::targets(setting, t)).transpose()
+        };
+        Ok(Self {
+            targets: targets("target_modules", &config.target_modules)?,
+            exclude: targets("exclude_modules", &config.exclude_modules)?,
+            save: Patterns::names("modules_to_save", &config.modules_to_save),
+            rank: Patterns::suffixes("rank_pattern", config.rank_pattern.keys())?,
+            alpha: Patterns::suffixes("alpha_pattern", config.alpha_pattern.keys())?,
+        })
+    }
+
+    fn unused(&self) -> impl Iterator<Item = String> {
+        let optional = [&self.targets, &self.exclude].into_iter().flatten();
+        let all = optional.chain([&self.save, &self.rank, &self.alpha]);
+        all.flat_map(Patterns::unused)
+    }
+}
+
+/// What the walk has come by, for the check at its end and for its messages.
+#[derive(Default)]
+struct Seen {
+    layers: Vec<(String, &'static str)>,
+    trained: usize,
+    problems: Vec<String>,
+}
+
+/// What is trained of one layer. Made by [`Builder::layer`].
+#[derive(Clone, Copy, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct Plan {
+    /// The adapter to add.
+    pub adapter: Option<Settings>,
+    /// The layer's own parameters are trained.
+    pub trainable: bool,
+    /// The layer's bias is trained.
+    pub train_bias: bool,
+}
+
+impl Plan {
+    /// The adapter's rank; 1 where there is no adapter and the rank does not matter.
+    pub(crate) fn rank(&self) -> usize {
+        self.adapter.map_or(1, |settings| settings.rank)
+    }
+}
+
+impl<'a> Builder<'a> {
+    pub(crate) fn convert<M: LoraModel>(model: &M, config: &'a LoraConfig) -> Result<Lora<M>> {
+        config.validate()?;
+        let mut builder = Self::new(config, Selection::new(config)?, false);
+        let lora = model.adapt(&mut builder)?;
+        builder.finish()?;
+        Ok(lora)
+    }
+
+    pub(crate) fn freeze<M: LoraModel>(model: &M) -> Result<Lora<M>> {
+        let config = LoraConfig::default();
+        let selection = Selection::new(&config)?;
+        model.adapt(&mut Builder::new(&config, selection, true))
+    }
+
+    fn new(config: &'a LoraConfig, patterns: Selection, freeze: bool) -> Self {
+        Self {
+            config,
+            path: Path::default(),
+            mark: None,
+            freeze,
+            patterns,
+            seen: Seen::default(),
+            frozen: HashMap::new(),
+        }
+    }
+
+    /// Converts a part of the model under this name. The marks from above go on.
+    ///
+    /// # Errors
+    /// Those of the part's [`adapt`](LoraModel::adapt).
+    pub fn field<M: LoraModel>(&mut self, name: &str, part: &M) -> Result<M::Lora> {
+        self.at(name, self.mark, |cx| part.adapt(cx))
+    }
+
+    /// Converts a part of the model under this name, with the mark of its attribute.
+    ///
+    /// # Errors
+    /// Those of the part's [`adapt`](LoraModel::adapt).
+    pub fn marked<M: LoraModel>(&mut self, name: &str, mark: Mark, part: &M) -> Result<M::Lora> {
+        self.at(name, Some(self.stronger(mark)), |cx| part.adapt(cx))
+    }
+
+    /// Converts a part of the model at the present path, with the mark of its attribute: for
+    /// `#[lora(flatten, ..)]`. Without a mark, call [`adapt`](LoraModel::adapt) itself.
+    ///
+    /// # Errors
+    /// Those of the part's [`adapt`](LoraModel::adapt).
+    pub fn flattened<M: LoraModel>(&mut self, mark: Mark, part: &M) -> Result<M::Lora> {
+        let above = self.mark.replace(self.stronger(mark));
+        let result = part.adapt(self);
+        self.mark = above;
+        result
+    }
+
+    /// A model's own configuration together with that of the conversion: for `#[lora(config)]`.
+    pub fn config<C: Clone>(&self, base: &C) -> WithLora<C> {
+        WithLora::new(base.clone(), self.config.clone())
+    }
+
+    /// What is below a fully trained module is trained in full, whatever its own mark says.
+    fn stronger(&self, mark: Mark) -> Mark {
+        match self.mark {
+            Some(Mark(Kind::Trainable)) => Mark::trainable(),
+            _ => mark,
+        }
+    }
+
+    fn at<T>(
+        &mut self,
+        name: &str,
+        mark: Option<Mark>,
+        adapt: impl FnOnce(&mut Self) -> Result<T>,
+    ) -> Result<T> {
+        let length = self.path.push(name);
+        let above = std::mem::replace(&mut self.mark, mark);
+        let result = adapt(self);
+        self.path.truncate(length);
+        self.mark = above;
+        result
+    }
+
+    /// Registers a layer at the present path and says what is trained of it.
+    ///
+    /// `kind` is the name for messages, `adaptable` whether it can carry an adapter. Called once by
+    /// every layer, before it asks for its tensors with [`parameter`](Self::parameter).
+    ///
+    /// # Errors
+    /// If a pattern takes too long to match.
+    pub fn layer(&mut self, kind: &'static str, adaptable: bool) -> Result<Plan> {
+        let path = self.path.as_str().to_string();
+        // Looked up in any case, so that the pattern counts as used.
+        let saved = self.saved(&path)?;
+        let trainable = !self.freeze && (saved || self.mark == Some(Mark::trainable()));
+        let adapter = if self.freeze || trainable {
+            None
+        } else {
+            self.target(&path, kind, adaptable)?
+        };
+        let train_bias = !self.freeze
+            && match self.config.train_bias {
+                TrainBias::None => false,
+                TrainBias::LoraOnly => adapter.is_some(),
+                TrainBias::All => true,
+            };
+        self.seen.layers.push((path, kind));
+        self.seen.trained += usize::from(adapter.is_some() || trainable);
+        Ok(Plan {
+            adapter,
+            trainable,
+            train_bias: train_bias || trainable,
+        })
+    }
+
+    /// True if modules_to_save names the layer or a module that it is in.
+    fn saved(&mut self, path: &str) -> Result<bool> {
+        let mut saved = false;
+        for module in modules_above(path).chain([path]) {
+            saved |= self.patterns.save.find(module, false)?.is_some();
+        }
+        Ok(saved)
+    }
+
+    fn target(
+        &mut self,
+        path: &str,
+        kind: &'static str,
+        adaptable: bool,
+    ) -> Result<Option<Settings>> {
+        if let Some(exclude) = &mut self.patterns.exclude
+            && exclude.find(path, false)?.is_some()
+        {
+            return Ok(None);
+        }
+        let mark = match self.mark {
+            Some(Mark(Kind::Rank {
+                rank,
+                alpha,
+                dropout,
+            })) => Some((rank, alpha, dropout)),
+            _ => None,
+        };
+        let targeted = match &mut self.patterns.targets {
+            Some(targets) => targets.find(path, false)?.is_some(),
+            // A layer converted on its own is its own target.
+            None => mark.is_some() || path.is_empty(),
+        };
+        if !targeted {
+            return Ok(None);
+        }
+        if !adaptable {
+            self.seen.problems.push(format!(
+                "`{path}` is a {kind}, which takes no adapter (Linear, Conv1d, Conv2d and Embedding \
+                 do); to train it in full, put it into modules_to_save"
+            ));
+            return Ok(None);
+        }
+        let (rank, alpha, dropout) = mark.unwrap_or_default();
+        let rank = match self.patterns.rank.find(path, true)? {
+            Some(index) => self.config.rank_pattern[index],
+            None => rank.unwrap_or(self.config.rank),
+        };
+        let alpha = match self.patterns.alpha.find(path, true)? {
+            Some(index) => self.config.alpha_pattern[index],
+            None => alpha.unwrap_or(self.config.alpha),
+        };
+        Ok(Some(Settings {
+            rank,
+            alpha,
+            scaling: self.config.scaling(rank, alpha),
+            dropout: dropout.unwrap_or(self.config.dropout),
+        }))
+    }
+
+    /// A tensor of the base model as a parameter: shared and frozen, or copied into a variable.
+    ///
+    /// # Errors
+    /// If the copy cannot be made.
+    pub fn parameter(&mut self, tensor: &Tensor, trainable: bool) -> Result<Tensor> {
+        if trainable && tensor.dtype().is_float() {
+            // A copy even of a variable: training must not reach into the base model.
+            return Ok(Var::from_tensor(&tensor.detach())?.into_inner());
+        }
+        let frozen = self.frozen.entry(tensor.id());
+        Ok(frozen.or_insert_with(|| tensor.detach()).clone())
+    }
+
+    /// The weight and bias of a layer, as [`parameter`](Self::parameter)s of its plan.
+    pub(crate) fn weight_and_bias(
+        &mut self,
+        plan: &Plan,
+        weight: &Tensor,
+        bias: Option<&Tensor>,
+    ) -> Result<(Tensor, Option<Tensor>)> {
+        let weight = self.parameter(weight, plan.trainable)?;
+        let bias = bias.map(|bias| self.parameter(bias, plan.train_bias));
+        Ok((weight, bias.transpose()?))
+    }
+
+    /// A fresh adapter for the layer at the present path, if its plan has one.
+    pub(crate) fn adapter(
+        &mut self,
+        plan: &Plan,
+        init: AdapterInit<'_>,
+    ) -> Result<Option<Adapter>> {
+        let Some(settings) = plan.adapter else {
+            return Ok(None);
+        };
+        let (a, b) = init.draw(self.config, self.path.as_str(), settings.rank)?;
+        Ok(Some(Adapter {
+            name: DEFAULT_ADAPTER.into(),
+            a,
+            b,
+            settings,
+        }))
+    }
+
+    pub(crate) fn path(&self) -> &str {
+        self.path.as_str()
+    }
+
+    /// The end of the walk: every pattern must have been of use, and something must be trained.
+    fn finish(mut self) -> Result<()> {
+        let mut problems = std::mem::take(&mut self.seen.problems);
+        let layers = std::mem::take(&mut self.seen.layers);
+        if let Some(targets) = &mut self.patterns.targets {
+            let modules: BTreeSet<&str> = layers
+                .iter()
+                .flat_map(|(path, _)| modules_above(path))
+                .collect();
+            for module in modules {
+                if targets.find(module, false)?.is_some() {
+                    problems.push(format!(
+                        "target_modules matches `{module}`, which is a module that holds layers; \
+                         name the layers themselves"
+                    ));
+                }
+            }
+        }
+        problems.extend(self.patterns.unused());
+        if problems.is_empty() && self.seen.trained == 0 {
+            problems.push(
+                "nothing is adapted or trained: mark fields with `#[lora(rank)]` or set \
+                 target_modules"
+                    .into(),
+            );
+        }
+        if problems.is_empty() {
+            return Ok(());
+        }
+        problems.push(format!("the model has: {}", outline(&layers)));
+        Err(Error::Config(problems))
+    }
+}
+
+/// The paths of the modules that the path is in: `a`, `a.b` for `a.b.c`.
+fn modules_above(path: &str) -> impl Iterator<Item = &str> {
+    path.match_indices('.').map(|(dot, _)| &path[..dot])
+}
+
+/// The layers, with the numbers of repeated ones left out: `layers.*.fc1 (Linear)`.
+fn outline(layers: &[(String, &'static str)]) -> String {
+    let mut lines = IndexSet::new();
+    for (path, kind) in layers {
+        let segments = path
+            .split('.')
+            .map(|segment| match segment.parse::<usize>() {
+                Ok(_) => "*",
+                Err(_) => segment,
+            });
+        let path = segments.collect::<Vec<_>>().join(".");
+        lines.insert(format!("{path} ({kind})"));
+    }
+    if lines.is_empty() {
+        return "no layers".into();
+    }
+    lines.into_iter().collect::<Vec<_>>().join(", ")
+}

@@ -1,0 +1,290 @@
+//! [`LoraConfig`]: what to adapt, with which rank, and what else to train.
+
+use crate::{Error, Result};
+use indexmap::IndexMap;
+use serde::{Deserialize, Serialize};
+
+/// Which layers get an adapter, its size, and what else is trained.
+///
+/// Defaults are those of PEFT's `LoraConfig`. Layers are chosen by [`target_modules`], or, where it
+/// is not set, by the model's `#[lora(rank)]` attributes.
+///
+/// In JSON every key starts with `lora_` (`lora_rank`, `lora_alpha`, ..), so that the settings can
+/// stand in one object with a model's own, see [`WithLora`](crate::WithLora).
+///
+/// ```
+/// use lora::{LoraConfig, TrainBias};
+///
+/// let config = LoraConfig::new(4)
+///     .alpha(8.0)
+///     .target_modules(["q_proj", "v_proj"])
+///     .train_bias(TrainBias::LoraOnly)
+///     .seed(0);
+/// assert_eq!(config.rank, 4);
+/// ```
+///
+/// [`target_modules`]: LoraConfig::target_modules
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+#[non_exhaustive]
+pub struct LoraConfig {
+    /// Rank r of the update, at least 1.
+    #[serde(rename = "lora_rank")]
+    pub rank: usize,
+    /// Numerator of the scaling s = alpha / r.
+    #[serde(rename = "lora_alpha")]
+    pub alpha: f64,
+    /// Probability in `0.0..1.0` that an input of the low-rank branch is dropped in training.
+    #[serde(rename = "lora_dropout")]
+    pub dropout: f64,
+    /// Layers to adapt; `None` leaves it to the model's `#[lora(rank)]` attributes.
+    #[serde(
+        rename = "lora_target_modules",
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub target_modules: Option<Targets>,
+    /// Layers not to adapt, whatever else says so.
+    #[serde(
+        rename = "lora_exclude_modules",
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub exclude_modules: Option<Targets>,
+    /// Modules trained in full and saved with the adapter, beside those marked `#[lora(trainable)]`.
+    #[serde(rename = "lora_modules_to_save", skip_serializing_if = "Vec::is_empty")]
+    pub modules_to_save: Vec<String>,
+    /// Ranks by pattern. A key is a regular expression for a dot-aligned end of a layer's path;
+    /// the first that matches wins.
+    #[serde(
+        rename = "lora_rank_pattern",
+        skip_serializing_if = "IndexMap::is_empty"
+    )]
+    pub rank_pattern: IndexMap<String, usize>,
+    /// Alphas by pattern, as [`rank_pattern`](Self::rank_pattern).
+    #[serde(
+        rename = "lora_alpha_pattern",
+        skip_serializing_if = "IndexMap::is_empty"
+    )]
+    pub alpha_pattern: IndexMap<String, f64>,
+    /// Which biases are trained.
+    #[serde(rename = "lora_train_bias")]
+    pub train_bias: TrainBias,
+    /// Scale by alpha / √r instead of alpha / r (rsLoRA, <https://arxiv.org/abs/2312.03732>).
+    #[serde(rename = "lora_use_rslora")]
+    pub use_rslora: bool,
+    /// Initial values of the adapters.
+    #[serde(rename = "lora_init")]
+    pub init: Init,
+    /// Seed of the initial values; the same seed gives the same adapters on every device.
+    /// Without one they differ from run to run.
+    #[serde(rename = "lora_seed", skip_serializing_if = "Option::is_none")]
+    pub seed: Option<u64>,
+}
+
+impl Default for LoraConfig {
+    fn default() -> Self {
+        Self::new(8)
+    }
+}
+
+impl LoraConfig {
+    /// A configuration of this rank, with alpha = rank and all else at PEFT's defaults.
+    ///
+    /// The rank is checked when a model is converted.
+    pub fn new(rank: usize) -> Self {
+        Self {
+            rank,
+            alpha: rank as f64,
+            dropout: 0.0,
+            target_modules: None,
+            exclude_modules: None,
+            modules_to_save: Vec::new(),
+            rank_pattern: IndexMap::new(),
+            alpha_pattern: IndexMap::new(),
+            train_bias: TrainBias::None,
+            use_rslora: false,
+            init: Init::Default,
+            seed: None,
+        }
+    }
+
+    /// Sets [`alpha`](Self::alpha).
+    pub fn alpha(mut self, alpha: f64) -> Self {
+        self.alpha = alpha;
+        self
+    }
+
+    /// Sets [`dropout`](Self::dropout).
+    pub fn dropout(mut self, dropout: f64) -> Self {
+        self.dropout = dropout;
+        self
+    }
+
+    /// Sets [`target_modules`](Self::target_modules): a list of names or a regular expression.
+    pub fn target_modules(mut self, targets: impl Into<Targets>) -> Self {
+        self.target_modules = Some(targets.into());
+        self
+    }
+
+    /// Sets [`exclude_modules`](Self::exclude_modules): a list of names or a regular expression.
+    pub fn exclude_modules(mut self, targets: impl Into<Targets>) -> Self {
+        self.exclude_modules = Some(targets.into());
+        self
+    }
+
+    /// Sets [`modules_to_save`](Self::modules_to_save).
+    pub fn modules_to_save<S: Into<String>>(mut self, names: impl IntoIterator<Item = S>) -> Self {
+        self.modules_to_save = names.into_iter().map(Into::into).collect();
+        self
+    }
+
+    /// Adds an entry to [`rank_pattern`](Self::rank_pattern).
+    pub fn rank_pattern(mut self, pattern: impl Into<String>, rank: usize) -> Self {
+        self.rank_pattern.insert(pattern.into(), rank);
+        self
+    }
+
+    /// Adds an entry to [`alpha_pattern`](Self::alpha_pattern).
+    pub fn alpha_pattern(mut self, pattern: impl Into<String>, alpha: f64) -> Self {
+        self.alpha_pattern.insert(pattern.into(), alpha);
+        self
+    }
+
+    /// Sets [`train_bias`](Self::train_bias).
+    pub fn train_bias(mut self, train_bias: TrainBias) -> Self {
+        self.train_bias = train_bias;
+        self
+    }
+
+    /// Sets [`use_rslora`](Self::use_rslora).
+    pub fn use_rslora(mut self, use_rslora: bool) -> Self {
+        self.use_rslora = use_rslora;
+        self
+    }
+
+    /// Sets [`init`](Self::init).
+    pub fn init(mut self, init: Init) -> Self {
+        self.init = init;
+        self
+    }
+
+    /// Sets [`seed`](Self::seed).
+    pub fn seed(mut self, seed: u64) -> Self {
+        self.seed = Some(seed);
+        self
+    }
+
+    /// The scaling of an adapter of this rank and alpha: alpha / r, or alpha / √r with
+    /// [`use_rslora`](Self::use_rslora).
+    pub fn scaling(&self, rank: usize, alpha: f64) -> f64 {
+        if self.use_rslora {
+            alpha / (rank as f64).sqrt()
+        } else {
+            alpha / rank as f64
+        }
+    }
+
+    /// Checks the values that can be checked without a model.
+    ///
+    /// # Errors
+    /// Lists a rank of 0, an alpha that is not finite, a dropout outside `0.0..1.0`, an empty name.
+    /// Patterns are checked against the model when it is converted.
+    pub fn validate(&self) -> Result<()> {
+        let mut problems = Vec::new();
+        let mut check = |ok: bool, problem: String| {
+            if !ok {
+                problems.push(problem);
+            }
+        };
+        check(self.rank > 0, "rank is 0: it must be at least 1".into());
+        check(
+            self.alpha.is_finite(),
+            format!("alpha is {}: it must be finite", self.alpha),
+        );
+        check(
+            (0.0..1.0).contains(&self.dropout),
+            format!("dropout is {}: it must be in 0.0..1.0", self.dropout),
+        );
+        for (pattern, &rank) in &self.rank_pattern {
+            check(
+                rank > 0,
+                format!("rank_pattern `{pattern}` is 0: it must be at least 1"),
+            );
+        }
+        for (pattern, alpha) in &self.alpha_pattern {
+            check(
+                alpha.is_finite(),
+                format!("alpha_pattern `{pattern}` is {alpha}: it must be finite"),
+            );
+        }
+        check(
+            !self.modules_to_save.iter().any(|name| name.is_empty()),
+            "modules_to_save has an empty name".into(),
+        );
+        if problems.is_empty() {
+            Ok(())
+        } else {
+            Err(Error::Config(problems))
+        }
+    }
+}
+
+/// Which biases are trained, PEFT's `bias`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum TrainBias {
+    /// No bias.
+    #[default]
+    None,
+    /// The biases of the layers that have an adapter.
+    LoraOnly,
+    /// Every bias of the model, those of norms and heads too.
+    All,
+}
+
+/// How adapters start, PEFT's `init_lora_weights`. The update is zero at first but for
+/// [`Random`](Init::Random).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Init {
+    /// A from U(−1/√fan_in, 1/√fan_in) and B zero; for an embedding A zero and B from N(0, 1).
+    #[default]
+    Default,
+    /// A from N(0, 1/r) and B zero; for an embedding as [`Default`](Init::Default).
+    Gaussian,
+    /// A and B both random, so that a fresh adapter changes the output. For tests.
+    Random,
+}
+
+/// A choice of modules by path, with PEFT's matching rules.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Targets {
+    /// A module matches when its path equals a name or ends with `.name`.
+    Names(Vec<String>),
+    /// A module matches when the regular expression matches its whole path.
+    Regex(String),
+}
+
+impl From<&str> for Targets {
+    fn from(regex: &str) -> Self {
+        Self::Regex(regex.into())
+    }
+}
+
+impl From<String> for Targets {
+    fn from(regex: String) -> Self {
+        Self::Regex(regex)
+    }
+}
+
+impl<S: Into<String>> From<Vec<S>> for Targets {
+    fn from(names: Vec<S>) -> Self {
+        Self::Names(names.into_iter().map(Into::into).collect())
+    }
+}
+
+impl<S: Into<String>, const N: usize> From<[S; N]> for Targets {
+    fn from(names: [S; N]) -> Self {
+        Self::Names(names.into_iter().map(Into::into).collect())
+    }
+}

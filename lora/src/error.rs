@@ -1,0 +1,105 @@
+//! The crate's error: what went wrong, where in the model or which file, and what to do.
+
+use std::path::PathBuf;
+
+/// Everything that can go wrong in this crate.
+///
+/// Variants that check a whole model or a whole file hold every problem found, not only the first.
+/// Converts into [`candle_core::Error`], so `?` works in functions that return candle's `Result`.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A LoRA configuration that is invalid by itself or does not fit the model.
+    #[error("the LoRA configuration does not fit:{}", list(.0))]
+    Config(Vec<String>),
+
+    /// A layer that cannot do what was asked of it.
+    #[error("{}: {message}", if .path.is_empty() { "layer" } else { .path })]
+    Layer {
+        /// Path of the layer in its model; empty for a layer that stands alone.
+        path: String,
+        /// What is wrong and how to mend it.
+        message: String,
+    },
+
+    /// Trainable parameters that the backward pass did not reach.
+    #[error(
+        "{} of the model's {trainable} trainable parameters got no gradient:{}\n{}",
+        .paths.len(), list(.paths), crate::backward::CAUSES
+    )]
+    NoGradient {
+        /// Paths of the parameters without a gradient.
+        paths: Vec<String>,
+        /// Number of trainable parameters in the model.
+        trainable: usize,
+    },
+
+    /// Weights that do not fit the model they are put into.
+    #[error("the weights do not fit the model:{}", list(.0))]
+    Weights(Vec<String>),
+
+    /// A file that cannot be read, written or understood.
+    #[error("{}:{}", .path.display(), list(.problems))]
+    File {
+        /// The file or directory.
+        path: PathBuf,
+        /// Everything wrong with it.
+        problems: Vec<String>,
+    },
+
+    /// A name that no model has.
+    #[error("no model is called `{name}`{}", suggest(.near))]
+    UnknownModel {
+        /// The name asked for.
+        name: String,
+        /// Names that are close to it.
+        near: Vec<String>,
+    },
+
+    /// An error of candle's.
+    #[error(transparent)]
+    Candle(#[from] candle_core::Error),
+}
+
+/// `Result` with this crate's [`Error`].
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+impl Error {
+    pub(crate) fn layer(path: &str, message: impl Into<String>) -> Self {
+        Self::Layer {
+            path: path.into(),
+            message: message.into(),
+        }
+    }
+
+    pub(crate) fn file(path: impl Into<PathBuf>, problem: impl ToString) -> Self {
+        Self::File {
+            path: path.into(),
+            problems: vec![problem.to_string()],
+        }
+    }
+}
+
+impl From<Error> for candle_core::Error {
+    fn from(error: Error) -> Self {
+        match error {
+            Error::Candle(error) => error,
+            error => Self::wrap(error),
+        }
+    }
+}
+
+/// One problem stays on the line; several get a line each.
+fn list(problems: &[String]) -> String {
+    match problems {
+        [one] => format!(" {one}"),
+        many => many.iter().map(|p| format!("\n  - {p}")).collect(),
+    }
+}
+
+fn suggest(near: &[String]) -> String {
+    if near.is_empty() {
+        return String::new();
+    }
+    format!("; did you mean {}?", near.join(", "))
+}

@@ -1,0 +1,92 @@
+//! Initial values of adapters, drawn on the CPU so that a seed means the same on every device.
+
+use crate::{Init, LoraConfig, Result};
+use candle_core::{DType, Device, Shape, Tensor, Var};
+use rand::rngs::ChaCha8Rng;
+use rand::{Rng, RngExt, SeedableRng};
+
+/// The shapes of an adapter and where it lives.
+pub(crate) struct AdapterInit<'a> {
+    pub(crate) a: Shape,
+    pub(crate) b: Shape,
+    /// An embedding starts with A zero and B random; all others the other way round.
+    pub(crate) embedding: bool,
+    /// The layer's weight: gives device and dtype.
+    pub(crate) weight: &'a Tensor,
+}
+
+impl AdapterInit<'_> {
+    /// A and B as variables, of f32, or of f64 on an f64 weight.
+    pub(crate) fn draw(
+        &self,
+        config: &LoraConfig,
+        path: &str,
+        rank: usize,
+    ) -> Result<(Tensor, Tensor)> {
+        let mut rng = rng(config.seed, path);
+        // Values are rounded to the weight's dtype first, as PEFT does.
+        let mut make = |shape: &Shape, draw: Draw| -> Result<Tensor> {
+            let count = shape.elem_count();
+            let values: Vec<f64> = (0..count).map(|_| draw.sample(&mut rng)).collect();
+            let tensor = Tensor::from_vec(values, shape, &Device::Cpu)?;
+            let tensor = tensor.to_dtype(self.weight.dtype())?;
+            let tensor = tensor.to_dtype(adapter_dtype(self.weight.dtype()))?;
+            let tensor = tensor.to_device(self.weight.device())?;
+            Ok(Var::from_tensor(&tensor)?.into_inner())
+        };
+        // A's rows are r filters over fan_in inputs.
+        let fan_in = self.a.elem_count() / rank.max(1);
+        let kaiming = Draw::Uniform(1.0 / (fan_in as f64).sqrt());
+        let (a, b) = match (config.init, self.embedding) {
+            (Init::Default | Init::Gaussian, true) => (Draw::Zero, Draw::Normal(1.0)),
+            (Init::Random, true) => (Draw::Normal(1.0), Draw::Normal(1.0)),
+            (Init::Default, false) => (kaiming, Draw::Zero),
+            (Init::Gaussian, false) => (Draw::Normal(1.0 / rank as f64), Draw::Zero),
+            (Init::Random, false) => (kaiming, Draw::Uniform(1.0 / (rank as f64).sqrt())),
+        };
+        Ok((make(&self.a, a)?, make(&self.b, b)?))
+    }
+}
+
+/// The dtype of adapters on a base weight of this dtype: f32, and f64 on f64, as in PEFT.
+pub(crate) fn adapter_dtype(weight: DType) -> DType {
+    match weight {
+        DType::F64 => DType::F64,
+        _ => DType::F32,
+    }
+}
+
+/// One stream of numbers a path, so that a layer's values do not depend on the other layers.
+fn rng(seed: Option<u64>, path: &str) -> ChaCha8Rng {
+    let seed = seed.unwrap_or_else(rand::random);
+    let mut rng = ChaCha8Rng::seed_from_u64(seed);
+    // FNV-1a: fixed for good, unlike the standard library's hasher.
+    let stream = path.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+    });
+    rng.set_stream(stream);
+    rng
+}
+
+#[derive(Clone, Copy)]
+enum Draw {
+    Zero,
+    /// U(−bound, bound).
+    Uniform(f64),
+    /// N(0, std²).
+    Normal(f64),
+}
+
+impl Draw {
+    fn sample(self, rng: &mut impl Rng) -> f64 {
+        match self {
+            Draw::Zero => 0.0,
+            Draw::Uniform(bound) => (2.0 * rng.random::<f64>() - 1.0) * bound,
+            Draw::Normal(std) => {
+                // Box and Muller; 1 − u is never 0.
+                let radius = (-2.0 * (1.0 - rng.random::<f64>()).ln()).sqrt();
+                radius * (std::f64::consts::TAU * rng.random::<f64>()).cos() * std
+            }
+        }
+    }
+}

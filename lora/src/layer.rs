@@ -1,0 +1,85 @@
+//! [`Layer`]: what the walk sees of a leaf, and the [`Param`]s it holds.
+
+use crate::adapter::Adapted;
+use candle_core::Tensor;
+use std::fmt::Debug;
+
+/// A leaf of a LoRA model: a layer that holds parameters.
+///
+/// Implemented by the layers of [`lora::layers`](crate::layers) and by [`Tensor`]. A parameter is
+/// trainable exactly when its tensor is a variable ([`Tensor::is_variable`]).
+pub trait Layer: Debug {
+    /// The layer's kind as a reader of the model knows it, for example `Linear`.
+    fn kind(&self) -> &'static str;
+
+    /// The parameters, in the order in which they are listed and saved.
+    fn params(&self) -> Vec<Param<&Tensor>>;
+
+    /// The parameters, to be replaced. The order is that of [`params`](Self::params).
+    ///
+    /// A tensor must be replaced by one of the same shape.
+    fn params_mut(&mut self) -> Vec<Param<&mut Tensor>>;
+
+    /// Switches between training (`true`) and evaluation, where no graph is recorded.
+    fn set_training(&mut self, _training: bool) {}
+
+    /// The layer as one that may carry adapters, if it is.
+    fn adapted(&self) -> Option<&dyn Adapted> {
+        None
+    }
+
+    /// The layer as one that may carry adapters, to be changed.
+    fn adapted_mut(&mut self) -> Option<&mut dyn Adapted> {
+        None
+    }
+}
+
+/// A parameter: its name in its layer, its role and its tensor (`&Tensor` or `&mut Tensor`).
+#[derive(Clone, Debug)]
+pub struct Param<T> {
+    /// Name in the layer: `weight`, `lora_A.default.weight`; empty where a tensor is a field.
+    pub name: String,
+    /// What it is for.
+    pub role: Role,
+    /// Its values.
+    pub tensor: T,
+}
+
+impl<T> Param<T> {
+    pub(crate) fn new(name: impl Into<String>, role: Role, tensor: T) -> Self {
+        let name = name.into();
+        Self { name, role, tensor }
+    }
+
+    /// `weight` and, where there is one, `bias`.
+    pub(crate) fn weight_and_bias(weight: T, bias: Option<T>) -> Vec<Self> {
+        let bias = bias.map(|bias| Self::new("bias", Role::Base, bias));
+        [Self::new("weight", Role::Base, weight)]
+            .into_iter()
+            .chain(bias)
+            .collect()
+    }
+}
+
+/// What a parameter is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Role {
+    /// A parameter of the base model, frozen or trained in full.
+    Base,
+    /// A value of the base model that is state and no parameter, such as the running statistics of
+    /// a batch norm. Moved and transferred, but neither counted nor trained.
+    Buffer,
+    /// A parameter of an adapter.
+    Adapter(Part),
+}
+
+/// Which matrix of an adapter a parameter is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Part {
+    /// A, which maps the input to r values.
+    A,
+    /// B, which maps r values to the output.
+    B,
+}

@@ -1,0 +1,153 @@
+//! Batch normalisation.
+
+use crate::adapter::release;
+use crate::{Builder, Cursor, CursorMut, Layer, LoraModel, LoraModule, Param, Result, Role, ops};
+use candle_core::{ModuleT, Tensor};
+use candle_nn::BatchNorm;
+
+/// A [`BatchNorm`] that always uses its running statistics, with a gradient.
+///
+/// Tuning keeps the statistics of the base model: a small data set would only spoil them. Weight,
+/// bias and statistics are (channels), for inputs (batch, channels, ..).
+#[derive(Clone, Debug)]
+pub struct LoraBatchNorm {
+    weight_and_bias: Option<(Tensor, Tensor)>,
+    running_mean: Tensor,
+    running_var: Tensor,
+    eps: f64,
+    momentum: f64,
+    training: bool,
+}
+
+impl LoraBatchNorm {
+    /// The running mean, (channels).
+    pub fn running_mean(&self) -> &Tensor {
+        &self.running_mean
+    }
+
+    /// The running variance, (channels).
+    pub fn running_var(&self) -> &Tensor {
+        &self.running_var
+    }
+
+    /// What is added to the variance.
+    pub fn eps(&self) -> f64 {
+        self.eps
+    }
+
+    /// Weight and bias, (channels) each.
+    pub fn weight_and_bias(&self) -> Option<(&Tensor, &Tensor)> {
+        self.weight_and_bias.as_ref().map(|(w, b)| (w, b))
+    }
+}
+
+impl ModuleT for LoraBatchNorm {
+    /// Normalises with the running statistics, whatever `train` says.
+    fn forward_t(&self, xs: &Tensor, _train: bool) -> candle_core::Result<Tensor> {
+        if xs.rank() < 2 || xs.dim(1)? != self.running_mean.elem_count() {
+            candle_core::bail!(
+                "batch norm: an input of shape {:?} does not have {} channels",
+                xs.dims(),
+                self.running_mean.elem_count()
+            );
+        }
+        // (x − mean) / √(var + eps) · weight + bias as one scale and one shift a channel.
+        let inverse = (&self.running_var + self.eps)?.sqrt()?.recip()?;
+        let (scale, shift) = match &self.weight_and_bias {
+            None => (inverse.clone(), (&self.running_mean * inverse)?.neg()?),
+            Some((weight, bias)) => {
+                let scale = (weight * inverse)?;
+                let shift = (bias - (&self.running_mean * &scale)?)?;
+                (scale, shift)
+            }
+        };
+        if self.training {
+            ops::affine(xs, &scale, Some(&shift), 1)
+        } else {
+            ops::affine(xs, &scale.detach(), Some(&shift.detach()), 1)
+        }
+    }
+}
+
+impl LoraModel for BatchNorm {
+    type Lora = LoraBatchNorm;
+
+    fn adapt(&self, cx: &mut Builder<'_>) -> Result<LoraBatchNorm> {
+        let plan = cx.layer("BatchNorm", false)?;
+        let weight_and_bias = match self.weight_and_bias() {
+            None => None,
+            Some((weight, bias)) => Some((
+                cx.parameter(weight, plan.trainable)?,
+                cx.parameter(bias, plan.train_bias)?,
+            )),
+        };
+        Ok(LoraBatchNorm {
+            weight_and_bias,
+            running_mean: cx.parameter(self.running_mean(), false)?,
+            running_var: cx.parameter(self.running_var(), false)?,
+            eps: self.eps(),
+            momentum: self.momentum(),
+            training: true,
+        })
+    }
+}
+
+impl LoraModule for LoraBatchNorm {
+    type Base = BatchNorm;
+
+    fn to_base(&self) -> Result<BatchNorm> {
+        let (mean, var) = (release(&self.running_mean)?, release(&self.running_var)?);
+        let (channels, eps, momentum) = (mean.elem_count(), self.eps, self.momentum);
+        Ok(match &self.weight_and_bias {
+            None => BatchNorm::new_no_bias_with_momentum(channels, mean, var, eps, momentum)?,
+            Some((weight, bias)) => BatchNorm::new_with_momentum(
+                channels,
+                mean,
+                var,
+                release(weight)?,
+                release(bias)?,
+                eps,
+                momentum,
+            )?,
+        })
+    }
+
+    fn visit(&self, cursor: &mut Cursor<'_>) {
+        cursor.layer(self);
+    }
+
+    fn visit_mut(&mut self, cursor: &mut CursorMut<'_>) {
+        cursor.layer(self);
+    }
+}
+
+impl Layer for LoraBatchNorm {
+    fn kind(&self) -> &'static str {
+        "BatchNorm"
+    }
+
+    fn params(&self) -> Vec<Param<&Tensor>> {
+        let mut params = match &self.weight_and_bias {
+            None => Vec::new(),
+            Some((weight, bias)) => Param::weight_and_bias(weight, Some(bias)),
+        };
+        params.push(Param::new("running_mean", Role::Buffer, &self.running_mean));
+        params.push(Param::new("running_var", Role::Buffer, &self.running_var));
+        params
+    }
+
+    fn params_mut(&mut self) -> Vec<Param<&mut Tensor>> {
+        let mut params = match &mut self.weight_and_bias {
+            None => Vec::new(),
+            Some((weight, bias)) => Param::weight_and_bias(weight, Some(bias)),
+        };
+        let (mean, var) = (&mut self.running_mean, &mut self.running_var);
+        params.push(Param::new("running_mean", Role::Buffer, mean));
+        params.push(Param::new("running_var", Role::Buffer, var));
+        params
+    }
+
+    fn set_training(&mut self, training: bool) {
+        self.training = training;
+    }
+}

@@ -1,0 +1,127 @@
+//! The embedding layer.
+
+use crate::adapter::{Adapted, Adapter, Adapters};
+use crate::init::AdapterInit;
+use crate::{
+    Builder, Cursor, CursorMut, LoraConfig, LoraLayer, LoraModel, LoraModule, Part, Result, ops,
+};
+use candle_core::Tensor;
+use candle_nn::{Embedding, Module};
+
+/// An [`Embedding`] layer with low-rank updates: y = W[i] + s·(Aᵀ)[i]·Bᵀ.
+///
+/// With n rows of size dim: W (n, dim), A (r, n), B (dim, r). Dropout does not apply, as in PEFT.
+#[derive(Clone, Debug)]
+pub struct LoraEmbedding {
+    weight: Tensor,
+    hidden_size: usize,
+    adapters: Adapters,
+}
+
+impl LoraEmbedding {
+    /// A layer with one fresh adapter. The base table is shared.
+    ///
+    /// With a seed, layers of one shape get the same initial values: give each its own.
+    ///
+    /// # Errors
+    /// If the configuration is invalid or its patterns do not match a layer that stands alone.
+    pub fn new(base: &Embedding, config: &LoraConfig) -> Result<Self> {
+        base.to_lora(config)
+    }
+
+    /// The table, (n, dim), without the adapters unless they are merged.
+    ///
+    /// A head that is tied to the embedding multiplies by this table: it then shares the base
+    /// weight only, as in PEFT.
+    pub fn embeddings(&self) -> &Tensor {
+        &self.weight
+    }
+
+    /// The size of a row.
+    pub fn hidden_size(&self) -> usize {
+        self.hidden_size
+    }
+
+    /// The layer's adapters.
+    pub fn adapters(&self) -> &Adapters {
+        &self.adapters
+    }
+}
+
+impl Module for LoraEmbedding {
+    fn forward(&self, ids: &Tensor) -> candle_core::Result<Tensor> {
+        let base = ops::embedding(ids, &self.adapters.seen(&self.weight))?;
+        self.adapters.add_to(base, ids, |ids, a, b| {
+            ops::linear(&ops::embedding(ids, &a.t()?)?, b, None)
+        })
+    }
+}
+
+impl LoraModel for Embedding {
+    type Lora = LoraEmbedding;
+
+    fn adapt(&self, cx: &mut Builder<'_>) -> Result<LoraEmbedding> {
+        let plan = cx.layer("Embedding", true)?;
+        let (count, dim) = self.embeddings().dims2()?;
+        let rank = plan.rank();
+        let adapter = cx.adapter(
+            &plan,
+            AdapterInit {
+                a: (rank, count).into(),
+                b: (dim, rank).into(),
+                embedding: true,
+                weight: self.embeddings(),
+            },
+        )?;
+        Ok(LoraEmbedding {
+            weight: cx.parameter(self.embeddings(), plan.trainable)?,
+            hidden_size: self.hidden_size(),
+            adapters: Adapters::new(adapter),
+        })
+    }
+}
+
+impl LoraLayer for Embedding {}
+
+impl LoraModule for LoraEmbedding {
+    type Base = Embedding;
+
+    fn to_base(&self) -> Result<Embedding> {
+        let (weight, _) = self.base_parts()?;
+        Ok(Embedding::new(weight, self.hidden_size))
+    }
+
+    fn visit(&self, cursor: &mut Cursor<'_>) {
+        cursor.layer(self);
+    }
+
+    fn visit_mut(&mut self, cursor: &mut CursorMut<'_>) {
+        cursor.layer(self);
+    }
+}
+
+impl Adapted for LoraEmbedding {
+    fn kind(&self) -> &'static str {
+        "Embedding"
+    }
+
+    fn parts(&self) -> (&Tensor, Option<&Tensor>, &Adapters) {
+        (&self.weight, None, &self.adapters)
+    }
+
+    fn parts_mut(&mut self) -> (&mut Tensor, Option<&mut Tensor>, &mut Adapters) {
+        (&mut self.weight, None, &mut self.adapters)
+    }
+
+    fn delta(&self, adapter: &Adapter) -> Result<Tensor> {
+        let delta = adapter.b.matmul(&adapter.a)?.t()?;
+        Ok((delta * adapter.settings.scaling)?)
+    }
+
+    fn part_name(&self, part: Part, adapter: &str) -> String {
+        match part {
+            Part::A => format!("lora_embedding_A.{adapter}"),
+            Part::B => format!("lora_embedding_B.{adapter}"),
+        }
+    }
+}

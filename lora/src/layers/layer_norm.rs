@@ -1,0 +1,166 @@
+//! Layer and root-mean-square normalisation.
+
+use crate::adapter::release;
+use crate::{Builder, Cursor, CursorMut, Layer, LoraModel, LoraModule, Param, Result, ops};
+use candle_core::Tensor;
+use candle_nn::{LayerNorm, Module, RmsNorm};
+
+/// A [`LayerNorm`] with a gradient. Weight and bias are (n), for inputs (.., n).
+#[derive(Clone, Debug)]
+pub struct LoraLayerNorm {
+    weight: Tensor,
+    bias: Option<Tensor>,
+    remove_mean: bool,
+    eps: f64,
+    training: bool,
+    kind: &'static str,
+}
+
+impl LoraLayerNorm {
+    /// The weight, (n).
+    pub fn weight(&self) -> &Tensor {
+        &self.weight
+    }
+
+    /// The bias, (n).
+    pub fn bias(&self) -> Option<&Tensor> {
+        self.bias.as_ref()
+    }
+
+    /// What is added to the variance.
+    pub fn eps(&self) -> f64 {
+        self.eps
+    }
+
+    /// Whether the mean is taken off first.
+    pub fn remove_mean(&self) -> bool {
+        self.remove_mean
+    }
+
+    fn adapt(base: &LayerNorm, kind: &'static str, cx: &mut Builder<'_>) -> Result<Self> {
+        let plan = cx.layer(kind, false)?;
+        let (weight, bias) = cx.weight_and_bias(&plan, base.weight(), base.bias())?;
+        Ok(Self {
+            weight,
+            bias,
+            remove_mean: base.remove_mean(),
+            eps: base.eps(),
+            training: true,
+            kind,
+        })
+    }
+}
+
+impl Module for LoraLayerNorm {
+    fn forward(&self, xs: &Tensor) -> candle_core::Result<Tensor> {
+        let (weight, bias) = (&self.weight, self.bias.as_ref());
+        if self.training {
+            return ops::norm(xs, weight, bias, self.eps, self.remove_mean);
+        }
+        let bias = bias.map(Tensor::detach);
+        let weight = weight.detach();
+        ops::norm(xs, &weight, bias.as_ref(), self.eps, self.remove_mean)
+    }
+}
+
+impl LoraModel for LayerNorm {
+    type Lora = LoraLayerNorm;
+
+    fn adapt(&self, cx: &mut Builder<'_>) -> Result<LoraLayerNorm> {
+        LoraLayerNorm::adapt(self, "LayerNorm", cx)
+    }
+}
+
+impl LoraModule for LoraLayerNorm {
+    type Base = LayerNorm;
+
+    fn to_base(&self) -> Result<LayerNorm> {
+        let weight = release(&self.weight)?;
+        Ok(match (&self.bias, self.remove_mean) {
+            (Some(bias), true) => LayerNorm::new(weight, release(bias)?, self.eps),
+            (None, true) => LayerNorm::new_no_bias(weight, self.eps),
+            (_, false) => LayerNorm::rms_norm(weight, self.eps),
+        })
+    }
+
+    fn visit(&self, cursor: &mut Cursor<'_>) {
+        cursor.layer(self);
+    }
+
+    fn visit_mut(&mut self, cursor: &mut CursorMut<'_>) {
+        cursor.layer(self);
+    }
+}
+
+impl Layer for LoraLayerNorm {
+    fn kind(&self) -> &'static str {
+        self.kind
+    }
+
+    fn params(&self) -> Vec<Param<&Tensor>> {
+        Param::weight_and_bias(&self.weight, self.bias.as_ref())
+    }
+
+    fn params_mut(&mut self) -> Vec<Param<&mut Tensor>> {
+        Param::weight_and_bias(&mut self.weight, self.bias.as_mut())
+    }
+
+    fn set_training(&mut self, training: bool) {
+        self.training = training;
+    }
+}
+
+/// An [`RmsNorm`] with a gradient. The weight is (n), for inputs (.., n).
+#[derive(Clone, Debug)]
+pub struct LoraRmsNorm(LoraLayerNorm);
+
+impl LoraRmsNorm {
+    /// The weight, (n).
+    pub fn weight(&self) -> &Tensor {
+        self.0.weight()
+    }
+
+    /// What is added to the mean of squares.
+    pub fn eps(&self) -> f64 {
+        self.0.eps()
+    }
+
+    /// As [`forward`](Module::forward): here both pass the gradient.
+    ///
+    /// # Errors
+    /// As [`forward`](Module::forward).
+    pub fn forward_diff(&self, xs: &Tensor) -> candle_core::Result<Tensor> {
+        self.0.forward(xs)
+    }
+}
+
+impl Module for LoraRmsNorm {
+    fn forward(&self, xs: &Tensor) -> candle_core::Result<Tensor> {
+        self.0.forward(xs)
+    }
+}
+
+impl LoraModel for RmsNorm {
+    type Lora = LoraRmsNorm;
+
+    fn adapt(&self, cx: &mut Builder<'_>) -> Result<LoraRmsNorm> {
+        let inner = self.clone().into_inner();
+        Ok(LoraRmsNorm(LoraLayerNorm::adapt(&inner, "RmsNorm", cx)?))
+    }
+}
+
+impl LoraModule for LoraRmsNorm {
+    type Base = RmsNorm;
+
+    fn to_base(&self) -> Result<RmsNorm> {
+        Ok(RmsNorm::new(release(self.weight())?, self.eps()))
+    }
+
+    fn visit(&self, cursor: &mut Cursor<'_>) {
+        cursor.layer(&self.0);
+    }
+
+    fn visit_mut(&mut self, cursor: &mut CursorMut<'_>) {
+        cursor.layer(&mut self.0);
+    }
+}

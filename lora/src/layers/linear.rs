@@ -1,0 +1,121 @@
+//! The linear layer.
+
+use crate::adapter::{Adapted, Adapter, Adapters};
+use crate::init::AdapterInit;
+use crate::{
+    Builder, Cursor, CursorMut, LoraConfig, LoraLayer, LoraModel, LoraModule, Result, ops,
+};
+use candle_core::Tensor;
+use candle_nn::{Linear, Module};
+
+/// A [`Linear`] layer with low-rank updates: y = x·Wᵀ + b + s·B·A·x.
+///
+/// With x of shape (.., in): W (out, in), b (out), A (r, in), B (out, r). The update is LoRA's,
+/// <https://arxiv.org/abs/2106.09685>, computed as in PEFT: in training the branch's input goes
+/// through dropout, and with a bf16 or f16 base A and B are f32.
+#[derive(Clone, Debug)]
+pub struct LoraLinear {
+    weight: Tensor,
+    bias: Option<Tensor>,
+    adapters: Adapters,
+}
+
+impl LoraLinear {
+    /// A layer with one fresh adapter. The base weight is shared.
+    ///
+    /// With a seed, layers of one shape get the same initial values: give each its own.
+    ///
+    /// # Errors
+    /// If the configuration is invalid or its patterns do not match a layer that stands alone.
+    pub fn new(base: &Linear, config: &LoraConfig) -> Result<Self> {
+        base.to_lora(config)
+    }
+
+    /// The weight, (out, in); the merged one while merged.
+    pub fn weight(&self) -> &Tensor {
+        &self.weight
+    }
+
+    /// The bias, (out).
+    pub fn bias(&self) -> Option<&Tensor> {
+        self.bias.as_ref()
+    }
+
+    /// The layer's adapters.
+    pub fn adapters(&self) -> &Adapters {
+        &self.adapters
+    }
+}
+
+impl Module for LoraLinear {
+    fn forward(&self, xs: &Tensor) -> candle_core::Result<Tensor> {
+        let weight = self.adapters.seen(&self.weight);
+        let bias = self.bias.as_ref().map(|bias| self.adapters.seen(bias));
+        let base = ops::linear(xs, &weight, bias.as_ref())?;
+        self.adapters.add_to(base, xs, |xs, a, b| {
+            ops::linear(&ops::linear(xs, a, None)?, b, None)
+        })
+    }
+}
+
+impl LoraModel for Linear {
+    type Lora = LoraLinear;
+
+    fn adapt(&self, cx: &mut Builder<'_>) -> Result<LoraLinear> {
+        let plan = cx.layer("Linear", true)?;
+        let (out, input) = self.weight().dims2()?;
+        let rank = plan.rank();
+        let adapter = cx.adapter(
+            &plan,
+            AdapterInit {
+                a: (rank, input).into(),
+                b: (out, rank).into(),
+                embedding: false,
+                weight: self.weight(),
+            },
+        )?;
+        let (weight, bias) = cx.weight_and_bias(&plan, self.weight(), self.bias())?;
+        Ok(LoraLinear {
+            weight,
+            bias,
+            adapters: Adapters::new(adapter),
+        })
+    }
+}
+
+impl LoraLayer for Linear {}
+
+impl LoraModule for LoraLinear {
+    type Base = Linear;
+
+    fn to_base(&self) -> Result<Linear> {
+        let (weight, bias) = self.base_parts()?;
+        Ok(Linear::new(weight, bias))
+    }
+
+    fn visit(&self, cursor: &mut Cursor<'_>) {
+        cursor.layer(self);
+    }
+
+    fn visit_mut(&mut self, cursor: &mut CursorMut<'_>) {
+        cursor.layer(self);
+    }
+}
+
+impl Adapted for LoraLinear {
+    fn kind(&self) -> &'static str {
+        "Linear"
+    }
+
+    fn parts(&self) -> (&Tensor, Option<&Tensor>, &Adapters) {
+        (&self.weight, self.bias.as_ref(), &self.adapters)
+    }
+
+    fn parts_mut(&mut self) -> (&mut Tensor, Option<&mut Tensor>, &mut Adapters) {
+        (&mut self.weight, self.bias.as_mut(), &mut self.adapters)
+    }
+
+    fn delta(&self, adapter: &Adapter) -> Result<Tensor> {
+        Ok((adapter.b.matmul(&adapter.a)? * adapter.settings.scaling)?)
+    }
+}

@@ -1,0 +1,39 @@
+//! The LoRA counterparts of candle-nn's layers.
+//!
+//! [`LoraLinear`], [`LoraConv1d`], [`LoraConv2d`] and [`LoraEmbedding`] carry adapters;
+//! [`LoraLayerNorm`], [`LoraRmsNorm`], [`LoraGroupNorm`] and [`LoraBatchNorm`] carry none. Without
+//! an adapter each computes what its base layer does, and passes the gradient to its input, which
+//! candle's fused norms do not.
+//!
+//! Each can be made by hand from its base layer, and stand in a struct or a list like any module:
+//!
+//! ```
+//! use candle_core::{DType, Device, Tensor};
+//! use candle_nn::{Linear, Module, seq};
+//! use lora::{LoraConfig, layers::LoraLinear};
+//!
+//! let base = Linear::new(Tensor::ones((3, 2), DType::F32, &Device::Cpu)?, None);
+//! let layer = LoraLinear::new(&base, &LoraConfig::new(1))?;
+//! let net = seq().add(layer.clone()).add(candle_nn::Activation::Relu);
+//! assert_eq!(net.forward(&Tensor::ones((1, 2), DType::F32, &Device::Cpu)?)?.dims(), [1, 3]);
+//! # Ok::<(), lora::Error>(())
+//! ```
+
+mod activation;
+mod batch_norm;
+mod containers;
+mod conv;
+mod embedding;
+mod group_norm;
+mod layer_norm;
+mod linear;
+mod plain;
+mod tensor;
+
+pub use activation::LoraActivation;
+pub use batch_norm::LoraBatchNorm;
+pub use conv::{LoraConv1d, LoraConv2d};
+pub use embedding::LoraEmbedding;
+pub use group_norm::LoraGroupNorm;
+pub use layer_norm::{LoraLayerNorm, LoraRmsNorm};
+pub use linear::LoraLinear;

@@ -1,0 +1,56 @@
+//! Values without parameters: each is its own LoRA type.
+
+use crate::{Builder, Cursor, CursorMut, LoraModel, LoraModule, Result};
+use candle_core::{DType, Device};
+use candle_nn::{Conv1dConfig, Conv2dConfig, Dropout, Func, FuncT};
+
+macro_rules! plain {
+    ($($ty:ty),* $(,)?) => {$(
+        impl LoraModel for $ty {
+            type Lora = Self;
+
+            fn adapt(&self, _: &mut Builder<'_>) -> Result<Self> {
+                Ok(self.clone())
+            }
+        }
+
+        impl LoraModule for $ty {
+            type Base = Self;
+
+            fn to_base(&self) -> Result<Self> {
+                Ok(self.clone())
+            }
+
+            fn visit(&self, _: &mut Cursor<'_>) {}
+
+            fn visit_mut(&mut self, _: &mut CursorMut<'_>) {}
+        }
+    )*};
+}
+
+plain!(
+    bool,
+    char,
+    u8,
+    u16,
+    u32,
+    u64,
+    usize,
+    i8,
+    i16,
+    i32,
+    i64,
+    isize,
+    f32,
+    f64,
+    String,
+    (),
+    &'static str,
+    DType,
+    Device,
+    Conv1dConfig,
+    Conv2dConfig,
+    Dropout,
+    Func<'_>,
+    FuncT<'_>,
+);

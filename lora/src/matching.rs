@@ -1,0 +1,157 @@
+//! PEFT's rules for which paths a pattern means, with a note of the patterns that were of use.
+
+use crate::{Error, Result, Targets};
+use fancy_regex::Regex;
+
+/// True when `path` is `name` or ends with `.name`.
+pub(crate) fn is_or_ends_with(path: &str, name: &str) -> bool {
+    path.strip_suffix(name)
+        .is_some_and(|head| head.is_empty() || head.ends_with('.'))
+}
+
+/// Compiled patterns of one setting, each with whether it has matched.
+pub(crate) struct Patterns {
+    setting: &'static str,
+    entries: Vec<Entry>,
+}
+
+struct Entry {
+    source: String,
+    regex: Option<Regex>,
+    used: bool,
+}
+
+impl Patterns {
+    /// `target_modules`, `exclude_modules`: names by suffix, or one regular expression.
+    pub(crate) fn targets(setting: &'static str, targets: &Targets) -> Result<Self> {
+        match targets {
+            Targets::Names(names) => Ok(Self::names(setting, names)),
+            Targets::Regex(regex) => Self::regexes(setting, [(regex, format!("^(?:{regex})$"))]),
+        }
+    }
+
+    /// Names that match by suffix.
+    pub(crate) fn names(setting: &'static str, names: &[String]) -> Self {
+        let entries = names.iter().map(|name| Entry {
+            source: name.clone(),
+            regex: None,
+            used: false,
+        });
+        Self {
+            setting,
+            entries: entries.collect(),
+        }
+    }
+
+    /// `rank_pattern`, `alpha_pattern`: each key a regular expression for a dot-aligned suffix.
+    pub(crate) fn suffixes<'a>(
+        setting: &'static str,
+        keys: impl IntoIterator<Item = &'a String>,
+    ) -> Result<Self> {
+        let keys = keys.into_iter();
+        Self::regexes(
+            setting,
+            keys.map(|key| (key, format!(r"^(?:.*\.)?(?:{key})$"))),
+        )
+    }
+
+    fn regexes<'a>(
+        setting: &'static str,
+        patterns: impl IntoIterator<Item = (&'a String, String)>,
+    ) -> Result<Self> {
+        let mut entries = Vec::new();
+        let mut problems = Vec::new();
+        for (source, pattern) in patterns {
+            match Regex::new(&pattern) {
+                Ok(regex) => entries.push(Entry {
+                    source: source.clone(),
+                    regex: Some(regex),
+                    used: false,
+                }),
+                Err(error) => problems.push(format!("{setting} `{source}`: {error}")),
+            }
+        }
+        if problems.is_empty() {
+            Ok(Self { setting, entries })
+        } else {
+            Err(Error::Config(problems))
+        }
+    }
+
+    /// The index of the first pattern that matches the path. All that match count as used, but
+    /// for `first_only` settings, where a shadowed pattern has no effect.
+    pub(crate) fn find(&mut self, path: &str, first_only: bool) -> Result<Option<usize>> {
+        let mut found = None;
+        for (index, entry) in self.entries.iter_mut().enumerate() {
+            let matches = match &entry.regex {
+                None => is_or_ends_with(path, &entry.source),
+                // A pattern that backtracks without end is an error, not a mismatch.
+                Some(regex) => regex.is_match(path).map_err(|error| {
+                    Error::Config(vec![format!(
+                        "{} `{}` on `{path}`: {error}",
+                        self.setting, entry.source
+                    )])
+                })?,
+            };
+            if matches {
+                entry.used = true;
+                found = found.or(Some(index));
+                if first_only {
+                    break;
+                }
+            }
+        }
+        Ok(found)
+    }
+
+    /// The patterns that matched nothing, as problems.
+    pub(crate) fn unused(&self) -> impl Iterator<Item = String> {
+        let unused = self.entries.iter().filter(|entry| !entry.used);
+        unused.map(|entry| format!("{} `{}` matches nothing", self.setting, entry.source))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn find(targets: impl Into<Targets>, path: &str) -> bool {
+        let mut patterns = Patterns::targets("target_modules", &targets.into()).unwrap();
+        patterns.find(path, false).unwrap().is_some()
+    }
+
+    #[test]
+    fn names_match_at_dots_only() {
+        assert!(find(["q_proj"], "q_proj"));
+        assert!(find(["q_proj"], "layers.0.q_proj"));
+        assert!(!find(["q_proj"], "my_q_proj"));
+        assert!(!find([r".*proj"], "q_proj"));
+        assert!(find(["mlp.fc1"], "layers.0.mlp.fc1"));
+    }
+
+    #[test]
+    fn regex_matches_the_whole_path() {
+        assert!(!find("q_proj", "layers.0.q_proj"));
+        assert!(find(r".*\.q_proj", "layers.0.q_proj"));
+        assert!(find("a|b", "b"));
+        assert!(!find("a|b", "ab"));
+        assert!(find(r"(?!.*vision).*fc1", "text.fc1"));
+        assert!(!find(r"(?!.*vision).*fc1", "vision.fc1"));
+    }
+
+    #[test]
+    fn rank_keys_match_dot_aligned_suffixes_and_the_first_wins() {
+        let keys = [r"l\d".to_string(), "l2".into(), "^top".into()];
+        let mut patterns = Patterns::suffixes("rank_pattern", &keys).unwrap();
+        assert_eq!(patterns.find("a.l2", true).unwrap(), Some(0));
+        assert_eq!(patterns.find("a.xl2", true).unwrap(), None);
+        assert_eq!(patterns.find("top", true).unwrap(), Some(2));
+        assert_eq!(patterns.unused().count(), 1);
+    }
+
+    #[test]
+    fn a_bad_regex_is_an_error() {
+        let error = Patterns::targets("target_modules", &"(".into()).err();
+        assert!(error.unwrap().to_string().contains("target_modules `(`"));
+    }
+}

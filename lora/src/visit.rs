@@ -1,0 +1,69 @@
+//! The walk over a model's layers, with the path of each.
+
+use crate::path::Path;
+use crate::{Layer, LoraModule};
+
+/// A walk over the layers of a LoRA model, handed to [`LoraModule::visit`].
+///
+/// An implementation names its parts in the order of the model's parameters:
+///
+/// ```
+/// use lora::{Cursor, layers::LoraLinear};
+///
+/// struct Gated { gate: LoraLinear, up: LoraLinear }
+///
+/// impl Gated {
+///     fn visit(&self, cursor: &mut Cursor<'_>) {
+///         cursor.field("gate_proj", &self.gate);
+///         cursor.field("up_proj", &self.up);
+///     }
+/// }
+/// ```
+pub struct Cursor<'a> {
+    path: Path,
+    visit: &'a mut dyn FnMut(&str, &dyn Layer),
+}
+
+impl<'a> Cursor<'a> {
+    pub(crate) fn new(visit: &'a mut dyn FnMut(&str, &dyn Layer)) -> Self {
+        let path = Path::default();
+        Self { path, visit }
+    }
+
+    /// Walks a part of the model under this name.
+    pub fn field<M: LoraModule>(&mut self, name: &str, module: &M) {
+        let length = self.path.push(name);
+        module.visit(self);
+        self.path.truncate(length);
+    }
+
+    /// Shows a layer at the present path. Called by layers, the leaves of the walk.
+    pub fn layer(&mut self, layer: &dyn Layer) {
+        (self.visit)(self.path.as_str(), layer);
+    }
+}
+
+/// A walk that may change the layers, handed to [`LoraModule::visit_mut`]; the twin of [`Cursor`].
+pub struct CursorMut<'a> {
+    path: Path,
+    visit: &'a mut dyn FnMut(&str, &mut dyn Layer),
+}
+
+impl<'a> CursorMut<'a> {
+    pub(crate) fn new(visit: &'a mut dyn FnMut(&str, &mut dyn Layer)) -> Self {
+        let path = Path::default();
+        Self { path, visit }
+    }
+
+    /// Walks a part of the model under this name.
+    pub fn field<M: LoraModule>(&mut self, name: &str, module: &mut M) {
+        let length = self.path.push(name);
+        module.visit_mut(self);
+        self.path.truncate(length);
+    }
+
+    /// Shows a layer at the present path. Called by layers, the leaves of the walk.
+    pub fn layer(&mut self, layer: &mut dyn Layer) {
+        (self.visit)(self.path.as_str(), layer);
+    }
+}
