@@ -16,6 +16,7 @@ pub mod ops;
 mod params;
 mod path;
 mod summary;
+mod transfer;
 mod visit;
 mod with_lora;
 
@@ -27,6 +28,7 @@ pub use layer::{Layer, Param, Part, Role};
 pub use model::{Lora, LoraLayer, LoraModel, LoraModule};
 pub use params::NamedParam;
 pub use summary::{Summary, SummaryRow};
+pub use transfer::{LORA_WEIGHT_NAMES, transfer_weights};
 pub use visit::{Cursor, CursorMut};
 pub use with_lora::WithLora;
 
