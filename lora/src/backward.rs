@@ -11,7 +11,8 @@ usual causes:
   - a function between the loss and these layers records no gradient: candle's layer_norm, \
 rms_norm, softmax_last_dim, rope, rope_i and rope_thd do not; those of lora::ops take the same \
 arguments and do
-  - the loss does not depend on them: a branch that was not taken, a detached tensor
+  - the loss does not depend on them: a branch that was not taken, a detached tensor, an \
+empty batch
   - the model is in eval mode (call train()) or merged (call unmerge())";
 
 pub(crate) fn backward<M: LoraModule>(model: &M, loss: &Tensor) -> Result<GradStore> {

@@ -17,6 +17,7 @@ mod params;
 mod path;
 pub mod peft;
 mod summary;
+mod transfer;
 mod visit;
 mod with_lora;
 
@@ -28,6 +29,7 @@ pub use layer::{Layer, Param, Part, Role};
 pub use model::{Lora, LoraLayer, LoraModel, LoraModule};
 pub use params::NamedParam;
 pub use summary::{Summary, SummaryRow};
+pub use transfer::{LORA_WEIGHT_NAMES, transfer_weights};
 pub use visit::{Cursor, CursorMut};
 pub use with_lora::WithLora;
 

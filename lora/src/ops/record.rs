@@ -28,9 +28,15 @@ pub(crate) fn record<const N: usize>(
     if tracked.is_empty() {
         return Ok(value);
     }
+    // Candle refuses to change an empty tensor in place; any storage will do for one.
+    let shape = value.shape().clone();
+    let value = match value.elem_count() {
+        0 => Tensor::zeros(1, value.dtype(), value.device())?,
+        _ => value,
+    };
     let node = Node {
         name,
-        shape: value.shape().clone(),
+        shape,
         value: Mutex::new(Some(take_storage(&value)?)),
         backward: Box::new(move |grad, value| {
             let grads = backward(&grad.contiguous()?, &value.detach(), wanted)?;

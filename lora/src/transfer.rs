@@ -1,0 +1,137 @@
+//! Carrying weights from one model to another.
+
+use crate::adapter::release;
+use crate::params::{each_layer_mut, named};
+use crate::path::join;
+use crate::{Error, LoraModule, Result, merge};
+use candle_core::{Tensor, Var};
+use fancy_regex::Regex;
+use std::collections::HashMap;
+
+/// Patterns for the parameters of adapters, to be ignored by [`transfer_weights`].
+pub const LORA_WEIGHT_NAMES: &[&str] =
+    &["lora_A", "lora_B", "lora_embedding_A", "lora_embedding_B"];
+
+/// Puts the weights of `src` into `dst`, by path. Both can be any models.
+///
+/// Trained parameters of `dst` take the values, frozen ones share the tensors of `src`. Values are
+/// cast to the dtype and moved to the device that `dst` has. A base model takes part through
+/// [`to_frozen`](crate::LoraModel::to_frozen) and [`to_base`](LoraModule::to_base).
+///
+/// Parameters whose path `ignore` matches stay out of it on both sides. A pattern is a regular
+/// expression for whole segments of a path: `head` matches `head.weight` and `net.head.bias`, not
+/// `my_head.bias`.
+///
+/// # Errors
+/// Every parameter that only one of the models has, and every shape that differs; `dst` is then as
+/// it was. A merged `dst` is refused.
+///
+/// ```
+/// use candle_core::{DType, Device, Tensor};
+/// use candle_nn::Linear;
+/// use lora::{LORA_WEIGHT_NAMES, LoraConfig, LoraModel, LoraModule, transfer_weights};
+///
+/// let linear = |value: f32| -> lora::Result<Linear> {
+///     Ok(Linear::new(Tensor::full(value, (3, 2), &Device::Cpu)?, None))
+/// };
+/// let src = linear(1.0)?.to_lora(&LoraConfig::new(1))?;
+/// let mut dst = linear(0.0)?.to_frozen()?;
+/// transfer_weights(&src, &mut dst, LORA_WEIGHT_NAMES)?;
+/// assert_eq!(dst.to_base()?.weight().sum_all()?.to_scalar::<f32>()?, 6.0);
+/// # Ok::<(), lora::Error>(())
+/// ```
+pub fn transfer_weights<S: LoraModule, D: LoraModule>(
+    src: &S,
+    dst: &mut D,
+    ignore: &[&str],
+) -> Result<()> {
+    let ignore = compile(ignore)?;
+    let ignored = |path: &str| {
+        ignore
+            .iter()
+            .any(|regex| regex.is_match(path).unwrap_or(false))
+    };
+    if merge::is_merged(dst) {
+        let problem = "the model to fill is merged; call unmerge() first".into();
+        return Err(Error::Weights(vec![problem]));
+    }
+
+    let mut values = HashMap::new();
+    for param in named(src) {
+        if !ignored(&param.path) {
+            values.insert(param.path, param.tensor);
+        }
+    }
+    let mut problems = Vec::new();
+    let mut changes = HashMap::new();
+    for param in named(dst) {
+        if ignored(&param.path) {
+            continue;
+        }
+        match values.remove(&param.path) {
+            None => problems.push(format!("missing: {}", param.path)),
+            Some(value) if value.dims() != param.tensor.dims() => problems.push(format!(
+                "shape of {}: {:?} where the model has {:?}",
+                param.path,
+                value.dims(),
+                param.tensor.dims()
+            )),
+            Some(value) if value.id() == param.tensor.id() => {}
+            Some(value) => {
+                // A trained parameter is copied: its training must not reach `dst`.
+                let value = release(&value)?.to_dtype(param.tensor.dtype())?;
+                let value = value.to_device(param.tensor.device())?;
+                changes.insert(param.path, value);
+            }
+        }
+    }
+    let mut unexpected: Vec<_> = values.into_keys().collect();
+    unexpected.sort();
+    problems.extend(unexpected.iter().map(|path| format!("unexpected: {path}")));
+    if !problems.is_empty() {
+        return Err(Error::Weights(problems));
+    }
+    assign(dst, &changes)
+}
+
+/// Gives parameters new values of the same shape, dtype and device, by path.
+pub(crate) fn assign<M: LoraModule>(model: &mut M, values: &HashMap<String, Tensor>) -> Result<()> {
+    let mut result = Ok(());
+    each_layer_mut(model, |path, layer| {
+        for param in layer.params_mut() {
+            let Some(value) = values.get(&join(path, &param.name)) else {
+                continue;
+            };
+            if let Err(error) = set(param.tensor, value) {
+                result = Err(error);
+            }
+        }
+    });
+    result
+}
+
+fn set(param: &mut Tensor, value: &Tensor) -> Result<()> {
+    if param.is_variable() {
+        // A copy, as a variable cannot be set to a view of itself.
+        Var::from_tensor(param)?.set(&value.copy()?.detach())?;
+    } else {
+        *param = value.clone();
+    }
+    Ok(())
+}
+
+fn compile(patterns: &[&str]) -> Result<Vec<Regex>> {
+    let mut problems = Vec::new();
+    let mut compiled = Vec::new();
+    for pattern in patterns {
+        match Regex::new(&format!(r"^(?:.*\.)?(?:{pattern})(?:\..*)?$")) {
+            Ok(regex) => compiled.push(regex),
+            Err(error) => problems.push(format!("ignore pattern `{pattern}`: {error}")),
+        }
+    }
+    if problems.is_empty() {
+        Ok(compiled)
+    } else {
+        Err(Error::Config(problems))
+    }
+}
