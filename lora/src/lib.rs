@@ -17,6 +17,7 @@ mod model;
 pub mod ops;
 mod params;
 mod path;
+pub mod peft;
 mod summary;
 mod transfer;
 mod visit;
