@@ -112,7 +112,7 @@ pub fn conv2d(input: usize, output: usize, kernel: usize, config: Conv2dConfig, 
 }
 
 pub fn weight(size: usize, seed: usize) -> Tensor {
-    (fixed(size, DType::F32, seed) * 0.2 + 1.0).unwrap()
+    fixed(size, DType::F32, seed).affine(0.2, 1.0).unwrap()
 }
 
 pub fn layer_norm(size: usize, seed: usize) -> LayerNorm {
