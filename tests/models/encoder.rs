@@ -3,7 +3,7 @@
 use crate::life::{Run, adapted, embedding, layer_norm, linear, live};
 use candle_core::{Device, Result, Tensor};
 use candle_nn::{Activation, Dropout, Embedding, LayerNorm, Linear, Module};
-use lora::{LoraConfig, LoraModel, LoraModule, TrainBias, ops};
+use lora::{LoraConfig, LoraModel, TrainBias, ops};
 
 #[derive(Clone, Debug, LoraModel)]
 struct Embeddings {

@@ -3,7 +3,7 @@
 use crate::life::{Run, adapted, layer_norm, linear, live, weight};
 use candle_core::{DType, Result, Tensor};
 use candle_nn::{Activation, LayerNorm, Linear, Module, RmsNorm};
-use lora::{LoraConfig, LoraModel, LoraModule};
+use lora::{LoraConfig, LoraModel};
 use lora_tests::fixed;
 
 #[derive(Clone, Debug, LoraModel)]
