@@ -1,9 +1,11 @@
 //! The twins of `fixtures/peft/models.py`.
 
 use crate::support::Weights;
-use candle_core::{Module, Result, Tensor};
-use candle_nn::{Conv1d, Conv1dConfig, Conv2d, Conv2dConfig, Embedding, LayerNorm, Linear};
-use lora::{Builder, Cursor, CursorMut, Lora, LoraModel, LoraModule};
+use candle_core::{Device, Module, ModuleT, Result, Tensor};
+use candle_nn::{
+    BatchNorm, Conv1d, Conv1dConfig, Conv2d, Conv2dConfig, Embedding, LayerNorm, Linear,
+};
+use lora::{Builder, Cursor, CursorMut, Lora, LoraModel, LoraModule, Mark};
 
 /// A base model that can be made of a file's weights.
 pub trait Twin: LoraModel<Lora: Module> + Module {
@@ -176,5 +178,105 @@ impl Twin for EmbedNet {
             embed: Embedding::new(weights.get("embed.weight"), 6),
             out: weights.linear("out"),
         }
+    }
+}
+
+model!(Inner, LoraInner { b: Linear }, |self, xs| {
+    xs.apply(&self.b)
+});
+
+model!(
+    Scored,
+    LoraScored {
+        score: Linear,
+        a: Inner
+    },
+    |self, xs| { xs.apply(&self.a)?.apply(&self.score) }
+);
+
+model!(
+    Normed,
+    LoraNormed {
+        fc: Linear,
+        norm: BatchNorm
+    },
+    |self, xs| { self.norm.forward_t(&xs.apply(&self.fc)?, false) }
+);
+
+/// `b` and `a.b`: the name of the first means both.
+#[derive(Clone, Debug)]
+pub struct Nested {
+    pub b: Linear,
+    pub a: Inner,
+}
+
+#[derive(Clone, Debug)]
+pub struct LoraNested {
+    pub b: Lora<Linear>,
+    pub a: LoraInner,
+}
+
+impl LoraModel for Nested {
+    type Lora = LoraNested;
+    fn adapt(&self, cx: &mut Builder<'_>) -> lora::Result<LoraNested> {
+        Ok(LoraNested {
+            b: cx.marked("b", Mark::rank_of(2, Some(5.0), None), &self.b)?,
+            a: cx.marked("a", Mark::trainable(), &self.a)?,
+        })
+    }
+}
+
+impl LoraModule for LoraNested {
+    type Base = Nested;
+    fn to_base(&self) -> lora::Result<Nested> {
+        Ok(Nested {
+            b: self.b.to_base()?,
+            a: self.a.to_base()?,
+        })
+    }
+    fn visit(&self, cursor: &mut Cursor<'_>) {
+        cursor.field("b", &self.b);
+        cursor.field("a", &self.a);
+    }
+    fn visit_mut(&mut self, cursor: &mut CursorMut<'_>) {
+        cursor.field("b", &mut self.b);
+        cursor.field("a", &mut self.a);
+    }
+}
+
+impl Module for Nested {
+    fn forward(&self, xs: &Tensor) -> Result<Tensor> {
+        xs.apply(&self.a)?.apply(&self.b)
+    }
+}
+
+impl Module for LoraNested {
+    fn forward(&self, xs: &Tensor) -> Result<Tensor> {
+        xs.apply(&self.a)?.apply(&self.b)
+    }
+}
+
+fn square(factor: f64) -> Linear {
+    let weight = Tensor::arange(0f32, 9.0, &Device::Cpu).unwrap();
+    Linear::new((weight.reshape((3, 3)).unwrap() * factor).unwrap(), None)
+}
+
+impl Nested {
+    pub fn new() -> Self {
+        Self {
+            b: square(0.1),
+            a: Inner { b: square(0.2) },
+        }
+    }
+}
+
+impl Normed {
+    pub fn new(mean: f32, var: f32) -> Result<Self> {
+        let vector = |value: f32| Tensor::full(value, 3, &Device::Cpu);
+        let (weight, bias) = (vector(1.5)?, vector(0.5)?);
+        Ok(Self {
+            fc: square(0.1),
+            norm: BatchNorm::new(3, vector(mean)?, vector(var)?, weight, bias, 1e-5)?,
+        })
     }
 }
