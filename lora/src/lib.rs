@@ -1,5 +1,7 @@
 //! The LoRA counterpart of any candle model, derived at compile time.
 
+extern crate self as lora;
+
 mod adapter;
 mod backward;
 mod builder;
@@ -26,6 +28,7 @@ pub use builder::{Builder, Mark, Plan};
 pub use config::{Init, LoraConfig, Targets, TrainBias};
 pub use error::{Error, Result};
 pub use layer::{Layer, Param, Part, Role};
+pub use lora_derive::LoraModel;
 pub use model::{Lora, LoraLayer, LoraModel, LoraModule};
 pub use params::NamedParam;
 pub use summary::{Summary, SummaryRow};
@@ -35,7 +38,11 @@ pub use with_lora::WithLora;
 
 #[doc(hidden)]
 pub mod __private {
-    pub use core::{
-        clone::Clone, fmt, fmt::Debug, marker::Sized, option::Option, result::Result::Ok,
+    pub use crate::{
+        Builder, Cursor, CursorMut, Lora, LoraLayer, LoraModel, LoraModule, Mark, Result, WithLora,
     };
+    pub use core::clone::Clone;
+    pub use core::fmt::{Debug, Formatter, Result as FmtResult};
+    pub use core::option::Option::{None, Some};
+    pub use core::result::Result::{Err, Ok};
 }
