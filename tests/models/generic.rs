@@ -55,7 +55,10 @@ fn any_norm_and_activation() {
     let rms_norm = RmsNorm::new(weight(6, 7), 1e-6);
     live(block(rms_norm.clone(), Square), &LoraConfig::new(2));
     live(block(rms_norm, Activation::Gelu), &LoraConfig::new(2));
-    let model = live(block(layer_norm(6, 7), Activation::Silu), &LoraConfig::new(2));
+    let model = live(
+        block(layer_norm(6, 7), Activation::Silu),
+        &LoraConfig::new(2),
+    );
     assert_eq!(adapted(&model), ["fc1"]);
     let _: LoraBlock<LayerNorm, Activation> = model;
 }
