@@ -9,6 +9,12 @@ pub(crate) fn is_or_ends_with(path: &str, name: &str) -> bool {
         .is_some_and(|head| head.is_empty() || head.ends_with('.'))
 }
 
+/// True when `path` is `module` or begins with `module.`.
+pub(crate) fn is_or_starts_with(path: &str, module: &str) -> bool {
+    path.strip_prefix(module)
+        .is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
+}
+
 /// Compiled patterns of one setting, each with whether it has matched.
 pub(crate) struct Patterns {
     setting: &'static str,
