@@ -18,6 +18,7 @@ pub mod models;
 pub mod ops;
 mod params;
 mod path;
+pub mod peft;
 mod summary;
 mod transfer;
 mod visit;
