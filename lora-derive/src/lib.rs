@@ -6,7 +6,9 @@ mod attr;
 mod bounds;
 mod ctxt;
 mod expand;
+mod forward;
 mod krate;
+mod rename;
 mod valid;
 
 use proc_macro::TokenStream;
@@ -17,4 +19,10 @@ use syn::{DeriveInput, parse_macro_input};
 pub fn derive_lora_model(input: TokenStream) -> TokenStream {
     let input = parse_macro_input!(input as DeriveInput);
     expand::derive(&input).into()
+}
+
+/// Gives the LoRA type the methods of an impl block: emits the block, and a copy of it.
+#[proc_macro_attribute]
+pub fn forward(args: TokenStream, input: TokenStream) -> TokenStream {
+    forward::expand(args.into(), input.into()).into()
 }

@@ -29,7 +29,7 @@ pub use builder::{Builder, Mark, Plan};
 pub use config::{Init, LoraConfig, Targets, TrainBias};
 pub use error::{Error, Result};
 pub use layer::{Layer, Param, Part, Role};
-pub use lora_derive::LoraModel;
+pub use lora_derive::{LoraModel, forward};
 pub use model::{Lora, LoraLayer, LoraModel, LoraModule};
 pub use params::NamedParam;
 pub use summary::{Summary, SummaryRow};

@@ -2,9 +2,9 @@
 
 use crate::ast::{Field, Item, Kind};
 use crate::bounds::Bounds;
-use crate::expand::body::{Place, body};
+use crate::expand::body::{Place, body, local};
 use proc_macro2::TokenStream;
-use quote::quote;
+use quote::{ToTokens, quote};
 
 pub fn expand(item: &Item<'_>, bounds: &Bounds) -> TokenStream {
     let (ident, lora) = (item.ident, &item.lora);
@@ -19,7 +19,7 @@ pub fn expand(item: &Item<'_>, bounds: &Bounds) -> TokenStream {
     );
     let cx = match item.fields().all(|field| field.kind == Kind::Skip) {
         true => quote!(_),
-        false => quote!(cx),
+        false => local("cx").to_token_stream(),
     };
     quote! {
         #[automatically_derived]
@@ -35,14 +35,15 @@ pub fn expand(item: &Item<'_>, bounds: &Bounds) -> TokenStream {
 
 /// The LoRA value of a field.
 fn adapt(place: &Place<'_>, field: &Field<'_>) -> TokenStream {
+    let cx = local("cx");
     let value = place.get(field);
     match (mark(&field.kind), &field.segment) {
         _ if field.kind == Kind::Skip => quote!(_lora::Clone::clone(#value)),
-        _ if !field.kind.is_model() => quote!(cx.config(#value)),
-        (Some(mark), Some(name)) => quote!(cx.marked(#name, #mark, #value)?),
-        (Some(mark), None) => quote!(cx.flattened(#mark, #value)?),
-        (None, Some(name)) => quote!(cx.field(#name, #value)?),
-        (None, None) => quote!(_lora::LoraModel::adapt(#value, cx)?),
+        _ if !field.kind.is_model() => quote!(#cx.config(#value)),
+        (Some(mark), Some(name)) => quote!(#cx.marked(#name, #mark, #value)?),
+        (Some(mark), None) => quote!(#cx.flattened(#mark, #value)?),
+        (None, Some(name)) => quote!(#cx.field(#name, #value)?),
+        (None, None) => quote!(_lora::LoraModel::adapt(#value, #cx)?),
     }
 }
 

@@ -1,7 +1,7 @@
 //! Bodies that treat each field: straight on a struct, in the arms of a `match` on an enum.
 
 use crate::ast::{Data, Field, Fields, Item, Style};
-use proc_macro2::TokenStream;
+use proc_macro2::{Span, TokenStream};
 use quote::{ToTokens, format_ident, quote};
 use syn::{Ident, Member};
 
@@ -104,4 +104,9 @@ fn binding(field: &Field<'_>) -> Ident {
         Member::Named(name) => name.clone(),
         Member::Unnamed(index) => format_ident!("f{}", index.index),
     }
+}
+
+/// A name of a method's own, which no field's name can shadow.
+pub fn local(name: &str) -> Ident {
+    Ident::new(name, Span::mixed_site())
 }

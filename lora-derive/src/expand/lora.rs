@@ -2,9 +2,9 @@
 
 use crate::ast::{Field, Item, Kind, Style};
 use crate::bounds::Bounds;
-use crate::expand::body::{Place, body};
+use crate::expand::body::{Place, body, local};
 use proc_macro2::TokenStream;
-use quote::quote;
+use quote::{ToTokens, quote};
 use syn::ext::IdentExt;
 use syn::{Ident, Member};
 
@@ -27,9 +27,10 @@ pub fn expand(item: &Item<'_>, bounds: &Bounds) -> TokenStream {
         walk(place, &quote!(visit_mut), |field| place.get_mut(field))
     });
     let cursor = match item.fields().any(is_model) {
-        true => quote!(cursor),
+        true => local("cursor").to_token_stream(),
         false => quote!(_),
     };
+    let f = local("f");
     let clone = clone(item);
     let debug = body(item, |_| true, |place| debug(lora, place));
     quote! {
@@ -59,7 +60,7 @@ pub fn expand(item: &Item<'_>, bounds: &Bounds) -> TokenStream {
 
         #[automatically_derived]
         impl #params _lora::Debug for #lora #args #clause {
-            fn fmt(&self, f: &mut _lora::Formatter<'_>) -> _lora::FmtResult {
+            fn fmt(&self, #f: &mut _lora::Formatter<'_>) -> _lora::FmtResult {
                 #debug
             }
         }
@@ -84,11 +85,12 @@ fn walk(
 ) -> TokenStream {
     let fields = place.fields.fields.iter();
     let models = fields.filter(|field| field.kind.is_model());
+    let cursor = local("cursor");
     let calls = models.map(|field| {
         let value = get(field);
         match &field.segment {
-            Some(name) => quote!(cursor.field(#name, #value);),
-            None => quote!(_lora::LoraModule::#method(#value, cursor);),
+            Some(name) => quote!(#cursor.field(#name, #value);),
+            None => quote!(_lora::LoraModule::#method(#value, #cursor);),
         }
     });
     quote!(#(#calls)*)
@@ -109,18 +111,19 @@ fn clone(item: &Item<'_>) -> TokenStream {
 }
 
 fn debug(lora: &Ident, place: &Place<'_>) -> TokenStream {
+    let f = local("f");
     let name = place.variant.unwrap_or(lora).unraw().to_string();
     let fields = place.fields.fields.iter();
     let values = fields.clone().map(|field| place.get(field));
     match place.fields.style {
-        Style::Unit => quote!(f.write_str(#name)),
-        Style::Tuple => quote!(f.debug_tuple(#name) #(.field(#values))* .finish()),
+        Style::Unit => quote!(#f.write_str(#name)),
+        Style::Tuple => quote!(#f.debug_tuple(#name) #(.field(#values))* .finish()),
         Style::Named => {
             let names = fields.map(|field| match &field.member {
                 Member::Named(name) => name.unraw().to_string(),
                 Member::Unnamed(index) => index.index.to_string(),
             });
-            quote!(f.debug_struct(#name) #(.field(#names, #values))* .finish())
+            quote!(#f.debug_struct(#name) #(.field(#names, #values))* .finish())
         }
     }
 }
