@@ -42,6 +42,7 @@ impl Block {
     }
 }
 
+#[lora::forward]
 impl Module for Block {
     fn forward(&self, xs: &Tensor) -> Result<Tensor> {
         let ys = self.conv_dw.forward(xs)?;
@@ -86,6 +87,7 @@ impl Mlp {
     }
 }
 
+#[lora::forward]
 impl Module for Mlp {
     fn forward(&self, xs: &Tensor) -> Result<Tensor> {
         let mut hidden = xs.apply(&self.fc1)?.apply(&self.act)?;
@@ -113,6 +115,7 @@ impl Dense {
     }
 }
 
+#[lora::forward]
 impl Module for Dense {
     fn forward(&self, xs: &Tensor) -> Result<Tensor> {
         match self {
@@ -141,6 +144,7 @@ impl Grn {
     }
 }
 
+#[lora::forward]
 impl Module for Grn {
     fn forward(&self, xs: &Tensor) -> Result<Tensor> {
         let (channels, space) = if self.channels_first {

@@ -32,6 +32,7 @@ impl Head {
     }
 }
 
+#[lora::forward]
 impl Module for Head {
     fn forward(&self, xs: &Tensor) -> Result<Tensor> {
         let mut xs = xs.mean((2, 3))?;
@@ -65,6 +66,7 @@ impl PreLogits {
     }
 }
 
+#[lora::forward]
 impl Module for PreLogits {
     fn forward(&self, xs: &Tensor) -> Result<Tensor> {
         xs.apply(&self.fc)?.apply(&self.act)

@@ -55,6 +55,7 @@ impl Norm {
     }
 }
 
+#[lora::forward]
 impl Module for Norm {
     fn forward(&self, xs: &Tensor) -> Result<Tensor> {
         match self {
@@ -71,6 +72,7 @@ pub(super) struct SimpleNorm {
     eps: f64,
 }
 
+#[lora::forward]
 impl Module for SimpleNorm {
     fn forward(&self, xs: &Tensor) -> Result<Tensor> {
         let variance = xs.var_keepdim(D::Minus1)?;

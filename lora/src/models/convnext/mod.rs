@@ -27,6 +27,9 @@ use stem::Stem;
 ///
 /// `#[lora(rank)]` marks both layers of every block's MLP, `mlp.fc1` and `mlp.fc2`.
 ///
+/// The base model computes with candle's layers, whose grouped convolution is slow and whose norms
+/// know no f64. [`to_frozen`](LoraModel::to_frozen) gives the same model with this crate's.
+///
 /// ```
 /// use candle_core::{DType, Device, Module, Tensor};
 /// use lora::models::{self, Options, Weights, convnext::ConvNext};
@@ -73,6 +76,7 @@ impl ConvNext {
     }
 }
 
+#[lora::forward]
 impl ConvNext {
     /// The configuration.
     pub fn config(&self) -> &ConvNextConfig {
@@ -104,6 +108,7 @@ impl ConvNext {
     }
 }
 
+#[lora::forward]
 impl Module for ConvNext {
     /// The logits of images, from (batch, in_chans, height, width) to (batch, num_classes).
     fn forward(&self, images: &Tensor) -> Result<Tensor> {

@@ -36,6 +36,7 @@ impl Stage {
     }
 }
 
+#[lora::forward]
 impl Module for Stage {
     fn forward(&self, xs: &Tensor) -> Result<Tensor> {
         let mut xs = match &self.downsample {
@@ -72,6 +73,7 @@ impl Downsample {
     }
 }
 
+#[lora::forward]
 impl Module for Downsample {
     fn forward(&self, xs: &Tensor) -> Result<Tensor> {
         norm2d(xs, &self.0)?.apply(&self.1)

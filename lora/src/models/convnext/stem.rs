@@ -52,6 +52,7 @@ impl Stem {
     }
 }
 
+#[lora::forward]
 impl Module for Stem {
     fn forward(&self, xs: &Tensor) -> Result<Tensor> {
         match self {
