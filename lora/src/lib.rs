@@ -82,6 +82,7 @@ pub mod layers;
 mod matching;
 mod merge;
 mod model;
+pub mod models;
 pub mod ops;
 mod params;
 mod path;
