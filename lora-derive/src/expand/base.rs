@@ -4,7 +4,7 @@ use crate::ast::{Field, Item, Kind};
 use crate::bounds::Bounds;
 use crate::expand::body::{Place, body};
 use crate::expand::span::local;
-use proc_macro2::TokenStream;
+use proc_macro2::{Literal, TokenStream};
 use quote::{ToTokens, quote};
 
 pub fn expand(item: &Item<'_>, bounds: &Bounds) -> TokenStream {
@@ -42,20 +42,28 @@ fn adapt(place: &Place<'_>, field: &Field<'_>) -> TokenStream {
         Kind::Rank { .. } => quote!(_lora::layer(#value)),
         _ => value,
     };
-    match (mark(&field.kind), &field.segment) {
-        _ if field.kind == Kind::Skip => quote!(_lora::Clone::clone(#value)),
-        _ if !field.kind.is_model() => quote!(#cx.config(#value)),
-        (Some(mark), Some(name)) => quote!(_lora::Builder::marked(#cx, #name, #mark, #value)?),
-        (Some(mark), None) => quote!(_lora::Builder::flattened(#cx, #mark, #value)?),
-        (None, Some(name)) => quote!(_lora::Builder::field(#cx, #name, #value)?),
-        (None, None) => quote!(_lora::LoraModel::adapt(#value, #cx)?),
+    let (method, args) = match (mark(&field.kind), &field.segment) {
+        _ if field.kind == Kind::Skip => return quote!(_lora::Clone::clone(#value)),
+        _ if !field.kind.is_model() => return quote!(#cx.config(#value)),
+        (None, None) => return quote!(_lora::LoraModel::adapt(#value, #cx)?),
+        (Some(mark), Some(name)) => (quote!(marked), quote!(#name, #mark, #value)),
+        (Some(mark), None) => (quote!(flattened), quote!(#mark, #value)),
+        (None, Some(name)) => (quote!(field), quote!(#name, #value)),
+    };
+    // At a path, unlike at a method, rustc's errors about a bad type are all the same: one.
+    match field.is_known() {
+        true => quote!(#cx.#method(#args)?),
+        false => quote!(_lora::Builder::#method(#cx, #args)?),
     }
 }
 
 /// The mark of a field's attributes.
 fn mark(kind: &Kind) -> Option<TokenStream> {
     let option = |value: &Option<f64>| match value {
-        Some(value) => quote!(_lora::Some(#value)),
+        Some(value) => {
+            let value = Literal::f64_unsuffixed(*value);
+            quote!(_lora::Some(#value))
+        }
         None => quote!(_lora::None),
     };
     match kind {
@@ -67,7 +75,7 @@ fn mark(kind: &Kind) -> Option<TokenStream> {
             let (a, p) = (option(alpha), option(dropout));
             Some(match rank {
                 Some(rank) => {
-                    let rank = proc_macro2::Literal::usize_unsuffixed(*rank);
+                    let rank = Literal::usize_unsuffixed(*rank);
                     quote!(_lora::Mark::rank_of(#rank, #a, #p))
                 }
                 None if alpha.is_none() && dropout.is_none() => quote!(_lora::Mark::rank()),

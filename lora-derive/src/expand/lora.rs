@@ -69,7 +69,7 @@ fn to_base(place: &Place<'_>, field: &Field<'_>) -> TokenStream {
     let value = place.get(field);
     match &field.kind {
         Kind::Skip => quote!(_lora::Clone::clone(#value)),
-        Kind::Config { .. } => quote!(_lora::Clone::clone(#value.base())),
+        Kind::Config { .. } => quote!(_lora::Clone::clone(_lora::WithLora::base(#value))),
         _ => quote!(_lora::LoraModule::to_base(#value)?),
     }
 }

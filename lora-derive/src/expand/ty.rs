@@ -17,7 +17,7 @@ pub fn expand(item: &Item<'_>, bounds: &Bounds, krate: &TokenStream) -> TokenStr
     } = item;
     let generics = &bounds.lora;
     let clause = &generics.where_clause;
-    let doc = format!("The LoRA counterpart of [`{ident}`].");
+    let doc = format!(" The LoRA counterpart of [`{ident}`].");
     let derives = item.attrs.derives.iter().map(|given| {
         let paths = &given.value;
         quote!(#[derive(#(#paths),*)])
@@ -25,7 +25,7 @@ pub fn expand(item: &Item<'_>, bounds: &Bounds, krate: &TokenStream) -> TokenStr
     let head = quote!(#[doc = #doc] #(#kept)* #(#derives)* #vis);
     let definition = match &item.data {
         Data::Struct(fields) => {
-            let body = definition(fields, krate);
+            let body = definition(fields.style, ordered(fields), krate);
             match fields.style {
                 Style::Named => quote!(#head struct #lora #generics #clause #body),
                 _ => quote!(#head struct #lora #generics #body #clause;),
@@ -33,8 +33,8 @@ pub fn expand(item: &Item<'_>, bounds: &Bounds, krate: &TokenStream) -> TokenStr
         }
         Data::Enum(variants) => {
             let variants = variants.iter().map(|variant| {
-                let (ident, kept) = (variant.ident, &variant.kept);
-                let body = definition(&variant.fields, krate);
+                let (ident, kept, fields) = (variant.ident, &variant.kept, &variant.fields);
+                let body = definition(fields.style, fields.fields.iter(), krate);
                 quote!(#(#kept)* #ident #body)
             });
             quote!(#head enum #lora #generics #clause { #(#variants),* })
@@ -44,8 +44,12 @@ pub fn expand(item: &Item<'_>, bounds: &Bounds, krate: &TokenStream) -> TokenStr
     quote!(#definition #(#aliases)*)
 }
 
-fn definition(fields: &Fields<'_>, krate: &TokenStream) -> TokenStream {
-    let definitions = ordered(fields).map(|field| {
+fn definition<'a>(
+    style: Style,
+    fields: impl Iterator<Item = &'a Field<'a>>,
+    krate: &TokenStream,
+) -> TokenStream {
+    let definitions = fields.map(|field| {
         let (kept, vis) = (&field.kept, field.vis);
         let ty = lora_type(field, krate);
         match &field.member {
@@ -53,7 +57,7 @@ fn definition(fields: &Fields<'_>, krate: &TokenStream) -> TokenStream {
             Member::Unnamed(_) => quote!(#(#kept)* #vis #ty),
         }
     });
-    match fields.style {
+    match style {
         Style::Named => quote!({ #(#definitions),* }),
         Style::Tuple => quote!((#(#definitions),*)),
         Style::Unit => TokenStream::new(),
@@ -101,7 +105,7 @@ fn alias(item: &Item<'_>, field: &Field<'_>, krate: &TokenStream) -> Option<Toke
     };
     let (vis, ty) = (item.vis, field.ty);
     let doc = format!(
-        "The configuration of [`{}`] and that of its conversion.",
+        " The configuration of [`{}`] and that of its conversion.",
         item.lora
     );
     Some(quote! {

@@ -1,0 +1,359 @@
+//! A model with each kind of field, for the snapshot of its expansion.
+use candle_core::{Result, Tensor};
+use candle_nn::{Activation, Embedding, LayerNorm, Linear, Module};
+use lora::LoraModel;
+/// A multi-layer perceptron.
+pub struct Mlp {
+    /// Widens.
+    #[lora(rank)]
+    pub fc1: Linear,
+    #[lora(rank = 16, alpha = 32.0)]
+    fc2: Linear,
+    act: Activation,
+}
+/// The LoRA counterpart of [`Mlp`].
+pub struct LoraMlp {
+    /// Widens.
+    pub fc1: ::lora::Lora<Linear>,
+    fc2: ::lora::Lora<Linear>,
+    act: ::lora::Lora<Activation>,
+}
+const _: () = {
+    use ::lora::__private as _lora;
+    #[automatically_derived]
+    impl _lora::LoraModel for Mlp {
+        type Lora = LoraMlp;
+        fn adapt(&self, cx: &mut _lora::Builder<'_>) -> _lora::Result<Self::Lora> {
+            _lora::Ok(LoraMlp {
+                fc1: cx.marked("fc1", _lora::Mark::rank(), _lora::layer(&self.fc1))?,
+                fc2: cx
+                    .marked(
+                        "fc2",
+                        _lora::Mark::rank_of(16, _lora::Some(32.0), _lora::None),
+                        _lora::layer(&self.fc2),
+                    )?,
+                act: cx.field("act", &self.act)?,
+            })
+        }
+    }
+    #[automatically_derived]
+    impl _lora::LoraModule for LoraMlp {
+        type Base = Mlp;
+        fn to_base(&self) -> _lora::Result<Self::Base> {
+            _lora::Ok(Mlp {
+                fc1: _lora::LoraModule::to_base(&self.fc1)?,
+                fc2: _lora::LoraModule::to_base(&self.fc2)?,
+                act: _lora::LoraModule::to_base(&self.act)?,
+            })
+        }
+        fn visit(&self, cursor: &mut _lora::Cursor<'_>) {
+            cursor.field("fc1", &self.fc1);
+            cursor.field("fc2", &self.fc2);
+            cursor.field("act", &self.act);
+        }
+        fn visit_mut(&mut self, cursor: &mut _lora::CursorMut<'_>) {
+            cursor.field("fc1", &mut self.fc1);
+            cursor.field("fc2", &mut self.fc2);
+            cursor.field("act", &mut self.act);
+        }
+    }
+    #[automatically_derived]
+    impl _lora::Clone for LoraMlp {
+        fn clone(&self) -> Self {
+            Self {
+                fc1: _lora::Clone::clone(&self.fc1),
+                fc2: _lora::Clone::clone(&self.fc2),
+                act: _lora::Clone::clone(&self.act),
+            }
+        }
+    }
+    #[automatically_derived]
+    impl _lora::Debug for LoraMlp {
+        fn fmt(&self, f: &mut _lora::Formatter<'_>) -> _lora::FmtResult {
+            f.debug_struct("LoraMlp")
+                .field("fc1", &self.fc1)
+                .field("fc2", &self.fc2)
+                .field("act", &self.act)
+                .finish()
+        }
+    }
+};
+impl Module for Mlp {
+    fn forward(&self, xs: &Tensor) -> Result<Tensor> {
+        xs.apply(&self.fc1)?.apply(&self.act)?.apply(&self.fc2)
+    }
+}
+#[automatically_derived]
+#[allow(warnings, clippy::all)]
+impl Module for LoraMlp {
+    fn forward(&self, xs: &Tensor) -> Result<Tensor> {
+        xs.apply(&self.fc1)?.apply(&self.act)?.apply(&self.fc2)
+    }
+}
+/// The part of a block after attention.
+enum FeedForward<N> {
+    Dense(Mlp),
+    Experts { #[lora(trainable)] gate: Linear, experts: Vec<Mlp>, norm: N },
+    Identity,
+}
+/// The LoRA counterpart of [`FeedForward`].
+enum LoraFeedForward<N>
+where
+    N: ::lora::LoraModel,
+{
+    Dense(::lora::Lora<Mlp>),
+    Experts {
+        gate: ::lora::Lora<Linear>,
+        experts: ::lora::Lora<Vec<Mlp>>,
+        norm: ::lora::Lora<N>,
+    },
+    Identity,
+}
+const _: () = {
+    use ::lora::__private as _lora;
+    #[automatically_derived]
+    impl<N> _lora::LoraModel for FeedForward<N>
+    where
+        N: ::lora::LoraModel,
+    {
+        type Lora = LoraFeedForward<N>;
+        fn adapt(&self, cx: &mut _lora::Builder<'_>) -> _lora::Result<Self::Lora> {
+            match self {
+                Self::Dense(f0) => {
+                    _lora::Ok(LoraFeedForward::Dense(_lora::LoraModel::adapt(f0, cx)?))
+                }
+                Self::Experts { gate, experts, norm } => {
+                    _lora::Ok(LoraFeedForward::Experts {
+                        gate: cx.marked("gate", _lora::Mark::trainable(), gate)?,
+                        experts: _lora::Builder::field(cx, "experts", experts)?,
+                        norm: _lora::Builder::field(cx, "norm", norm)?,
+                    })
+                }
+                Self::Identity => _lora::Ok(LoraFeedForward::Identity),
+            }
+        }
+    }
+    #[automatically_derived]
+    impl<N> _lora::LoraModule for LoraFeedForward<N>
+    where
+        N: ::lora::LoraModel,
+    {
+        type Base = FeedForward<N>;
+        fn to_base(&self) -> _lora::Result<Self::Base> {
+            match self {
+                Self::Dense(f0) => {
+                    _lora::Ok(FeedForward::Dense(_lora::LoraModule::to_base(f0)?))
+                }
+                Self::Experts { gate, experts, norm } => {
+                    _lora::Ok(FeedForward::Experts {
+                        gate: _lora::LoraModule::to_base(gate)?,
+                        experts: _lora::LoraModule::to_base(experts)?,
+                        norm: _lora::LoraModule::to_base(norm)?,
+                    })
+                }
+                Self::Identity => _lora::Ok(FeedForward::Identity),
+            }
+        }
+        fn visit(&self, cursor: &mut _lora::Cursor<'_>) {
+            match self {
+                Self::Dense(f0) => {
+                    _lora::LoraModule::visit(f0, cursor);
+                }
+                Self::Experts { gate, experts, norm } => {
+                    cursor.field("gate", gate);
+                    cursor.field("experts", experts);
+                    cursor.field("norm", norm);
+                }
+                Self::Identity => {}
+            }
+        }
+        fn visit_mut(&mut self, cursor: &mut _lora::CursorMut<'_>) {
+            match self {
+                Self::Dense(f0) => {
+                    _lora::LoraModule::visit_mut(f0, cursor);
+                }
+                Self::Experts { gate, experts, norm } => {
+                    cursor.field("gate", gate);
+                    cursor.field("experts", experts);
+                    cursor.field("norm", norm);
+                }
+                Self::Identity => {}
+            }
+        }
+    }
+    #[automatically_derived]
+    impl<N> _lora::Clone for LoraFeedForward<N>
+    where
+        N: ::lora::LoraModel,
+    {
+        fn clone(&self) -> Self {
+            match self {
+                Self::Dense(f0) => Self::Dense(_lora::Clone::clone(f0)),
+                Self::Experts { gate, experts, norm } => {
+                    Self::Experts {
+                        gate: _lora::Clone::clone(gate),
+                        experts: _lora::Clone::clone(experts),
+                        norm: _lora::Clone::clone(norm),
+                    }
+                }
+                Self::Identity => Self::Identity,
+            }
+        }
+    }
+    #[automatically_derived]
+    impl<N> _lora::Debug for LoraFeedForward<N>
+    where
+        N: ::lora::LoraModel,
+    {
+        fn fmt(&self, f: &mut _lora::Formatter<'_>) -> _lora::FmtResult {
+            match self {
+                Self::Dense(f0) => f.debug_tuple("Dense").field(f0).finish(),
+                Self::Experts { gate, experts, norm } => {
+                    f.debug_struct("Experts")
+                        .field("gate", gate)
+                        .field("experts", experts)
+                        .field("norm", norm)
+                        .finish()
+                }
+                Self::Identity => f.write_str("Identity"),
+            }
+        }
+    }
+};
+impl<N: Module> FeedForward<N> {
+    #[allow(dead_code)]
+    fn experts(&self) -> usize {
+        match self {
+            FeedForward::Experts { experts, .. } => experts.len(),
+            _ => 0,
+        }
+    }
+}
+#[allow(warnings, clippy::all)]
+impl<N: Module> LoraFeedForward<N>
+where
+    N: ::lora::LoraModel,
+    ::lora::Lora<N>: Module,
+{
+    fn experts(&self) -> usize {
+        match self {
+            LoraFeedForward::Experts { experts, .. } => experts.len(),
+            _ => 0,
+        }
+    }
+}
+pub struct Net {
+    #[lora(config = LoraNetConfig)]
+    config: NetConfig,
+    #[lora(name = "embed_tokens")]
+    embed: Embedding,
+    layers: Vec<FeedForward<LayerNorm>>,
+    #[lora(flatten)]
+    last: Mlp,
+    #[lora(skip)]
+    positions: Vec<u32>,
+}
+/// The LoRA counterpart of [`Net`].
+pub struct LoraNet {
+    config: ::lora::WithLora<NetConfig>,
+    embed: ::lora::Lora<Embedding>,
+    layers: ::lora::Lora<Vec<FeedForward<LayerNorm>>>,
+    last: ::lora::Lora<Mlp>,
+    positions: Vec<u32>,
+}
+/// The configuration of [`LoraNet`] and that of its conversion.
+pub type LoraNetConfig = ::lora::WithLora<NetConfig>;
+const _: () = {
+    use ::lora::__private as _lora;
+    #[automatically_derived]
+    impl _lora::LoraModel for Net {
+        type Lora = LoraNet;
+        fn adapt(&self, cx: &mut _lora::Builder<'_>) -> _lora::Result<Self::Lora> {
+            _lora::Ok(LoraNet {
+                config: cx.config(&self.config),
+                embed: cx.field("embed_tokens", &self.embed)?,
+                layers: _lora::Builder::field(cx, "layers", &self.layers)?,
+                last: _lora::LoraModel::adapt(&self.last, cx)?,
+                positions: _lora::Clone::clone(&self.positions),
+            })
+        }
+    }
+    #[automatically_derived]
+    impl _lora::LoraModule for LoraNet {
+        type Base = Net;
+        fn to_base(&self) -> _lora::Result<Self::Base> {
+            _lora::Ok(Net {
+                config: _lora::Clone::clone(_lora::WithLora::base(&self.config)),
+                embed: _lora::LoraModule::to_base(&self.embed)?,
+                layers: _lora::LoraModule::to_base(&self.layers)?,
+                last: _lora::LoraModule::to_base(&self.last)?,
+                positions: _lora::Clone::clone(&self.positions),
+            })
+        }
+        fn visit(&self, cursor: &mut _lora::Cursor<'_>) {
+            cursor.field("embed_tokens", &self.embed);
+            cursor.field("layers", &self.layers);
+            _lora::LoraModule::visit(&self.last, cursor);
+        }
+        fn visit_mut(&mut self, cursor: &mut _lora::CursorMut<'_>) {
+            cursor.field("embed_tokens", &mut self.embed);
+            cursor.field("layers", &mut self.layers);
+            _lora::LoraModule::visit_mut(&mut self.last, cursor);
+        }
+    }
+    #[automatically_derived]
+    impl _lora::Clone for LoraNet {
+        fn clone(&self) -> Self {
+            Self {
+                config: _lora::Clone::clone(&self.config),
+                embed: _lora::Clone::clone(&self.embed),
+                layers: _lora::Clone::clone(&self.layers),
+                last: _lora::Clone::clone(&self.last),
+                positions: _lora::Clone::clone(&self.positions),
+            }
+        }
+    }
+    #[automatically_derived]
+    impl _lora::Debug for LoraNet {
+        fn fmt(&self, f: &mut _lora::Formatter<'_>) -> _lora::FmtResult {
+            f.debug_struct("LoraNet")
+                .field("config", &self.config)
+                .field("embed", &self.embed)
+                .field("layers", &self.layers)
+                .field("last", &self.last)
+                .field("positions", &self.positions)
+                .finish()
+        }
+    }
+};
+/// How many means to take.
+#[derive(Clone, Debug)]
+pub enum Pooling {
+    Mean,
+    Last,
+}
+const _: () = {
+    use ::lora::__private as _lora;
+    #[automatically_derived]
+    impl _lora::LoraModel for Pooling
+    where
+        Self: _lora::Clone + _lora::Debug,
+    {
+        type Lora = Self;
+        fn adapt(&self, _: &mut _lora::Builder<'_>) -> _lora::Result<Self> {
+            _lora::Ok(_lora::Clone::clone(self))
+        }
+    }
+    #[automatically_derived]
+    impl _lora::LoraModule for Pooling
+    where
+        Self: _lora::Clone + _lora::Debug,
+    {
+        type Base = Self;
+        fn to_base(&self) -> _lora::Result<Self> {
+            _lora::Ok(_lora::Clone::clone(self))
+        }
+        fn visit(&self, _: &mut _lora::Cursor<'_>) {}
+        fn visit_mut(&mut self, _: &mut _lora::CursorMut<'_>) {}
+    }
+};
