@@ -2,7 +2,7 @@
 
 use crate::adapter::{Adapter, DEFAULT_ADAPTER, Settings};
 use crate::init::AdapterInit;
-use crate::matching::Patterns;
+use crate::matching::{Patterns, modules_above};
 use crate::path::Path;
 use crate::{Error, Lora, LoraConfig, LoraModel, Result, TrainBias, WithLora};
 use candle_core::{Tensor, TensorId, Var};
@@ -33,6 +33,7 @@ pub struct Builder<'a> {
     config: &'a LoraConfig,
     path: Path,
     mark: Option<Mark>,
+    use_marks: bool,
     freeze: bool,
     patterns: Selection,
     seen: Seen,
@@ -149,8 +150,25 @@ impl Plan {
 
 impl<'a> Builder<'a> {
     pub(crate) fn convert<M: LoraModel>(model: &M, config: &'a LoraConfig) -> Result<Lora<M>> {
+        Self::convert_with(model, config, true)
+    }
+
+    /// Converts as the configuration says, whatever the model's attributes say.
+    pub(crate) fn convert_unmarked<M: LoraModel>(
+        model: &M,
+        config: &'a LoraConfig,
+    ) -> Result<Lora<M>> {
+        Self::convert_with(model, config, false)
+    }
+
+    fn convert_with<M: LoraModel>(
+        model: &M,
+        config: &'a LoraConfig,
+        use_marks: bool,
+    ) -> Result<Lora<M>> {
         config.validate()?;
         let mut builder = Self::new(config, Selection::new(config)?, false);
+        builder.use_marks = use_marks;
         let lora = model.adapt(&mut builder)?;
         builder.finish()?;
         Ok(lora)
@@ -167,6 +185,7 @@ impl<'a> Builder<'a> {
             config,
             path: Path::default(),
             mark: None,
+            use_marks: true,
             freeze,
             patterns,
             seen: Seen::default(),
@@ -187,7 +206,7 @@ impl<'a> Builder<'a> {
     /// # Errors
     /// Those of the part's [`adapt`](LoraModel::adapt).
     pub fn marked<M: LoraModel>(&mut self, name: &str, mark: Mark, part: &M) -> Result<M::Lora> {
-        self.at(name, Some(self.stronger(mark)), |cx| part.adapt(cx))
+        self.at(name, self.stronger(mark), |cx| part.adapt(cx))
     }
 
     /// Converts a part of the model at the present path, with the mark of its attribute: for
@@ -196,7 +215,8 @@ impl<'a> Builder<'a> {
     /// # Errors
     /// Those of the part's [`adapt`](LoraModel::adapt).
     pub fn flattened<M: LoraModel>(&mut self, mark: Mark, part: &M) -> Result<M::Lora> {
-        let above = self.mark.replace(self.stronger(mark));
+        let below = self.stronger(mark);
+        let above = std::mem::replace(&mut self.mark, below);
         let result = part.adapt(self);
         self.mark = above;
         result
@@ -208,10 +228,11 @@ impl<'a> Builder<'a> {
     }
 
     /// What is below a fully trained module is trained in full, whatever its own mark says.
-    fn stronger(&self, mark: Mark) -> Mark {
+    fn stronger(&self, mark: Mark) -> Option<Mark> {
         match self.mark {
-            Some(Mark(Kind::Trainable)) => Mark::trainable(),
-            _ => mark,
+            _ if !self.use_marks => None,
+            Some(Mark(Kind::Trainable)) => Some(Mark::trainable()),
+            _ => Some(mark),
         }
     }
 
@@ -400,11 +421,6 @@ impl<'a> Builder<'a> {
         problems.push(format!("the model has: {}", outline(&layers)));
         Err(Error::Config(problems))
     }
-}
-
-/// The paths of the modules that the path is in: `a`, `a.b` for `a.b.c`.
-fn modules_above(path: &str) -> impl Iterator<Item = &str> {
-    path.match_indices('.').map(|(dot, _)| &path[..dot])
 }
 
 /// The layers, with the numbers of repeated ones left out: `layers.*.fc1 (Linear)`.

@@ -15,6 +15,7 @@ mod model;
 pub mod ops;
 mod params;
 mod path;
+pub mod peft;
 mod summary;
 mod transfer;
 mod visit;

@@ -9,6 +9,11 @@ pub(crate) fn is_or_ends_with(path: &str, name: &str) -> bool {
         .is_some_and(|head| head.is_empty() || head.ends_with('.'))
 }
 
+/// The paths of the modules that the path is in: `a`, `a.b` for `a.b.c`.
+pub(crate) fn modules_above(path: &str) -> impl Iterator<Item = &str> {
+    path.match_indices('.').map(|(dot, _)| &path[..dot])
+}
+
 /// Compiled patterns of one setting, each with whether it has matched.
 pub(crate) struct Patterns {
     setting: &'static str,

@@ -1,12 +1,14 @@
 //! The two traits that the crate stands on: [`LoraModel`] and [`LoraModule`].
 
 use crate::builder::Builder;
+use crate::peft::{self, SaveOptions};
 use crate::{
     Cursor, CursorMut, LoraConfig, NamedParam, Result, Summary, backward, convert, merge, params,
 };
 use candle_core::backprop::GradStore;
 use candle_core::{DType, Device, Tensor, Var};
 use std::fmt::Debug;
+use std::path::Path;
 
 /// The LoRA type of a model or layer: `Lora<Linear>` is [`LoraLinear`](crate::layers::LoraLinear).
 pub type Lora<M> = <M as LoraModel>::Lora;
@@ -73,6 +75,19 @@ pub trait LoraModel: Sized {
     /// If a layer cannot be read, see the notes of each layer.
     fn to_frozen(&self) -> Result<Self::Lora> {
         Builder::freeze(self)
+    }
+
+    /// The LoRA model that an adapter's directory describes, with its values, in eval mode: what a
+    /// directory that PEFT wrote needs to run. Call [`train`](LoraModule::train) to train it
+    /// further.
+    ///
+    /// The directory alone says what is adapted and trained, not the model's attributes.
+    ///
+    /// # Errors
+    /// If the directory is damaged, holds something that is not supported, or is for another
+    /// model; see [`lora::peft`](crate::peft).
+    fn with_adapter(&self, dir: impl AsRef<Path>) -> Result<Self::Lora> {
+        peft::load_new(self, dir.as_ref())
     }
 }
 
@@ -177,6 +192,40 @@ pub trait LoraModule: Sized + Clone + Debug {
     /// If a tensor cannot be cast.
     fn to_dtype(&self, dtype: DType) -> Result<Self> {
         convert::to_dtype(self, dtype)
+    }
+
+    /// Saves the adapter in PEFT's format: the low-rank matrices, trained biases and fully trained
+    /// modules. A merged model is saved as well. See [`lora::peft`](crate::peft).
+    ///
+    /// The directory is made if need be; files in it are replaced as a whole or not at all.
+    ///
+    /// # Errors
+    /// If a value is not finite, PEFT's format cannot express the model, or the directory cannot be
+    /// written.
+    fn save_adapter(&self, dir: impl AsRef<Path>) -> Result<()> {
+        peft::save(self, dir.as_ref(), &SaveOptions::default())
+    }
+
+    /// Saves the adapter as [`save_adapter`](Self::save_adapter) does, with the name of its base
+    /// model and its task.
+    ///
+    /// # Errors
+    /// Those of [`save_adapter`](Self::save_adapter), and a head that PEFT would look for because
+    /// of the task and that is not trained.
+    fn save_adapter_with(&self, dir: impl AsRef<Path>, options: &SaveOptions) -> Result<()> {
+        peft::save(self, dir.as_ref(), options)
+    }
+
+    /// Loads an adapter into this model's own, which must have the same form. Values are converted
+    /// to the dtypes that the model has; variables keep their identity, so an optimiser goes on
+    /// with them.
+    ///
+    /// # Errors
+    /// Lists everything missing, unexpected, of another shape, not finite, and every setting in
+    /// which the file and the model disagree; the model is then as it was. A merged model is
+    /// refused too.
+    fn load_adapter(&mut self, dir: impl AsRef<Path>) -> Result<()> {
+        peft::load(self, dir.as_ref())
     }
 }
 

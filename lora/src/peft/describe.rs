@@ -1,0 +1,387 @@
+//! A LoRA model in PEFT's terms: which layers are adapted, what is trained in full, which biases,
+//! and the key of each tensor in the file.
+
+use crate::matching::{Patterns, is_or_ends_with, modules_above};
+use crate::params::each_layer;
+use crate::path::join;
+use crate::{LoraConfig, LoraModule, Param, Result, Role, Settings, TrainBias};
+use candle_core::Tensor;
+use indexmap::IndexMap;
+use std::collections::BTreeSet;
+
+/// What a walk sees of a model.
+pub(super) struct Description {
+    pub sites: Vec<Site>,
+    /// Paths of the modules that are trained in full.
+    pub saved: Vec<String>,
+    /// Parameters that are trained but cannot be put into a file.
+    pub problems: Vec<String>,
+}
+
+/// A leaf of the walk.
+pub(super) struct Site {
+    pub path: String,
+    pub kind: &'static str,
+    /// It can carry adapters.
+    pub adaptable: bool,
+    pub merged: bool,
+    pub adapter: Option<Settings>,
+    pub params: Vec<Param<Tensor>>,
+}
+
+/// A tensor of the adapter.
+pub(super) struct Entry {
+    /// Key in the file, without the prefix.
+    pub key: String,
+    /// Path of the layer and name in the layer.
+    pub path: String,
+    pub name: String,
+    pub tensor: Tensor,
+}
+
+impl Site {
+    /// A tensor that is a field of a model has no name of its own: its module is the one above.
+    fn is_tensor(&self) -> bool {
+        self.kind == "Tensor"
+    }
+
+    fn base_params(&self) -> impl Iterator<Item = &Param<Tensor>> {
+        self.params.iter().filter(|param| param.role == Role::Base)
+    }
+
+    fn is_bias(&self, param: &Param<Tensor>) -> bool {
+        let path = join(&self.path, &param.name);
+        param.role == Role::Base && path.rsplit('.').next() == Some("bias")
+    }
+
+    /// Something beside the bias is trained.
+    fn is_trained(&self) -> bool {
+        self.base_params()
+            .any(|param| param.tensor.is_variable() && !self.is_bias(param))
+    }
+
+    /// Key of a bias that is trained for itself.
+    fn bias_key(&self, param: &Param<Tensor>) -> String {
+        match self.adapter {
+            Some(_) => join(&self.path, "base_layer.bias"),
+            None => join(&self.path, &param.name),
+        }
+    }
+}
+
+impl Description {
+    /// Describes a model and its adapter of this name.
+    pub fn of<M: LoraModule>(model: &M, adapter: &str) -> Self {
+        let mut sites = Vec::new();
+        each_layer(model, |path, layer| {
+            let adapted = layer.adapted();
+            let adapters = adapted.map(|adapted| adapted.parts().2);
+            let of_name = adapters.and_then(|list| list.iter().find(|a| a.name() == adapter));
+            let params = layer.params().into_iter().map(|param| Param {
+                name: param.name,
+                role: param.role,
+                tensor: param.tensor.clone(),
+            });
+            sites.push(Site {
+                path: path.into(),
+                kind: layer.kind(),
+                adaptable: adapted.is_some(),
+                merged: adapters.is_some_and(|adapters| adapters.is_merged()),
+                adapter: of_name.map(|adapter| adapter.settings()),
+                params: params.collect(),
+            });
+        });
+        let mut description = Self {
+            sites,
+            saved: Vec::new(),
+            problems: Vec::new(),
+        };
+        description.find_saved();
+        description
+    }
+
+    /// Fills in which modules are trained in full: those of trained layers, and those whose
+    /// tensors are all trained.
+    fn find_saved(&mut self) {
+        let mut saved = BTreeSet::new();
+        for site in self.sites.iter().filter(|site| site.is_trained()) {
+            let module = match (site.is_tensor(), site.path.rsplit_once('.')) {
+                (false, _) => Some(site.path.as_str()),
+                (true, Some((module, _))) => Some(module).filter(|module| self.is_whole(module)),
+                (true, None) => None,
+            };
+            match module.filter(|module| !module.is_empty()) {
+                Some(module) => {
+                    saved.insert(module.to_string());
+                }
+                None => self.problems.push(format!(
+                    "`{}` is trained by itself: an adapter holds whole modules below the model's \
+                     root; train the module that it is in",
+                    site.path
+                )),
+            }
+        }
+        let all: Vec<String> = saved.into_iter().collect();
+        let outermost = all.iter().filter(|module| {
+            !all.iter()
+                .any(|other| other != *module && is_within(module, other))
+        });
+        self.saved = outermost.cloned().collect();
+    }
+
+    /// Every parameter of the module is trained.
+    fn is_whole(&self, module: &str) -> bool {
+        let sites = self
+            .sites
+            .iter()
+            .filter(|site| is_within(&site.path, module));
+        sites
+            .flat_map(Site::base_params)
+            .all(|param| param.tensor.is_variable())
+    }
+
+    fn is_saved(&self, site: &Site) -> bool {
+        self.saved
+            .iter()
+            .any(|module| is_within(&site.path, module))
+    }
+
+    /// The module that is trained in full and holds this key.
+    pub fn saved_module(&self, key: &str) -> Option<&str> {
+        let mut modules = self.saved.iter().map(String::as_str);
+        modules.find(|module| is_within(key, module))
+    }
+
+    pub fn site(&self, path: &str) -> Option<&Site> {
+        self.sites.iter().find(|site| site.path == path)
+    }
+
+    pub fn adapted(&self) -> impl Iterator<Item = (&str, Settings)> {
+        let sites = self.sites.iter();
+        sites.filter_map(|site| Some((site.path.as_str(), site.adapter?)))
+    }
+
+    /// The paths of all modules, as far as a walk can see them.
+    pub fn modules(&self) -> BTreeSet<&str> {
+        let mut modules = BTreeSet::new();
+        for site in &self.sites {
+            modules.extend(modules_above(&site.path));
+            if !site.is_tensor() {
+                modules.insert(site.path.as_str());
+            }
+        }
+        modules
+    }
+
+    /// The biases that are not part of a fully trained module: key, whether the layer has an
+    /// adapter, whether the bias is trained.
+    pub fn biases(&self) -> Vec<(String, bool, bool)> {
+        let mut biases = Vec::new();
+        for site in self.sites.iter().filter(|site| !self.is_saved(site)) {
+            for param in site.params.iter().filter(|param| site.is_bias(param)) {
+                let trained = param.tensor.is_variable();
+                biases.push((site.bias_key(param), site.adapter.is_some(), trained));
+            }
+        }
+        biases
+    }
+
+    /// What the adapter of this name consists of.
+    pub fn entries(&self, adapter: &str) -> Vec<Entry> {
+        let mut entries = Vec::new();
+        for site in &self.sites {
+            let saved = self.is_saved(site);
+            for param in &site.params {
+                let key = match param.role {
+                    Role::Adapter(_) => match without_adapter(&param.name, adapter) {
+                        Some(name) => join(&site.path, &name),
+                        None => continue,
+                    },
+                    Role::Base if saved => join(&site.path, &param.name),
+                    Role::Buffer if saved && param.tensor.dtype().is_float() => {
+                        join(&site.path, &param.name)
+                    }
+                    Role::Base if site.is_bias(param) && param.tensor.is_variable() => {
+                        site.bias_key(param)
+                    }
+                    _ => continue,
+                };
+                entries.push(Entry {
+                    key,
+                    path: site.path.clone(),
+                    name: param.name.clone(),
+                    tensor: param.tensor.clone(),
+                });
+            }
+        }
+        entries
+    }
+
+    /// The layers that a configuration adapts, and how. PEFT's rules, without its strictness.
+    pub fn planned(&self, config: &LoraConfig) -> Result<IndexMap<String, Settings>> {
+        let compile = |setting, targets: &Option<_>| {
+            let targets = targets.as_ref();
+            targets
+                .map(|targets| Patterns::targets(setting, targets))
+                .transpose()
+        };
+        let mut targets = compile("target_modules", &config.target_modules)?;
+        let mut exclude = compile("exclude_modules", &config.exclude_modules)?;
+        let mut ranks = Patterns::suffixes("rank_pattern", config.rank_pattern.keys())?;
+        let mut alphas = Patterns::suffixes("alpha_pattern", config.alpha_pattern.keys())?;
+        let saved = self.planned_saved(config);
+
+        let mut planned = IndexMap::new();
+        for site in self.sites.iter().filter(|site| site.adaptable) {
+            let path = site.path.as_str();
+            let finds = |patterns: &mut Option<Patterns>| match patterns {
+                Some(patterns) => patterns.find(path, false).map(|found| found.is_some()),
+                None => Ok(false),
+            };
+            let saved = saved.iter().any(|module| is_within(path, module));
+            if saved || finds(&mut exclude)? || !finds(&mut targets)? {
+                continue;
+            }
+            let rank = match ranks.find(path, true)? {
+                Some(index) => config.rank_pattern[index],
+                None => config.rank,
+            };
+            let alpha = match alphas.find(path, true)? {
+                Some(index) => config.alpha_pattern[index],
+                None => config.alpha,
+            };
+            let settings = Settings {
+                rank,
+                alpha,
+                scaling: config.scaling(rank, alpha),
+                dropout: config.dropout,
+            };
+            planned.insert(path.to_string(), settings);
+        }
+        Ok(planned)
+    }
+
+    /// The modules that a configuration trains in full, without those inside another.
+    pub fn planned_saved(&self, config: &LoraConfig) -> Vec<String> {
+        let names = &config.modules_to_save;
+        let matches = |path: &str| names.iter().any(|name| is_or_ends_with(path, name));
+        let modules = self.modules();
+        let all: Vec<&str> = modules
+            .into_iter()
+            .filter(|module| matches(module))
+            .collect();
+        let outermost = all.iter().filter(|module| {
+            !all.iter()
+                .any(|other| other != *module && is_within(module, other))
+        });
+        outermost.map(|module| module.to_string()).collect()
+    }
+
+    /// Where a configuration does not describe this model.
+    pub fn disagreements(&self, config: &LoraConfig) -> Result<Vec<String>> {
+        let mut problems = self.problems.clone();
+        let mut planned = self.planned(config)?;
+        for (path, mine) in self.adapted() {
+            let Some(theirs) = planned.shift_remove(path) else {
+                problems.push(format!(
+                    "`{path}` has an adapter in the model, but is no target of the file"
+                ));
+                continue;
+            };
+            if mine.rank != theirs.rank {
+                problems.push(format!(
+                    "`{path}` has rank {} in the model, {} in the file",
+                    mine.rank, theirs.rank
+                ));
+            } else if (mine.scaling - theirs.scaling).abs() > 1e-9 * mine.scaling.abs() {
+                problems.push(format!(
+                    "`{path}` has scaling {} (alpha {}) in the model, {} (alpha {}) in the file",
+                    mine.scaling, mine.alpha, theirs.scaling, theirs.alpha
+                ));
+            }
+        }
+        for path in planned.keys() {
+            problems.push(format!(
+                "`{path}` is a target of the file, but has no adapter in the model"
+            ));
+        }
+        self.compare_saved(config, &mut problems);
+        for (key, adapted, trained) in self.biases() {
+            let wanted = match config.train_bias {
+                TrainBias::None => false,
+                TrainBias::LoraOnly => adapted,
+                TrainBias::All => true,
+            };
+            if trained != wanted && self.planned_module(config, &key).is_none() {
+                problems.push(match trained {
+                    true => format!("the model trains `{key}`, the file's `bias` does not say so"),
+                    false => format!("the file's `bias` trains `{key}`, the model does not"),
+                });
+            }
+        }
+        Ok(problems)
+    }
+
+    fn planned_module(&self, config: &LoraConfig, key: &str) -> Option<String> {
+        let mut saved = self.planned_saved(config).into_iter();
+        saved.find(|module| is_within(key, module))
+    }
+
+    fn compare_saved(&self, config: &LoraConfig, problems: &mut Vec<String>) {
+        let planned = self.planned_saved(config);
+        // A module trained as a whole and all its layers trained one by one are the same.
+        let covered = |site: &Site, modules: &[String]| {
+            modules.iter().any(|module| is_within(&site.path, module))
+        };
+        for site in self
+            .sites
+            .iter()
+            .filter(|site| site.base_params().next().is_some())
+        {
+            let path = &site.path;
+            match (covered(site, &self.saved), covered(site, &planned)) {
+                (true, false) => problems.push(format!(
+                    "`{path}` is trained in full in the model, but not in the file's modules_to_save"
+                )),
+                (false, true) => problems.push(format!(
+                    "`{path}` is in the file's modules_to_save, but not trained in full in the model"
+                )),
+                _ => {}
+            }
+        }
+    }
+}
+
+/// True if `path` is the module or inside it.
+pub(super) fn is_within(path: &str, module: &str) -> bool {
+    path.strip_prefix(module)
+        .is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
+}
+
+/// `lora_A.weight` for `lora_A.default.weight`, if the name is of that adapter.
+fn without_adapter(name: &str, adapter: &str) -> Option<String> {
+    let (matrix, rest) = name.split_once('.')?;
+    let rest = rest.strip_prefix(adapter)?;
+    (rest.is_empty() || rest.starts_with('.')).then(|| format!("{matrix}{rest}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn adapter_names_are_taken_out() {
+        let name = without_adapter("lora_A.default.weight", "default");
+        assert_eq!(name.as_deref(), Some("lora_A.weight"));
+        let name = without_adapter("lora_embedding_A.default", "default");
+        assert_eq!(name.as_deref(), Some("lora_embedding_A"));
+        assert_eq!(without_adapter("lora_A.default2.weight", "default"), None);
+    }
+
+    #[test]
+    fn within_ends_at_dots() {
+        assert!(is_within("head.fc", "head"));
+        assert!(is_within("head", "head"));
+        assert!(!is_within("header", "head"));
+    }
+}

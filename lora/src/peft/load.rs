@@ -1,0 +1,95 @@
+//! Loading an adapter.
+
+use super::describe::Description;
+use super::weights::Weights;
+use super::{AdapterConfig, files};
+use crate::builder::Builder;
+use crate::params::each_layer_mut;
+use crate::path::join;
+use crate::{DEFAULT_ADAPTER, Error, LoraConfig, LoraModel, LoraModule, Result};
+use candle_core::{Tensor, Var};
+use std::collections::HashMap;
+use std::path::Path;
+
+/// Loads an adapter into a model that has one of the same form.
+pub(crate) fn load<M: LoraModule>(model: &mut M, dir: &Path) -> Result<()> {
+    let config = AdapterConfig::read(dir)?;
+    let bytes = files::read_weights(dir)?;
+    let weights = Weights::parse(dir, &bytes)?;
+    put(model, &config, weights, dir)
+}
+
+/// The LoRA model that the directory describes, in eval mode.
+pub(crate) fn load_new<B: LoraModel>(base: &B, dir: &Path) -> Result<B::Lora> {
+    let config = AdapterConfig::read(dir)?;
+    let bytes = files::read_weights(dir)?;
+    let weights = Weights::parse(dir, &bytes)?;
+
+    let frozen = Description::of(&base.to_frozen()?, DEFAULT_ADAPTER);
+    let lora = for_model(&config, &frozen);
+    let problems = weights.check_ranks(&frozen.planned(&lora)?);
+    if !problems.is_empty() {
+        return Err(Error::File {
+            path: dir.into(),
+            problems,
+        });
+    }
+    let mut model = Builder::convert_unmarked(base, &lora)?;
+    put(&mut model, &config, weights, dir)?;
+    model.eval();
+    Ok(model)
+}
+
+/// The settings for a model: PEFT lists heads of its own accord for some tasks, whether or not the
+/// model has them.
+fn for_model(config: &AdapterConfig, model: &Description) -> LoraConfig {
+    let mut lora = config.to_lora_config();
+    let heads = config
+        .task_type
+        .map(|task| task.heads())
+        .unwrap_or_default();
+    let modules = model.modules();
+    lora.modules_to_save.retain(|name| {
+        let matches = |module: &&str| crate::matching::is_or_ends_with(module, name);
+        !heads.contains(&name.as_str()) || modules.iter().any(matches)
+    });
+    lora
+}
+
+/// Checks everything, then puts the values into the model.
+fn put<M: LoraModule>(
+    model: &mut M,
+    config: &AdapterConfig,
+    weights: Weights<'_>,
+    dir: &Path,
+) -> Result<()> {
+    let description = Description::of(model, DEFAULT_ADAPTER);
+    let mut problems = description.disagreements(&config.to_lora_config())?;
+    if description.sites.iter().any(|site| site.merged) {
+        problems.push("the model is merged: call unmerge() before loading".into());
+    }
+    let entries = description.entries(DEFAULT_ADAPTER);
+    let values = weights.values(&entries, &description, &mut problems);
+    if !problems.is_empty() {
+        return Err(Error::File {
+            path: dir.into(),
+            problems,
+        });
+    }
+    let paths = entries.iter().map(|entry| join(&entry.path, &entry.name));
+    let mut values: HashMap<String, Tensor> = paths.zip(values).collect();
+    let mut failed = None;
+    each_layer_mut(model, |path, layer| {
+        for param in layer.params_mut() {
+            let Some(value) = values.remove(&join(path, &param.name)) else {
+                continue;
+            };
+            if !param.tensor.is_variable() {
+                *param.tensor = value;
+            } else if let Err(error) = Var::from_tensor(param.tensor).and_then(|v| v.set(&value)) {
+                failed = Some(error.into());
+            }
+        }
+    });
+    failed.map_or(Ok(()), Err)
+}

@@ -1,0 +1,42 @@
+//! Adapters in the directory format of [PEFT](https://github.com/huggingface/peft), both ways.
+//!
+//! A directory holds `adapter_config.json` and `adapter_model.safetensors`. What is saved here
+//! loads in PEFT and gives the same outputs, and the other way round, for plain LoRA on linear,
+//! convolution and embedding layers, with trained biases and fully trained modules. The format is
+//! that of PEFT 0.21.2.
+//!
+//! [`save_adapter`](crate::LoraModule::save_adapter) writes a directory,
+//! [`load_adapter`](crate::LoraModule::load_adapter) reads one into a LoRA model, and
+//! [`with_adapter`](crate::LoraModel::with_adapter) makes the LoRA model that a directory
+//! describes.
+//!
+//! Loading is strict where PEFT is not: PEFT warns of a missing key, passes over an unexpected one
+//! in silence, and lets a file overwrite weights of the base model. Here all of that is an error,
+//! every problem is reported at once, and the model is then as it was. Pickle files
+//! (`adapter_model.bin`) are never read.
+//!
+//! What PEFT can do and is not supported here (DoRA, `target_parameters`, trained tokens, ..) is
+//! refused by name, see [`AdapterConfig`].
+
+mod config;
+mod describe;
+mod files;
+mod load;
+mod parse;
+mod save;
+mod weights;
+
+pub use config::{AdapterConfig, TaskType};
+pub use save::SaveOptions;
+
+pub(crate) use load::{load, load_new};
+pub(crate) use save::save;
+
+/// The file that describes an adapter.
+pub const CONFIG_FILE: &str = "adapter_config.json";
+
+/// The file with an adapter's weights.
+pub const WEIGHTS_FILE: &str = "adapter_model.safetensors";
+
+/// What PEFT puts before the path of every module of the base model.
+const PREFIX: &str = "base_model.model.";

@@ -1,0 +1,229 @@
+//! Saving an adapter.
+
+use super::describe::{Description, is_within};
+use super::{AdapterConfig, TaskType, files, weights};
+use crate::matching::is_or_ends_with;
+use crate::{DEFAULT_ADAPTER, Error, LoraModule, Result, Settings, Targets, TrainBias};
+use std::path::Path;
+
+/// What a saved adapter says of its model, beside what the model itself knows.
+///
+/// ```
+/// use lora::peft::{SaveOptions, TaskType};
+///
+/// let options = SaveOptions::new()
+///     .base_model("timm/convnext_tiny.fb_in22k")
+///     .task_type(TaskType::FeatureExtraction);
+/// assert_eq!(options.task_type, Some(TaskType::FeatureExtraction));
+/// ```
+#[derive(Clone, Debug, Default, PartialEq)]
+#[non_exhaustive]
+pub struct SaveOptions {
+    /// Name or path of the base model.
+    pub base_model: Option<String>,
+    /// What the model is used for.
+    pub task_type: Option<TaskType>,
+}
+
+impl SaveOptions {
+    /// Neither name nor task.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Sets [`base_model`](Self::base_model).
+    pub fn base_model(mut self, name: impl Into<String>) -> Self {
+        self.base_model = Some(name.into());
+        self
+    }
+
+    /// Sets [`task_type`](Self::task_type).
+    pub fn task_type(mut self, task_type: TaskType) -> Self {
+        self.task_type = Some(task_type);
+        self
+    }
+}
+
+pub(crate) fn save<M: LoraModule>(model: &M, dir: &Path, options: &SaveOptions) -> Result<()> {
+    let failed = |problems| Error::File {
+        path: dir.into(),
+        problems,
+    };
+    let model = Description::of(model, DEFAULT_ADAPTER);
+    let config = describe(&model, options).map_err(failed)?;
+    let batch_norms = model
+        .sites
+        .iter()
+        .filter(|site| site.kind == "BatchNorm" && model.saved_module(&site.path).is_some());
+    let batch_norms: Vec<String> = batch_norms.map(|site| site.path.clone()).collect();
+    let weights =
+        weights::to_bytes(&model.entries(DEFAULT_ADAPTER), &batch_norms).map_err(failed)?;
+    let json = config.to_json().map_err(|error| Error::file(dir, error))?;
+    files::write(dir, &json, &weights)
+}
+
+/// The configuration of the model's adapter, or all that PEFT's format cannot express.
+fn describe(model: &Description, options: &SaveOptions) -> Result<AdapterConfig, Vec<String>> {
+    let mut problems = model.problems.clone();
+    let layers: Vec<(&str, Settings)> = model.adapted().collect();
+    if layers.is_empty() {
+        problems.push("cannot be written: the model has no adapter".into());
+    }
+    if layers.iter().any(|(path, _)| path.is_empty()) {
+        problems
+            .push("cannot be written: the layer has no name; make it a field of a model".into());
+    }
+    let bias = bias(model).unwrap_or_else(|problem| {
+        problems.push(problem);
+        TrainBias::None
+    });
+    problems.extend(clashes(model, options.task_type));
+    if !problems.is_empty() {
+        return Err(problems);
+    }
+
+    let (use_rslora, layers) = alphas(&layers);
+    let rank = most_common(layers.iter().map(|(_, s)| s.rank)).unwrap_or(1);
+    let alpha = most_common(layers.iter().map(|(_, s)| s.alpha)).unwrap_or(1.0);
+    let mut config = AdapterConfig::new();
+    config.r = rank;
+    config.lora_alpha = alpha;
+    config.lora_dropout = most_common(layers.iter().map(|(_, s)| s.dropout)).unwrap_or(0.0);
+    config.use_rslora = use_rslora;
+    config.bias = bias;
+    config.task_type = options.task_type;
+    config.base_model_name_or_path = options.base_model.clone();
+    config.target_modules = Some(targets(model, &layers));
+    if !model.saved.is_empty() {
+        config.modules_to_save = Some(model.saved.clone());
+    }
+    // Whole anchored names: PEFT sorts the keys and takes the first that matches.
+    for (path, settings) in &layers {
+        let key = || format!("^{}$", escape(path));
+        if settings.rank != rank {
+            config.rank_pattern.insert(key(), settings.rank);
+        }
+        if settings.alpha != alpha {
+            config.alpha_pattern.insert(key(), settings.alpha);
+        }
+    }
+    config.rank_pattern.sort_keys();
+    config.alpha_pattern.sort_keys();
+    Ok(config)
+}
+
+/// Whether the scalings are alpha / √r; where they follow no common rule, alphas that give them.
+fn alphas<'a>(layers: &[(&'a str, Settings)]) -> (bool, Vec<(&'a str, Settings)>) {
+    let all = |scaling: fn(&Settings) -> f64| {
+        layers
+            .iter()
+            .all(|(_, s)| (s.scaling - scaling(s)).abs() <= 1e-12 * s.scaling.abs())
+    };
+    if all(|s| s.alpha / s.rank as f64) {
+        (false, layers.to_vec())
+    } else if all(|s| s.alpha / (s.rank as f64).sqrt()) {
+        (true, layers.to_vec())
+    } else {
+        let layers = layers.iter().map(|&(path, s)| {
+            let alpha = s.scaling * s.rank as f64;
+            (path, Settings { alpha, ..s })
+        });
+        (false, layers.collect())
+    }
+}
+
+/// The value that occurs most often, the first of several.
+fn most_common<T: PartialEq + Copy>(values: impl Iterator<Item = T>) -> Option<T> {
+    let mut counts: Vec<(T, usize)> = Vec::new();
+    for value in values {
+        match counts.iter_mut().find(|(known, _)| *known == value) {
+            Some((_, count)) => *count += 1,
+            None => counts.push((value, 1)),
+        }
+    }
+    let most = counts.iter().map(|(_, count)| *count).max()?;
+    counts
+        .into_iter()
+        .find(|(_, count)| *count == most)
+        .map(|(value, _)| value)
+}
+
+/// Full paths, where they mean just our layers under PEFT's suffix rule; else a regular expression.
+fn targets(model: &Description, layers: &[(&str, Settings)]) -> Targets {
+    let is_layer = |module: &str| layers.iter().any(|(path, _)| *path == module);
+    let is_meant = |module: &str| layers.iter().any(|(path, _)| is_or_ends_with(module, path));
+    if model
+        .modules()
+        .into_iter()
+        .all(|module| !is_meant(module) || is_layer(module))
+    {
+        return Targets::Names(layers.iter().map(|(path, _)| path.to_string()).collect());
+    }
+    let paths: Vec<_> = layers.iter().map(|(path, _)| escape(path)).collect();
+    Targets::Regex(format!("^({})$", paths.join("|")))
+}
+
+fn escape(path: &str) -> String {
+    fancy_regex::escape(path).into_owned()
+}
+
+/// Which rule the trained biases follow.
+fn bias(model: &Description) -> Result<TrainBias, String> {
+    let biases = model.biases();
+    let some = |adapted: bool| {
+        biases
+            .iter()
+            .any(|(_, a, trained)| *a == adapted && *trained)
+    };
+    let all = |adapted: bool| {
+        biases
+            .iter()
+            .all(|(_, a, trained)| *a != adapted || *trained)
+    };
+    let any = some(true) || some(false);
+    match (any, some(false)) {
+        (false, _) => Ok(TrainBias::None),
+        (true, false) if all(true) => Ok(TrainBias::LoraOnly),
+        (true, true) if all(true) && all(false) => Ok(TrainBias::All),
+        _ => {
+            let frozen = biases.iter().filter(|(_, _, trained)| !trained);
+            let frozen: Vec<_> = frozen.map(|(key, ..)| format!("`{key}`")).collect();
+            Err(format!(
+                "cannot be written: an adapter trains no bias, those of its layers, or all; some \
+                 are trained here, but not {}",
+                frozen.join(", ")
+            ))
+        }
+    }
+}
+
+/// Modules that PEFT would train in full by mistake: it takes any whose path ends in the letters
+/// of an entry of modules_to_save, and those that it adds for the task.
+fn clashes(model: &Description, task: Option<TaskType>) -> Vec<String> {
+    let heads = task
+        .map(TaskType::heads)
+        .unwrap_or_default()
+        .iter()
+        .copied();
+    let entries: Vec<&str> = model
+        .saved
+        .iter()
+        .map(String::as_str)
+        .chain(heads)
+        .collect();
+    let mut problems = Vec::new();
+    for module in model.modules() {
+        let entry = entries.iter().find(|entry| module.ends_with(**entry));
+        if let Some(entry) = entry
+            && !model.saved.iter().any(|saved| saved == module)
+        {
+            let inside = model.saved.iter().any(|saved| is_within(module, saved));
+            problems.push(format!(
+                "cannot be written: the entry `{entry}` of modules_to_save also means `{module}` to \
+                 PEFT, which {}; rename one of them",
+                if inside { "is inside it" } else { "is not trained in full" }
+            ));
+        }
+    }
+    problems
+}
