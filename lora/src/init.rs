@@ -57,7 +57,7 @@ pub(crate) fn adapter_dtype(weight: DType) -> DType {
 }
 
 /// One stream of numbers a path, so that a layer's values do not depend on the other layers.
-fn rng(seed: Option<u64>, path: &str) -> ChaCha8Rng {
+pub(crate) fn rng(seed: Option<u64>, path: &str) -> ChaCha8Rng {
     let seed = seed.unwrap_or_else(rand::random);
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     // FNV-1a: fixed for good, unlike the standard library's hasher.

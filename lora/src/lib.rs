@@ -1,4 +1,74 @@
-//! The LoRA counterpart of any candle model, derived at compile time.
+//! The LoRA counterpart of any [candle](candle_core) model, derived at compile time.
+//!
+//! Low-rank adaptation, <https://arxiv.org/abs/2106.09685>, freezes a model's weights and trains a
+//! small update B·A beside some of them. This crate maps a model's type to the type of its LoRA
+//! model: [`LoraModel`] is that map, and [`#[derive(LoraModel)]`](derive@LoraModel) writes it for
+//! structs and enums of candle's layers.
+//!
+//! ```
+//! use candle_core::{DType, Device, Result, Tensor};
+//! use candle_nn::{Linear, Module};
+//! use lora::{LoraConfig, LoraModel, LoraModule};
+//!
+//! #[derive(Clone, Debug, LoraModel)]
+//! struct Mlp {
+//!     #[lora(rank)]
+//!     fc1: Linear,
+//!     fc2: Linear,
+//! }
+//!
+//! #[lora::forward]
+//! impl Module for Mlp {
+//!     fn forward(&self, xs: &Tensor) -> Result<Tensor> {
+//!         xs.apply(&self.fc1)?.relu()?.apply(&self.fc2)
+//!     }
+//! }
+//!
+//! let weight = |out, input| Tensor::ones((out, input), DType::F32, &Device::Cpu);
+//! let (fc1, fc2) = (Linear::new(weight(4, 3)?, None), Linear::new(weight(2, 4)?, None));
+//! let mlp = Mlp { fc1, fc2 };
+//! let mut model = mlp.to_lora(&LoraConfig::new(2))?; // a LoraMlp
+//! assert_eq!(model.summary().totals(), "34 parameters in all, 14 trainable, 20 not");
+//! let loss = model.forward(&weight(1, 3)?)?.sum_all()?;
+//! let grads = model.backward(&loss)?; // ready for any candle optimiser
+//! assert!(model.trainable_vars().iter().all(|var| grads.get(var).is_some()));
+//! model.merge()?;
+//! let tuned: Mlp = model.to_base()?;
+//! # let _ = tuned;
+//! # Ok::<(), lora::Error>(())
+//! ```
+//!
+//! - What to adapt, with which rank: [`LoraConfig`], and the attributes of the derive.
+//! - What a LoRA model can do: the methods of [`LoraModule`].
+//! - The layers themselves, for use by hand: [`layers`].
+//! - Functions of candle's signatures that pass the gradient where candle's do not: [`ops`].
+//! - Adapters as files: [`peft`]. Weights from model to model: [`transfer_weights`].
+//! - Ready models: [`models`].
+//!
+//! # The derive's attributes
+//!
+//! | on | attribute | meaning |
+//! |---|---|---|
+//! | a type | `#[lora(name = "LoraX")]` | name of the generated type |
+//! | | `#[lora(derive(PartialEq))]` | more derives on it; `Clone` and `Debug` it has |
+//! | | `#[lora(bound = "..")]` | its where-clause, in place of the inferred one |
+//! | | `#[lora(plain)]` | holds no layers: is its own LoRA type |
+//! | | `#[lora(crate = "..")]` | path of this crate, where it is re-exported |
+//! | a field | `#[lora(rank)]`, `#[lora(rank = 16, alpha = 32.0, dropout = 0.1)]` | a target by default, with values of its own |
+//! | | `#[lora(trainable)]` | trained in full, saved with the adapter |
+//! | | `#[lora(skip)]` | of any type; the value is cloned |
+//! | | `#[lora(config)]`, `#[lora(config = LoraNetConfig)]` | the model's configuration: becomes [`WithLora`]; the second names the type |
+//! | | `#[lora(name = "..")]` | name in parameter paths |
+//! | | `#[lora(flatten)]` | adds nothing to parameter paths |
+//! | an impl | `#[lora::forward]` | written once more for the LoRA type |
+//! | a method in it | `#[lora(skip)]` | on the base type only |
+//!
+//! # Features
+//!
+//! `hub` adds pretrained weights from the Hugging Face hub; `cuda`, `metal`, `mkl` and `accelerate`
+//! are candle's.
+
+extern crate self as lora;
 
 mod adapter;
 mod backward;
@@ -12,6 +82,7 @@ pub mod layers;
 mod matching;
 mod merge;
 mod model;
+pub mod models;
 pub mod ops;
 mod params;
 mod path;
@@ -26,6 +97,7 @@ pub use builder::{Builder, Mark, Plan};
 pub use config::{Init, LoraConfig, Targets, TrainBias};
 pub use error::{Error, Result};
 pub use layer::{Layer, Param, Part, Role};
+pub use lora_derive::{LoraModel, forward};
 pub use model::{Lora, LoraLayer, LoraModel, LoraModule};
 pub use params::NamedParam;
 pub use summary::{Summary, SummaryRow};
@@ -35,7 +107,11 @@ pub use with_lora::WithLora;
 
 #[doc(hidden)]
 pub mod __private {
-    pub use core::{
-        clone::Clone, fmt, fmt::Debug, marker::Sized, option::Option, result::Result::Ok,
+    pub use crate::{
+        Builder, Cursor, CursorMut, Lora, LoraLayer, LoraModel, LoraModule, Mark, Result, WithLora,
     };
+    pub use core::clone::Clone;
+    pub use core::fmt::{Debug, Formatter, Result as FmtResult};
+    pub use core::option::Option::{None, Some};
+    pub use core::result::Result::{Err, Ok};
 }

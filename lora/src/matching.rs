@@ -9,6 +9,12 @@ pub(crate) fn is_or_ends_with(path: &str, name: &str) -> bool {
         .is_some_and(|head| head.is_empty() || head.ends_with('.'))
 }
 
+/// True when `path` is `module` or begins with `module.`.
+pub(crate) fn is_or_starts_with(path: &str, module: &str) -> bool {
+    path.strip_prefix(module)
+        .is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
+}
+
 /// The paths of the modules that the path is in: `a`, `a.b` for `a.b.c`.
 pub(crate) fn modules_above(path: &str) -> impl Iterator<Item = &str> {
     path.match_indices('.').map(|(dot, _)| &path[..dot])

@@ -2,7 +2,7 @@
 
 use crate::models::*;
 use crate::support::*;
-use candle_core::{DType, IndexOp, Tensor};
+use candle_core::{DType, IndexOp, Module, Tensor};
 use lora::{LoraModel, LoraModule};
 use serde_json::json;
 use std::collections::BTreeSet;

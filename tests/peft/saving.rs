@@ -1,1 +1,480 @@
+//! What is written for models of every kind, and what cannot be.
 
+use crate::models::*;
+use crate::support::*;
+use candle_core::{DType, Device, Module, ModuleT, Tensor, Var};
+use candle_nn::{BatchNorm, Linear};
+use lora::layers::LoraBatchNorm;
+use lora::peft::{SaveOptions, TaskType};
+use lora::{
+    Builder, Cursor, CursorMut, Init, Lora, LoraConfig, LoraModel, LoraModule, Mark, TrainBias,
+};
+use serde_json::{Value, json};
+use std::fs;
+
+fn mlp() -> Mlp {
+    Mlp::new(&Fixture::new("linear").base)
+}
+
+fn stack() -> Stack {
+    Stack::new(&Fixture::new("stack").base)
+}
+
+fn config(rank: usize) -> LoraConfig {
+    LoraConfig::new(rank).init(Init::Random).seed(3)
+}
+
+/// Saves, loads again, compares the outputs; returns the configuration that was written.
+fn round_trip<B: Twin>(base: &B, config: &LoraConfig, input: &Tensor) -> Result<Value> {
+    let mut model = base.to_lora(config)?;
+    model.eval();
+    let dir = tempfile::tempdir()?;
+    model.save_adapter(dir.path())?;
+    let loaded = base.with_adapter(dir.path())?;
+    let output = model.forward(input)?;
+    assert_eq!(values(&loaded.forward(input)?), values(&output));
+    assert!(error(&base.forward(input)?, &output) > 1e-2);
+    // The file's own settings give a model that the file fits.
+    let mut again = base.to_lora(&LoraConfig::from_pretrained(dir.path())?)?;
+    again.load_adapter(dir.path())?;
+    again.eval();
+    assert_eq!(values(&again.forward(input)?), values(&output));
+    Ok(read_config(dir.path()))
+}
+
+#[test]
+fn the_file_is_complete_and_small() -> Result {
+    let input = Fixture::new("linear").input();
+    let config = config(3).alpha(1.5).dropout(0.25).target_modules(["fc1"]);
+    let json = round_trip(&mlp(), &config, &input)?;
+    let expected = json!({
+        "alpha_pattern": {},
+        "base_model_name_or_path": null,
+        "bias": "none",
+        "exclude_modules": null,
+        "fan_in_fan_out": false,
+        "inference_mode": true,
+        "init_lora_weights": true,
+        "lora_alpha": 1.5,
+        "lora_dropout": 0.25,
+        "modules_to_save": null,
+        "peft_type": "LORA",
+        "r": 3,
+        "rank_pattern": {},
+        "target_modules": ["fc1"],
+        "task_type": null,
+        "use_dora": false,
+        "use_rslora": false,
+    });
+    assert_eq!(json, expected);
+    Ok(())
+}
+
+#[test]
+fn targets_are_full_paths_where_they_are_exact() -> Result {
+    let input = Fixture::new("stack").input();
+    let json = round_trip(
+        &stack(),
+        &config(2).target_modules(r"layers\.\d\.fc1"),
+        &input,
+    )?;
+    assert_eq!(
+        json["target_modules"],
+        json!(["layers.0.fc1", "layers.1.fc1"])
+    );
+    Ok(())
+}
+
+/// `b` and `a.b`: the name of the first means both.
+#[derive(Clone, Debug)]
+struct Nested {
+    b: Linear,
+    a: Inner,
+}
+
+#[derive(Clone, Debug)]
+struct LoraNested {
+    b: Lora<Linear>,
+    a: LoraInner,
+}
+
+#[derive(Clone, Debug)]
+struct Inner {
+    b: Linear,
+}
+
+#[derive(Clone, Debug)]
+struct LoraInner {
+    b: Lora<Linear>,
+}
+
+impl LoraModel for Inner {
+    type Lora = LoraInner;
+    fn adapt(&self, cx: &mut Builder<'_>) -> lora::Result<LoraInner> {
+        Ok(LoraInner {
+            b: cx.field("b", &self.b)?,
+        })
+    }
+}
+
+impl LoraModule for LoraInner {
+    type Base = Inner;
+    fn to_base(&self) -> lora::Result<Inner> {
+        Ok(Inner {
+            b: self.b.to_base()?,
+        })
+    }
+    fn visit(&self, cursor: &mut Cursor<'_>) {
+        cursor.field("b", &self.b);
+    }
+    fn visit_mut(&mut self, cursor: &mut CursorMut<'_>) {
+        cursor.field("b", &mut self.b);
+    }
+}
+
+impl LoraModel for Nested {
+    type Lora = LoraNested;
+    fn adapt(&self, cx: &mut Builder<'_>) -> lora::Result<LoraNested> {
+        Ok(LoraNested {
+            b: cx.marked("b", Mark::rank_of(2, Some(5.0), None), &self.b)?,
+            a: cx.marked("a", Mark::trainable(), &self.a)?,
+        })
+    }
+}
+
+impl LoraModule for LoraNested {
+    type Base = Nested;
+    fn to_base(&self) -> lora::Result<Nested> {
+        Ok(Nested {
+            b: self.b.to_base()?,
+            a: self.a.to_base()?,
+        })
+    }
+    fn visit(&self, cursor: &mut Cursor<'_>) {
+        cursor.field("b", &self.b);
+        cursor.field("a", &self.a);
+    }
+    fn visit_mut(&mut self, cursor: &mut CursorMut<'_>) {
+        cursor.field("b", &mut self.b);
+        cursor.field("a", &mut self.a);
+    }
+}
+
+fn nested() -> Nested {
+    let linear = |seed: f32| {
+        let weight = Tensor::arange(0f32, 9.0, &Device::Cpu)
+            .unwrap()
+            .reshape((3, 3))
+            .unwrap();
+        Linear::new((weight * seed as f64).unwrap(), None)
+    };
+    Nested {
+        b: linear(0.1),
+        a: Inner { b: linear(0.2) },
+    }
+}
+
+impl Module for LoraNested {
+    fn forward(&self, xs: &Tensor) -> candle_core::Result<Tensor> {
+        xs.apply(&self.b)?.apply(&self.a.b)
+    }
+}
+
+/// The file alone decides, not the attributes of the model; names that mean too much become a
+/// regular expression.
+#[test]
+fn a_file_overrides_attributes() -> Result {
+    let base = nested();
+    let mut model = base.to_lora(&config(4))?;
+    let dir = tempfile::tempdir()?;
+    model.save_adapter(dir.path())?;
+    let json = read_config(dir.path());
+    assert_eq!(json["target_modules"], json!("^(b)$"));
+    assert_eq!(json["modules_to_save"], json!(["a.b"]));
+    assert_eq!((&json["r"], &json["lora_alpha"]), (&json!(2), &json!(5)));
+
+    let mut files = Files::read(dir.path());
+    files.weights.0.retain(|key, _| !key.contains("a.b"));
+    files.config["modules_to_save"] = json!(null);
+    files.config["lora_alpha"] = json!(1);
+    let plain = tempfile::tempdir()?;
+    files.write(plain.path());
+    let loaded = base.with_adapter(plain.path())?;
+    let settings = loaded.b.adapters().iter().next().unwrap().settings();
+    assert_eq!((settings.rank, settings.alpha), (2, 1.0));
+    assert_eq!(loaded.trainable_vars().len(), 2);
+    // The model made from the attributes trains more.
+    let problem = model.load_adapter(plain.path()).unwrap_err().to_string();
+    assert!(
+        problem.contains("`a.b` is trained in full in the model"),
+        "{problem}"
+    );
+    Ok(())
+}
+
+#[test]
+fn ranks_and_alphas_that_differ_have_anchored_patterns() -> Result {
+    let input = Fixture::new("stack").input();
+    let config = config(2)
+        .alpha(4.0)
+        .target_modules(["fc1", "fc2"])
+        .rank_pattern(r"^layers\.1\.fc1", 4)
+        .rank_pattern("fc1", 3)
+        .alpha_pattern("0.fc2", 2.5);
+    let json = round_trip(&stack(), &config, &input)?;
+    assert_eq!(json["r"], 2);
+    assert_eq!(
+        json["rank_pattern"],
+        json!({r"^layers\.0\.fc1$": 3, r"^layers\.1\.fc1$": 4})
+    );
+    assert_eq!(json["alpha_pattern"], json!({r"^layers\.0\.fc2$": 2.5}));
+    Ok(())
+}
+
+#[test]
+fn rslora_is_seen_in_the_scaling() -> Result {
+    let input = Fixture::new("stack").input();
+    let config = config(4)
+        .use_rslora(true)
+        .target_modules(["fc1"])
+        .rank_pattern("0.fc1", 2);
+    let json = round_trip(&stack(), &config, &input)?;
+    assert_eq!(json["use_rslora"], true);
+    assert_eq!(json["lora_alpha"], 4);
+    Ok(())
+}
+
+#[test]
+fn biases_and_heads() -> Result {
+    let input = Fixture::new("linear").input();
+    let config = config(2).target_modules(["fc1"]);
+    for (train_bias, name) in [(TrainBias::LoraOnly, "lora_only"), (TrainBias::All, "all")] {
+        let config = config
+            .clone()
+            .train_bias(train_bias)
+            .modules_to_save(["head"]);
+        let json = round_trip(&mlp(), &config, &input)?;
+        assert_eq!(json["bias"], name);
+        assert_eq!(json["modules_to_save"], json!(["head"]));
+    }
+    Ok(())
+}
+
+#[test]
+fn the_dtypes_of_the_model_are_kept() -> Result {
+    let base = mlp().to_frozen()?.to_dtype(DType::BF16)?.to_base()?;
+    let model = base.to_lora(&config(2).target_modules(["fc1"]).modules_to_save(["head"]))?;
+    let dir = tempfile::tempdir()?;
+    model.save_adapter(dir.path())?;
+    let weights = Weights::read(dir.path().join("adapter_model.safetensors"));
+    assert_eq!(
+        weights.get("base_model.model.fc1.lora_A.weight").dtype(),
+        DType::F32
+    );
+    assert_eq!(
+        weights.get("base_model.model.head.weight").dtype(),
+        DType::BF16
+    );
+    Ok(())
+}
+
+#[test]
+fn a_merged_model_saves_the_same_bytes() -> Result {
+    let mut model = mlp().to_lora(&config(2).target_modules(["fc1"]))?;
+    let (plain, merged) = (tempfile::tempdir()?, tempfile::tempdir()?);
+    model.save_adapter(plain.path())?;
+    model.merge()?;
+    model.save_adapter(merged.path())?;
+    for name in ["adapter_config.json", "adapter_model.safetensors"] {
+        assert_eq!(
+            fs::read(plain.path().join(name))?,
+            fs::read(merged.path().join(name))?
+        );
+    }
+    Ok(())
+}
+
+#[test]
+fn options_are_written() -> Result {
+    let model = mlp().to_lora(&config(2).target_modules(["fc1"]))?;
+    let dir = tempfile::tempdir()?;
+    let options = SaveOptions::new()
+        .base_model("some/model")
+        .task_type(TaskType::Seq2SeqLm);
+    model.save_adapter_with(dir.path(), &options)?;
+    let json = read_config(dir.path());
+    assert_eq!(json["base_model_name_or_path"], "some/model");
+    assert_eq!(json["task_type"], "SEQ_2_SEQ_LM");
+    mlp().with_adapter(dir.path())?;
+    Ok(())
+}
+
+fn problem<M: LoraModule>(model: &M) -> String {
+    let dir = tempfile::tempdir().unwrap();
+    let problem = model.save_adapter(dir.path()).unwrap_err().to_string();
+    assert_eq!(
+        fs::read_dir(dir.path()).unwrap().count(),
+        0,
+        "something was written"
+    );
+    problem
+}
+
+#[test]
+fn what_the_format_cannot_express_is_refused() -> Result {
+    let frozen = problem(&mlp().to_frozen()?);
+    assert!(frozen.contains("the model has no adapter"), "{frozen}");
+    let alone = problem(&mlp().fc1.to_lora(&config(2))?);
+    assert!(alone.contains("the layer has no name"), "{alone}");
+
+    // One bias of two.
+    let mut model = stack().to_lora(
+        &config(2)
+            .target_modules(["fc1"])
+            .train_bias(TrainBias::LoraOnly),
+    )?;
+    let other = stack().to_lora(&config(2).target_modules(["fc1"]))?;
+    model.layers[1] = other.layers[1].clone();
+    let some = problem(&model);
+    assert!(some.contains("`layers.1.fc1.base_layer.bias`"), "{some}");
+
+    // PEFT takes every module that ends in an entry's letters.
+    let mut model = nested().to_lora(&config(2))?;
+    model.a = Inner { b: nested().a.b }.to_lora(&config(2).target_modules(["b"]))?;
+    model.b = TrainedLinear(nested().b).train()?;
+    let clash = problem(&model);
+    assert!(
+        clash.contains("the entry `b`") && clash.contains("`a.b`"),
+        "{clash}"
+    );
+    Ok(())
+}
+
+struct TrainedLinear(Linear);
+
+impl TrainedLinear {
+    fn train(&self) -> lora::Result<Lora<Linear>> {
+        let inner = Inner { b: self.0.clone() };
+        let config = LoraConfig::new(1)
+            .target_modules("none")
+            .modules_to_save(["b"]);
+        match inner.to_lora(&config) {
+            // The target matches nothing, as meant; the head alone is wanted.
+            Err(_) => {
+                let mut config = LoraConfig::new(1).modules_to_save(["b"]);
+                config.target_modules = None;
+                Ok(inner.to_lora(&config)?.b)
+            }
+            Ok(lora) => Ok(lora.b),
+        }
+    }
+}
+
+#[test]
+fn a_task_whose_head_is_not_trained_is_refused() -> Result {
+    let model = stack().to_lora(&config(2).target_modules(["head"]))?;
+    let dir = tempfile::tempdir()?;
+    // No module ends in `classifier` or `score`.
+    model.save_adapter_with(dir.path(), &SaveOptions::new().task_type(TaskType::SeqCls))?;
+    Ok(())
+}
+
+#[test]
+fn values_that_are_not_finite_leave_the_old_file() -> Result {
+    let model = mlp().to_lora(&config(2).target_modules(["fc1"]))?;
+    let dir = tempfile::tempdir()?;
+    model.save_adapter(dir.path())?;
+    let path = dir.path().join("adapter_model.safetensors");
+    let before = fs::read(&path)?;
+    let var: &Var = &model.trainable_vars()[1];
+    var.set(&Tensor::full(f32::NAN, var.shape(), &Device::Cpu)?)?;
+    let problem = model.save_adapter(dir.path()).unwrap_err().to_string();
+    assert!(
+        problem.contains("`fc1.lora_B.weight` holds values that are not finite"),
+        "{problem}"
+    );
+    assert_eq!(fs::read(&path)?, before);
+    assert_eq!(fs::read_dir(dir.path())?.count(), 2);
+    Ok(())
+}
+
+#[derive(Clone, Debug)]
+struct Normed {
+    fc: Linear,
+    norm: BatchNorm,
+}
+
+#[derive(Clone, Debug)]
+struct LoraNormed {
+    fc: Lora<Linear>,
+    norm: LoraBatchNorm,
+}
+
+impl LoraModel for Normed {
+    type Lora = LoraNormed;
+    fn adapt(&self, cx: &mut Builder<'_>) -> lora::Result<LoraNormed> {
+        Ok(LoraNormed {
+            fc: cx.field("fc", &self.fc)?,
+            norm: cx.field("norm", &self.norm)?,
+        })
+    }
+}
+
+impl LoraModule for LoraNormed {
+    type Base = Normed;
+    fn to_base(&self) -> lora::Result<Normed> {
+        Ok(Normed {
+            fc: self.fc.to_base()?,
+            norm: self.norm.to_base()?,
+        })
+    }
+    fn visit(&self, cursor: &mut Cursor<'_>) {
+        cursor.field("fc", &self.fc);
+        cursor.field("norm", &self.norm);
+    }
+    fn visit_mut(&mut self, cursor: &mut CursorMut<'_>) {
+        cursor.field("fc", &mut self.fc);
+        cursor.field("norm", &mut self.norm);
+    }
+}
+
+/// A trained batch norm brings its statistics, and the counter that PEFT asks for.
+#[test]
+fn a_trained_batch_norm_is_saved_whole() -> Result {
+    let vector = |value: f32| Tensor::full(value, 3, &Device::Cpu).unwrap();
+    let norm = |mean, var| {
+        BatchNorm::new(3, vector(mean), vector(var), vector(1.5), vector(0.5), 1e-5).unwrap()
+    };
+    let fc = nested().b;
+    let (one, two) = (
+        Normed {
+            fc: fc.clone(),
+            norm: norm(0.25, 2.0),
+        },
+        Normed {
+            fc,
+            norm: norm(0.0, 1.0),
+        },
+    );
+    let model = one.to_lora(&config(1).target_modules(["fc"]).modules_to_save(["norm"]))?;
+    let dir = tempfile::tempdir()?;
+    model.save_adapter(dir.path())?;
+    let weights = Weights::read(dir.path().join("adapter_model.safetensors"));
+    let counter = weights.get("base_model.model.norm.num_batches_tracked");
+    assert_eq!(
+        (counter.dtype(), counter.dims()),
+        (DType::I64, [].as_slice())
+    );
+    assert_eq!(weights.0.len(), 2 + 4 + 1);
+
+    let loaded = two.with_adapter(dir.path())?;
+    assert_eq!(values(loaded.norm.running_mean()), [0.25; 3]);
+    assert_eq!(values(loaded.norm.running_var()), [2.0; 3]);
+    let xs = Tensor::ones((2, 3), DType::F32, &Device::Cpu)?;
+    let (a, b) = (
+        loaded.norm.forward_t(&xs, false)?,
+        model.norm.forward_t(&xs, false)?,
+    );
+    assert_eq!(values(&a), values(&b));
+    Ok(())
+}

@@ -1,0 +1,179 @@
+//! Measures a training step and a forward pass, and prints one line of JSON.
+//!
+//! ```sh
+//! cargo run --release --example step_bench -- --model convnext_tiny --mode lora --rank 2 --batch 8 --size 224 --steps 5 --seed 0
+//! ```
+//!
+//! `lora/benches/step_bench.py` does the same work with PyTorch and PEFT and prints the same line.
+
+use candle_core::{DType, Device, IndexOp, Module, Tensor};
+use candle_nn::{AdamW, Optimizer, ParamsAdamW, loss::cross_entropy};
+use clap::Parser;
+use lora::models::convnext::ConvNext;
+use lora::models::{self, Options, Weights};
+use lora::{Lora, LoraConfig, LoraModel, LoraModule};
+use rand::rngs::ChaCha8Rng;
+use rand::{RngExt, SeedableRng};
+use std::process::ExitCode;
+use std::time::Instant;
+
+/// Measures a training step and a forward pass, and prints one line of JSON.
+///
+/// A step is the forward pass, cross-entropy, the backward pass and AdamW's update, on random images
+/// and labels. Times are medians, in seconds, after one step that is not counted; memory is the
+/// process's resident set in MB, before the first step and at its peak until the last one, and null
+/// where there is no /proc.
+#[derive(Parser)]
+struct Args {
+    /// The model's name.
+    #[arg(long, default_value = "convnext_tiny")]
+    model: String,
+
+    /// What is trained: adapters, every parameter, or nothing. Without training there is no step_s.
+    #[arg(long, default_value = "lora")]
+    mode: Mode,
+
+    /// Rank of the adapters.
+    #[arg(long, default_value_t = 2)]
+    rank: usize,
+
+    /// Images in a batch.
+    #[arg(long, default_value_t = 8)]
+    batch: usize,
+
+    /// Height and width of the images.
+    #[arg(long, default_value_t = 224)]
+    size: usize,
+
+    /// Steps, and forward passes, to measure.
+    #[arg(long, default_value_t = 5)]
+    steps: usize,
+
+    /// Seed of weights, images and labels.
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+}
+
+#[derive(Clone, Copy, PartialEq, clap::ValueEnum)]
+enum Mode {
+    Lora,
+    Full,
+    Base,
+}
+
+fn main() -> ExitCode {
+    match run(&Args::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(args: &Args) -> lora::Result<()> {
+    let weights = Weights::Random(args.seed);
+    let created = models::create::<ConvNext>(&args.model, weights, &Options::new())?;
+    let config = &created.config;
+    let mut model = convert(created.model.clone(), args, config.head_norm_first)?;
+    let (images, labels) = data(args, config.in_chans, config.num_classes)?;
+    drop(created);
+
+    let before = memory("VmRSS:");
+    let mut step_s = None;
+    if args.mode != Mode::Base {
+        let params = ParamsAdamW {
+            lr: 1e-3,
+            ..Default::default()
+        };
+        let mut optimizer = AdamW::new(model.trainable_vars(), params)?;
+        step_s = median(args.steps, || {
+            let loss = cross_entropy(&model.forward(&images)?, &labels)?;
+            optimizer.step(&model.backward(&loss)?)?;
+            Ok(())
+        })?;
+    }
+    let trained = memory("VmHWM:");
+    model.eval();
+    let forward_s = median(args.steps, || {
+        // Reads a value, so that the time holds the whole pass on any device.
+        model.forward(&images)?.i((0, 0))?.to_scalar::<f32>()?;
+        Ok(())
+    })?;
+    let peak = match args.mode {
+        Mode::Base => memory("VmHWM:"),
+        _ => trained,
+    };
+
+    let (mode, rank) = match args.mode {
+        Mode::Lora => ("lora", Some(args.rank)),
+        Mode::Full => ("full", None),
+        Mode::Base => ("base", None),
+    };
+    let line = serde_json::json!({
+        "model": args.model,
+        "mode": mode,
+        "rank": rank,
+        "batch": args.batch,
+        "size": args.size,
+        "step_s": step_s,
+        "forward_s": forward_s,
+        "rss_before_mb": before,
+        "peak_rss_mb": peak,
+        "trainable": model.summary().trainable,
+        "threads": candle_core::utils::get_num_threads(),
+    });
+    println!("{line}");
+    Ok(())
+}
+
+fn convert(base: ConvNext, args: &Args, norm_pre: bool) -> lora::Result<Lora<ConvNext>> {
+    let config = LoraConfig::new(args.rank).seed(args.seed);
+    match args.mode {
+        Mode::Lora => base.to_lora(&config),
+        Mode::Full => {
+            let mut all = vec!["stem", "stages", "head"];
+            all.extend(norm_pre.then_some("norm_pre"));
+            base.to_lora(&config.modules_to_save(all))
+        }
+        Mode::Base => base.to_frozen(),
+    }
+}
+
+/// Random images and labels.
+fn data(args: &Args, channels: usize, classes: usize) -> lora::Result<(Tensor, Tensor)> {
+    let mut rng = ChaCha8Rng::seed_from_u64(args.seed);
+    let shape = (args.batch, channels, args.size, args.size);
+    let count = args.batch * channels * args.size * args.size;
+    let pixels: Vec<f32> = (0..count)
+        .map(|_| rng.random::<f32>() * 4.0 - 2.0)
+        .collect();
+    let labels = (0..args.batch).map(|_| rng.random_range(0..classes.max(1) as u32));
+    let labels: Vec<u32> = labels.collect();
+    let images = Tensor::from_vec(pixels, shape, &Device::Cpu)?.to_dtype(DType::F32)?;
+    Ok((images, Tensor::new(labels, &Device::Cpu)?))
+}
+
+/// The median time of `count` runs, after one that is not counted.
+fn median(count: usize, mut run: impl FnMut() -> lora::Result<()>) -> lora::Result<Option<f64>> {
+    run()?;
+    let mut times = Vec::new();
+    for _ in 0..count {
+        let start = Instant::now();
+        run()?;
+        times.push(start.elapsed().as_secs_f64());
+    }
+    times.sort_by(f64::total_cmp);
+    Ok(match times.len() {
+        0 => None,
+        n => Some((times[(n - 1) / 2] + times[n / 2]) / 2.0),
+    })
+}
+
+/// A line of Linux's account of this process, in MB.
+fn memory(key: &str) -> Option<f64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix(key))?;
+    let kilobytes: f64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    Some((kilobytes / 1024.0 * 10.0).round() / 10.0)
+}

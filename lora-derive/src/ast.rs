@@ -1,0 +1,193 @@
+//! The derive's view of an item: what each field is to its LoRA type.
+
+use crate::attr;
+use crate::ctxt::Ctxt;
+use crate::valid;
+use quote::format_ident;
+use syn::ext::IdentExt;
+use syn::{Attribute, DeriveInput, Generics, Ident, Member, Type, Visibility};
+
+/// A struct or enum to derive for.
+pub struct Item<'a> {
+    pub ident: &'a Ident,
+    /// The name of the LoRA type.
+    pub lora: Ident,
+    pub vis: &'a Visibility,
+    pub generics: &'a Generics,
+    pub attrs: attr::Container,
+    /// Attributes that the LoRA type takes over.
+    pub kept: Vec<Attribute>,
+    pub data: Data<'a>,
+    /// The type is its own LoRA type.
+    pub plain: bool,
+}
+
+/// What an [`Item`] holds.
+pub enum Data<'a> {
+    Struct(Fields<'a>),
+    Enum(Vec<Variant<'a>>),
+}
+
+/// A variant of an enum.
+pub struct Variant<'a> {
+    pub ident: &'a Ident,
+    pub kept: Vec<Attribute>,
+    pub fields: Fields<'a>,
+}
+
+/// The fields of a struct or variant.
+pub struct Fields<'a> {
+    pub style: Style,
+    pub fields: Vec<Field<'a>>,
+}
+
+/// How [`Fields`] are written.
+#[derive(Clone, Copy, PartialEq)]
+pub enum Style {
+    Named,
+    Tuple,
+    Unit,
+}
+
+/// A field, and what it is to the LoRA type.
+pub struct Field<'a> {
+    pub member: Member,
+    pub vis: &'a Visibility,
+    pub ty: &'a Type,
+    pub kept: Vec<Attribute>,
+    pub kind: Kind,
+    /// What the field adds to the path; nothing if it is flattened or the only one of a tuple.
+    pub segment: Option<String>,
+}
+
+/// What a field is to the LoRA type.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Kind {
+    /// A model: replaced by its LoRA model.
+    Model,
+    /// `rank`: a model of layers that are adapted by default.
+    Rank {
+        rank: Option<usize>,
+        alpha: Option<f64>,
+        dropout: Option<f64>,
+    },
+    /// `trainable`: a model that is trained in full.
+    Trainable,
+    /// `skip`: cloned.
+    Skip,
+    /// `config`: a configuration, with that of the conversion beside it.
+    Config { alias: Option<Ident> },
+}
+
+impl Kind {
+    /// True if the field has a LoRA model, which the walks go through.
+    pub fn is_model(&self) -> bool {
+        !matches!(self, Self::Skip | Self::Config { .. })
+    }
+}
+
+const KEPT: &[&str] = &["allow", "cfg", "deprecated", "doc"];
+
+impl<'a> Item<'a> {
+    /// Reads an item. `None` if no LoRA type can be made of it; the errors say why.
+    pub fn new(cx: &Ctxt, input: &'a DeriveInput) -> Option<Self> {
+        let attrs = attr::Container::parse(cx, &input.attrs);
+        let data = match &input.data {
+            syn::Data::Struct(data) => Data::Struct(Fields::new(cx, &data.fields)),
+            syn::Data::Enum(data) => {
+                let variants = data.variants.iter();
+                Data::Enum(variants.map(|variant| Variant::new(cx, variant)).collect())
+            }
+            syn::Data::Union(data) => {
+                cx.error(
+                    data.union_token,
+                    "a union has no LoRA counterpart: use an enum",
+                );
+                return None;
+            }
+        };
+        let ident = &input.ident;
+        let lora = match &attrs.name {
+            Some(name) => name.value.clone(),
+            None => format_ident!("Lora{}", ident.unraw(), span = ident.span()),
+        };
+        let fieldless = match &data {
+            Data::Struct(_) => false,
+            Data::Enum(variants) => variants.iter().all(|v| v.fields.fields.is_empty()),
+        };
+        let item = Self {
+            ident,
+            lora,
+            vis: &input.vis,
+            generics: &input.generics,
+            plain: attrs.plain.is_some() || (fieldless && attrs.name.is_none()),
+            attrs,
+            kept: attr::kept(
+                &input.attrs,
+                &["allow", "cfg", "deprecated", "must_use", "non_exhaustive"],
+            ),
+            data,
+        };
+        valid::item(cx, &item, input);
+        Some(item)
+    }
+
+    /// The fields of the struct, or of every variant.
+    pub fn fields(&self) -> impl Iterator<Item = &Field<'a>> {
+        let all = match &self.data {
+            Data::Struct(fields) => vec![fields],
+            Data::Enum(variants) => variants.iter().map(|v| &v.fields).collect(),
+        };
+        all.into_iter().flat_map(|fields| &fields.fields)
+    }
+}
+
+impl<'a> Variant<'a> {
+    fn new(cx: &Ctxt, variant: &'a syn::Variant) -> Self {
+        attr::refuse_on_variant(cx, &variant.attrs);
+        Self {
+            ident: &variant.ident,
+            kept: attr::kept(&variant.attrs, KEPT),
+            fields: Fields::new(cx, &variant.fields),
+        }
+    }
+}
+
+impl<'a> Fields<'a> {
+    fn new(cx: &Ctxt, fields: &'a syn::Fields) -> Self {
+        let style = match fields {
+            syn::Fields::Named(_) => Style::Named,
+            syn::Fields::Unnamed(_) => Style::Tuple,
+            syn::Fields::Unit => Style::Unit,
+        };
+        let newtype = style == Style::Tuple && fields.len() == 1;
+        let fields: Vec<_> = fields
+            .iter()
+            .zip(fields.members())
+            .map(|(field, member)| Field::new(cx, field, member, newtype))
+            .collect();
+        valid::configs(cx, &fields);
+        Self { style, fields }
+    }
+}
+
+impl<'a> Field<'a> {
+    fn new(cx: &Ctxt, field: &'a syn::Field, member: Member, newtype: bool) -> Self {
+        let attrs = attr::Field::parse(cx, &field.attrs);
+        let kind = valid::kind(cx, &attrs);
+        let segment = match (&attrs.name, &member) {
+            (Some(name), _) => Some(name.value.value()),
+            _ if attrs.flatten.is_some() || newtype => None,
+            (None, Member::Named(name)) => Some(name.unraw().to_string()),
+            (None, Member::Unnamed(index)) => Some(index.index.to_string()),
+        };
+        Self {
+            member,
+            vis: &field.vis,
+            ty: &field.ty,
+            kept: attr::kept(&field.attrs, KEPT),
+            kind,
+            segment,
+        }
+    }
+}

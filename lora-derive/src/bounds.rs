@@ -1,0 +1,144 @@
+//! The where clauses of the generated items.
+
+use crate::ast::{Item, Kind};
+use proc_macro2::TokenStream;
+use quote::{ToTokens, quote};
+use std::collections::BTreeSet;
+use syn::visit::{self, Visit};
+use syn::{Generics, Type, TypePath, WherePredicate, parse_quote};
+
+/// The item's generics with the bounds that the LoRA type needs.
+pub struct Bounds {
+    /// For the LoRA type itself.
+    pub lora: Generics,
+    /// For the impls.
+    pub impls: Generics,
+}
+
+impl Bounds {
+    /// Infers the bounds from the fields, or takes those of `bound = ".."`.
+    pub fn new(item: &Item<'_>, krate: &TokenStream) -> Self {
+        let mut lora = item.generics.clone();
+        if let Some(given) = &item.attrs.bound {
+            extend(&mut lora, given.value.iter().cloned());
+            let impls = lora.clone();
+            return Self { lora, impls };
+        }
+        let mut layers = Once::default();
+        let mut models = Once::default();
+        let mut values = Once::default();
+        for field in item.fields() {
+            let used = uses(field.ty, item.generics);
+            match field.kind {
+                Kind::Rank { .. } => layers.extend(used),
+                Kind::Model | Kind::Trainable => models.extend(used),
+                Kind::Skip | Kind::Config { .. } if !used.is_empty() => {
+                    values.extend([field.ty.clone()]);
+                }
+                Kind::Skip | Kind::Config { .. } => {}
+            }
+        }
+        models.types.retain(|ty| !layers.contains(ty));
+        let layers = layers.types.iter();
+        let models = models.types.iter();
+        let layers = layers.map(|ty| parse_quote!(#ty: #krate::LoraLayer));
+        let models = models.map(|ty| parse_quote!(#ty: #krate::LoraModel));
+        extend(&mut lora, layers.chain(models));
+        let mut impls = lora.clone();
+        let values = values.types.iter();
+        extend(
+            &mut impls,
+            values.map(|ty| parse_quote!(#ty: _lora::Clone + _lora::Debug)),
+        );
+        Self { lora, impls }
+    }
+}
+
+fn extend(generics: &mut Generics, predicates: impl Iterator<Item = WherePredicate>) {
+    let mut predicates = predicates.peekable();
+    if predicates.peek().is_some() {
+        generics.make_where_clause().predicates.extend(predicates);
+    }
+}
+
+/// Types in the order they came, each once.
+#[derive(Default)]
+struct Once {
+    types: Vec<Type>,
+    seen: BTreeSet<String>,
+}
+
+impl Once {
+    fn extend(&mut self, types: impl IntoIterator<Item = Type>) {
+        for ty in types {
+            if self.seen.insert(ty.to_token_stream().to_string()) {
+                self.types.push(ty);
+            }
+        }
+    }
+
+    fn contains(&self, ty: &Type) -> bool {
+        self.seen.contains(&quote!(#ty).to_string())
+    }
+}
+
+/// True if the type mentions any parameter.
+pub fn mentions(ty: &Type, generics: &Generics) -> bool {
+    let params: Vec<_> = generics
+        .params
+        .iter()
+        .map(|param| match param {
+            syn::GenericParam::Lifetime(param) => param.lifetime.ident.to_string(),
+            syn::GenericParam::Type(param) => param.ident.to_string(),
+            syn::GenericParam::Const(param) => param.ident.to_string(),
+        })
+        .collect();
+    fn any(tokens: TokenStream, params: &[String]) -> bool {
+        tokens.into_iter().any(|token| match token {
+            proc_macro2::TokenTree::Ident(ident) => params.contains(&ident.to_string()),
+            proc_macro2::TokenTree::Group(group) => any(group.stream(), params),
+            _ => false,
+        })
+    }
+    any(ty.to_token_stream(), &params)
+}
+
+/// The type parameters in a type, and their associated types.
+fn uses(ty: &Type, generics: &Generics) -> Vec<Type> {
+    let mut uses = Uses {
+        generics,
+        found: Vec::new(),
+    };
+    uses.visit_type(ty);
+    uses.found
+}
+
+struct Uses<'a> {
+    generics: &'a Generics,
+    found: Vec<Type>,
+}
+
+impl<'ast> Visit<'ast> for Uses<'_> {
+    fn visit_type_path(&mut self, ty: &'ast TypePath) {
+        let Some(first) = ty.path.segments.first() else {
+            return;
+        };
+        let mut params = self.generics.type_params();
+        let param = params.any(|param| first.ident == param.ident) && ty.qself.is_none();
+        let projection = match &ty.qself {
+            Some(qself) => mentions(&qself.ty, self.generics),
+            None => false,
+        };
+        let last = ty.path.segments.last();
+        if param || projection {
+            self.found.push(Type::Path(ty.clone()));
+        } else if last.is_some_and(|last| last.ident != "PhantomData") {
+            visit::visit_type_path(self, ty);
+        }
+    }
+
+    // What holds no value of a parameter needs no bound.
+    fn visit_type_fn_ptr(&mut self, _: &'ast syn::TypeFnPtr) {}
+
+    fn visit_expr(&mut self, _: &'ast syn::Expr) {}
+}

@@ -1,0 +1,129 @@
+//! The impls of the LoRA type: `LoraModule`, and its supertraits `Clone` and `Debug`.
+
+use crate::ast::{Field, Item, Kind, Style};
+use crate::bounds::Bounds;
+use crate::expand::body::{Place, body, local};
+use proc_macro2::TokenStream;
+use quote::{ToTokens, quote};
+use syn::ext::IdentExt;
+use syn::{Ident, Member};
+
+pub fn expand(item: &Item<'_>, bounds: &Bounds) -> TokenStream {
+    let (ident, lora) = (item.ident, &item.lora);
+    let (params, args, clause) = bounds.impls.split_for_impl();
+    let to_base = body(
+        item,
+        |_| true,
+        |place| {
+            let value = place.construct(ident, |field| to_base(place, field));
+            quote!(_lora::Ok(#value))
+        },
+    );
+    let is_model = |field: &Field<'_>| field.kind.is_model();
+    let visit = body(item, is_model, |place| {
+        walk(place, &quote!(visit), |field| place.get(field))
+    });
+    let visit_mut = body(item, is_model, |place| {
+        walk(place, &quote!(visit_mut), |field| place.get_mut(field))
+    });
+    let cursor = match item.fields().any(is_model) {
+        true => local("cursor").to_token_stream(),
+        false => quote!(_),
+    };
+    let f = local("f");
+    let clone = clone(item);
+    let debug = body(item, |_| true, |place| debug(lora, place));
+    quote! {
+        #[automatically_derived]
+        impl #params _lora::LoraModule for #lora #args #clause {
+            type Base = #ident #args;
+
+            fn to_base(&self) -> _lora::Result<Self::Base> {
+                #to_base
+            }
+
+            fn visit(&self, #cursor: &mut _lora::Cursor<'_>) {
+                #visit
+            }
+
+            fn visit_mut(&mut self, #cursor: &mut _lora::CursorMut<'_>) {
+                #visit_mut
+            }
+        }
+
+        #[automatically_derived]
+        impl #params _lora::Clone for #lora #args #clause {
+            fn clone(&self) -> Self {
+                #clone
+            }
+        }
+
+        #[automatically_derived]
+        impl #params _lora::Debug for #lora #args #clause {
+            fn fmt(&self, #f: &mut _lora::Formatter<'_>) -> _lora::FmtResult {
+                #debug
+            }
+        }
+    }
+}
+
+/// The value of a field of the base type.
+fn to_base(place: &Place<'_>, field: &Field<'_>) -> TokenStream {
+    let value = place.get(field);
+    match &field.kind {
+        Kind::Skip => quote!(_lora::Clone::clone(#value)),
+        Kind::Config { .. } => quote!(_lora::Clone::clone(#value.base())),
+        _ => quote!(_lora::LoraModule::to_base(#value)?),
+    }
+}
+
+/// The walk over the fields that have layers.
+fn walk(
+    place: &Place<'_>,
+    method: &TokenStream,
+    get: impl Fn(&Field<'_>) -> TokenStream,
+) -> TokenStream {
+    let fields = place.fields.fields.iter();
+    let models = fields.filter(|field| field.kind.is_model());
+    let cursor = local("cursor");
+    let calls = models.map(|field| {
+        let value = get(field);
+        match &field.segment {
+            Some(name) => quote!(#cursor.field(#name, #value);),
+            None => quote!(_lora::LoraModule::#method(#value, #cursor);),
+        }
+    });
+    quote!(#(#calls)*)
+}
+
+fn clone(item: &Item<'_>) -> TokenStream {
+    body(
+        item,
+        |_| true,
+        |place| {
+            let this = Ident::new("Self", proc_macro2::Span::call_site());
+            place.construct(&this, |field| {
+                let value = place.get(field);
+                quote!(_lora::Clone::clone(#value))
+            })
+        },
+    )
+}
+
+fn debug(lora: &Ident, place: &Place<'_>) -> TokenStream {
+    let f = local("f");
+    let name = place.variant.unwrap_or(lora).unraw().to_string();
+    let fields = place.fields.fields.iter();
+    let values = fields.clone().map(|field| place.get(field));
+    match place.fields.style {
+        Style::Unit => quote!(#f.write_str(#name)),
+        Style::Tuple => quote!(#f.debug_tuple(#name) #(.field(#values))* .finish()),
+        Style::Named => {
+            let names = fields.map(|field| match &field.member {
+                Member::Named(name) => name.unraw().to_string(),
+                Member::Unnamed(index) => index.index.to_string(),
+            });
+            quote!(#f.debug_struct(#name) #(.field(#names, #values))* .finish())
+        }
+    }
+}

@@ -1,0 +1,46 @@
+//! Writes the LoRA type of an item, and the impls that go with it.
+
+mod base;
+mod body;
+mod lora;
+mod plain;
+mod stub;
+mod ty;
+
+use crate::ast::Item;
+use crate::bounds::Bounds;
+use crate::ctxt::Ctxt;
+use crate::krate;
+use proc_macro2::TokenStream;
+use quote::quote;
+use syn::DeriveInput;
+
+/// The whole expansion of `#[derive(LoraModel)]`.
+pub fn derive(input: &DeriveInput) -> TokenStream {
+    let cx = Ctxt::default();
+    let item = Item::new(&cx, input);
+    let errors = cx.into_errors();
+    let Some(item) = item else {
+        return errors.unwrap_or_default();
+    };
+    let krate = krate::path(item.attrs.krate.as_ref().map(|given| &given.value));
+    let bounds = Bounds::new(&item, &krate);
+    let (definition, impls) = match (&errors, item.plain) {
+        // With errors the impls are empty, so that code which uses them has no errors of its own.
+        (Some(_), _) => stub::expand(&item),
+        (None, true) => (TokenStream::new(), plain::expand(&item)),
+        (None, false) => {
+            let base = base::expand(&item, &bounds);
+            let lora = lora::expand(&item, &bounds);
+            (ty::expand(&item, &bounds, &krate), quote!(#base #lora))
+        }
+    };
+    quote! {
+        #errors
+        #definition
+        const _: () = {
+            use #krate::__private as _lora;
+            #impls
+        };
+    }
+}

@@ -1,0 +1,167 @@
+//! Creating a model by its name or its configuration.
+
+use super::checkpoint::{Checkpoint, Loader};
+use super::random::Random;
+use super::shapes::{Placeholder, parameter_shapes};
+use super::{Architecture, Created, Options, Variant, Weights, names};
+use crate::matching::is_or_starts_with;
+use crate::{Error, Result};
+use candle_core::Shape;
+use candle_nn::VarBuilder;
+use candle_nn::var_builder::SimpleBackend;
+use std::path::Path;
+
+/// Creates a variant by its name: `convnext_tiny`, or with a tag that chooses among its pretrained
+/// weights, `convnext_tiny.fb_in1k`.
+///
+/// The number of classes is that of the options, else that of the file, else the variant's.
+///
+/// # Errors
+/// [`Error::UnknownModel`] lists names that are close. [`Error::Weights`] lists every parameter that
+/// the file lacks, has in another shape, or has beside the model's. [`Error::File`] names a file that
+/// cannot be read or downloaded.
+pub fn create<M: Architecture>(
+    name: &str,
+    weights: Weights,
+    options: &Options,
+) -> Result<Created<M>> {
+    let (variant, _tag) = find::<M>(name)?;
+    #[cfg(feature = "hub")]
+    let weights = match weights {
+        Weights::Hub(hub) => {
+            let Some(tag) = _tag.or_else(|| variant.tags().next()) else {
+                let name = variant.name;
+                let problem = format!("{name} has no pretrained weights on the hub");
+                return Err(Error::Weights(vec![problem]));
+            };
+            let repo = format!("timm/{}.{tag}", variant.name);
+            Weights::File(hub.fetch(&repo, "model.safetensors")?)
+        }
+        weights => weights,
+    };
+    build(&variant.config, weights, options)
+}
+
+/// Creates a model of any configuration. Its weights cannot come from the hub, which goes by names.
+///
+/// # Errors
+/// As [`create`], but for the name.
+pub fn build<M: Architecture>(
+    config: &M::Config,
+    weights: Weights,
+    options: &Options,
+) -> Result<Created<M>> {
+    let changed = M::with_options(config, options);
+    match weights {
+        Weights::Random(seed) => {
+            let fresh = parameter_shapes::<M>(&changed)?.into_keys().collect();
+            make(changed, Random::new(seed), fresh, options)
+        }
+        Weights::Placeholder => make(changed, Placeholder, Vec::new(), options),
+        Weights::File(path) => load(config, &path, options),
+        #[cfg(feature = "hub")]
+        Weights::Hub(_) => Err(Error::Weights(vec![
+            "weights from the hub go by a variant's name: use `create`, or `Hub::fetch` and \
+             `Weights::File`"
+                .into(),
+        ])),
+    }
+}
+
+fn make<M: Architecture>(
+    config: M::Config,
+    backend: impl SimpleBackend + 'static,
+    fresh: Vec<String>,
+    options: &Options,
+) -> Result<Created<M>> {
+    let vb = VarBuilder::from_backend(Box::new(backend), options.dtype, options.device.clone());
+    let model = M::build(&config, vb)?;
+    Ok(Created {
+        model,
+        config,
+        fresh,
+    })
+}
+
+fn find<M: Architecture>(
+    full_name: &str,
+) -> Result<(&'static Variant<M::Config>, Option<&'static str>)> {
+    let (name, tag) = match full_name.split_once('.') {
+        Some((name, tag)) => (name, Some(tag)),
+        None => (full_name, None),
+    };
+    let unknown = |near| Error::UnknownModel {
+        name: full_name.into(),
+        near,
+    };
+    let variants = M::variants();
+    let Some(variant) = variants.iter().find(|variant| variant.name == name) else {
+        let names = variants.iter().map(|variant| variant.name);
+        return Err(unknown(names::near(name, names)));
+    };
+    let Some(tag) = tag else {
+        return Ok((variant, None));
+    };
+    match variant.tags().find(|&known| known == tag) {
+        Some(tag) => Ok((variant, Some(tag))),
+        None => Err(unknown(
+            variant.tags().map(|tag| format!("{name}.{tag}")).collect(),
+        )),
+    }
+}
+
+fn load<M: Architecture>(config: &M::Config, path: &Path, options: &Options) -> Result<Created<M>> {
+    let checkpoint = Checkpoint::open(path)?;
+    let mut settings = options.clone();
+    let classifier = checkpoint.shape(&format!("{}.weight", M::CLASSIFIER));
+    let listed = |name: &str| {
+        options
+            .fresh
+            .iter()
+            .any(|module| is_or_starts_with(name, module))
+    };
+    if let (None, Some(&[classes, _]), false) =
+        (options.num_classes, classifier, listed(M::CLASSIFIER))
+    {
+        settings.num_classes = Some(classes);
+    }
+    let config = M::with_options(config, &settings);
+    let expected = parameter_shapes::<M>(&config)?;
+
+    let differs = |name: &str, shape: &Shape| checkpoint.shape(name) != Some(shape.dims());
+    let of_classifier = |name: &str| is_or_starts_with(name, M::CLASSIFIER);
+    let other_classes = options.num_classes.is_some()
+        && (expected.iter()).any(|(name, shape)| of_classifier(name) && differs(name, shape));
+    let no_classes = options.num_classes == Some(0);
+    let is_fresh = |name: &str| (other_classes && of_classifier(name)) || listed(name);
+
+    let mut problems = Vec::new();
+    let mut fresh = Vec::new();
+    for (name, shape) in &expected {
+        if is_fresh(name) {
+            fresh.push(name.clone());
+            continue;
+        }
+        match checkpoint.shape(name) {
+            None => problems.push(format!("`{name}` {:?} is missing", shape.dims())),
+            Some(found) if found != shape.dims() => problems.push(format!(
+                "`{name}` is {found:?}, the model's is {:?}",
+                shape.dims()
+            )),
+            Some(_) => problems.extend(checkpoint.not_a_float(name)),
+        }
+    }
+    for name in checkpoint.names() {
+        let dropped = is_fresh(name) || (no_classes && of_classifier(name));
+        if !expected.contains_key(name) && !dropped {
+            problems.push(format!("`{name}` is not a parameter of the model"));
+        }
+    }
+    if !problems.is_empty() {
+        problems.push(format!("the file is {}", path.display()));
+        return Err(Error::Weights(problems));
+    }
+    let random = Random::new(options.seed);
+    let loader = Loader::new(checkpoint, random, fresh.iter().cloned());
+    make(config, loader, fresh, options)
+}

@@ -1,0 +1,206 @@
+//! Files of the Hugging Face hub, through its local cache.
+
+use super::checkpoint::Checkpoint;
+use crate::{Error, Result};
+use hf_hub::progress::{DownloadEvent, ProgressEvent, ProgressHandler};
+use hf_hub::{HFClient, HFError, split_id};
+use indicatif::{ProgressBar, ProgressStyle};
+use std::error::Error as _;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// Access to the Hugging Face hub.
+///
+/// A file in the cache is used as it is, without a request; one that is not is downloaded, with a
+/// progress bar where the error output is a terminal. Unless they are set here, the address, the
+/// cache and the token are those of the environment, as for all programs that use the hub:
+/// `HF_ENDPOINT`, `HF_HUB_CACHE` or `HF_HOME`, `HF_TOKEN`; `HF_HUB_OFFLINE=1` forbids requests.
+#[derive(Clone, Debug, Default)]
+pub struct Hub {
+    endpoint: Option<String>,
+    cache_dir: Option<PathBuf>,
+    offline: bool,
+    retries: Option<usize>,
+}
+
+impl Hub {
+    /// The hub as the environment says.
+    pub fn new() -> Self {
+        let offline = std::env::var("HF_HUB_OFFLINE").unwrap_or_default();
+        Self {
+            offline: ["1", "ON", "YES", "TRUE"].contains(&offline.to_uppercase().as_str()),
+            ..Self::default()
+        }
+    }
+
+    /// Sets the address, for example `https://huggingface.co`.
+    pub fn endpoint(mut self, endpoint: impl Into<String>) -> Self {
+        self.endpoint = Some(endpoint.into());
+        self
+    }
+
+    /// Sets the directory of the cache.
+    pub fn cache_dir(mut self, directory: impl Into<PathBuf>) -> Self {
+        self.cache_dir = Some(directory.into());
+        self
+    }
+
+    /// Sets whether to do without the network.
+    pub fn offline(mut self, offline: bool) -> Self {
+        self.offline = offline;
+        self
+    }
+
+    /// Sets how often a request that fails is made again.
+    pub fn retries(mut self, retries: usize) -> Self {
+        self.retries = Some(retries);
+        self
+    }
+
+    /// The path of a repository's file in the cache, for example of `model.safetensors` of
+    /// `timm/convnext_tiny.fb_in1k`. It is downloaded if it is not there, or is damaged.
+    ///
+    /// # Errors
+    /// [`Error::File`] names repository and file. The cache is then as if nothing had been asked.
+    pub fn fetch(&self, repository: &str, file: &str) -> Result<PathBuf> {
+        let name = format!("{repository}/{file}");
+        let fail = |problem: String| Error::file(&name, problem);
+        let mut client = HFClient::builder();
+        if let Some(endpoint) = &self.endpoint {
+            client = client.endpoint(endpoint);
+        }
+        if let Some(directory) = &self.cache_dir {
+            client = client.cache_dir(directory);
+        }
+        if let Some(retries) = self.retries {
+            client = client.retry_max_attempts(retries);
+        }
+        let client = client.build().map_err(|error| fail(describe(&error)))?;
+        let (endpoint, cache) = (
+            client.endpoint().to_string(),
+            client.cache_dir().to_path_buf(),
+        );
+        let client = hf_hub::HFClientSync::from_inner(client);
+        let client = client.map_err(|error| fail(describe(&error)))?;
+        let (owner, repository) = split_id(repository);
+        let repository = client.model(owner, repository);
+
+        let cached = repository.download_file().filename(file);
+        let cached = cached.local_files_only(true).send();
+        let damaged = match cached {
+            Ok(path) => match check(&path, None) {
+                Ok(()) => return Ok(path),
+                Err(problem) if self.offline => return Err(fail(problem)),
+                Err(_) => true,
+            },
+            Err(_) => false,
+        };
+        if self.offline {
+            return Err(fail(format!(
+                "not in the cache, {}, and the network is not to be used",
+                cache.display()
+            )));
+        }
+
+        let length = Arc::new(AtomicU64::new(0));
+        let progress = Progress {
+            bar: bar(&name),
+            length: length.clone(),
+        };
+        let download = repository.download_file().filename(file);
+        let download = download.force_download(damaged).progress(progress).send();
+        let path = download.map_err(|error| {
+            fail(match error {
+                HFError::EntryNotFound { .. } | HFError::RepoNotFound { .. } => {
+                    format!("the hub at {endpoint} has no such repository or file")
+                }
+                error => format!("not downloaded from {endpoint}: {}", describe(&error)),
+            })
+        })?;
+        match check(&path, Some(length.load(Ordering::Relaxed))) {
+            Ok(()) => Ok(path),
+            Err(problem) => {
+                remove(&path);
+                Err(fail(format!("not downloaded from {endpoint}: {problem}")))
+            }
+        }
+    }
+}
+
+/// What is wrong with a file of the cache. The client takes any answer's body for the file, so
+/// its length must be what the hub promised, and that of weights what their header says.
+fn check(path: &Path, length: Option<u64>) -> Result<(), String> {
+    let found = fs::metadata(path).map_err(|error| error.to_string())?.len();
+    match length {
+        Some(length) if length > 0 && length != found => {
+            return Err(format!("{found} of {length} bytes arrived"));
+        }
+        _ => {}
+    }
+    if path.extension().is_some_and(|end| end == "safetensors") {
+        Checkpoint::open(path).map_err(|error| error.to_string())?;
+    }
+    Ok(())
+}
+
+/// Removes an entry of the cache: a link, and the file that it points to.
+fn remove(path: &Path) {
+    // What cannot be removed is found damaged the next time.
+    if let Ok(target) = fs::canonicalize(path) {
+        let _ = fs::remove_file(target);
+    }
+    let _ = fs::remove_file(path);
+}
+
+/// An error with its causes, which the client's messages leave out.
+fn describe(error: &HFError) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let message = error.to_string();
+        if !text.contains(&message) {
+            text = format!("{text}: {message}");
+        }
+        cause = error.source();
+    }
+    text
+}
+
+/// Shows how far a download is, and notes the length that the hub promises.
+struct Progress {
+    bar: ProgressBar,
+    length: Arc<AtomicU64>,
+}
+
+fn bar(name: &str) -> ProgressBar {
+    let style = ProgressStyle::with_template(
+        "{msg} [{bar:30}] {bytes}/{total_bytes} {bytes_per_sec} {eta}",
+    );
+    let bar = ProgressBar::new(0).with_message(name.to_string());
+    bar.with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
+}
+
+impl ProgressHandler for Progress {
+    fn on_progress(&self, event: &ProgressEvent) {
+        let ProgressEvent::Download(event) = event else {
+            return;
+        };
+        match event {
+            DownloadEvent::Start { total_bytes, .. } => {
+                self.length.store(*total_bytes, Ordering::Relaxed);
+                self.bar.set_length(*total_bytes);
+            }
+            DownloadEvent::Progress { files } => {
+                if let Some(file) = files.first() {
+                    self.bar.set_position(file.bytes_completed);
+                }
+            }
+            DownloadEvent::AggregateProgress {
+                bytes_completed, ..
+            } => self.bar.set_position(*bytes_completed),
+            DownloadEvent::Complete => self.bar.finish_and_clear(),
+        }
+    }
+}

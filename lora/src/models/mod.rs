@@ -1,0 +1,191 @@
+//! Architectures with named variants, and how to create them: with random weights, from a
+//! safetensors file, or from the Hugging Face hub (feature `hub`).
+//!
+//! Each architecture is written as any user of this crate would write it: with
+//! [`#[derive(LoraModel)]`](derive@crate::LoraModel) and [`#[lora::forward]`](macro@crate::forward).
+//!
+//! ```
+//! use lora::models::{self, Options, Weights, convnext::ConvNext};
+//!
+//! let options = Options::new().num_classes(10);
+//! let created = models::create::<ConvNext>("convnext_atto", Weights::Random(0), &options)?;
+//! assert_eq!(created.config.num_classes, 10);
+//! assert!(models::list().contains(&"convnext_tiny"));
+//! # Ok::<(), lora::Error>(())
+//! ```
+
+mod checkpoint;
+pub mod convnext;
+mod create;
+#[cfg(feature = "hub")]
+mod hub;
+mod names;
+mod random;
+mod shapes;
+
+pub use create::{build, create};
+#[cfg(feature = "hub")]
+pub use hub::Hub;
+pub use shapes::parameter_shapes;
+
+use crate::LoraModel;
+use candle_core::{DType, Device};
+use candle_nn::VarBuilder;
+use std::fmt::Debug;
+use std::path::PathBuf;
+
+/// The names of all variants of all architectures.
+pub fn list() -> Vec<&'static str> {
+    let variants = convnext::ConvNext::variants().iter();
+    variants.map(|variant| variant.name).collect()
+}
+
+/// An architecture whose variants have names. Implement it for a model of your own to create it
+/// with [`create`] and [`build`].
+pub trait Architecture: LoraModel {
+    /// What distinguishes the variants.
+    type Config: Clone + Debug + 'static;
+
+    /// Path of the layer that tells the classes apart; its weight is (classes, features).
+    const CLASSIFIER: &'static str;
+
+    /// The variants that have a name.
+    fn variants() -> &'static [Variant<Self::Config>];
+
+    /// The configuration with the options' settings in place of its own.
+    fn with_options(config: &Self::Config, options: &Options) -> Self::Config;
+
+    /// Makes the model with the weights of `vb`. The hints that it gives for each weight are the
+    /// initial values of fresh ones.
+    ///
+    /// # Errors
+    /// If the configuration is not valid, or a weight is missing or has another shape.
+    fn build(config: &Self::Config, vb: VarBuilder) -> candle_core::Result<Self>;
+}
+
+/// A variant of an architecture that has a name.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Variant<C> {
+    /// Its name, for example `convnext_tiny`.
+    pub name: &'static str,
+    /// Its configuration.
+    pub config: C,
+    tags: &'static str,
+}
+
+impl<C> Variant<C> {
+    /// A variant and the tags of its pretrained weights: those in `timm/NAME.TAG` on the hub. The
+    /// tags are separated by spaces, the default one first.
+    pub const fn new(name: &'static str, config: C, tags: &'static str) -> Self {
+        Self { name, config, tags }
+    }
+
+    /// The tags of its pretrained weights, the default one first.
+    pub fn tags(&self) -> impl Iterator<Item = &'static str> + use<C> {
+        self.tags.split_whitespace()
+    }
+}
+
+/// Where a model's weights come from.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub enum Weights {
+    /// Fresh ones, drawn from this seed. They are the same on every device.
+    Random(u64),
+    /// A safetensors file with exactly the model's parameters.
+    File(PathBuf),
+    /// timm's pretrained ones, from the Hugging Face hub or its local cache.
+    #[cfg(feature = "hub")]
+    Hub(Hub),
+    /// Zeros that take no memory: to count and list a model's parameters.
+    Placeholder,
+}
+
+/// How a model is created, beside its name and weights.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Options {
+    /// Number of classes in place of the variant's, or of the file's.
+    pub num_classes: Option<usize>,
+    /// Channels of the image in place of the variant's.
+    pub in_chans: Option<usize>,
+    /// Modules that are fresh whatever the file holds of them.
+    pub fresh: Vec<String>,
+    /// Seed of fresh parameters beside those of a file.
+    pub seed: u64,
+    /// The weights' dtype.
+    pub dtype: DType,
+    /// The weights' device.
+    pub device: Device,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            num_classes: None,
+            in_chans: None,
+            fresh: Vec::new(),
+            seed: 0,
+            dtype: DType::F32,
+            device: Device::Cpu,
+        }
+    }
+}
+
+impl Options {
+    /// The variant as it is, in f32 on the CPU.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Sets [`num_classes`](Self::num_classes). If the file has a classifier for another number of
+    /// classes, or none, the model's is fresh; with 0 there is none.
+    pub fn num_classes(mut self, num_classes: usize) -> Self {
+        self.num_classes = Some(num_classes);
+        self
+    }
+
+    /// Sets [`in_chans`](Self::in_chans).
+    pub fn in_chans(mut self, in_chans: usize) -> Self {
+        self.in_chans = Some(in_chans);
+        self
+    }
+
+    /// Sets [`fresh`](Self::fresh): paths of modules, for example `head`.
+    pub fn fresh<S: Into<String>>(mut self, modules: impl IntoIterator<Item = S>) -> Self {
+        self.fresh = modules.into_iter().map(Into::into).collect();
+        self
+    }
+
+    /// Sets [`seed`](Self::seed).
+    pub fn seed(mut self, seed: u64) -> Self {
+        self.seed = seed;
+        self
+    }
+
+    /// Sets [`dtype`](Self::dtype).
+    pub fn dtype(mut self, dtype: DType) -> Self {
+        self.dtype = dtype;
+        self
+    }
+
+    /// Sets [`device`](Self::device).
+    pub fn device(mut self, device: &Device) -> Self {
+        self.device = device.clone();
+        self
+    }
+}
+
+/// A model with what is known of how it came about.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Created<M: Architecture> {
+    /// The model.
+    pub model: M,
+    /// Its configuration.
+    pub config: M::Config,
+    /// The parameters that the weights did not hold: they have initial values and must be trained.
+    /// With [`Weights::Random`] these are all.
+    pub fresh: Vec<String>,
+}
