@@ -96,3 +96,7 @@ pub fn fill_adapters<M: LoraModule>(model: &M) {
         }
     }
 }
+
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -33,7 +33,7 @@ pub struct Builder<'a> {
     config: &'a LoraConfig,
     path: Path,
     mark: Option<Mark>,
-    use_marks: bool,
+    for_values: bool,
     freeze: bool,
     patterns: Selection,
     seen: Seen,
@@ -150,25 +150,27 @@ impl Plan {
 
 impl<'a> Builder<'a> {
     pub(crate) fn convert<M: LoraModel>(model: &M, config: &'a LoraConfig) -> Result<Lora<M>> {
-        Self::convert_with(model, config, true)
+        Self::convert_with(model, config, false)
     }
 
-    /// Converts as the configuration says, whatever the model's attributes say.
-    pub(crate) fn convert_unmarked<M: LoraModel>(
+    /// Converts for an adapter that comes with its values: the configuration alone decides, not
+    /// the model's attributes. A pattern without effect is no error, as every value must find its
+    /// place anyway.
+    pub(crate) fn convert_for_values<M: LoraModel>(
         model: &M,
         config: &'a LoraConfig,
     ) -> Result<Lora<M>> {
-        Self::convert_with(model, config, false)
+        Self::convert_with(model, config, true)
     }
 
     fn convert_with<M: LoraModel>(
         model: &M,
         config: &'a LoraConfig,
-        use_marks: bool,
+        for_values: bool,
     ) -> Result<Lora<M>> {
         config.validate()?;
         let mut builder = Self::new(config, Selection::new(config)?, false);
-        builder.use_marks = use_marks;
+        builder.for_values = for_values;
         let lora = model.adapt(&mut builder)?;
         builder.finish()?;
         Ok(lora)
@@ -185,7 +187,7 @@ impl<'a> Builder<'a> {
             config,
             path: Path::default(),
             mark: None,
-            use_marks: true,
+            for_values: false,
             freeze,
             patterns,
             seen: Seen::default(),
@@ -230,7 +232,7 @@ impl<'a> Builder<'a> {
     /// What is below a fully trained module is trained in full, whatever its own mark says.
     fn stronger(&self, mark: Mark) -> Option<Mark> {
         match self.mark {
-            _ if !self.use_marks => None,
+            _ if self.for_values => None,
             Some(Mark(Kind::Trainable)) => Some(Mark::trainable()),
             _ => Some(mark),
         }
@@ -407,7 +409,9 @@ impl<'a> Builder<'a> {
                 }
             }
         }
-        problems.extend(self.patterns.unused());
+        if !self.for_values || self.seen.trained == 0 {
+            problems.extend(self.patterns.unused());
+        }
         if problems.is_empty() && self.seen.trained == 0 {
             problems.push(
                 "nothing is adapted or trained: mark fields with `#[lora(rank)]` or set \

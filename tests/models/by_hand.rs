@@ -61,14 +61,20 @@ impl LoraModule for NetWithLora {
 impl Run for Net {
     fn run(&mut self) -> Result<Tensor> {
         let xs = fixed((3, 6), DType::F32, 9);
-        xs.apply(&self.fc1)?.apply(&self.norm)?.relu()?.apply(&self.fc2)
+        xs.apply(&self.fc1)?
+            .apply(&self.norm)?
+            .relu()?
+            .apply(&self.fc2)
     }
 }
 
 impl Run for NetWithLora {
     fn run(&mut self) -> Result<Tensor> {
         let xs = fixed((3, 6), DType::F32, 9);
-        xs.apply(&self.fc1)?.apply(&self.norm)?.relu()?.apply(&self.fc2)
+        xs.apply(&self.fc1)?
+            .apply(&self.norm)?
+            .relu()?
+            .apply(&self.fc2)
     }
 }
 

@@ -96,7 +96,10 @@ fn convolutions_with_all_biases() {
         .train_bias(TrainBias::All);
     let model = live(classifier(), &config);
     assert_eq!(adapted(&model).len(), 3);
-    let trained = model.named_params().into_iter().filter(|p| p.is_trainable());
+    let trained = model
+        .named_params()
+        .into_iter()
+        .filter(|p| p.is_trainable());
     let biases = trained.filter(|p| p.name() == "bias").count();
     assert_eq!(biases, 1 + 2 * 4 + 1 + 1);
 }

@@ -79,9 +79,14 @@ impl Attention {
         let q = self.heads(xs.apply(&self.q_proj)?, heads)?;
         let k = self.heads(xs.apply(&self.k_proj)?, kv_heads)?;
         let v = self.heads(xs.apply(&self.v_proj)?, kv_heads)?;
-        let (q, k) = (self.rotary.apply(&q, position)?, self.rotary.apply(&k, position)?);
+        let (q, k) = (
+            self.rotary.apply(&q, position)?,
+            self.rotary.apply(&k, position)?,
+        );
         let (k, v) = match &self.cache {
-            Some((k0, v0)) if position > 0 => (Tensor::cat(&[k0, &k], 2)?, Tensor::cat(&[v0, &v], 2)?),
+            Some((k0, v0)) if position > 0 => {
+                (Tensor::cat(&[k0, &k], 2)?, Tensor::cat(&[v0, &v], 2)?)
+            }
             _ => (k, v),
         };
         self.cache = Some((k.clone(), v.clone()));
@@ -90,7 +95,9 @@ impl Attention {
         let scores = (q.matmul(&k.t()?)? * scale)?;
         let scores = scores.broadcast_add(&causal(time, k.dim(2)?)?)?;
         let ys = ops::softmax_last_dim(&scores)?.matmul(&v)?;
-        let ys = ys.transpose(1, 2)?.reshape((batch, time, heads * self.config.head_dim))?;
+        let ys = ys
+            .transpose(1, 2)?
+            .reshape((batch, time, heads * self.config.head_dim))?;
         ys.apply(&self.o_proj)
     }
 }
@@ -130,7 +137,9 @@ struct Layer {
 #[lora::forward]
 impl Layer {
     fn forward(&mut self, xs: &Tensor, position: usize) -> Result<Tensor> {
-        let ys = self.self_attn.forward(&xs.apply(&self.input_layernorm)?, position)?;
+        let ys = self
+            .self_attn
+            .forward(&xs.apply(&self.input_layernorm)?, position)?;
         let xs = (xs + ys)?;
         let ys = xs.apply(&self.post_attention_layernorm)?.apply(&self.mlp)?;
         xs + ys
@@ -216,8 +225,22 @@ fn projections() {
     assert_eq!(config.base(), &decoder().config);
     // The head is tied to the embedding and counts once.
     let head = model.summary().rows.pop().unwrap();
-    assert_eq!((head.total, head.tied_to.as_deref()), (0, Some("model.embed_tokens.weight")));
-    assert_eq!(model.layers[0].mlp.down_proj.adapters().iter().next().unwrap().settings().scaling, 2.0);
+    assert_eq!(
+        (head.total, head.tied_to.as_deref()),
+        (0, Some("model.embed_tokens.weight"))
+    );
+    assert_eq!(
+        model.layers[0]
+            .mlp
+            .down_proj
+            .adapters()
+            .iter()
+            .next()
+            .unwrap()
+            .settings()
+            .scaling,
+        2.0
+    );
 }
 
 #[test]
@@ -233,7 +256,9 @@ fn the_cache_works_in_the_lora_model() {
     lora_tests::fill_adapters(&model);
     model.eval();
     let whole = model.run().unwrap();
-    let first = model.forward(&ids(&[[1, 5, 2], [4, 4, 0]]).unwrap(), 0).unwrap();
+    let first = model
+        .forward(&ids(&[[1, 5, 2], [4, 4, 0]]).unwrap(), 0)
+        .unwrap();
     let second = model.forward(&ids(&[[7], [10]]).unwrap(), 3).unwrap();
     let third = model.forward(&ids(&[[3], [9]]).unwrap(), 4).unwrap();
     let parts = Tensor::cat(&[first, second, third], 1).unwrap();

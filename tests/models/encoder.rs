@@ -3,7 +3,7 @@
 use crate::life::{Run, adapted, embedding, layer_norm, linear, live};
 use candle_core::{Device, Result, Tensor};
 use candle_nn::{Activation, Dropout, Embedding, LayerNorm, Linear, Module};
-use lora::{LoraConfig, LoraModel, LoraModule, TrainBias, ops};
+use lora::{LoraConfig, LoraModel, TrainBias, ops};
 
 #[derive(Clone, Debug, LoraModel)]
 struct Embeddings {
@@ -74,7 +74,10 @@ impl EncoderLayer {
         let v = split(self.value.forward(xs)?)?;
         let scores = (q.matmul(&k.t()?)? / ((width / self.heads) as f64).sqrt())?;
         let weights = ops::softmax_last_dim(&scores.broadcast_add(mask)?)?;
-        let ys = weights.matmul(&v)?.transpose(1, 2)?.reshape((batch, time, width))?;
+        let ys = weights
+            .matmul(&v)?
+            .transpose(1, 2)?
+            .reshape((batch, time, width))?;
         let xs = (ys.apply(&self.output)? + xs)?.apply(&self.attention_norm)?;
         self.ffn.forward(&xs)
     }
@@ -136,7 +139,10 @@ fn encoder(pooler: bool) -> Encoder {
 #[test]
 fn with_and_without_pooler() {
     for pooler in [true, false] {
-        let model = live(encoder(pooler), &LoraConfig::new(2).train_bias(TrainBias::LoraOnly));
+        let model = live(
+            encoder(pooler),
+            &LoraConfig::new(2).train_bias(TrainBias::LoraOnly),
+        );
         assert_eq!(adapted(&model)[0], "encoder.layer.0.attention.self.query");
         assert_eq!(model.pooler.is_some(), pooler);
     }

@@ -97,7 +97,10 @@ fn experts() {
     let model = live(base, &LoraConfig::new(2));
     let adapted = adapted(&model);
     assert_eq!(adapted.len(), 2 + 6);
-    assert_eq!((&*adapted[0], &*adapted[2]), ("layers.0.up", "layers.2.experts.0.up"));
+    assert_eq!(
+        (&*adapted[0], &*adapted[2]),
+        ("layers.0.up", "layers.2.experts.0.up")
+    );
     assert!(matches!(model.layers[1], LoraFeedForward::Identity));
     assert_eq!(model.summary().rows.len(), 2 + 1 + 6);
 }

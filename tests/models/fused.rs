@@ -38,9 +38,18 @@ fn the_error_names_the_adapters_without_a_gradient() {
     let Error::NoGradient { paths, trainable } = &error else {
         panic!("{error}");
     };
-    assert_eq!(paths, &["fc1.lora_A.default.weight", "fc1.lora_B.default.weight"]);
+    assert_eq!(
+        paths,
+        &["fc1.lora_A.default.weight", "fc1.lora_B.default.weight"]
+    );
     assert_eq!(*trainable, 4);
     let message = error.to_string();
-    assert!(message.contains("2 of the model's 4 trainable parameters got no gradient"), "{message}");
-    assert!(message.contains("layer_norm") && message.contains("lora::ops"), "{message}");
+    assert!(
+        message.contains("2 of the model's 4 trainable parameters got no gradient"),
+        "{message}"
+    );
+    assert!(
+        message.contains("layer_norm") && message.contains("lora::ops"),
+        "{message}"
+    );
 }

@@ -3,7 +3,7 @@
 use crate::life::{Run, adapted, layer_norm, linear, live, weight};
 use candle_core::{DType, Result, Tensor};
 use candle_nn::{Activation, LayerNorm, Linear, Module, RmsNorm};
-use lora::{LoraConfig, LoraModel, LoraModule};
+use lora::{LoraConfig, LoraModel};
 use lora_tests::fixed;
 
 #[derive(Clone, Debug, LoraModel)]
@@ -55,7 +55,10 @@ fn any_norm_and_activation() {
     let rms_norm = RmsNorm::new(weight(6, 7), 1e-6);
     live(block(rms_norm.clone(), Square), &LoraConfig::new(2));
     live(block(rms_norm, Activation::Gelu), &LoraConfig::new(2));
-    let model = live(block(layer_norm(6, 7), Activation::Silu), &LoraConfig::new(2));
+    let model = live(
+        block(layer_norm(6, 7), Activation::Silu),
+        &LoraConfig::new(2),
+    );
     assert_eq!(adapted(&model), ["fc1"]);
     let _: LoraBlock<LayerNorm, Activation> = model;
 }

@@ -66,7 +66,15 @@ impl Run for ResNet {
 fn batch_norm(size: usize, seed: usize) -> BatchNorm {
     let bias = fixed(size, DType::F32, seed + 1);
     let mean = fixed(size, DType::F32, seed + 2);
-    BatchNorm::new(size, mean, weight(size, seed + 3), weight(size, seed), bias, 1e-5).unwrap()
+    BatchNorm::new(
+        size,
+        mean,
+        weight(size, seed + 3),
+        weight(size, seed),
+        bias,
+        1e-5,
+    )
+    .unwrap()
 }
 
 fn resnet() -> ResNet {
@@ -110,5 +118,12 @@ fn downsampling_and_every_bias() {
         .train_bias(TrainBias::All);
     let model = live(resnet(), &config);
     assert_eq!(adapted(&model), ["layer1.0.downsample.0"]);
-    assert!(model.layer1[0].bn1.weight_and_bias().unwrap().1.is_variable());
+    assert!(
+        model.layer1[0]
+            .bn1
+            .weight_and_bias()
+            .unwrap()
+            .1
+            .is_variable()
+    );
 }

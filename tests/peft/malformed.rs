@@ -302,9 +302,10 @@ fn features_that_are_not_supported() {
 
 #[test]
 fn a_pattern_without_end() {
-    let regex = format!("(x+x+)+y|(.*)*{}fc1", "(.*.*)*");
+    // The look-ahead makes it a matter of trying, in more ways than there is time for.
+    let regex = r"(?:(?=.?).?){40}(?:(?=.?).?){40}(?:(?=.?).?){40}(?:(?=.?).?){40}y";
     let change = |files: &mut Files| files.config["target_modules"] = json!(regex);
-    refuse_changed(change, &["target_modules"]);
+    refuse_changed(change, &["target_modules `(?:(?=", "` on `fc1`"]);
     let change = |files: &mut Files| files.config["target_modules"] = json!("(");
     refuse_changed(change, &["target_modules `(`"]);
 }

@@ -1,43 +1,20 @@
 //! The twins of `fixtures/peft/models.py`.
 
 use crate::support::Weights;
-use candle_core::{Module, Result, Tensor};
-use candle_nn::{Conv1d, Conv1dConfig, Conv2d, Conv2dConfig, Embedding, LayerNorm, Linear};
-use lora::{Builder, Cursor, CursorMut, Lora, LoraModel, LoraModule};
+use candle_core::{Device, Module, ModuleT, Result, Tensor};
+use candle_nn::{
+    BatchNorm, Conv1d, Conv1dConfig, Conv2d, Conv2dConfig, Embedding, LayerNorm, Linear,
+};
+use lora::LoraModel;
 
 /// A base model that can be made of a file's weights.
 pub trait Twin: LoraModel<Lora: Module> + Module {
     fn new(weights: &Weights) -> Self;
 }
 
-macro_rules! model {
-    ($base:ident, $lora:ident { $($field:ident: $ty:ty),* }, |$self:ident, $xs:ident| $forward:block) => {
-        #[derive(Clone, Debug)]
-        pub struct $base { $(pub $field: $ty),* }
-
-        #[derive(Clone, Debug)]
-        pub struct $lora { $(pub $field: Lora<$ty>),* }
-
-        impl LoraModel for $base {
-            type Lora = $lora;
-            fn adapt(&self, cx: &mut Builder<'_>) -> lora::Result<$lora> {
-                Ok($lora { $($field: cx.field(stringify!($field), &self.$field)?),* })
-            }
-        }
-
-        impl LoraModule for $lora {
-            type Base = $base;
-            fn to_base(&self) -> lora::Result<$base> {
-                Ok($base { $($field: self.$field.to_base()?),* })
-            }
-            fn visit(&self, cursor: &mut Cursor<'_>) {
-                $(cursor.field(stringify!($field), &self.$field);)*
-            }
-            fn visit_mut(&mut self, cursor: &mut CursorMut<'_>) {
-                $(cursor.field(stringify!($field), &mut self.$field);)*
-            }
-        }
-
+/// The same forward pass for a model and its LoRA model.
+macro_rules! forward {
+    ($base:ident, $lora:ident, |$self:ident, $xs:ident| $forward:block) => {
         impl Module for $base {
             fn forward(&$self, $xs: &Tensor) -> Result<Tensor> $forward
         }
@@ -48,19 +25,18 @@ macro_rules! model {
     };
 }
 
-model!(
-    Mlp,
-    LoraMlp {
-        fc1: Linear,
-        norm: LayerNorm,
-        fc2: Linear,
-        head: Linear
-    },
-    |self, xs| {
-        let xs = xs.apply(&self.fc1)?.gelu_erf()?;
-        xs.apply(&self.norm)?.apply(&self.fc2)?.apply(&self.head)
-    }
-);
+#[derive(Clone, Debug, LoraModel)]
+pub struct Mlp {
+    pub fc1: Linear,
+    pub norm: LayerNorm,
+    pub fc2: Linear,
+    pub head: Linear,
+}
+
+forward!(Mlp, LoraMlp, |self, xs| {
+    let xs = xs.apply(&self.fc1)?.gelu_erf()?;
+    xs.apply(&self.norm)?.apply(&self.fc2)?.apply(&self.head)
+});
 
 impl Twin for Mlp {
     fn new(weights: &Weights) -> Self {
@@ -73,16 +49,23 @@ impl Twin for Mlp {
     }
 }
 
-model!(
-    Block,
-    LoraBlock {
-        fc1: Linear,
-        fc2: Linear
-    },
-    |self, xs| { xs + xs.apply(&self.fc1)?.gelu_erf()?.apply(&self.fc2)? }
-);
+#[derive(Clone, Debug, LoraModel)]
+pub struct Block {
+    pub fc1: Linear,
+    pub fc2: Linear,
+}
 
-model!(Stack, LoraStack { layers: Vec<Block>, head: Linear }, |self, xs| {
+forward!(Block, LoraBlock, |self, xs| {
+    xs + xs.apply(&self.fc1)?.gelu_erf()?.apply(&self.fc2)?
+});
+
+#[derive(Clone, Debug, LoraModel)]
+pub struct Stack {
+    pub layers: Vec<Block>,
+    pub head: Linear,
+}
+
+forward!(Stack, LoraStack, |self, xs| {
     let mut xs = xs.clone();
     for layer in &self.layers {
         xs = layer.forward(&xs)?;
@@ -103,14 +86,15 @@ impl Twin for Stack {
     }
 }
 
-model!(
-    Conv1dNet,
-    LoraConv1dNet {
-        conv: Conv1d,
-        head: Linear
-    },
-    |self, xs| { xs.apply(&self.conv)?.relu()?.mean(2)?.apply(&self.head) }
-);
+#[derive(Clone, Debug, LoraModel)]
+pub struct Conv1dNet {
+    pub conv: Conv1d,
+    pub head: Linear,
+}
+
+forward!(Conv1dNet, LoraConv1dNet, |self, xs| {
+    xs.apply(&self.conv)?.relu()?.mean(2)?.apply(&self.head)
+});
 
 impl Twin for Conv1dNet {
     fn new(weights: &Weights) -> Self {
@@ -127,18 +111,17 @@ impl Twin for Conv1dNet {
     }
 }
 
-model!(
-    Conv2dNet,
-    LoraConv2dNet {
-        conv1: Conv2d,
-        conv2: Conv2d,
-        head: Linear
-    },
-    |self, xs| {
-        let xs = xs.apply(&self.conv1)?.relu()?.apply(&self.conv2)?;
-        xs.mean((2, 3))?.apply(&self.head)
-    }
-);
+#[derive(Clone, Debug, LoraModel)]
+pub struct Conv2dNet {
+    pub conv1: Conv2d,
+    pub conv2: Conv2d,
+    pub head: Linear,
+}
+
+forward!(Conv2dNet, LoraConv2dNet, |self, xs| {
+    let xs = xs.apply(&self.conv1)?.relu()?.apply(&self.conv2)?;
+    xs.mean((2, 3))?.apply(&self.head)
+});
 
 impl Twin for Conv2dNet {
     fn new(weights: &Weights) -> Self {
@@ -161,14 +144,15 @@ impl Twin for Conv2dNet {
     }
 }
 
-model!(
-    EmbedNet,
-    LoraEmbedNet {
-        embed: Embedding,
-        out: Linear
-    },
-    |self, ids| { ids.apply(&self.embed)?.apply(&self.out) }
-);
+#[derive(Clone, Debug, LoraModel)]
+pub struct EmbedNet {
+    pub embed: Embedding,
+    pub out: Linear,
+}
+
+forward!(EmbedNet, LoraEmbedNet, |self, ids| {
+    ids.apply(&self.embed)?.apply(&self.out)
+});
 
 impl Twin for EmbedNet {
     fn new(weights: &Weights) -> Self {
@@ -176,5 +160,70 @@ impl Twin for EmbedNet {
             embed: Embedding::new(weights.get("embed.weight"), 6),
             out: weights.linear("out"),
         }
+    }
+}
+
+#[derive(Clone, Debug, LoraModel)]
+pub struct Inner {
+    pub b: Linear,
+}
+
+forward!(Inner, LoraInner, |self, xs| { xs.apply(&self.b) });
+
+#[derive(Clone, Debug, LoraModel)]
+pub struct Scored {
+    pub score: Linear,
+    pub a: Inner,
+}
+
+forward!(Scored, LoraScored, |self, xs| {
+    xs.apply(&self.a)?.apply(&self.score)
+});
+
+#[derive(Clone, Debug, LoraModel)]
+pub struct Normed {
+    pub fc: Linear,
+    pub norm: BatchNorm,
+}
+
+forward!(Normed, LoraNormed, |self, xs| {
+    self.norm.forward_t(&xs.apply(&self.fc)?, false)
+});
+
+/// `b` and `a.b`: the name of the first means both.
+#[derive(Clone, Debug, LoraModel)]
+pub struct Nested {
+    #[lora(rank = 2, alpha = 5.0)]
+    pub b: Linear,
+    #[lora(trainable)]
+    pub a: Inner,
+}
+
+forward!(Nested, LoraNested, |self, xs| {
+    xs.apply(&self.a)?.apply(&self.b)
+});
+
+fn square(factor: f64) -> Linear {
+    let weight = Tensor::arange(0f32, 9.0, &Device::Cpu).unwrap();
+    Linear::new((weight.reshape((3, 3)).unwrap() * factor).unwrap(), None)
+}
+
+impl Nested {
+    pub fn new() -> Self {
+        Self {
+            b: square(0.1),
+            a: Inner { b: square(0.2) },
+        }
+    }
+}
+
+impl Normed {
+    pub fn new(mean: f32, var: f32) -> Result<Self> {
+        let vector = |value: f32| Tensor::full(value, 3, &Device::Cpu);
+        let (weight, bias) = (vector(1.5)?, vector(0.5)?);
+        Ok(Self {
+            fc: square(0.1),
+            norm: BatchNorm::new(3, vector(mean)?, vector(var)?, weight, bias, 1e-5)?,
+        })
     }
 }

@@ -3,12 +3,8 @@
 use crate::models::*;
 use crate::support::*;
 use candle_core::{DType, Device, Module, ModuleT, Tensor, Var};
-use candle_nn::{BatchNorm, Linear};
-use lora::layers::LoraBatchNorm;
 use lora::peft::{SaveOptions, TaskType};
-use lora::{
-    Builder, Cursor, CursorMut, Init, Lora, LoraConfig, LoraModel, LoraModule, Mark, TrainBias,
-};
+use lora::{Init, LoraConfig, LoraModel, LoraModule, TrainBias};
 use serde_json::{Value, json};
 use std::fs;
 
@@ -85,106 +81,11 @@ fn targets_are_full_paths_where_they_are_exact() -> Result {
     Ok(())
 }
 
-/// `b` and `a.b`: the name of the first means both.
-#[derive(Clone, Debug)]
-struct Nested {
-    b: Linear,
-    a: Inner,
-}
-
-#[derive(Clone, Debug)]
-struct LoraNested {
-    b: Lora<Linear>,
-    a: LoraInner,
-}
-
-#[derive(Clone, Debug)]
-struct Inner {
-    b: Linear,
-}
-
-#[derive(Clone, Debug)]
-struct LoraInner {
-    b: Lora<Linear>,
-}
-
-impl LoraModel for Inner {
-    type Lora = LoraInner;
-    fn adapt(&self, cx: &mut Builder<'_>) -> lora::Result<LoraInner> {
-        Ok(LoraInner {
-            b: cx.field("b", &self.b)?,
-        })
-    }
-}
-
-impl LoraModule for LoraInner {
-    type Base = Inner;
-    fn to_base(&self) -> lora::Result<Inner> {
-        Ok(Inner {
-            b: self.b.to_base()?,
-        })
-    }
-    fn visit(&self, cursor: &mut Cursor<'_>) {
-        cursor.field("b", &self.b);
-    }
-    fn visit_mut(&mut self, cursor: &mut CursorMut<'_>) {
-        cursor.field("b", &mut self.b);
-    }
-}
-
-impl LoraModel for Nested {
-    type Lora = LoraNested;
-    fn adapt(&self, cx: &mut Builder<'_>) -> lora::Result<LoraNested> {
-        Ok(LoraNested {
-            b: cx.marked("b", Mark::rank_of(2, Some(5.0), None), &self.b)?,
-            a: cx.marked("a", Mark::trainable(), &self.a)?,
-        })
-    }
-}
-
-impl LoraModule for LoraNested {
-    type Base = Nested;
-    fn to_base(&self) -> lora::Result<Nested> {
-        Ok(Nested {
-            b: self.b.to_base()?,
-            a: self.a.to_base()?,
-        })
-    }
-    fn visit(&self, cursor: &mut Cursor<'_>) {
-        cursor.field("b", &self.b);
-        cursor.field("a", &self.a);
-    }
-    fn visit_mut(&mut self, cursor: &mut CursorMut<'_>) {
-        cursor.field("b", &mut self.b);
-        cursor.field("a", &mut self.a);
-    }
-}
-
-fn nested() -> Nested {
-    let linear = |seed: f32| {
-        let weight = Tensor::arange(0f32, 9.0, &Device::Cpu)
-            .unwrap()
-            .reshape((3, 3))
-            .unwrap();
-        Linear::new((weight * seed as f64).unwrap(), None)
-    };
-    Nested {
-        b: linear(0.1),
-        a: Inner { b: linear(0.2) },
-    }
-}
-
-impl Module for LoraNested {
-    fn forward(&self, xs: &Tensor) -> candle_core::Result<Tensor> {
-        xs.apply(&self.b)?.apply(&self.a.b)
-    }
-}
-
 /// The file alone decides, not the attributes of the model; names that mean too much become a
 /// regular expression.
 #[test]
 fn a_file_overrides_attributes() -> Result {
-    let base = nested();
+    let base = Nested::new();
     let mut model = base.to_lora(&config(4))?;
     let dir = tempfile::tempdir()?;
     model.save_adapter(dir.path())?;
@@ -339,9 +240,14 @@ fn what_the_format_cannot_express_is_refused() -> Result {
     assert!(some.contains("`layers.1.fc1.base_layer.bias`"), "{some}");
 
     // PEFT takes every module that ends in an entry's letters.
-    let mut model = nested().to_lora(&config(2))?;
-    model.a = Inner { b: nested().a.b }.to_lora(&config(2).target_modules(["b"]))?;
-    model.b = TrainedLinear(nested().b).train()?;
+    let mut model = Nested::new().to_lora(&config(2))?;
+    model.a = Inner {
+        b: Nested::new().a.b,
+    }
+    .to_lora(&config(2).target_modules(["b"]))?;
+    let trained =
+        Inner { b: Nested::new().b }.to_lora(&LoraConfig::new(1).modules_to_save(["b"]))?;
+    model.b = trained.b;
     let clash = problem(&model);
     assert!(
         clash.contains("the entry `b`") && clash.contains("`a.b`"),
@@ -350,32 +256,30 @@ fn what_the_format_cannot_express_is_refused() -> Result {
     Ok(())
 }
 
-struct TrainedLinear(Linear);
-
-impl TrainedLinear {
-    fn train(&self) -> lora::Result<Lora<Linear>> {
-        let inner = Inner { b: self.0.clone() };
-        let config = LoraConfig::new(1)
-            .target_modules("none")
-            .modules_to_save(["b"]);
-        match inner.to_lora(&config) {
-            // The target matches nothing, as meant; the head alone is wanted.
-            Err(_) => {
-                let mut config = LoraConfig::new(1).modules_to_save(["b"]);
-                config.target_modules = None;
-                Ok(inner.to_lora(&config)?.b)
-            }
-            Ok(lora) => Ok(lora.b),
-        }
-    }
-}
-
+/// For some tasks PEFT looks for heads of its own accord.
 #[test]
 fn a_task_whose_head_is_not_trained_is_refused() -> Result {
-    let model = stack().to_lora(&config(2).target_modules(["head"]))?;
+    let model = mlp().to_lora(&config(2).target_modules(["fc1"]))?;
     let dir = tempfile::tempdir()?;
-    // No module ends in `classifier` or `score`.
-    model.save_adapter_with(dir.path(), &SaveOptions::new().task_type(TaskType::SeqCls))?;
+    let options = SaveOptions::new().task_type(TaskType::SeqCls);
+    // It takes any module that ends in `score` or `classifier`: none here.
+    model.save_adapter_with(dir.path(), &options)?;
+    let scored = Scored {
+        score: Nested::new().b,
+        a: Inner { b: Nested::new().b },
+    };
+    let model = scored.to_lora(&config(2).target_modules(["a.b"]))?;
+    let problem = model
+        .save_adapter_with(dir.path(), &options)
+        .unwrap_err()
+        .to_string();
+    assert!(
+        problem.contains("`score` of modules_to_save also means `score`"),
+        "{problem}"
+    );
+    let model = scored.to_lora(&config(2).target_modules(["a.b"]).modules_to_save(["score"]))?;
+    model.save_adapter_with(dir.path(), &options)?;
+    scored.with_adapter(dir.path())?;
     Ok(())
 }
 
@@ -398,64 +302,10 @@ fn values_that_are_not_finite_leave_the_old_file() -> Result {
     Ok(())
 }
 
-#[derive(Clone, Debug)]
-struct Normed {
-    fc: Linear,
-    norm: BatchNorm,
-}
-
-#[derive(Clone, Debug)]
-struct LoraNormed {
-    fc: Lora<Linear>,
-    norm: LoraBatchNorm,
-}
-
-impl LoraModel for Normed {
-    type Lora = LoraNormed;
-    fn adapt(&self, cx: &mut Builder<'_>) -> lora::Result<LoraNormed> {
-        Ok(LoraNormed {
-            fc: cx.field("fc", &self.fc)?,
-            norm: cx.field("norm", &self.norm)?,
-        })
-    }
-}
-
-impl LoraModule for LoraNormed {
-    type Base = Normed;
-    fn to_base(&self) -> lora::Result<Normed> {
-        Ok(Normed {
-            fc: self.fc.to_base()?,
-            norm: self.norm.to_base()?,
-        })
-    }
-    fn visit(&self, cursor: &mut Cursor<'_>) {
-        cursor.field("fc", &self.fc);
-        cursor.field("norm", &self.norm);
-    }
-    fn visit_mut(&mut self, cursor: &mut CursorMut<'_>) {
-        cursor.field("fc", &mut self.fc);
-        cursor.field("norm", &mut self.norm);
-    }
-}
-
 /// A trained batch norm brings its statistics, and the counter that PEFT asks for.
 #[test]
 fn a_trained_batch_norm_is_saved_whole() -> Result {
-    let vector = |value: f32| Tensor::full(value, 3, &Device::Cpu).unwrap();
-    let norm = |mean, var| {
-        BatchNorm::new(3, vector(mean), vector(var), vector(1.5), vector(0.5), 1e-5).unwrap()
-    };
-    let fc = nested().b;
-    let (one, two) = (
-        Normed {
-            fc: fc.clone(),
-            norm: norm(0.25, 2.0),
-        },
-        Normed {
-            fc,
-            norm: norm(0.0, 1.0),
-        },
-    );
+    let (one, two) = (Normed::new(0.25, 2.0)?, Normed::new(0.0, 1.0)?);
     let model = one.to_lora(&config(1).target_modules(["fc"]).modules_to_save(["norm"]))?;
     let dir = tempfile::tempdir()?;
     model.save_adapter(dir.path())?;

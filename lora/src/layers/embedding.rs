@@ -8,7 +8,7 @@ use crate::{
 use candle_core::Tensor;
 use candle_nn::{Embedding, Module};
 
-/// An [`Embedding`] layer with low-rank updates: y = W[i] + s·(Aᵀ)[i]·Bᵀ.
+/// An [`Embedding`] layer with low-rank updates: `y = W[i] + s·(Aᵀ)[i]·Bᵀ`.
 ///
 /// With n rows of size dim: W (n, dim), A (r, n), B (dim, r). Dropout does not apply, as in PEFT.
 #[derive(Clone, Debug)]

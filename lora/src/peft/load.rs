@@ -6,7 +6,7 @@ use super::{AdapterConfig, files};
 use crate::builder::Builder;
 use crate::params::each_layer_mut;
 use crate::path::join;
-use crate::{DEFAULT_ADAPTER, Error, LoraConfig, LoraModel, LoraModule, Result};
+use crate::{DEFAULT_ADAPTER, Error, LoraModel, LoraModule, Result};
 use candle_core::{Tensor, Var};
 use std::collections::HashMap;
 use std::path::Path;
@@ -26,7 +26,7 @@ pub(crate) fn load_new<B: LoraModel>(base: &B, dir: &Path) -> Result<B::Lora> {
     let weights = Weights::parse(dir, &bytes)?;
 
     let frozen = Description::of(&base.to_frozen()?, DEFAULT_ADAPTER);
-    let lora = for_model(&config, &frozen);
+    let lora = config.to_lora_config();
     let problems = weights.check_ranks(&frozen.planned(&lora)?);
     if !problems.is_empty() {
         return Err(Error::File {
@@ -34,26 +34,10 @@ pub(crate) fn load_new<B: LoraModel>(base: &B, dir: &Path) -> Result<B::Lora> {
             problems,
         });
     }
-    let mut model = Builder::convert_unmarked(base, &lora)?;
+    let mut model = Builder::convert_for_values(base, &lora)?;
     put(&mut model, &config, weights, dir)?;
     model.eval();
     Ok(model)
-}
-
-/// The settings for a model: PEFT lists heads of its own accord for some tasks, whether or not the
-/// model has them.
-fn for_model(config: &AdapterConfig, model: &Description) -> LoraConfig {
-    let mut lora = config.to_lora_config();
-    let heads = config
-        .task_type
-        .map(|task| task.heads())
-        .unwrap_or_default();
-    let modules = model.modules();
-    lora.modules_to_save.retain(|name| {
-        let matches = |module: &&str| crate::matching::is_or_ends_with(module, name);
-        !heads.contains(&name.as_str()) || modules.iter().any(matches)
-    });
-    lora
 }
 
 /// Checks everything, then puts the values into the model.

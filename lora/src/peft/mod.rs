@@ -13,7 +13,8 @@
 //! Loading is strict where PEFT is not: PEFT warns of a missing key, passes over an unexpected one
 //! in silence, and lets a file overwrite weights of the base model. Here all of that is an error,
 //! every problem is reported at once, and the model is then as it was. Pickle files
-//! (`adapter_model.bin`) are never read.
+//! (`adapter_model.bin`) are never read. Entries of the configuration that match nothing in the
+//! model are accepted, as every tensor of the file must find its place.
 //!
 //! What PEFT can do and is not supported here (DoRA, `target_parameters`, trained tokens, ..) is
 //! refused by name, see [`AdapterConfig`].
