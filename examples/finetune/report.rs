@@ -52,13 +52,13 @@ impl fmt::Display for Report {
             format!("{} of {images} held-out images", percent(self.after)),
         )?;
         let share = percent(self.trainable as f64 / self.parameters as f64);
-        row("trained parameters", format!("{share} of all"))?;
+        row("trainable share", format!("{share} of the parameters"))?;
         let Trained {
             steps, step, total, ..
         } = &self.trained;
         let (step, total) = (step.as_secs_f64(), total.as_secs_f64());
-        let times = format!("{step:.4} s (median of {steps}), {total:.1} s in all");
-        row("time a step", times)?;
+        let times = format!("{step:.4} (median of {steps}), {total:.1} s in all");
+        row("seconds a step", times)?;
         if let Some(bytes) = self.peak_memory {
             row("peak memory", size(bytes))?;
         }

@@ -91,7 +91,7 @@ fn the_job_with_classes_that_the_model_knows() -> Result<()> {
     assert_eq!(again.before, Some(report.after));
     let text = again.to_string();
     assert!(
-        text.contains("accuracy before") && text.contains("of all"),
+        text.contains("accuracy before") && text.contains("of the parameters"),
         "{text}"
     );
     Ok(())
