@@ -42,7 +42,7 @@ pub struct Options {
     #[arg(long, value_name = "DIR", default_value = "output/finetune")]
     pub output: PathBuf,
     /// Passes over the training images
-    #[arg(long, default_value_t = 20)]
+    #[arg(long, default_value_t = 15)]
     pub epochs: usize,
     /// Images a step
     #[arg(long, default_value_t = 32)]
@@ -60,7 +60,7 @@ pub struct Options {
     #[arg(long, value_name = "NAMES", value_delimiter = ',', default_values = ["mlp.fc1", "mlp.fc2"])]
     pub target: Vec<String>,
     /// Biases to train
-    #[arg(long, value_enum, default_value_t = Bias::None)]
+    #[arg(long, value_enum, default_value_t = Bias::All)]
     pub bias: Bias,
     /// Train the classifier in full, also when it is not fresh
     #[arg(long)]
@@ -69,7 +69,7 @@ pub struct Options {
     #[arg(long, default_value_t = 5e-3)]
     pub lr: f64,
     /// How far training images are shifted, turned and zoomed; 0 leaves them as they are
-    #[arg(long, default_value_t = 0.05)]
+    #[arg(long, default_value_t = 0.03)]
     pub augment: f64,
     /// Seed of everything that is drawn
     #[arg(long, default_value_t = 0)]

@@ -9,7 +9,7 @@ use common::{checkpoint, config, folder, input, message, model, snapshot};
 use lora::{LoraConfig, LoraModel};
 use lora_examples::checkpoint::Checkpoint;
 use lora_examples::finetune::{Agreement, Options, Output, run, size_on_disk, write_picture};
-use lora_examples::images::read_folder;
+use lora_examples::images::{Dataset, Image, read_folder};
 use lora_examples::training::{Recipe, accuracy, predictions, train};
 use std::fs;
 use std::path::Path;
@@ -32,6 +32,8 @@ fn options(checkpoint: &Path, data: &Path, output: &Path) -> Options {
         "4",
         "--rank",
         "2",
+        "--bias",
+        "none",
     ];
     Options::parse_from(line)
 }
@@ -216,7 +218,7 @@ fn a_written_checkpoint_is_the_model() -> Result<()> {
     );
     assert_eq!(
         opened.model(Some(5), 0)?.fresh,
-        ["head.fc.bias", "head.fc.weight"]
+        ["head.fc.weight", "head.fc.bias"]
     );
     Ok(())
 }
@@ -262,7 +264,16 @@ fn output_appears_whole_or_not_at_all() -> Result<()> {
 #[test]
 fn the_picture_shows_right_and_wrong() -> Result<()> {
     let dir = tempfile::tempdir()?;
-    let data = read_folder(&folder(dir.path(), &["dark", "light"], 2)?, 1, 32)?;
+    let mut data = Dataset::new(vec!["dark".into(), "light".into()], 1, 8);
+    for index in 0..4 {
+        let image = Image {
+            channels: 1,
+            width: 8,
+            height: 8,
+            values: vec![(61 + index) as f32 / 255.0; 64],
+        };
+        data.push(index / 2, &image);
+    }
     let path = dir.path().join("picture.png");
     let draw = |before: Option<&[u32]>, after: &[u32]| -> Result<image::RgbImage> {
         write_picture(&path, &data, before, after)?;

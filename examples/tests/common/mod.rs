@@ -52,14 +52,21 @@ pub fn checkpoint(dir: &Path) -> anyhow::Result<PathBuf> {
     Ok(path)
 }
 
-/// A folder of `count` images a class; class `i` is brighter than class `i - 1`.
+/// A folder of `count` images a class: stripes, upright for every other class, level for the rest.
 pub fn folder(dir: &Path, classes: &[&str], count: u8) -> anyhow::Result<PathBuf> {
     let dir = dir.join(classes.join("-"));
     for (class, name) in (1u8..).zip(classes) {
         fs::create_dir_all(dir.join(name))?;
         for index in 0..count {
-            let grey = class * 60 + index;
-            let image = RgbImage::from_pixel(20, 16, Rgb([grey; 3]));
+            let stripes = |x: u32, y: u32| {
+                let along = if class % 2 == 1 { x } else { y };
+                Rgb([if along / 4 % 2 == 0 {
+                    60 * class + index
+                } else {
+                    0
+                }; 3])
+            };
+            let image = RgbImage::from_fn(20, 16, stripes);
             image.save(dir.join(name).join(format!("{index}.png")))?;
         }
     }
