@@ -3,8 +3,10 @@
 use crate::attr;
 use crate::ctxt::Ctxt;
 use crate::valid;
-use quote::format_ident;
+use proc_macro2::{Span, TokenTree};
+use quote::{ToTokens, format_ident};
 use syn::ext::IdentExt;
+use syn::spanned::Spanned;
 use syn::{Attribute, DeriveInput, Generics, Ident, Member, Type, Visibility};
 
 /// A struct or enum to derive for.
@@ -54,6 +56,8 @@ pub struct Field<'a> {
     pub member: Member,
     pub vis: &'a Visibility,
     pub ty: &'a Type,
+    /// Where messages show the field: where its type begins and ends.
+    pub ends: (Span, Span),
     pub kept: Vec<Attribute>,
     pub kind: Kind,
     /// What the field adds to the path; nothing if it is flattened or the only one of a tuple.
@@ -88,12 +92,36 @@ impl Kind {
 
 const KEPT: &[&str] = &["allow", "cfg", "deprecated", "doc"];
 
+/// Names in types that are models for sure.
+const MODELS: &[&str] = &[
+    "Activation",
+    "BatchNorm",
+    "Box",
+    "Conv1d",
+    "Conv2d",
+    "Dropout",
+    "Embedding",
+    "GroupNorm",
+    "LayerNorm",
+    "Linear",
+    "Option",
+    "RmsNorm",
+    "Tensor",
+    "Vec",
+    "bool",
+    "candle_core",
+    "candle_nn",
+    "f32",
+    "f64",
+    "usize",
+];
+
 impl<'a> Item<'a> {
     /// Reads an item. `None` if no LoRA type can be made of it; the errors say why.
     pub fn new(cx: &Ctxt, input: &'a DeriveInput) -> Option<Self> {
         let attrs = attr::Container::parse(cx, &input.attrs);
         let data = match &input.data {
-            syn::Data::Struct(data) => Data::Struct(Fields::new(cx, &data.fields)),
+            syn::Data::Struct(data) => Data::Struct(Fields::new(cx, &data.fields, false)),
             syn::Data::Enum(data) => {
                 let variants = data.variants.iter();
                 Data::Enum(variants.map(|variant| Variant::new(cx, variant)).collect())
@@ -148,24 +176,30 @@ impl<'a> Variant<'a> {
         Self {
             ident: &variant.ident,
             kept: attr::kept(&variant.attrs, KEPT),
-            fields: Fields::new(cx, &variant.fields),
+            fields: Fields::new(cx, &variant.fields, true),
         }
     }
 }
 
 impl<'a> Fields<'a> {
-    fn new(cx: &Ctxt, fields: &'a syn::Fields) -> Self {
+    fn new(cx: &Ctxt, fields: &'a syn::Fields, is_variant: bool) -> Self {
         let style = match fields {
             syn::Fields::Named(_) => Style::Named,
             syn::Fields::Unnamed(_) => Style::Tuple,
             syn::Fields::Unit => Style::Unit,
         };
         let newtype = style == Style::Tuple && fields.len() == 1;
-        let fields: Vec<_> = fields
+        let mut fields: Vec<_> = fields
             .iter()
             .zip(fields.members())
             .map(|(field, member)| Field::new(cx, field, member, newtype))
             .collect();
+        if is_variant {
+            // The name that a pattern binds is one token: all else goes where it can be, too.
+            for field in &mut fields {
+                field.ends.1 = field.ends.0;
+            }
+        }
         valid::configs(cx, &fields);
         Self { style, fields }
     }
@@ -185,9 +219,30 @@ impl<'a> Field<'a> {
             member,
             vis: &field.vis,
             ty: &field.ty,
+            ends: ends(&field.ty),
             kept: attr::kept(&field.attrs, KEPT),
             kind,
             segment,
         }
     }
+}
+
+impl Field<'_> {
+    /// True for a field that is not converted, or whose type is known by name to be a model. Serves
+    /// messages only.
+    pub fn is_known(&self) -> bool {
+        let tokens = self.ty.to_token_stream().into_iter();
+        let mut names = tokens.filter_map(|token| match token {
+            TokenTree::Ident(name) => Some(name.to_string()),
+            _ => None,
+        });
+        !self.kind.is_model() || names.all(|name| MODELS.contains(&name.as_str()))
+    }
+}
+
+/// Where the first and the last token of the type are.
+fn ends(ty: &Type) -> (Span, Span) {
+    let first = ty.span();
+    let last = ty.to_token_stream().into_iter().last();
+    (first, last.map_or(first, |token| token.span()))
 }

@@ -106,12 +106,5 @@ pub use visit::{Cursor, CursorMut};
 pub use with_lora::WithLora;
 
 #[doc(hidden)]
-pub mod __private {
-    pub use crate::{
-        Builder, Cursor, CursorMut, Lora, LoraLayer, LoraModel, LoraModule, Mark, Result, WithLora,
-    };
-    pub use core::clone::Clone;
-    pub use core::fmt::{Debug, Formatter, Result as FmtResult};
-    pub use core::option::Option::{None, Some};
-    pub use core::result::Result::{Err, Ok};
-}
+#[path = "private.rs"]
+pub mod __private;

@@ -2,7 +2,8 @@
 
 use crate::ast::{Field, Item, Kind};
 use crate::bounds::Bounds;
-use crate::expand::body::{Place, body, local};
+use crate::expand::body::{Place, body};
+use crate::expand::span::local;
 use proc_macro2::TokenStream;
 use quote::{ToTokens, quote};
 
@@ -37,12 +38,16 @@ pub fn expand(item: &Item<'_>, bounds: &Bounds) -> TokenStream {
 fn adapt(place: &Place<'_>, field: &Field<'_>) -> TokenStream {
     let cx = local("cx");
     let value = place.get(field);
+    let value = match field.kind {
+        Kind::Rank { .. } => quote!(_lora::layer(#value)),
+        _ => value,
+    };
     match (mark(&field.kind), &field.segment) {
         _ if field.kind == Kind::Skip => quote!(_lora::Clone::clone(#value)),
         _ if !field.kind.is_model() => quote!(#cx.config(#value)),
-        (Some(mark), Some(name)) => quote!(#cx.marked(#name, #mark, #value)?),
-        (Some(mark), None) => quote!(#cx.flattened(#mark, #value)?),
-        (None, Some(name)) => quote!(#cx.field(#name, #value)?),
+        (Some(mark), Some(name)) => quote!(_lora::Builder::marked(#cx, #name, #mark, #value)?),
+        (Some(mark), None) => quote!(_lora::Builder::flattened(#cx, #mark, #value)?),
+        (None, Some(name)) => quote!(_lora::Builder::field(#cx, #name, #value)?),
         (None, None) => quote!(_lora::LoraModel::adapt(#value, #cx)?),
     }
 }

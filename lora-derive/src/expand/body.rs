@@ -1,20 +1,41 @@
 //! Bodies that treat each field: straight on a struct, in the arms of a `match` on an enum.
 
 use crate::ast::{Data, Field, Fields, Item, Style};
-use proc_macro2::{Span, TokenStream};
+use crate::expand::span::{at, called, start};
+use proc_macro2::{Delimiter, Group, Span, TokenStream};
 use quote::{ToTokens, format_ident, quote};
 use syn::{Ident, Member};
 
-/// Some of a struct's or a variant's fields, and how to reach them.
+/// A struct's or a variant's fields, and how to reach them.
 pub struct Place<'a> {
     pub fields: &'a Fields<'a>,
     /// The variant, whose fields the `match` has bound to names.
     pub variant: Option<&'a Ident>,
+    /// `&` or `&mut`.
+    reference: &'a TokenStream,
 }
 
-/// The body of a method: `make` of a struct, or of each variant.
+/// The body of a method with `&self`: `make` of a struct, or of each variant.
 pub fn body(
     item: &Item<'_>,
+    needed: impl Fn(&Field<'_>) -> bool,
+    make: impl Fn(&Place<'_>) -> TokenStream,
+) -> TokenStream {
+    places(item, &quote!(&), needed, make)
+}
+
+/// The body of a method with `&mut self`.
+pub fn body_mut(
+    item: &Item<'_>,
+    needed: impl Fn(&Field<'_>) -> bool,
+    make: impl Fn(&Place<'_>) -> TokenStream,
+) -> TokenStream {
+    places(item, &quote!(&mut), needed, make)
+}
+
+fn places(
+    item: &Item<'_>,
+    reference: &TokenStream,
     needed: impl Fn(&Field<'_>) -> bool,
     make: impl Fn(&Place<'_>) -> TokenStream,
 ) -> TokenStream {
@@ -23,90 +44,113 @@ pub fn body(
             return make(&Place {
                 fields,
                 variant: None,
+                reference,
             });
         }
         Data::Enum(variants) => variants,
     };
-    if variants.is_empty() {
-        return quote!(match *self {});
-    }
     let arms = variants.iter().map(|variant| {
         let place = Place {
             fields: &variant.fields,
             variant: Some(variant.ident),
+            reference,
         };
         let pattern = place.pattern(&needed);
         let body = make(&place);
         quote!(#pattern => { #body })
     });
-    quote!(match self { #(#arms)* })
+    match variants.is_empty() {
+        true => quote!(match *self {}),
+        false => quote!(match self { #(#arms)* }),
+    }
 }
 
 impl Place<'_> {
     fn pattern(&self, needed: impl Fn(&Field<'_>) -> bool) -> TokenStream {
-        let variant = self.variant;
+        let path = self.path(&Ident::new("Self", Span::call_site()));
         let fields = &self.fields.fields;
         match self.fields.style {
-            Style::Unit => quote!(Self::#variant),
+            Style::Unit => path,
             Style::Named => {
-                let names = fields.iter().filter(|field| needed(field));
-                let names: Vec<_> = names.map(|field| &field.member).collect();
+                let all = fields.iter();
+                let names: Vec<_> = all.filter(|field| needed(field)).map(name).collect();
                 let rest = (names.len() < fields.len()).then(|| quote!(..));
-                quote!(Self::#variant { #(#names,)* #rest })
+                quote!(#path { #(#names,)* #rest })
             }
             Style::Tuple => {
                 let names = fields.iter().map(|field| match needed(field) {
-                    true => binding(field).to_token_stream(),
+                    true => name(field).to_token_stream(),
                     false => quote!(_),
                 });
-                quote!(Self::#variant(#(#names),*))
+                let names = self.parens(quote!(#(#names),*));
+                quote!(#path #names)
             }
         }
+    }
+
+    /// The path of the struct or variant.
+    fn path(&self, ty: &Ident) -> TokenStream {
+        let path = match self.variant {
+            Some(variant) => quote!(#ty::#variant),
+            None => quote!(#ty),
+        };
+        match self.suspect() {
+            Some(field) => at(field, called(path)),
+            None => path,
+        }
+    }
+
+    /// What follows the path of a tuple.
+    fn parens(&self, tokens: TokenStream) -> Group {
+        let mut group = Group::new(Delimiter::Parenthesis, tokens);
+        if let Some(field) = self.suspect() {
+            group.set_span(Span::call_site().located_at(field.ends.1));
+        }
+        group
+    }
+
+    /// The constructor of a tuple is a function, with a signature for a bad type to be an error of:
+    /// it goes where that type is.
+    fn suspect(&self) -> Option<&Field<'_>> {
+        let mut fields = self.fields.fields.iter();
+        let is_tuple = self.fields.style == Style::Tuple;
+        fields.find(|field| is_tuple && !field.is_known())
     }
 
     /// A reference to the field.
     pub fn get(&self, field: &Field<'_>) -> TokenStream {
-        self.reach(field, &quote!(&))
-    }
-
-    /// A mutable reference to the field.
-    pub fn get_mut(&self, field: &Field<'_>) -> TokenStream {
-        self.reach(field, &quote!(&mut))
-    }
-
-    fn reach(&self, field: &Field<'_>, reference: &TokenStream) -> TokenStream {
         if self.variant.is_some() {
-            return binding(field).to_token_stream();
+            return name(field).to_token_stream();
         }
         let member = &field.member;
-        quote!(#reference self.#member)
+        let reference = self.reference;
+        at(field, called(quote!(#reference self.#member)))
     }
 
     /// A value of the type, of this struct or variant, with these values for its fields.
     pub fn construct(&self, ty: &Ident, value: impl Fn(&Field<'_>) -> TokenStream) -> TokenStream {
-        let variant = self.variant.map(|variant| quote!(::#variant));
+        let path = self.path(ty);
         let fields = self.fields.fields.iter();
-        let values = fields.clone().map(value);
+        let values = fields.clone().map(|field| at(field, value(field)));
         match self.fields.style {
-            Style::Unit => quote!(#ty #variant),
-            Style::Tuple => quote!(#ty #variant(#(#values),*)),
+            Style::Unit => path,
+            Style::Tuple => {
+                let values = self.parens(quote!(#(#values),*));
+                quote!(#path #values)
+            }
             Style::Named => {
                 let names = fields.map(|field| &field.member);
-                quote!(#ty #variant { #(#names: #values),* })
+                quote!(#path { #(#names: #values),* })
             }
         }
     }
 }
 
 /// The name that a pattern binds the field to.
-fn binding(field: &Field<'_>) -> Ident {
-    match &field.member {
+fn name(field: &Field<'_>) -> Ident {
+    let name = match &field.member {
         Member::Named(name) => name.clone(),
         Member::Unnamed(index) => format_ident!("f{}", index.index),
-    }
-}
-
-/// A name of a method's own, which no field's name can shadow.
-pub fn local(name: &str) -> Ident {
-    Ident::new(name, Span::mixed_site())
+    };
+    start(field, name)
 }

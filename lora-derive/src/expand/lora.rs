@@ -2,7 +2,8 @@
 
 use crate::ast::{Field, Item, Kind, Style};
 use crate::bounds::Bounds;
-use crate::expand::body::{Place, body, local};
+use crate::expand::body::{Place, body, body_mut};
+use crate::expand::span::{at, local};
 use proc_macro2::TokenStream;
 use quote::{ToTokens, quote};
 use syn::ext::IdentExt;
@@ -20,12 +21,8 @@ pub fn expand(item: &Item<'_>, bounds: &Bounds) -> TokenStream {
         },
     );
     let is_model = |field: &Field<'_>| field.kind.is_model();
-    let visit = body(item, is_model, |place| {
-        walk(place, &quote!(visit), |field| place.get(field))
-    });
-    let visit_mut = body(item, is_model, |place| {
-        walk(place, &quote!(visit_mut), |field| place.get_mut(field))
-    });
+    let visit = body(item, is_model, |place| walk(place, &quote!(visit)));
+    let visit_mut = body_mut(item, is_model, |place| walk(place, &quote!(visit_mut)));
     let cursor = match item.fields().any(is_model) {
         true => local("cursor").to_token_stream(),
         false => quote!(_),
@@ -78,22 +75,19 @@ fn to_base(place: &Place<'_>, field: &Field<'_>) -> TokenStream {
 }
 
 /// The walk over the fields that have layers.
-fn walk(
-    place: &Place<'_>,
-    method: &TokenStream,
-    get: impl Fn(&Field<'_>) -> TokenStream,
-) -> TokenStream {
+fn walk(place: &Place<'_>, method: &TokenStream) -> TokenStream {
     let fields = place.fields.fields.iter();
     let models = fields.filter(|field| field.kind.is_model());
     let cursor = local("cursor");
     let calls = models.map(|field| {
-        let value = get(field);
-        match &field.segment {
-            Some(name) => quote!(#cursor.field(#name, #value);),
-            None => quote!(_lora::LoraModule::#method(#value, #cursor);),
-        }
+        let value = place.get(field);
+        let call = match &field.segment {
+            Some(name) => quote!(#cursor.field(#name, #value)),
+            None => quote!(_lora::LoraModule::#method(#value, #cursor)),
+        };
+        at(field, call)
     });
-    quote!(#(#calls)*)
+    quote!(#(#calls;)*)
 }
 
 fn clone(item: &Item<'_>) -> TokenStream {

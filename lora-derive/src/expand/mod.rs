@@ -4,6 +4,7 @@ mod base;
 mod body;
 mod lora;
 mod plain;
+mod span;
 mod stub;
 mod ty;
 

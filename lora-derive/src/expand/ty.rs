@@ -2,10 +2,10 @@
 
 use crate::ast::{Data, Field, Fields, Item, Kind, Style};
 use crate::bounds::Bounds;
-use proc_macro2::{Span, TokenStream};
-use quote::{ToTokens, quote, quote_spanned};
-use syn::spanned::Spanned;
-use syn::{Member, Type};
+use crate::expand::span::spread;
+use proc_macro2::TokenStream;
+use quote::{ToTokens, quote};
+use syn::Member;
 
 pub fn expand(item: &Item<'_>, bounds: &Bounds, krate: &TokenStream) -> TokenStream {
     let Item {
@@ -45,7 +45,7 @@ pub fn expand(item: &Item<'_>, bounds: &Bounds, krate: &TokenStream) -> TokenStr
 }
 
 fn definition(fields: &Fields<'_>, krate: &TokenStream) -> TokenStream {
-    let definitions = fields.fields.iter().map(|field| {
+    let definitions = ordered(fields).map(|field| {
         let (kept, vis) = (&field.kept, field.vis);
         let ty = lora_type(field, krate);
         match &field.member {
@@ -60,36 +60,38 @@ fn definition(fields: &Fields<'_>, krate: &TokenStream) -> TokenStream {
     }
 }
 
+/// The fields, with one that surely has a size at the end where the last one may be no model.
+///
+/// Whether a struct has a size hangs on its last field. If that is no model, every mention of the
+/// struct is an error of its own, beside the one that counts.
+fn ordered<'a>(fields: &'a Fields<'a>) -> impl Iterator<Item = &'a Field<'a>> {
+    let all = &fields.fields;
+    let end = match (fields.style, all.last()) {
+        (Style::Named, Some(last)) if !last.is_known() => all.iter().rposition(Field::is_known),
+        _ => None,
+    };
+    let others = all.iter().enumerate().filter(move |(i, _)| Some(*i) != end);
+    let others = others.map(|(_, field)| field);
+    others.chain(end.and_then(|end| all.get(end)))
+}
+
 /// The type of a field of the LoRA type.
 fn lora_type(field: &Field<'_>, krate: &TokenStream) -> TokenStream {
     let ty = field.ty;
     match field.kind {
         Kind::Skip => ty.to_token_stream(),
-        Kind::Config { .. } => wrap(ty, &quote!(#krate::WithLora)),
-        _ => wrap(ty, &quote!(#krate::Lora)),
+        Kind::Config { .. } => wrap(field, &quote!(#krate::WithLora)),
+        _ => wrap(field, &quote!(#krate::Lora)),
     }
 }
 
-/// `wrapper<ty>`, underlined where the type is: rustc joins the spans of the first and the last
-/// token.
-pub fn wrap(ty: &Type, wrapper: &TokenStream) -> TokenStream {
-    let (first, last) = ends(ty);
-    let wrapper = wrapper.clone().into_iter().map(|mut token| {
-        token.set_span(token.span().located_at(first));
-        token
-    });
-    let wrapper: TokenStream = wrapper.collect();
-    let open = quote_spanned!(first=> <);
-    let close = quote_spanned!(last=> >);
-    quote!(#wrapper #open #ty #close)
-}
-
-/// Where the first and the last token of the type are.
-pub fn ends(ty: &Type) -> (Span, Span) {
-    let last = ty.to_token_stream().into_iter().last();
-    let last = last.map_or_else(|| ty.span(), |token| token.span());
-    let here = Span::mixed_site();
-    (here.located_at(ty.span()), here.located_at(last))
+/// `wrapper<ty>`, at the place of the type in messages.
+fn wrap(field: &Field<'_>, wrapper: &TokenStream) -> TokenStream {
+    let (first, last) = field.ends;
+    let ty = field.ty;
+    let open = spread(quote!(#wrapper <), first, first);
+    let close = spread(quote!(>), last, last);
+    quote!(#open #ty #close)
 }
 
 /// The alias of `#[lora(config = LoraNetConfig)]`.

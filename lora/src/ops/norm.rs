@@ -87,13 +87,31 @@ pub(crate) fn standardize(xs: &Tensor, eps: f64, remove_mean: bool) -> Result<Te
     })
 }
 
-/// x·weight + bias along one dimension.
-pub(crate) fn affine(
-    xs: &Tensor,
-    weight: &Tensor,
-    bias: Option<&Tensor>,
-    dim: usize,
-) -> Result<Tensor> {
+/// x·weight + bias along one dimension: layer scale, or the second half of a norm.
+///
+/// `xs` has n values in dimension `dim`, `weight` and `bias` are (n). Unlike a product of tensors it
+/// computes the gradients of tracked arguments only.
+///
+/// # Errors
+/// If the shapes or dtypes do not fit.
+///
+/// ```
+/// use candle_core::{Device, Tensor};
+///
+/// let x = Tensor::new(&[[1f32, 2.], [3., 4.]], &Device::Cpu)?;
+/// let gamma = Tensor::new(&[10f32, 100.], &Device::Cpu)?;
+/// let y = lora::ops::affine(&x, &gamma, None, 1)?;
+/// assert_eq!(y.to_vec2::<f32>()?, [[10., 200.], [30., 400.]]);
+/// # Ok::<(), candle_core::Error>(())
+/// ```
+pub fn affine(xs: &Tensor, weight: &Tensor, bias: Option<&Tensor>, dim: usize) -> Result<Tensor> {
+    if dim >= xs.rank() || xs.dims()[dim] != weight.elem_count() {
+        bail!(
+            "affine: an input of shape {:?} does not fit a weight of shape {:?} along dimension {dim}",
+            xs.dims(),
+            weight.dims()
+        );
+    }
     let mut shape = vec![1; xs.rank()];
     shape[dim] = weight.elem_count();
     let (x, w) = (xs.detach(), weight.detach().reshape(shape.as_slice())?);

@@ -1,0 +1,19 @@
+//! What the code of `#[derive(LoraModel)]` calls.
+
+pub use crate::{
+    Builder, Cursor, CursorMut, Lora, LoraLayer, LoraModel, LoraModule, Mark, Result, WithLora,
+};
+pub use core::clone::Clone;
+pub use core::fmt::{Debug, Formatter, Result as FmtResult};
+pub use core::option::Option::{None, Some};
+pub use core::result::Result::{Err, Ok};
+
+/// The part, if it may carry `#[lora(rank)]`.
+///
+/// The bound is `M: LoraLayer`, said so that a type which is no model at all has one error, not two.
+pub fn layer<M: LoraModel>(part: &M) -> &M
+where
+    <M::Lora as LoraModule>::Base: LoraLayer,
+{
+    part
+}
