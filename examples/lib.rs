@@ -1,1 +1,6 @@
-//! What the examples share.
+//! What the example programs share.
+
+pub mod checkpoint;
+pub mod finetune;
+pub mod images;
+pub mod training;

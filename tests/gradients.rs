@@ -52,6 +52,7 @@ fn conv2d_configs() -> Vec<(usize, usize, usize, Conv2dConfig, (usize, usize))> 
         (4, 4, 3, config(2, 2, 2, 2), (7, 8)),
         (4, 4, 3, config(1, 1, 1, 4), (5, 3)),
         (4, 4, 5, config(3, 2, 2, 4), (9, 6)),
+        (3, 5, 1, config(0, 1, 1, 1), (4, 3)),
         (2, 2, 1, config(2, 5, 1, 1), (1, 3)),
         (2, 2, 1, config(2, 5, 1, 2), (1, 3)),
     ]
@@ -123,6 +124,15 @@ fn norm_ops() {
         ops::layer_norm(&x, &weight, &bias, 1e-5)
     });
     check_gradients("rms_norm", &vars[..2], || ops::rms_norm(&x, &weight, 1e-5));
+}
+
+#[test]
+fn affine_op() {
+    let (x, weight, bias) = (var((2, 3, 4), 1), var(3, 2), var(3, 3));
+    let vars = [("x", &x), ("weight", &weight), ("bias", &bias)];
+    check_gradients("affine", &vars, || ops::affine(&x, &weight, Some(&bias), 1));
+    assert!(ops::affine(&x, &weight, None, 2).is_err());
+    assert!(ops::affine(&x, &weight, None, 3).is_err());
 }
 
 #[test]

@@ -1,7 +1,9 @@
 //! The life of a model.
 
 use candle_core::{DType, Device, Result, Tensor};
-use candle_nn::{AdamW, Conv2d, Conv2dConfig, Embedding, LayerNorm, Linear, Optimizer, ParamsAdamW};
+use candle_nn::{
+    AdamW, Conv2d, Conv2dConfig, Embedding, LayerNorm, Linear, Optimizer, ParamsAdamW,
+};
 use lora::{LoraConfig, LoraModel, LoraModule, transfer_weights};
 use lora_tests::{assert_close, fixed, relative_error, values};
 
@@ -50,7 +52,10 @@ where
     // Saved and loaded: into a fresh conversion, and into the model that the directory describes.
     model.eval();
     let tuned = model.run().unwrap();
-    assert!(relative_error(&tuned, &before).unwrap() > 1e-3, "training had no effect");
+    assert!(
+        relative_error(&tuned, &before).unwrap() > 1e-3,
+        "training had no effect"
+    );
     let directory = tempfile::tempdir().unwrap();
     model.save_adapter(directory.path()).unwrap();
     let mut loaded = base.to_lora(&config.clone().seed(6)).unwrap();
@@ -76,19 +81,26 @@ where
         transfer_weights(&original, &mut again, &[]).unwrap();
         assert_close("transferred", &again.run().unwrap(), &before, 1e-5);
     }
-    assert_eq!(model.to_device(&Device::Cpu).unwrap().summary(), model.summary());
+    assert_eq!(
+        model.to_device(&Device::Cpu).unwrap().summary(),
+        model.summary()
+    );
     model
 }
 
 fn frozen_values<M: LoraModule>(model: &M) -> Vec<(String, Vec<f64>)> {
     let params = model.non_trainable().into_iter();
-    params.map(|p| (p.path, values(&p.tensor).unwrap())).collect()
+    params
+        .map(|p| (p.path, values(&p.tensor).unwrap()))
+        .collect()
 }
 
 /// The paths of the layers that have an adapter.
 pub fn adapted<M: LoraModule>(model: &M) -> Vec<String> {
     let rows = model.summary().rows.into_iter();
-    rows.filter(|row| row.rank.is_some()).map(|row| row.path).collect()
+    rows.filter(|row| row.rank.is_some())
+        .map(|row| row.path)
+        .collect()
 }
 
 /// Fixed values of the size that a fresh layer with this many inputs has.
@@ -109,9 +121,19 @@ pub fn embedding(rows: usize, dim: usize, seed: usize) -> Embedding {
     Embedding::new(fixed((rows, dim), DType::F32, seed), dim)
 }
 
-pub fn conv2d(input: usize, output: usize, kernel: usize, config: Conv2dConfig, seed: usize) -> Conv2d {
+pub fn conv2d(
+    input: usize,
+    output: usize,
+    kernel: usize,
+    config: Conv2dConfig,
+    seed: usize,
+) -> Conv2d {
     let inputs = input / config.groups;
-    let weight = scaled(&[output, inputs, kernel, kernel], inputs * kernel * kernel, seed);
+    let weight = scaled(
+        &[output, inputs, kernel, kernel],
+        inputs * kernel * kernel,
+        seed,
+    );
     Conv2d::new(weight, Some(fixed(output, DType::F32, seed + 1)), config)
 }
 

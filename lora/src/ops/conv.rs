@@ -115,6 +115,8 @@ struct Conv {
     output: (usize, usize),
     /// The fast kernels for one input channel a group, where they serve.
     depthwise: Option<Depthwise>,
+    /// A matrix product at every place: a kernel of 1x1 that visits each place once.
+    pointwise: bool,
 }
 
 impl Conv {
@@ -172,12 +174,14 @@ impl Conv {
             padding,
             dilation,
         });
+        let pointwise = (kernel.2, kernel.3) == (1, 1) && (padding, stride, groups) == (0, 1, 1);
         Ok(Self {
             config: *config,
             input,
             kernel,
             output,
             depthwise,
+            pointwise,
         })
     }
 
@@ -192,6 +196,10 @@ impl Conv {
         }
         if let Some(depthwise) = &self.depthwise {
             return depthwise.forward(x, w);
+        }
+        if self.pointwise {
+            let y = self.matrix(w)?.broadcast_matmul(&places(x)?)?;
+            return y.reshape((self.input.0, self.kernel.0, self.output.0, self.output.1));
         }
         let Conv2dConfig {
             padding,
@@ -211,6 +219,10 @@ impl Conv {
         }
         if let Some(depthwise) = &self.depthwise {
             return depthwise.grad_input(grad, w);
+        }
+        if self.pointwise {
+            let x = self.matrix(w)?.t()?.broadcast_matmul(&places(grad)?)?;
+            return x.reshape(self.input);
         }
         let Conv2dConfig {
             padding,
@@ -245,6 +257,10 @@ impl Conv {
         if let Some(depthwise) = &self.depthwise {
             return depthwise.grad_weight(grad, x);
         }
+        if self.pointwise {
+            let rows = |t: &Tensor| t.transpose(0, 1)?.flatten_from(1);
+            return rows(grad)?.matmul(&rows(x)?.t()?)?.reshape(self.kernel);
+        }
         let Conv2dConfig {
             padding,
             stride,
@@ -259,6 +275,11 @@ impl Conv {
             let w = w.narrow(2, 0, height)?.narrow(3, 0, width)?;
             w.transpose(0, 1)?.contiguous()
         })
+    }
+
+    /// The weight of a pointwise convolution as a matrix, (out, in).
+    fn matrix(&self, w: &Tensor) -> Result<Tensor> {
+        w.reshape((self.kernel.0, self.kernel.1))
     }
 
     /// Applies `f` to the groups of the gradient's channels and of `other`, a weight or an input,
@@ -281,4 +302,9 @@ impl Conv {
         let parts = parts.map(|(grad, other)| f(&grad.contiguous()?, &other.contiguous()?));
         Tensor::cat(&parts.collect::<Result<Vec<_>>>()?, dim)
     }
+}
+
+/// (batch, channels, height, width) as (batch, channels, places).
+fn places(x: &Tensor) -> Result<Tensor> {
+    x.contiguous()?.flatten_from(2)
 }

@@ -19,11 +19,11 @@ pub use activation::{gelu, gelu_erf, relu, silu};
 pub use conv::{conv1d, conv2d};
 pub use embedding::embedding;
 pub use linear::linear;
-pub use norm::{layer_norm, rms_norm};
+pub use norm::{affine, layer_norm, rms_norm};
 pub use rope::{rope, rope_i, rope_thd};
 pub use softmax::{softmax, softmax_last_dim};
 
-pub(crate) use norm::{affine, norm, standardize};
+pub(crate) use norm::{norm, standardize};
 
 pub(crate) use record::{is_finite, record};
 

@@ -87,13 +87,31 @@ pub(crate) fn standardize(xs: &Tensor, eps: f64, remove_mean: bool) -> Result<Te
     })
 }
 
-/// x·weight + bias along one dimension.
-pub(crate) fn affine(
-    xs: &Tensor,
-    weight: &Tensor,
-    bias: Option<&Tensor>,
-    dim: usize,
-) -> Result<Tensor> {
+/// x·weight + bias along one dimension: layer scale, or the second half of a norm.
+///
+/// `xs` has n values in dimension `dim`, `weight` and `bias` are (n). Unlike a product of tensors it
+/// computes the gradients of tracked arguments only.
+///
+/// # Errors
+/// If the shapes or dtypes do not fit.
+///
+/// ```
+/// use candle_core::{Device, Tensor};
+///
+/// let x = Tensor::new(&[[1f32, 2.], [3., 4.]], &Device::Cpu)?;
+/// let gamma = Tensor::new(&[10f32, 100.], &Device::Cpu)?;
+/// let y = lora::ops::affine(&x, &gamma, None, 1)?;
+/// assert_eq!(y.to_vec2::<f32>()?, [[10., 200.], [30., 400.]]);
+/// # Ok::<(), candle_core::Error>(())
+/// ```
+pub fn affine(xs: &Tensor, weight: &Tensor, bias: Option<&Tensor>, dim: usize) -> Result<Tensor> {
+    if dim >= xs.rank() || xs.dims()[dim] != weight.elem_count() {
+        bail!(
+            "affine: an input of shape {:?} does not fit a weight of shape {:?} along dimension {dim}",
+            xs.dims(),
+            weight.dims()
+        );
+    }
     let mut shape = vec![1; xs.rank()];
     shape[dim] = weight.elem_count();
     let (x, w) = (xs.detach(), weight.detach().reshape(shape.as_slice())?);
@@ -102,7 +120,7 @@ pub(crate) fn affine(
         y = y.broadcast_add(&bias.detach().reshape(shape)?)?;
     }
     let others: Vec<usize> = (0..xs.rank()).filter(|&other| other != dim).collect();
-    let weight_shape = weight.shape().clone();
+    let (weight_shape, dtype) = (weight.shape().clone(), weight.dtype());
     let x = weight.track_op().then_some(x);
     // A missing bias is an argument that nothing tracks.
     let bias = bias.unwrap_or(&w).clone();
@@ -115,9 +133,13 @@ pub(crate) fn affine(
         move |grad, _, [on_xs, on_weight, on_bias]| {
             let on_xs = on_xs.then(|| grad.broadcast_mul(&w));
             let on_weight = x.as_ref().filter(|_| on_weight);
-            let on_weight =
-                on_weight.map(|x| (grad * x)?.sum(others.as_slice())?.reshape(&weight_shape));
-            let on_bias = on_bias.then(|| grad.sum(others.as_slice())?.reshape(&weight_shape));
+            // Sums of many half values are taken in the working precision.
+            let total = |values: Tensor| {
+                let sum = values.sum(others.as_slice())?.to_dtype(dtype)?;
+                sum.reshape(&weight_shape)
+            };
+            let on_weight = on_weight.map(|x| total((working(grad)? * working(x)?)?));
+            let on_bias = on_bias.then(|| total(working(grad)?));
             Ok([
                 on_xs.transpose()?,
                 on_weight.transpose()?,
