@@ -8,7 +8,7 @@ use lora::LoraModel;
 /// A struct.
 #[derive(LoraModel)]
 pub struct Net {
-    #[cfg(all())]
+    #[cfg(not(any()))]
     #[lora(rank)]
     fc: Linear,
     #[cfg(any())]
@@ -21,7 +21,7 @@ pub struct Net {
 #[derive(LoraModel)]
 pub enum Either {
     /// There.
-    #[cfg(all())]
+    #[cfg(not(any()))]
     This(Linear),
     /// Not there.
     #[cfg(any())]
@@ -31,7 +31,7 @@ pub enum Either {
 #[lora::forward]
 impl Net {
     /// There.
-    #[cfg(all())]
+    #[cfg(not(any()))]
     pub fn there(&self) -> u8 {
         self.skipped[0][0]
     }

@@ -1,7 +1,6 @@
 //! Names: of the LoRA type, of the crate, shadowed ones, those of a macro.
 #![deny(warnings, missing_docs, clippy::all)]
 #![allow(dead_code)]
-#![allow(dead_code)]
 
 use candle_nn::Linear;
 use lora::{Lora, LoraModel};
