@@ -360,3 +360,147 @@ fn errors_become_candle_errors() {
     }
     assert!(convert().unwrap_err().to_string().contains("rank is 0"));
 }
+
+#[test]
+fn layers_of_one_name_are_refused() {
+    #[derive(Clone, Debug, LoraModel)]
+    struct Twice {
+        #[lora(rank)]
+        fc: Linear,
+        #[lora(name = "fc")]
+        other: Linear,
+    }
+    let twice = Twice {
+        fc: linear(1),
+        other: linear(3),
+    };
+    let error = twice.to_lora(&LoraConfig::new(2)).unwrap_err().to_string();
+    assert!(error.contains("two layers are called `fc`"), "{error}");
+    assert!(twice.to_frozen().is_err());
+}
+
+#[test]
+fn only_a_lone_layer_is_its_own_target() {
+    #[derive(Clone, Debug, LoraModel)]
+    struct Flat {
+        #[lora(flatten)]
+        base: Linear,
+        #[lora(rank)]
+        fc: Linear,
+    }
+    let model = Flat {
+        base: linear(1),
+        fc: linear(3),
+    }
+    .to_lora(&LoraConfig::new(2))
+    .unwrap();
+    assert!(model.base.adapters().is_empty() && !model.fc.adapters().is_empty());
+    assert_eq!(
+        linear(1)
+            .to_lora(&LoraConfig::new(2))
+            .unwrap()
+            .trainable_vars()
+            .len(),
+        2
+    );
+}
+
+#[test]
+fn what_is_excluded_or_trained_still_counts_as_matched() {
+    let config = LoraConfig::new(2).target_modules(["fc1", "0.1.fc2"]);
+    assert_eq!(
+        adapted(&config.clone().exclude_modules(["0.1.fc2"])).len(),
+        2
+    );
+    assert_eq!(adapted(&config.modules_to_save(["0.1.fc2"])).len(), 2);
+}
+
+#[test]
+fn settings_by_hand_are_checked() {
+    #[derive(Clone, Debug)]
+    struct Net(Linear);
+    #[derive(Clone, Debug)]
+    struct LoraNet(lora::layers::LoraLinear);
+    impl LoraModel for Net {
+        type Lora = LoraNet;
+        fn adapt(&self, cx: &mut lora::Builder<'_>) -> lora::Result<LoraNet> {
+            let mark = lora::Mark::rank_of(0, Some(f64::NAN), Some(2.0));
+            Ok(LoraNet(cx.marked("fc", mark, &self.0)?))
+        }
+    }
+    impl LoraModule for LoraNet {
+        type Base = Net;
+        fn to_base(&self) -> lora::Result<Net> {
+            Ok(Net(self.0.to_base()?))
+        }
+        fn visit(&self, cursor: &mut lora::Cursor<'_>) {
+            cursor.field("fc", &self.0);
+        }
+        fn visit_mut(&mut self, cursor: &mut lora::CursorMut<'_>) {
+            cursor.field("fc", &mut self.0);
+        }
+    }
+    let error = Net(linear(1))
+        .to_lora(&LoraConfig::new(2))
+        .unwrap_err()
+        .to_string();
+    for problem in [
+        "`fc`: rank is 0",
+        "`fc`: alpha is NaN",
+        "`fc`: dropout is 2",
+    ] {
+        assert!(error.contains(problem), "{problem} in {error}");
+    }
+}
+
+#[test]
+fn transfer_keeps_ties_and_refuses_merged_models() {
+    let table = fixed((5, 4), F32, 1);
+    let tied = (Embedding::new(table.clone(), 4), Linear::new(table, None));
+    let mut dst = tied.to_frozen().unwrap().to_dtype(DType::F64).unwrap();
+    transfer_weights(&tied.to_frozen().unwrap(), &mut dst, &[]).unwrap();
+    assert_eq!(dst.summary().total, 20);
+    let mut src = linear(1).to_lora(&LoraConfig::new(2)).unwrap();
+    let mut dst = src.clone();
+    src.merge().unwrap();
+    let error = transfer_weights(&src, &mut dst, &[])
+        .unwrap_err()
+        .to_string();
+    assert!(error.contains("merged"), "{error}");
+    assert_eq!(src.summary(), dst.summary());
+}
+
+#[test]
+fn errors_of_the_way_back_name_the_layer() {
+    let config = LoraConfig::new(2).target_modules(["fc1"]);
+    let model = model().to_lora(&config).unwrap();
+    for var in model.trainable_vars() {
+        var.set(&Tensor::full(f32::NAN, var.shape(), &Device::Cpu).unwrap())
+            .unwrap();
+    }
+    let error = model.to_base().unwrap_err().to_string();
+    assert!(
+        error.starts_with("net.0.0.fc1: the merged weight is not finite"),
+        "{error}"
+    );
+}
+
+#[test]
+fn a_trained_tensor_is_saved_under_its_own_name() {
+    let net = || BTreeMap::from([("cls", fixed(3, F32, 4))]);
+    let base = (net(), linear(1));
+    let config = LoraConfig::new(1)
+        .target_modules(["1"])
+        .modules_to_save(["cls"]);
+    let model = base.to_lora(&config).unwrap();
+    for var in model.trainable_vars() {
+        var.set(&var.ones_like().unwrap().detach()).unwrap();
+    }
+    let directory = tempfile::tempdir().unwrap();
+    model.save_adapter(directory.path()).unwrap();
+    let mut loaded = base.to_lora(&config).unwrap();
+    loaded.load_adapter(directory.path()).unwrap();
+    assert_eq!(values(&loaded.0["cls"]).unwrap(), [1.0; 3]);
+    let described = base.with_adapter(directory.path()).unwrap();
+    assert_eq!(values(&described.0["cls"]).unwrap(), [1.0; 3]);
+}

@@ -572,3 +572,107 @@ fn group_norm_is_read_exactly() {
         }
     }
 }
+
+#[test]
+fn gradients_of_half_parameters_are_summed_in_f32() {
+    // In bf16 a running sum of ones stops at 256.
+    let rows = 4096;
+    let norm = LayerNorm::new(fixed(2, F32, 1), fixed(2, F32, 2), 1e-5);
+    let base = (norm, Embedding::new(fixed((3, 2), F32, 3), 2), linear(F32));
+    let config = LoraConfig::new(1)
+        .target_modules(["2"])
+        .modules_to_save(["0", "1"]);
+    let model = base
+        .to_lora(&config)
+        .unwrap()
+        .to_dtype(DType::BF16)
+        .unwrap();
+    let ids = Tensor::zeros(rows, DType::U32, &Device::Cpu).unwrap();
+    let y = model.1.forward(&ids).unwrap();
+    let grads = y.sum_all().unwrap().backward().unwrap();
+    let table = grads.get(model.1.embeddings()).unwrap();
+    assert_eq!(values(table).unwrap(), [4096.0, 4096.0, 0.0, 0.0, 0.0, 0.0]);
+    let x = fixed((rows, 2), DType::BF16, 4);
+    let y = model.0.forward(&x).unwrap();
+    let grads = y.sum_all().unwrap().backward().unwrap();
+    let bias = grads.get(model.0.bias().unwrap()).unwrap();
+    assert_eq!(values(bias).unwrap(), [4096.0, 4096.0]);
+}
+
+#[test]
+fn layer_norm_with_a_bias_and_without_the_mean_comes_back() {
+    let tensors = [("weight", fixed(6, F32, 1)), ("bias", fixed(6, F32, 2))];
+    let tensors = tensors.map(|(name, tensor)| (name.to_string(), tensor));
+    let vb = candle_nn::VarBuilder::from_tensors(tensors.into(), F32, &Device::Cpu);
+    let config = candle_nn::LayerNormConfig {
+        remove_mean: false,
+        ..Default::default()
+    };
+    let base = candle_nn::layer_norm(6, config, vb).unwrap();
+    let model = base.to_frozen().unwrap();
+    let x = fixed((2, 6), F32, 3);
+    let expected = base.forward(&x).unwrap();
+    assert_close("LoRA", &model.forward(&x).unwrap(), &expected, 1e-6);
+    assert_close(
+        "base",
+        &model.to_base().unwrap().forward(&x).unwrap(),
+        &expected,
+        0.0,
+    );
+}
+
+#[test]
+fn an_embedding_shows_its_own_table_while_merged() {
+    let base = Embedding::new(fixed((7, 5), F32, 1), 5);
+    let mut model = base.to_lora(&LoraConfig::new(2)).unwrap();
+    fill_adapters(&model);
+    model.merge().unwrap();
+    assert_eq!(model.embeddings().id(), base.embeddings().id());
+}
+
+#[test]
+fn impossible_layers_and_settings_are_errors() {
+    let error = linear(F32)
+        .to_lora(&LoraConfig::new(1 << 62))
+        .unwrap_err()
+        .to_string();
+    assert!(error.contains("does not fit into memory"), "{error}");
+    let error = linear(F32)
+        .to_lora(&LoraConfig::new(usize::MAX))
+        .unwrap_err()
+        .to_string();
+    assert!(error.contains("does not fit into memory"), "{error}");
+    for groups in [0, 3] {
+        let config = Conv2dConfig {
+            groups,
+            ..Default::default()
+        };
+        let conv = Conv2d::new(fixed((8, 4, 3, 3), F32, 1), None, config);
+        let error = conv.to_lora(&LoraConfig::new(4)).unwrap_err().to_string();
+        assert!(
+            error.contains(&format!("has no {groups} groups")),
+            "{error}"
+        );
+    }
+    let model = linear(F32).to_lora(&LoraConfig::new(2)).unwrap();
+    assert!(
+        model
+            .to_dtype(DType::U8)
+            .unwrap_err()
+            .to_string()
+            .contains("U8")
+    );
+    // Padding alone to convolve: the gradient is as empty as the input.
+    let config = Conv2dConfig {
+        groups: 4,
+        padding: 2,
+        ..Default::default()
+    };
+    let weight = fixed((4, 1, 3, 3), F32, 1);
+    let conv = Conv2d::new(weight, None, config).to_frozen().unwrap();
+    let x = Var::zeros((1, 4, 0, 5), F32, &Device::Cpu).unwrap();
+    let y = conv.forward(&x).unwrap();
+    assert_eq!(y.dims(), [1, 4, 2, 7]);
+    let grads = y.sum_all().unwrap().backward().unwrap();
+    assert_eq!(grads.get(&x).unwrap().dims(), [1, 4, 0, 5]);
+}

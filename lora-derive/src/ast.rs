@@ -60,6 +60,8 @@ pub struct Field<'a> {
     pub ends: (Span, Span),
     pub kept: Vec<Attribute>,
     pub kind: Kind,
+    /// A key of the field's attributes, for messages.
+    pub key: Option<Ident>,
     /// What the field adds to the path; nothing if it is flattened or the only one of a tuple.
     pub segment: Option<String>,
 }
@@ -136,8 +138,8 @@ impl<'a> Item<'a> {
         };
         let ident = &input.ident;
         let lora = match &attrs.name {
-            Some(name) => name.value.clone(),
-            None => format_ident!("Lora{}", ident.unraw(), span = ident.span()),
+            Some(name) if name.value != *ident => name.value.clone(),
+            _ => format_ident!("Lora{}", ident.unraw(), span = ident.span()),
         };
         let fieldless = match &data {
             Data::Struct(_) => false,
@@ -222,6 +224,7 @@ impl<'a> Field<'a> {
             ends: ends(&field.ty),
             kept: attr::kept(&field.attrs, KEPT),
             kind,
+            key: attrs.key().cloned(),
             segment,
         }
     }

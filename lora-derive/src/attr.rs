@@ -86,6 +86,26 @@ impl Field {
     }
 }
 
+impl Field {
+    /// A key to point at: one of those that exclude each other, if there is one.
+    pub fn key(&self) -> Option<&Ident> {
+        let mut keys = self.exclusive().into_iter();
+        let name = self.name.as_ref().map(|given| &given.key);
+        let flatten = self.flatten.as_ref().map(|given| &given.key);
+        keys.find_map(|key| key).or(name).or(flatten)
+    }
+
+    /// The keys of which a field has one at most.
+    pub fn exclusive(&self) -> [Option<&Ident>; 4] {
+        [
+            self.rank.as_ref().map(|given| &given.key),
+            self.trainable.as_ref().map(|given| &given.key),
+            self.skip.as_ref().map(|given| &given.key),
+            self.config.as_ref().map(|given| &given.key),
+        ]
+    }
+}
+
 /// A variant has no attributes of its own.
 pub fn refuse_on_variant(cx: &Ctxt, attrs: &[Attribute]) {
     for attr in attrs.iter().filter(|attr| attr.path().is_ident("lora")) {

@@ -10,7 +10,7 @@ use syn::ext::IdentExt;
 use syn::visit::{self, Visit};
 use syn::visit_mut::VisitMut;
 use syn::{
-    Attribute, Generics, Ident, ImplItem, Item, ItemImpl, Meta, Path, ReturnType, Type,
+    Attribute, Generics, Ident, ImplItem, Item, ItemImpl, MetaList, Path, ReturnType, Type,
     TypeParamBound, TypePath, TypeReference, WherePredicate, parse_quote, parse2,
 };
 
@@ -124,6 +124,12 @@ fn copy(cx: &Ctxt, args: &Args, base: &ItemImpl) -> Option<TokenStream> {
         .filter(|item| !only_base(cx, item, ident, is_trait))
         .collect();
     for item in &mut copy.items {
+        if let ImplItem::Fn(item) = item
+            && makes(&item.sig.output, ident)
+        {
+            // There is an error for it, which is enough.
+            item.block = parse_quote!({ loop {} });
+        }
         rename.visit_impl_item_mut(item);
     }
     if !is_trait && copy.items.is_empty() {
@@ -153,11 +159,8 @@ fn layers(cx: &Ctxt, args: &Args, base: &ItemImpl) -> Vec<Type> {
             cx.error(name, message);
         }
     }
-    let own = params().filter(|param| {
-        let mut mentions = Mentions::new(&param.ident);
-        mentions.visit_type(&base.self_ty);
-        mentions.found && !skipped.contains(&&param.ident)
-    });
+    let own = params()
+        .filter(|param| mentions(&base.self_ty, &param.ident) && !skipped.contains(&&param.ident));
     let mut layers: Vec<Type> = own.map(|param| param.ident.clone()).map(ty).collect();
     for predicate in base
         .generics
@@ -231,52 +234,65 @@ fn is_relaxed(bound: &TypeParamBound) -> bool {
 
 /// True for what stays on the base: items marked `#[lora(skip)]`, and what makes a `Self`.
 fn only_base(cx: &Ctxt, item: &ImplItem, base: &Ident, is_trait: bool) -> bool {
-    let (attrs, made, name) = match item {
+    match item {
         ImplItem::Fn(item) => {
-            let made = match &item.sig.output {
-                ReturnType::Type(_, ty) => Some(&**ty),
-                ReturnType::Default => None,
-            };
-            (&item.attrs, made, Some(&item.sig.ident))
+            let makes = makes(&item.sig.output, base);
+            if makes && is_trait {
+                let name = &item.sig.ident;
+                let made = match &item.sig.output {
+                    ReturnType::Type(_, ty) => ty.to_token_stream(),
+                    ReturnType::Default => name.to_token_stream(),
+                };
+                cx.error(
+                    made,
+                    format!(
+                        "`{name}` makes a `{base}`, which the copy for its LoRA type cannot do: \
+                         write this impl without `#[lora::forward]`"
+                    ),
+                );
+            }
+            is_marked(cx, &item.attrs) || (makes && !is_trait)
         }
-        ImplItem::Const(item) => (&item.attrs, Some(&item.ty), Some(&item.ident)),
-        ImplItem::Type(item) => (&item.attrs, None, None),
-        ImplItem::Macro(item) => (&item.attrs, None, None),
-        _ => return false,
-    };
-    if skip(cx, attrs) {
-        return true;
+        ImplItem::Const(item) => {
+            is_marked(cx, &item.attrs) || (mentions(&item.ty, base) && !is_trait)
+        }
+        ImplItem::Type(item) => is_marked(cx, &item.attrs),
+        ImplItem::Macro(item) => is_marked(cx, &item.attrs),
+        _ => false,
     }
-    let (Some(made), Some(name)) = (made, name) else {
-        return false;
-    };
-    let mut own = Mentions::new(base);
-    own.visit_type(made);
-    if own.found && is_trait {
-        cx.error(
-            made,
-            format!(
-                "`{name}` makes a `{base}`, which the copy for its LoRA type cannot do: put this \
-                 impl outside `#[lora::forward]`, and write the LoRA type's by hand"
-            ),
-        );
-    }
-    own.found
 }
 
-/// True if `#[lora(skip)]` is among the attributes.
-fn skip(cx: &Ctxt, attrs: &[Attribute]) -> bool {
-    let mut skip = false;
-    for attr in attrs.iter().filter(|attr| attr.path().is_ident("lora")) {
-        match &attr.meta {
-            Meta::List(list) if list.tokens.to_string() == "skip" => skip = true,
-            _ => cx.error(
+/// True if a function returns a `Self`.
+fn makes(output: &ReturnType, base: &Ident) -> bool {
+    match output {
+        ReturnType::Type(_, ty) => mentions(ty, base),
+        ReturnType::Default => false,
+    }
+}
+
+fn mentions(ty: &Type, name: &Ident) -> bool {
+    let mut mentions = Mentions::new(name);
+    mentions.visit_type(ty);
+    mentions.found
+}
+
+/// True if there is a `#[lora(skip)]` among the attributes.
+fn is_marked(cx: &Ctxt, attrs: &[Attribute]) -> bool {
+    let mut marks = attrs
+        .iter()
+        .filter(|attr| attr.path().is_ident("lora"))
+        .peekable();
+    let marked = marks.peek().is_some();
+    for attr in marks {
+        let is_skip = |list: &MetaList| list.tokens.to_string() == "skip";
+        if !attr.meta.require_list().is_ok_and(is_skip) {
+            cx.error(
                 attr,
-                "the one attribute here is `#[lora(skip)]`: on the base type only",
-            ),
+                "`#[lora(skip)]` is what goes here: on the base type only",
+            );
         }
     }
-    skip
+    marked
 }
 
 /// Takes `#[lora(..)]` off the items, as rustc does not know it there. A method that only the LoRA

@@ -39,13 +39,7 @@ pub fn kind(cx: &Ctxt, attrs: &attr::Field) -> Kind {
 
 /// The one of the keys that exclude each other, and errors at the others.
 fn exclusive<'a>(cx: &Ctxt, attrs: &'a attr::Field) -> Option<&'a Ident> {
-    let keys = [
-        attrs.rank.as_ref().map(|given| &given.key),
-        attrs.trainable.as_ref().map(|given| &given.key),
-        attrs.skip.as_ref().map(|given| &given.key),
-        attrs.config.as_ref().map(|given| &given.key),
-    ];
-    let mut keys = keys.into_iter().flatten();
+    let mut keys = attrs.exclusive().into_iter().flatten();
     let first = keys.next()?;
     for key in keys {
         cx.error(
@@ -162,15 +156,17 @@ fn number(cx: &Ctxt, given: &Given<Lit>) -> Option<f64> {
 pub fn configs(cx: &Ctxt, fields: &[Field<'_>]) {
     let is_config = |field: &&Field<'_>| matches!(field.kind, Kind::Config { .. });
     for second in fields.iter().filter(is_config).skip(1) {
-        cx.error(second.ty, "a second `config`: a model has one");
+        cx.error(&second.key, "a second `config`: a model has one");
     }
 }
 
 /// Checks what concerns the whole item.
 pub fn item(cx: &Ctxt, item: &Item<'_>, input: &DeriveInput) {
-    if item.lora == *input.ident.to_string() {
+    if let Some(name) = &item.attrs.name
+        && name.value == input.ident
+    {
         cx.error(
-            &item.lora,
+            &name.value,
             "the LoRA type needs a name of its own: this is the base type's",
         );
     }
@@ -207,11 +203,10 @@ fn whole_of_plain(cx: &Ctxt, item: &Item<'_>, plain: &Ident) {
             format!("`{key}` does not go with `{plain}`: a plain type is its own LoRA type"),
         );
     }
-    let marked = item.fields().filter(|field| field.kind != Kind::Model);
-    for field in marked {
+    for key in item.fields().filter_map(|field| field.key.as_ref()) {
         cx.error(
-            field.ty,
-            "a field of a `plain` type has no `#[lora(..)]`: the type is kept as it is",
+            key,
+            format!("`{key}` does not go with `{plain}`: the type is kept as it is"),
         );
     }
 }

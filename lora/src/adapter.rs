@@ -52,8 +52,10 @@ impl Adapter {
 }
 
 /// The adapters of one layer, and its own weight while they are merged into it.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Adapters {
+    /// The layer's path in its model, for messages.
+    pub(crate) path: String,
     pub(crate) list: Vec<Adapter>,
     /// The weight as it was before merging; `Some` exactly while merged.
     pub(crate) original: Option<Tensor>,
@@ -61,8 +63,9 @@ pub struct Adapters {
 }
 
 impl Adapters {
-    pub(crate) fn new(adapter: Option<Adapter>) -> Self {
+    pub(crate) fn new(path: &str, adapter: Option<Adapter>) -> Self {
         Self {
+            path: path.into(),
             list: adapter.into_iter().collect(),
             original: None,
             training: true,
@@ -132,7 +135,7 @@ impl Adapters {
 /// [`Layer::adapted`](crate::Layer::adapted).
 pub trait Adapted: Debug {
     /// The layer's kind, for example `Linear`.
-    fn kind(&self) -> &'static str;
+    fn layer_kind(&self) -> &'static str;
 
     /// The weight (the merged one while merged), the bias and the adapters.
     fn parts(&self) -> (&Tensor, Option<&Tensor>, &Adapters);
@@ -166,11 +169,11 @@ pub trait Adapted: Debug {
     /// Adds every adapter to the weight; the forward pass then costs what the base layer's does.
     ///
     /// The sum is taken in at least f32 and rounded once to the weight's dtype. The weight as it
-    /// was is kept for [`unmerge`](Self::unmerge). Merging a merged layer does nothing.
+    /// was is kept for [`unmerge_weight`](Self::unmerge_weight). Merging a merged layer does nothing.
     ///
     /// # Errors
     /// If the merged weight is not finite; the layer is then as it was.
-    fn merge(&mut self) -> Result<()> {
+    fn merge_weight(&mut self) -> Result<()> {
         let (_, _, adapters) = self.parts();
         if adapters.is_merged() || adapters.is_empty() {
             return Ok(());
@@ -182,7 +185,7 @@ pub trait Adapted: Debug {
     }
 
     /// Takes the adapters out of the weight again: the very tensor from before comes back.
-    fn unmerge(&mut self) {
+    fn unmerge_weight(&mut self) {
         let (weight, _, adapters) = self.parts_mut();
         if let Some(original) = adapters.original.take() {
             *weight = original;
@@ -206,7 +209,7 @@ pub trait Adapted: Debug {
         let merged = sum.to_dtype(weight.dtype())?;
         if !ops::is_finite(&merged)? {
             return Err(Error::layer(
-                "",
+                &adapters.path,
                 "the merged weight is not finite; the adapter or the base weight holds NaN or \
                  infinity, or their sum overflows the weight's dtype",
             ));
@@ -240,7 +243,7 @@ pub(crate) fn release(tensor: &Tensor) -> Result<Tensor> {
 
 impl<T: Adapted> Layer for T {
     fn kind(&self) -> &'static str {
-        Adapted::kind(self)
+        self.layer_kind()
     }
 
     fn params(&self) -> Vec<Param<&Tensor>> {

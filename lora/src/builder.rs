@@ -3,11 +3,12 @@
 use crate::adapter::{Adapter, DEFAULT_ADAPTER, Settings};
 use crate::init::AdapterInit;
 use crate::matching::{Patterns, modules_above};
+use crate::params::each_layer;
 use crate::path::Path;
-use crate::{Error, Lora, LoraConfig, LoraModel, Result, TrainBias, WithLora};
-use candle_core::{Tensor, TensorId, Var};
+use crate::{Error, Lora, LoraConfig, LoraModel, LoraModule, Result, TrainBias, WithLora};
+use candle_core::{Device, Tensor, TensorId, Var};
 use indexmap::IndexSet;
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet};
 
 /// The walk over a base model that builds its LoRA model, handed to [`LoraModel::adapt`].
 ///
@@ -39,6 +40,7 @@ pub struct Builder<'a> {
     seen: Seen,
     /// Base tensors by identity, so that tied weights stay tied.
     frozen: HashMap<TensorId, Tensor>,
+    devices: Vec<Device>,
 }
 
 /// What a field's attribute says of the layers below it.
@@ -125,6 +127,7 @@ impl Selection {
 #[derive(Default)]
 struct Seen {
     layers: Vec<(String, &'static str)>,
+    paths: HashSet<String>,
     trained: usize,
     problems: Vec<String>,
 }
@@ -171,6 +174,9 @@ impl<'a> Builder<'a> {
         config.validate()?;
         let mut builder = Self::new(config, Selection::new(config)?, false);
         builder.for_values = for_values;
+        if !for_values && is_layer(&Self::freeze(model)?) {
+            builder.mark = Some(Mark::rank());
+        }
         let lora = model.adapt(&mut builder)?;
         builder.finish()?;
         Ok(lora)
@@ -179,7 +185,12 @@ impl<'a> Builder<'a> {
     pub(crate) fn freeze<M: LoraModel>(model: &M) -> Result<Lora<M>> {
         let config = LoraConfig::default();
         let selection = Selection::new(&config)?;
-        model.adapt(&mut Builder::new(&config, selection, true))
+        let mut builder = Builder::new(&config, selection, true);
+        let lora = model.adapt(&mut builder)?;
+        match builder.seen.problems {
+            problems if problems.is_empty() => Ok(lora),
+            problems => Err(Error::Config(problems)),
+        }
     }
 
     fn new(config: &'a LoraConfig, patterns: Selection, freeze: bool) -> Self {
@@ -192,6 +203,7 @@ impl<'a> Builder<'a> {
             patterns,
             seen: Seen::default(),
             frozen: HashMap::new(),
+            devices: vec![Device::Cpu],
         }
     }
 
@@ -264,17 +276,19 @@ impl<'a> Builder<'a> {
         // Looked up in any case, so that the pattern counts as used.
         let saved = self.saved(&path)?;
         let trainable = !self.freeze && (saved || self.mark == Some(Mark::trainable()));
-        let adapter = if self.freeze || trainable {
-            None
-        } else {
-            self.target(&path, kind, adaptable)?
-        };
+        let adapter = self.target(&path, kind, adaptable)?;
+        let adapter = adapter.filter(|_| !self.freeze && !trainable);
         let train_bias = !self.freeze
             && match self.config.train_bias {
                 TrainBias::None => false,
                 TrainBias::LoraOnly => adapter.is_some(),
                 TrainBias::All => true,
             };
+        if !self.seen.paths.insert(path.clone()) {
+            let problem =
+                format!("two layers are called `{path}`; `#[lora(name = \"..\")]` renames one");
+            self.seen.problems.push(problem);
+        }
         self.seen.layers.push((path, kind));
         self.seen.trained += usize::from(adapter.is_some() || trainable);
         Ok(Plan {
@@ -299,11 +313,11 @@ impl<'a> Builder<'a> {
         kind: &'static str,
         adaptable: bool,
     ) -> Result<Option<Settings>> {
-        if let Some(exclude) = &mut self.patterns.exclude
-            && exclude.find(path, false)?.is_some()
-        {
-            return Ok(None);
-        }
+        // Each is looked up in any case, so that the pattern counts as used.
+        let excluded = match &mut self.patterns.exclude {
+            Some(exclude) => exclude.find(path, false)?.is_some(),
+            None => false,
+        };
         let mark = match self.mark {
             Some(Mark(Kind::Rank {
                 rank,
@@ -314,10 +328,9 @@ impl<'a> Builder<'a> {
         };
         let targeted = match &mut self.patterns.targets {
             Some(targets) => targets.find(path, false)?.is_some(),
-            // A layer converted on its own is its own target.
-            None => mark.is_some() || path.is_empty(),
+            None => mark.is_some(),
         };
-        if !targeted {
+        if !targeted || excluded || self.freeze {
             return Ok(None);
         }
         if !adaptable {
@@ -336,19 +349,37 @@ impl<'a> Builder<'a> {
             Some(index) => self.config.alpha_pattern[index],
             None => alpha.unwrap_or(self.config.alpha),
         };
+        let dropout = dropout.unwrap_or(self.config.dropout);
+        // Attributes come checked from the derive, but not from code by hand.
+        if let Err(Error::Config(problems)) = LoraConfig::new(rank)
+            .alpha(alpha)
+            .dropout(dropout)
+            .validate()
+        {
+            problems
+                .into_iter()
+                .for_each(|problem| self.problem(problem));
+            return Ok(None);
+        }
         Ok(Some(Settings {
             rank,
             alpha,
             scaling: self.config.scaling(rank, alpha),
-            dropout: dropout.unwrap_or(self.config.dropout),
+            dropout,
         }))
     }
 
     /// A tensor of the base model as a parameter: shared and frozen, or copied into a variable.
+    /// Tied tensors that are frozen stay tied; one that is trained is a copy of its own at each
+    /// place, as in PEFT.
     ///
     /// # Errors
     /// If the copy cannot be made.
     pub fn parameter(&mut self, tensor: &Tensor, trainable: bool) -> Result<Tensor> {
+        let device = tensor.device();
+        if !self.devices.iter().any(|known| known.same_device(device)) {
+            self.devices.push(device.clone());
+        }
         if trainable && tensor.dtype().is_float() {
             // A copy even of a variable: training must not reach into the base model.
             return Ok(Var::from_tensor(&tensor.detach())?.into_inner());
@@ -385,6 +416,17 @@ impl<'a> Builder<'a> {
             b,
             settings,
         }))
+    }
+
+    /// Notes something that keeps the model from being converted, for the list at the end.
+    pub(crate) fn problem(&mut self, problem: impl Into<String>) {
+        let problem = format!("`{}`: {}", self.path.as_str(), problem.into());
+        self.seen.problems.push(problem);
+    }
+
+    /// The CPU, and the devices of the tensors met so far.
+    pub(crate) fn devices(&self) -> &[Device] {
+        &self.devices
     }
 
     pub(crate) fn path(&self) -> &str {
@@ -425,6 +467,16 @@ impl<'a> Builder<'a> {
         problems.push(format!("the model has: {}", outline(&layers)));
         Err(Error::Config(problems))
     }
+}
+
+/// True for a model that is a single layer: converted on its own, it is its own target.
+fn is_layer<M: LoraModule>(model: &M) -> bool {
+    let (mut lone, mut count) = (false, 0);
+    each_layer(model, |path, layer| {
+        lone = path.is_empty() && layer.adapted().is_some();
+        count += 1;
+    });
+    lone && count == 1
 }
 
 /// The layers, with the numbers of repeated ones left out: `layers.*.fc1 (Linear)`.

@@ -31,7 +31,8 @@ pub struct LoraConfig {
     /// Rank r of the update, at least 1.
     #[serde(rename = "lora_rank")]
     pub rank: usize,
-    /// Numerator of the scaling s = alpha / r.
+    /// Numerator of the scaling s = alpha / r. In JSON its default is 8 whatever the rank, as in
+    /// PEFT; [`new`](Self::new) sets it to the rank.
     #[serde(rename = "lora_alpha")]
     pub alpha: f64,
     /// Probability in `0.0..1.0` that an input of the low-rank branch is dropped in training.
@@ -50,6 +51,7 @@ pub struct LoraConfig {
     )]
     pub exclude_modules: Option<Targets>,
     /// Modules trained in full and saved with the adapter, beside those marked `#[lora(trainable)]`.
+    /// A weight that is tied to another module's is trained as a copy of its own, as in PEFT.
     #[serde(rename = "lora_modules_to_save", skip_serializing_if = "Vec::is_empty")]
     pub modules_to_save: Vec<String>,
     /// Ranks by pattern. A key is a regular expression for a dot-aligned end of a layer's path;

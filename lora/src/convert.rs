@@ -2,7 +2,7 @@
 
 use crate::init::adapter_dtype;
 use crate::params::each_layer_mut;
-use crate::{LoraModule, Result, Role, merge};
+use crate::{Error, LoraModule, Result, Role, merge};
 use candle_core::{DType, Device, Tensor, TensorId, Var};
 use std::collections::HashMap;
 
@@ -11,6 +11,11 @@ pub(crate) fn to_device<M: LoraModule>(model: &M, device: &Device) -> Result<M> 
 }
 
 pub(crate) fn to_dtype<M: LoraModule>(model: &M, dtype: DType) -> Result<M> {
+    if !dtype.is_float() {
+        let message =
+            format!("a model cannot be converted to {dtype:?}: weights are floating-point");
+        return Err(Error::layer("", message));
+    }
     map(model, |tensor, role| {
         Ok(match role {
             _ if !tensor.dtype().is_float() => tensor.clone(),

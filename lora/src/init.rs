@@ -1,6 +1,6 @@
 //! Initial values of adapters, drawn on the CPU so that a seed means the same on every device.
 
-use crate::{Init, LoraConfig, Result};
+use crate::{Error, Init, LoraConfig, Result};
 use candle_core::{DType, Device, Shape, Tensor, Var};
 use rand::rngs::ChaCha8Rng;
 use rand::{Rng, RngExt, SeedableRng};
@@ -26,8 +26,18 @@ impl AdapterInit<'_> {
         let mut rng = rng(config.seed, path);
         // Values are rounded to the weight's dtype first, as PEFT does.
         let mut make = |shape: &Shape, draw: Draw| -> Result<Tensor> {
-            let count = shape.elem_count();
-            let values: Vec<f64> = (0..count).map(|_| draw.sample(&mut rng)).collect();
+            let too_large = || {
+                let message = format!("an adapter of rank {rank} does not fit into memory");
+                Error::layer(path, message)
+            };
+            let count = shape
+                .dims()
+                .iter()
+                .try_fold(1usize, |n, &dim| n.checked_mul(dim));
+            let count = count.ok_or_else(too_large)?;
+            let mut values = Vec::new();
+            values.try_reserve_exact(count).map_err(|_| too_large())?;
+            values.extend((0..count).map(|_| draw.sample(&mut rng)));
             let tensor = Tensor::from_vec(values, shape, &Device::Cpu)?;
             let tensor = tensor.to_dtype(self.weight.dtype())?;
             let tensor = tensor.to_dtype(adapter_dtype(self.weight.dtype()))?;
@@ -35,7 +45,7 @@ impl AdapterInit<'_> {
             Ok(Var::from_tensor(&tensor)?.into_inner())
         };
         // A's rows are r filters over fan_in inputs.
-        let fan_in = self.a.elem_count() / rank.max(1);
+        let fan_in: usize = self.a.dims()[1..].iter().product();
         let kaiming = Draw::Uniform(1.0 / (fan_in as f64).sqrt());
         let (a, b) = match (config.init, self.embedding) {
             (Init::Default | Init::Gaussian, true) => (Draw::Zero, Draw::Normal(1.0)),

@@ -15,6 +15,11 @@ pub(crate) fn is_or_starts_with(path: &str, module: &str) -> bool {
         .is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
 }
 
+/// True for the path of a parameter that PEFT takes for a bias: its name ends in `bias`.
+pub(crate) fn is_bias(path: &str) -> bool {
+    path.ends_with("bias")
+}
+
 /// The paths of the modules that the path is in: `a`, `a.b` for `a.b.c`.
 pub(crate) fn modules_above(path: &str) -> impl Iterator<Item = &str> {
     path.match_indices('.').map(|(dot, _)| &path[..dot])
@@ -138,6 +143,13 @@ mod tests {
         assert!(!find(["q_proj"], "my_q_proj"));
         assert!(!find([r".*proj"], "q_proj"));
         assert!(find(["mlp.fc1"], "layers.0.mlp.fc1"));
+    }
+
+    #[test]
+    fn modules_begin_at_dots() {
+        assert!(is_or_starts_with("head.fc", "head"));
+        assert!(is_or_starts_with("head", "head"));
+        assert!(!is_or_starts_with("header", "head"));
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! Merging the adapters of a whole model.
 
 use crate::params::{each_layer, each_layer_mut};
-use crate::{Error, LoraModule, Result};
+use crate::{LoraModule, Result};
 
 /// Merges every layer, or none.
 pub(crate) fn merge<M: LoraModule>(model: &mut M) -> Result<()> {
@@ -15,9 +15,9 @@ pub(crate) fn merge<M: LoraModule>(model: &mut M) -> Result<()> {
         if failed.is_some() || layer.parts().2.is_merged() {
             return;
         }
-        match layer.merge() {
+        match layer.merge_weight() {
             Ok(()) => merged.push(path.to_string()),
-            Err(error) => failed = Some(error.at(path)),
+            Err(error) => failed = Some(error),
         }
     });
     let Some(error) = failed else {
@@ -27,7 +27,7 @@ pub(crate) fn merge<M: LoraModule>(model: &mut M) -> Result<()> {
         if let Some(layer) = layer.adapted_mut()
             && merged.iter().any(|merged| merged == path)
         {
-            layer.unmerge();
+            layer.unmerge_weight();
         }
     });
     Err(error)
@@ -36,7 +36,7 @@ pub(crate) fn merge<M: LoraModule>(model: &mut M) -> Result<()> {
 pub(crate) fn unmerge<M: LoraModule>(model: &mut M) {
     each_layer_mut(model, |_, layer| {
         if let Some(layer) = layer.adapted_mut() {
-            layer.unmerge();
+            layer.unmerge_weight();
         }
     });
 }
@@ -50,14 +50,4 @@ pub(crate) fn is_merged<M: LoraModule>(model: &M) -> bool {
             .is_some_and(|layer| layer.parts().2.is_merged());
     });
     merged
-}
-
-impl Error {
-    /// The error with the path of the layer that it speaks of.
-    fn at(self, at: &str) -> Self {
-        match self {
-            Self::Layer { path, message } if path.is_empty() => Self::layer(at, message),
-            other => other,
-        }
-    }
 }

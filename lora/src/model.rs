@@ -155,7 +155,7 @@ pub trait LoraModule: Sized + Clone + Debug {
     /// Takes the adapters out of the weights again: the very tensors from before come back.
     ///
     /// # Errors
-    /// None at present.
+    /// None: the result is for symmetry with [`merge`](Self::merge).
     fn unmerge(&mut self) -> Result<()> {
         merge::unmerge(self);
         Ok(())
@@ -171,7 +171,10 @@ pub trait LoraModule: Sized + Clone + Debug {
         params::each_layer_mut(self, |_, layer| layer.set_training(true));
     }
 
-    /// Switches to evaluation: no dropout, and no graph is recorded.
+    /// Switches to evaluation: no dropout in the low-rank branches, and layers record no graph.
+    ///
+    /// A trained tensor that is a field still records one, as the model's own code computes with
+    /// it; candle's `Dropout` goes by the argument that the model gives it.
     fn eval(&mut self) {
         params::each_layer_mut(self, |_, layer| layer.set_training(false));
     }
@@ -189,7 +192,7 @@ pub trait LoraModule: Sized + Clone + Debug {
     /// PEFT. Trained parameters are new variables: make the optimiser after this.
     ///
     /// # Errors
-    /// If a tensor cannot be cast.
+    /// If the dtype is not a floating-point one or a tensor cannot be cast.
     fn to_dtype(&self, dtype: DType) -> Result<Self> {
         convert::to_dtype(self, dtype)
     }
@@ -197,7 +200,8 @@ pub trait LoraModule: Sized + Clone + Debug {
     /// Saves the adapter in PEFT's format: the low-rank matrices, trained biases and fully trained
     /// modules. A merged model is saved as well. See [`lora::peft`](crate::peft).
     ///
-    /// The directory is made if need be; files in it are replaced as a whole or not at all.
+    /// The directory is made if need be; files in it are replaced as a whole or not at all. Where
+    /// layers differ in their dropout, the most common one is written: the format holds one.
     ///
     /// # Errors
     /// If a value is not finite, PEFT's format cannot express the model, or the directory cannot be

@@ -3,7 +3,7 @@
 use crate::path::join;
 use crate::visit::{Cursor, CursorMut};
 use crate::{Layer, LoraModule, Param, Role};
-use candle_core::{Tensor, TensorId, Var};
+use candle_core::{Tensor, Var};
 use std::collections::HashSet;
 
 /// A parameter of a model with its path. See [`LoraModule::named_params`].
@@ -59,20 +59,6 @@ pub(crate) fn trainable<M: LoraModule>(model: &M) -> Vec<(String, Var)> {
     // A variable is returned as it is; only others are copied, which can fail.
     let vars = params.filter_map(|param| Some((param.path, Var::from_tensor(&param.tensor).ok()?)));
     vars.collect()
-}
-
-/// How many values the model has, tied ones counted once: (all, trainable). Buffers do not count.
-pub(crate) fn count<M: LoraModule>(model: &M) -> (usize, usize) {
-    let mut seen = HashSet::<TensorId>::new();
-    let (mut all, mut trainable) = (0, 0);
-    for param in named(model) {
-        if param.role != Role::Buffer && seen.insert(param.tensor.id()) {
-            let count = param.tensor.elem_count();
-            all += count;
-            trainable += if param.is_trainable() { count } else { 0 };
-        }
-    }
-    (all, trainable)
 }
 
 /// Calls `f` with each layer and its path.

@@ -1,6 +1,6 @@
 //! A table of a model's layers and parameters.
 
-use crate::params::{self, each_layer};
+use crate::params::each_layer;
 use crate::path::join;
 use crate::{LoraModule, Param, Role};
 use candle_core::TensorId;
@@ -59,6 +59,9 @@ impl Summary {
                 tied_to: None,
             };
             for Param { name, role, tensor } in params {
+                // While merged, the weight counts as it was.
+                let original = adapters.and_then(|adapters| adapters.original.as_ref());
+                let tensor = original.filter(|_| name == "weight").unwrap_or(tensor);
                 if role == Role::Buffer {
                     continue;
                 }
@@ -74,11 +77,10 @@ impl Summary {
             }
             rows.push(row);
         });
-        let (total, trainable) = params::count(model);
         Self {
+            total: rows.iter().map(|row| row.total).sum(),
+            trainable: rows.iter().map(|row| row.trainable).sum(),
             rows,
-            total,
-            trainable,
         }
     }
 

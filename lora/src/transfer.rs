@@ -7,6 +7,7 @@ use crate::{Error, LoraModule, Result, merge};
 use candle_core::{Tensor, Var};
 use fancy_regex::Regex;
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 
 /// Patterns for the parameters of adapters, to be ignored by [`transfer_weights`].
 pub const LORA_WEIGHT_NAMES: &[&str] =
@@ -15,7 +16,7 @@ pub const LORA_WEIGHT_NAMES: &[&str] =
 /// Puts the weights of `src` into `dst`, by path. Both can be any models.
 ///
 /// Trained parameters of `dst` take the values, frozen ones share the tensors of `src`. Values are
-/// cast to the dtype and moved to the device that `dst` has. A base model takes part through
+/// cast to the dtype and moved to the device that `dst` has; tied ones stay tied. A base model takes part through
 /// [`to_frozen`](crate::LoraModel::to_frozen) and [`to_base`](LoraModule::to_base).
 ///
 /// Parameters whose path `ignore` matches stay out of it on both sides. A pattern is a regular
@@ -24,7 +25,7 @@ pub const LORA_WEIGHT_NAMES: &[&str] =
 ///
 /// # Errors
 /// Every parameter that only one of the models has, and every shape that differs; `dst` is then as
-/// it was. A merged `dst` is refused.
+/// it was. A merged model is refused.
 ///
 /// ```
 /// use candle_core::{DType, Device, Tensor};
@@ -45,27 +46,24 @@ pub fn transfer_weights<S: LoraModule, D: LoraModule>(
     dst: &mut D,
     ignore: &[&str],
 ) -> Result<()> {
-    let ignore = compile(ignore)?;
-    let ignored = |path: &str| {
-        ignore
-            .iter()
-            .any(|regex| regex.is_match(path).unwrap_or(false))
-    };
-    if merge::is_merged(dst) {
-        let problem = "the model to fill is merged; call unmerge() first".into();
-        return Err(Error::Weights(vec![problem]));
+    let ignore = Ignore::new(ignore)?;
+    if merge::is_merged(src) || merge::is_merged(dst) {
+        let problem =
+            "a model is merged, its weights already hold its adapter; call unmerge() first";
+        return Err(Error::Weights(vec![problem.into()]));
     }
 
     let mut values = HashMap::new();
     for param in named(src) {
-        if !ignored(&param.path) {
+        if !ignore.matches(&param.path)? {
             values.insert(param.path, param.tensor);
         }
     }
     let mut problems = Vec::new();
     let mut changes = HashMap::new();
+    let mut tied = HashMap::new();
     for param in named(dst) {
-        if ignored(&param.path) {
+        if ignore.matches(&param.path)? {
             continue;
         }
         match values.remove(&param.path) {
@@ -78,9 +76,15 @@ pub fn transfer_weights<S: LoraModule, D: LoraModule>(
             )),
             Some(value) if value.id() == param.tensor.id() => {}
             Some(value) => {
-                // A trained parameter is copied: its training must not reach `dst`.
-                let value = release(&value)?.to_dtype(param.tensor.dtype())?;
-                let value = value.to_device(param.tensor.device())?;
+                let (dtype, device) = (param.tensor.dtype(), param.tensor.device());
+                let value = match tied.entry((value.id(), dtype)) {
+                    Entry::Occupied(entry) => entry.into_mut(),
+                    // A trained parameter is copied: its training must not reach `dst`.
+                    Entry::Vacant(entry) => {
+                        entry.insert(release(&value)?.to_dtype(dtype)?.to_device(device)?)
+                    }
+                };
+                let value = value.clone();
                 changes.insert(param.path, value);
             }
         }
@@ -120,18 +124,37 @@ fn set(param: &mut Tensor, value: &Tensor) -> Result<()> {
     Ok(())
 }
 
-fn compile(patterns: &[&str]) -> Result<Vec<Regex>> {
-    let mut problems = Vec::new();
-    let mut compiled = Vec::new();
-    for pattern in patterns {
-        match Regex::new(&format!(r"^(?:.*\.)?(?:{pattern})(?:\..*)?$")) {
-            Ok(regex) => compiled.push(regex),
-            Err(error) => problems.push(format!("ignore pattern `{pattern}`: {error}")),
+/// The patterns of parameters to leave out, compiled.
+struct Ignore(Vec<(String, Regex)>);
+
+impl Ignore {
+    fn new(patterns: &[&str]) -> Result<Self> {
+        let mut problems = Vec::new();
+        let mut compiled = Vec::new();
+        for pattern in patterns {
+            match Regex::new(&format!(r"^(?:.*\.)?(?:{pattern})(?:\..*)?$")) {
+                Ok(regex) => compiled.push((pattern.to_string(), regex)),
+                Err(error) => problems.push(format!("ignore pattern `{pattern}`: {error}")),
+            }
+        }
+        if problems.is_empty() {
+            Ok(Self(compiled))
+        } else {
+            Err(Error::Config(problems))
         }
     }
-    if problems.is_empty() {
-        Ok(compiled)
-    } else {
-        Err(Error::Config(problems))
+
+    fn matches(&self, path: &str) -> Result<bool> {
+        for (pattern, regex) in &self.0 {
+            let matches = regex.is_match(path).map_err(|error| {
+                Error::Config(vec![format!(
+                    "ignore pattern `{pattern}` on `{path}`: {error}"
+                )])
+            })?;
+            if matches {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 }

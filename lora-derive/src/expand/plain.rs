@@ -8,12 +8,9 @@ use syn::parse_quote;
 pub fn expand(item: &Item<'_>) -> TokenStream {
     let ident = item.ident;
     let mut generics = item.generics.clone();
-    if generics.type_params().next().is_some() {
-        let clause = generics.make_where_clause();
-        clause
-            .predicates
-            .push(parse_quote!(Self: _lora::Clone + _lora::Debug));
-    }
+    // Said here, a missing `Clone` is one error, not one for each use of it.
+    let bound = parse_quote!(Self: _lora::Clone + _lora::Debug);
+    generics.make_where_clause().predicates.push(bound);
     let (params, args, clause) = generics.split_for_impl();
     quote! {
         #[automatically_derived]

@@ -78,14 +78,20 @@ macro_rules! lora_conv {
             type Lora = $lora;
 
             fn adapt(&self, cx: &mut Builder<'_>) -> Result<$lora> {
-                let plan = cx.layer($name, true)?;
+                let mut plan = cx.layer($name, true)?;
                 let (rank, groups) = (plan.rank(), self.config().groups);
-                if plan.adapter.is_some() && rank % groups.max(1) != 0 {
-                    return Err(Error::layer(
-                        cx.path(),
-                        format!("rank {rank} is no multiple of the convolution's {groups} groups"),
-                    ));
+                if groups == 0 || self.weight().dim(0)? % groups != 0 {
+                    let weight = self.weight().dims();
+                    let message = format!("a weight of shape {weight:?} has no {groups} groups");
+                    return Err(Error::layer(cx.path(), message));
                 }
+                if plan.adapter.is_some() && rank % groups != 0 {
+                    cx.problem(format!(
+                        "rank {rank} is no multiple of the convolution's {groups} groups"
+                    ));
+                    plan.adapter = None;
+                }
+                let rank = plan.rank();
                 let (a, b) = shapes(self.weight(), rank, groups);
                 let weight = self.weight();
                 let init = AdapterInit { a, b, embedding: false, weight };
@@ -95,7 +101,7 @@ macro_rules! lora_conv {
                     weight,
                     bias,
                     config: *self.config(),
-                    adapters: Adapters::new(adapter),
+                    adapters: Adapters::new(cx.path(), adapter),
                 })
             }
         }
@@ -122,7 +128,7 @@ macro_rules! lora_conv {
         }
 
         impl Adapted for $lora {
-            fn kind(&self) -> &'static str {
+            fn layer_kind(&self) -> &'static str {
                 $name
             }
 
@@ -170,7 +176,7 @@ fn shapes(weight: &Tensor, rank: usize, groups: usize) -> (Shape, Shape) {
     let mut a = weight.dims().to_vec();
     let mut b = vec![1; a.len()];
     b[0] = a[0];
-    b[1] = rank / groups.max(1);
+    b[1] = rank / groups;
     a[0] = rank;
     a[1] *= groups;
     (a.into(), b.into())

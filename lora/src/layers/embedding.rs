@@ -29,12 +29,13 @@ impl LoraEmbedding {
         base.to_lora(config)
     }
 
-    /// The table, (n, dim), without the adapters unless they are merged.
+    /// The table, (n, dim), without the adapters, merged or not.
     ///
-    /// A head that is tied to the embedding multiplies by this table: it then shares the base
-    /// weight only, as in PEFT.
+    /// A head that is tied to the embedding multiplies by this table: it shares the base weight
+    /// only, as in PEFT. In the base model that [`to_base`](LoraModule::to_base) gives, a head that
+    /// reads the embedding's table sees the merged one: give such a head a `Linear` of its own.
     pub fn embeddings(&self) -> &Tensor {
-        &self.weight
+        self.adapters.original.as_ref().unwrap_or(&self.weight)
     }
 
     /// The size of a row.
@@ -76,7 +77,7 @@ impl LoraModel for Embedding {
         Ok(LoraEmbedding {
             weight: cx.parameter(self.embeddings(), plan.trainable)?,
             hidden_size: self.hidden_size(),
-            adapters: Adapters::new(adapter),
+            adapters: Adapters::new(cx.path(), adapter),
         })
     }
 }
@@ -101,7 +102,7 @@ impl LoraModule for LoraEmbedding {
 }
 
 impl Adapted for LoraEmbedding {
-    fn kind(&self) -> &'static str {
+    fn layer_kind(&self) -> &'static str {
         "Embedding"
     }
 

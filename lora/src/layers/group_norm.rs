@@ -6,7 +6,7 @@ use candle_core::{DType, Device, Tensor, Var};
 use candle_nn::{GroupNorm, Module};
 
 /// A [`GroupNorm`] with a gradient that leaves out what is frozen. Weight and bias are (channels),
-/// for inputs (batch, channels, ..).
+/// for inputs (batch, channels, ..). Candle's layer does not show its tensors, so they are copies.
 #[derive(Clone, Debug)]
 pub struct LoraGroupNorm {
     weight: Tensor,
@@ -52,7 +52,7 @@ impl LoraModel for GroupNorm {
 
     fn adapt(&self, cx: &mut Builder<'_>) -> Result<LoraGroupNorm> {
         let plan = cx.layer("GroupNorm", false)?;
-        let parts = Parts::of(self).map_err(|error| {
+        let parts = Parts::of(self, cx.devices()).map_err(|error| {
             Error::layer(
                 cx.path(),
                 format!("cannot read candle's GroupNorm: {error}"),
@@ -120,7 +120,7 @@ struct Parts {
 }
 
 impl Parts {
-    fn of(norm: &GroupNorm) -> Result<Self> {
+    fn of(norm: &GroupNorm, devices: &[Device]) -> Result<Self> {
         let debug = format!("{norm:?}");
         let number = |name: &str| -> Result<f64> {
             let rest = debug
@@ -132,7 +132,8 @@ impl Parts {
         };
         let (eps, groups) = (number("eps")?, number("num_groups")? as usize);
         let channels = number("num_channels")? as usize;
-        let (dtype, bias) = bias(norm, channels)?;
+        let bias = bias(norm, channels, devices)?;
+        let dtype = bias.dtype();
 
         // Along this direction the derivative of the output by x is the weight, exactly: the input
         // has mean 0 and variance scale², which eps does not change, and the direction is at right
@@ -145,7 +146,7 @@ impl Parts {
         };
         let repeat = |signs: [f64; 4]| -> Result<Tensor> {
             let row =
-                Tensor::new(&signs.map(|sign| sign * scale), &Device::Cpu)?.to_dtype(dtype)?;
+                Tensor::new(&signs.map(|sign| sign * scale), bias.device())?.to_dtype(dtype)?;
             let row = row.reshape((1, 1, 4))?.broadcast_as((1, channels, 4))?;
             Ok(row.contiguous()?)
         };
@@ -165,16 +166,18 @@ impl Parts {
     }
 }
 
-/// The dtype and the bias: with x = 0 the output is the bias.
-fn bias(norm: &GroupNorm, channels: usize) -> Result<(DType, Tensor)> {
-    for dtype in [DType::F32, DType::BF16, DType::F16, DType::F64] {
-        let zeros = Tensor::zeros((1, channels, 1), dtype, &Device::Cpu)?;
-        if let Ok(bias) = norm.forward(&zeros) {
-            return Ok((dtype, bias.flatten_all()?.detach()));
+/// The bias, of the layer's dtype and on its device: with x = 0 the output is the bias.
+fn bias(norm: &GroupNorm, channels: usize, devices: &[Device]) -> Result<Tensor> {
+    for device in devices {
+        for dtype in [DType::F32, DType::BF16, DType::F16, DType::F64] {
+            let zeros = Tensor::zeros((1, channels, 1), dtype, device)?;
+            if let Ok(bias) = norm.forward(&zeros) {
+                return Ok(bias.flatten_all()?.detach());
+            }
         }
     }
     Err(Error::layer(
         "",
-        "its weights must be floating-point and on the CPU; convert there, then use `to_device`",
+        "its weights must be floating-point, and on the CPU or the device of a layer before it",
     ))
 }

@@ -3,7 +3,7 @@
 use crate::adapter::release;
 use crate::{Builder, Cursor, CursorMut, Layer, LoraModel, LoraModule, Param, Result, ops};
 use candle_core::Tensor;
-use candle_nn::{LayerNorm, Module, RmsNorm};
+use candle_nn::{LayerNorm, LayerNormConfig, Module, RmsNorm, VarBuilder};
 
 /// A [`LayerNorm`] with a gradient. Weight and bias are (n), for inputs (.., n).
 #[derive(Clone, Debug)]
@@ -79,7 +79,20 @@ impl LoraModule for LoraLayerNorm {
         Ok(match (&self.bias, self.remove_mean) {
             (Some(bias), true) => LayerNorm::new(weight, release(bias)?, self.eps),
             (None, true) => LayerNorm::new_no_bias(weight, self.eps),
-            (_, false) => LayerNorm::rms_norm(weight, self.eps),
+            (None, false) => LayerNorm::rms_norm(weight, self.eps),
+            // Only candle's function for checkpoints makes this combination.
+            (Some(bias), false) => {
+                let (size, dtype, device) = (weight.elem_count(), weight.dtype(), weight.device());
+                let config = LayerNormConfig {
+                    eps: self.eps,
+                    remove_mean: false,
+                    affine: true,
+                };
+                let tensors = [("weight", weight.clone()), ("bias", release(bias)?)];
+                let tensors = tensors.map(|(name, tensor)| (name.to_string(), tensor));
+                let vb = VarBuilder::from_tensors(tensors.into(), dtype, device);
+                candle_nn::layer_norm(size, config, vb)?
+            }
         })
     }
 

@@ -78,7 +78,7 @@ impl LoraModel for Linear {
         Ok(LoraLinear {
             weight,
             bias,
-            adapters: Adapters::new(adapter),
+            adapters: Adapters::new(cx.path(), adapter),
         })
     }
 }
@@ -103,7 +103,7 @@ impl LoraModule for LoraLinear {
 }
 
 impl Adapted for LoraLinear {
-    fn kind(&self) -> &'static str {
+    fn layer_kind(&self) -> &'static str {
         "Linear"
     }
 

@@ -5,7 +5,9 @@
 //! an adapter each computes what its base layer does, and passes the gradient to its input, which
 //! candle's fused norms do not.
 //!
-//! Each can be made by hand from its base layer, and stand in a struct or a list like any module:
+//! Those that carry adapters are made by hand with `new`, the others with
+//! [`to_frozen`](crate::LoraModel::to_frozen) of their base layer. They stand in a struct or a list
+//! like any module:
 //!
 //! ```
 //! use candle_core::{DType, Device, Tensor};

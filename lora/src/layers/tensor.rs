@@ -1,6 +1,7 @@
 //! A tensor that is a field of a model.
 
 use crate::adapter::release;
+use crate::matching::is_bias;
 use crate::{Builder, Cursor, CursorMut, Layer, LoraModel, LoraModule, Param, Result, Role};
 use candle_core::Tensor;
 
@@ -14,7 +15,7 @@ impl LoraModel for Tensor {
 
     fn adapt(&self, cx: &mut Builder<'_>) -> Result<Tensor> {
         let plan = cx.layer("Tensor", false)?;
-        let bias = plan.train_bias && cx.path().ends_with("bias");
+        let bias = plan.train_bias && is_bias(cx.path());
         cx.parameter(self, plan.trainable || bias)
     }
 }

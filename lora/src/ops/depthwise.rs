@@ -99,6 +99,9 @@ impl Kernel {
             Pass::GradWeight => (channels * taps, taps),
         };
         let mut result = vec![T::zero(); size];
+        if size == 0 {
+            return result;
+        }
         let planes = result.par_chunks_mut(plane).enumerate();
         match self.pass {
             Pass::Forward => planes.for_each(|(index, y)| {

@@ -1,6 +1,6 @@
 //! Rows of a table by index.
 
-use super::record;
+use super::{record, working};
 use candle_core::{Result, Tensor, bail};
 
 /// The rows of `table` that `ids` name, as [`candle_nn::Embedding`] looks them up.
@@ -42,11 +42,12 @@ pub fn embedding(ids: &Tensor, table: &Tensor) -> Result<Tensor> {
             .reshape(shape)?
     };
     record("embedding", [table], rows, move |grad, _, _| {
-        let grad = grad.reshape((ids.elem_count(), dim))?;
-        let zeros = Tensor::zeros((count, dim), dtype, &device)?;
-        if grad.elem_count() == 0 {
-            return Ok([Some(zeros)]);
+        // Sums of many half values are taken in the working precision.
+        let grad = working(grad)?.reshape((ids.elem_count(), dim))?;
+        let mut sum = Tensor::zeros((count, dim), grad.dtype(), &device)?;
+        if grad.elem_count() > 0 {
+            sum = sum.index_add(&ids, &grad, 0)?;
         }
-        Ok([Some(zeros.index_add(&ids, &grad, 0)?)])
+        Ok([Some(sum.to_dtype(dtype)?)])
     })
 }

@@ -120,7 +120,7 @@ pub fn affine(xs: &Tensor, weight: &Tensor, bias: Option<&Tensor>, dim: usize) -
         y = y.broadcast_add(&bias.detach().reshape(shape)?)?;
     }
     let others: Vec<usize> = (0..xs.rank()).filter(|&other| other != dim).collect();
-    let weight_shape = weight.shape().clone();
+    let (weight_shape, dtype) = (weight.shape().clone(), weight.dtype());
     let x = weight.track_op().then_some(x);
     // A missing bias is an argument that nothing tracks.
     let bias = bias.unwrap_or(&w).clone();
@@ -133,9 +133,13 @@ pub fn affine(xs: &Tensor, weight: &Tensor, bias: Option<&Tensor>, dim: usize) -
         move |grad, _, [on_xs, on_weight, on_bias]| {
             let on_xs = on_xs.then(|| grad.broadcast_mul(&w));
             let on_weight = x.as_ref().filter(|_| on_weight);
-            let on_weight =
-                on_weight.map(|x| (grad * x)?.sum(others.as_slice())?.reshape(&weight_shape));
-            let on_bias = on_bias.then(|| grad.sum(others.as_slice())?.reshape(&weight_shape));
+            // Sums of many half values are taken in the working precision.
+            let total = |values: Tensor| {
+                let sum = values.sum(others.as_slice())?.to_dtype(dtype)?;
+                sum.reshape(&weight_shape)
+            };
+            let on_weight = on_weight.map(|x| total((working(grad)? * working(x)?)?));
+            let on_bias = on_bias.then(|| total(working(grad)?));
             Ok([
                 on_xs.transpose()?,
                 on_weight.transpose()?,

@@ -1,7 +1,7 @@
 //! A LoRA model in PEFT's terms: which layers are adapted, what is trained in full, which biases,
 //! and the key of each tensor in the file.
 
-use crate::matching::{Patterns, is_or_ends_with, modules_above};
+use crate::matching::{Patterns, is_bias, is_or_ends_with, is_or_starts_with, modules_above};
 use crate::params::each_layer;
 use crate::path::join;
 use crate::{LoraConfig, LoraModule, Param, Result, Role, Settings, TrainBias};
@@ -51,7 +51,7 @@ impl Site {
 
     fn is_bias(&self, param: &Param<Tensor>) -> bool {
         let path = join(&self.path, &param.name);
-        param.role == Role::Base && path.rsplit('.').next() == Some("bias")
+        param.role == Role::Base && is_bias(&path)
     }
 
     /// Something beside the bias is trained.
@@ -105,26 +105,24 @@ impl Description {
     fn find_saved(&mut self) {
         let mut saved = BTreeSet::new();
         for site in self.sites.iter().filter(|site| site.is_trained()) {
-            let module = match (site.is_tensor(), site.path.rsplit_once('.')) {
-                (false, _) => Some(site.path.as_str()),
-                (true, Some((module, _))) => Some(module).filter(|module| self.is_whole(module)),
-                (true, None) => None,
+            // A tensor field is saved with the module that it is in, if all of that is trained,
+            // else under its own name: PEFT loads any key that is a parameter's.
+            let above = site.path.rsplit_once('.').map(|(module, _)| module);
+            let module = match above.filter(|module| site.is_tensor() && self.is_whole(module)) {
+                Some(module) => module,
+                None => &site.path,
             };
-            match module.filter(|module| !module.is_empty()) {
-                Some(module) => {
-                    saved.insert(module.to_string());
-                }
-                None => self.problems.push(format!(
-                    "`{}` is trained by itself: an adapter holds whole modules below the model's \
-                     root; train the module that it is in",
-                    site.path
-                )),
+            if module.is_empty() {
+                let problem = "a layer without a name is trained; make it a field of a model";
+                self.problems.push(problem.into());
+            } else {
+                saved.insert(module.to_string());
             }
         }
         let all: Vec<String> = saved.into_iter().collect();
         let outermost = all.iter().filter(|module| {
             !all.iter()
-                .any(|other| other != *module && is_within(module, other))
+                .any(|other| other != *module && is_or_starts_with(module, other))
         });
         self.saved = outermost.cloned().collect();
     }
@@ -134,7 +132,7 @@ impl Description {
         let sites = self
             .sites
             .iter()
-            .filter(|site| is_within(&site.path, module));
+            .filter(|site| is_or_starts_with(&site.path, module));
         sites
             .flat_map(Site::base_params)
             .all(|param| param.tensor.is_variable())
@@ -143,13 +141,13 @@ impl Description {
     fn is_saved(&self, site: &Site) -> bool {
         self.saved
             .iter()
-            .any(|module| is_within(&site.path, module))
+            .any(|module| is_or_starts_with(&site.path, module))
     }
 
     /// The module that is trained in full and holds this key.
     pub fn saved_module(&self, key: &str) -> Option<&str> {
         let mut modules = self.saved.iter().map(String::as_str);
-        modules.find(|module| is_within(key, module))
+        modules.find(|module| is_or_starts_with(key, module))
     }
 
     pub fn site(&self, path: &str) -> Option<&Site> {
@@ -238,7 +236,7 @@ impl Description {
                 Some(patterns) => patterns.find(path, false).map(|found| found.is_some()),
                 None => Ok(false),
             };
-            let saved = saved.iter().any(|module| is_within(path, module));
+            let saved = saved.iter().any(|module| is_or_starts_with(path, module));
             if saved || finds(&mut exclude)? || !finds(&mut targets)? {
                 continue;
             }
@@ -272,7 +270,7 @@ impl Description {
             .collect();
         let outermost = all.iter().filter(|module| {
             !all.iter()
-                .any(|other| other != *module && is_within(module, other))
+                .any(|other| other != *module && is_or_starts_with(module, other))
         });
         outermost.map(|module| module.to_string()).collect()
     }
@@ -324,14 +322,16 @@ impl Description {
 
     fn planned_module(&self, config: &LoraConfig, key: &str) -> Option<String> {
         let mut saved = self.planned_saved(config).into_iter();
-        saved.find(|module| is_within(key, module))
+        saved.find(|module| is_or_starts_with(key, module))
     }
 
     fn compare_saved(&self, config: &LoraConfig, problems: &mut Vec<String>) {
         let planned = self.planned_saved(config);
         // A module trained as a whole and all its layers trained one by one are the same.
         let covered = |site: &Site, modules: &[String]| {
-            modules.iter().any(|module| is_within(&site.path, module))
+            modules
+                .iter()
+                .any(|module| is_or_starts_with(&site.path, module))
         };
         for site in self
             .sites
@@ -352,12 +352,6 @@ impl Description {
     }
 }
 
-/// True if `path` is the module or inside it.
-pub(super) fn is_within(path: &str, module: &str) -> bool {
-    path.strip_prefix(module)
-        .is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
-}
-
 /// `lora_A.weight` for `lora_A.default.weight`, if the name is of that adapter.
 fn without_adapter(name: &str, adapter: &str) -> Option<String> {
     let (matrix, rest) = name.split_once('.')?;
@@ -376,12 +370,5 @@ mod tests {
         let name = without_adapter("lora_embedding_A.default", "default");
         assert_eq!(name.as_deref(), Some("lora_embedding_A"));
         assert_eq!(without_adapter("lora_A.default2.weight", "default"), None);
-    }
-
-    #[test]
-    fn within_ends_at_dots() {
-        assert!(is_within("head.fc", "head"));
-        assert!(is_within("head", "head"));
-        assert!(!is_within("header", "head"));
     }
 }

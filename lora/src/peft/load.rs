@@ -4,11 +4,9 @@ use super::describe::Description;
 use super::weights::Weights;
 use super::{AdapterConfig, files};
 use crate::builder::Builder;
-use crate::params::each_layer_mut;
 use crate::path::join;
+use crate::transfer::assign;
 use crate::{DEFAULT_ADAPTER, Error, LoraModel, LoraModule, Result};
-use candle_core::{Tensor, Var};
-use std::collections::HashMap;
 use std::path::Path;
 
 /// Loads an adapter into a model that has one of the same form.
@@ -61,19 +59,5 @@ fn put<M: LoraModule>(
         });
     }
     let paths = entries.iter().map(|entry| join(&entry.path, &entry.name));
-    let mut values: HashMap<String, Tensor> = paths.zip(values).collect();
-    let mut failed = None;
-    each_layer_mut(model, |path, layer| {
-        for param in layer.params_mut() {
-            let Some(value) = values.remove(&join(path, &param.name)) else {
-                continue;
-            };
-            if !param.tensor.is_variable() {
-                *param.tensor = value;
-            } else if let Err(error) = Var::from_tensor(param.tensor).and_then(|v| v.set(&value)) {
-                failed = Some(error.into());
-            }
-        }
-    });
-    failed.map_or(Ok(()), Err)
+    assign(model, &paths.zip(values).collect())
 }

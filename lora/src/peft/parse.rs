@@ -145,7 +145,12 @@ pub(super) fn parse(json: &[u8]) -> Result<AdapterConfig, Vec<String>> {
         |value| match value {
             Value::Bool(true) => Some(Init::Default),
             Value::Bool(false) => Some(Init::Random),
-            Value::String(name) if name == "gaussian" => Some(Init::Gaussian),
+            Value::String(name) => match name.as_str() {
+                "gaussian" => Some(Init::Gaussian),
+                // The start of a trained adapter, of no effect on the base model.
+                "eva" | "orthogonal" | "mica" => Some(Init::Default),
+                _ => None,
+            },
             _ => None,
         },
     );

@@ -1,8 +1,8 @@
 //! Saving an adapter.
 
-use super::describe::{Description, is_within};
+use super::describe::Description;
 use super::{AdapterConfig, TaskType, files, weights};
-use crate::matching::is_or_ends_with;
+use crate::matching::{is_or_ends_with, is_or_starts_with};
 use crate::{DEFAULT_ADAPTER, Error, LoraModule, Result, Settings, Targets, TrainBias};
 use std::path::Path;
 
@@ -217,7 +217,10 @@ fn clashes(model: &Description, task: Option<TaskType>) -> Vec<String> {
         if let Some(entry) = entry
             && !model.saved.iter().any(|saved| saved == module)
         {
-            let inside = model.saved.iter().any(|saved| is_within(module, saved));
+            let inside = model
+                .saved
+                .iter()
+                .any(|saved| is_or_starts_with(module, saved));
             problems.push(format!(
                 "cannot be written: the entry `{entry}` of modules_to_save also means `{module}` to \
                  PEFT, which {}; rename one of them",

@@ -56,9 +56,11 @@ impl<'a> Weights<'a> {
                 None => problems.push(format!(
                     "there is no `{path}.lora_A`, a target of rank {rank}"
                 )),
-                Some(shape) if shape.first() != Some(&rank) => problems.push(format!(
-                    "A of `{path}` has shape {shape:?}, its rank is {rank} in the configuration"
-                )),
+                Some(shape) if shape.first() != Some(&rank) || shape.contains(&0) => {
+                    problems.push(format!(
+                        "A of `{path}` has shape {shape:?}, its rank is {rank} in the configuration"
+                    ))
+                }
                 Some(_) => {}
             }
         }

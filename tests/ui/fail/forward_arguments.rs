@@ -1,0 +1,18 @@
+use lora::LoraModel;
+
+#[derive(LoraModel)]
+struct Net<T> {
+    fc: T,
+}
+
+#[lora::forward(skp(T))]
+impl<T> Net<T> {
+    fn first(&self) {}
+}
+
+#[lora::forward(skip(U), also)]
+impl<T> Net<T> {
+    fn second(&self) {}
+}
+
+fn main() {}

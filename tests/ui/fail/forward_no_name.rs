@@ -1,0 +1,6 @@
+trait Double {}
+
+#[lora::forward]
+impl Double for &u8 {}
+
+fn main() {}

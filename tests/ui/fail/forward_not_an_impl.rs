@@ -1,0 +1,7 @@
+#[lora::forward]
+struct Net;
+
+#[lora::forward]
+fn forward() {}
+
+fn main() {}

@@ -1,0 +1,9 @@
+use lora::LoraModel;
+
+#[derive(Debug, LoraModel)]
+enum Pooling {
+    Mean,
+    Max,
+}
+
+fn main() {}
