@@ -16,7 +16,7 @@ pub use report::Report;
 use crate::checkpoint::{Checkpoint, Input};
 use crate::images::{Dataset, read_folder};
 use crate::training::{Recipe, Trained, accuracy, logits, predictions, train};
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use lora::models::convnext::ConvNext;
 use lora::{LoraModel, LoraModule};
 use std::path::{Path, PathBuf};
@@ -114,12 +114,7 @@ struct Evaluation {
 /// One line that says what went wrong. Output of an earlier run is then as it was.
 pub fn run(options: &Options) -> Result<Report> {
     options.check()?;
-    if let Some(threads) = options.threads {
-        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads);
-        pool.build_global().context("cannot set --threads")?;
-    }
-    let checkpoint = options.checkpoint.clone();
-    let checkpoint = checkpoint.unwrap_or_else(|| bundled("digits.safetensors"));
+    let checkpoint = options.checkpoint();
     let data = options.data.clone().unwrap_or_else(|| bundled("optdigits"));
     let job = Job::read(&checkpoint, &data, options.seed)?;
     let output = Output::new(&options.output)?;

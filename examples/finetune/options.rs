@@ -74,7 +74,7 @@ pub struct Options {
     /// Seed of everything that is drawn
     #[arg(long, default_value_t = 0)]
     pub seed: u64,
-    /// Threads to compute with [default: all]
+    /// Threads to compute with [default: 1 for a model below 4 MB, else all]
     #[arg(long)]
     pub threads: Option<usize>,
     /// Print the table of all layers
@@ -119,6 +119,22 @@ impl Options {
         }
         self.lora(false).validate()?;
         Ok(())
+    }
+
+    /// The base model's file.
+    pub fn checkpoint(&self) -> PathBuf {
+        let bundled = || super::bundled("digits.safetensors");
+        self.checkpoint.clone().unwrap_or_else(bundled)
+    }
+
+    /// How many threads to compute with, unless the environment says; `None` for all. With a small
+    /// model threads wait for each other longer than they compute.
+    pub fn threads(&self) -> Option<usize> {
+        let small = || {
+            let metadata = std::fs::metadata(self.checkpoint());
+            metadata.is_ok_and(|metadata| metadata.len() < 4_000_000)
+        };
+        self.threads.or_else(|| small().then_some(1))
     }
 
     /// The LoRA configuration. `train_head` adds the classifier to what is trained in full.

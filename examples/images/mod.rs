@@ -34,10 +34,10 @@ impl Image {
     /// # Errors
     /// Names the file that cannot be read or decoded, or is empty.
     pub fn open(path: &Path, channels: usize) -> Result<Self> {
-        let decode = || {
+        let decode = || -> image::ImageResult<DynamicImage> {
             // By its content: a name may lie.
             let reader = image::ImageReader::open(path)?.with_guessed_format()?;
-            Ok::<_, image::ImageError>(reader.decode()?)
+            reader.decode()
         };
         let image = decode().with_context(|| format!("cannot read image {}", path.display()))?;
         if image.width() == 0 || image.height() == 0 {
