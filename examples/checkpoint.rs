@@ -8,6 +8,8 @@ use lora::models::{self, Architecture, Created, Options, Weights};
 use lora::{LoraModel, LoraModule};
 use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
+use std::fs::File;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 
 /// Where a model is and what it looks like.
@@ -146,8 +148,14 @@ impl Checkpoint {
     pub fn write(weights: &Path, model: &ConvNext, input: &Input) -> Result<()> {
         let params = model.to_frozen()?.named_params().into_iter();
         let tensors: HashMap<_, _> = params.map(|param| (param.path, param.tensor)).collect();
-        candle_core::safetensors::save(&tensors, weights)
-            .with_context(|| format!("cannot write {}", weights.display()))?;
+        // Not candle's `save`, whose file only its owner can read.
+        let bytes = safetensors::serialize(&tensors, None);
+        let written = bytes.map_err(anyhow::Error::from).and_then(|bytes| {
+            let mut file = File::create(weights)?;
+            file.write_all(&bytes)?;
+            Ok(file.sync_all()?)
+        });
+        written.with_context(|| format!("cannot write {}", weights.display()))?;
         let Ok(serde_json::Value::Object(model_args)) = serde_json::to_value(model.config()) else {
             bail!("the model's configuration has no JSON form");
         };
