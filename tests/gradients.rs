@@ -34,7 +34,10 @@ fn check_model<M: LoraModule>(
     check_gradients(what, &named, || f(x));
 }
 
-fn conv2d_configs() -> Vec<(usize, usize, usize, Conv2dConfig, (usize, usize))> {
+/// Channels in and out, kernel, configuration, the input's height and width.
+type ConvCase = (usize, usize, usize, Conv2dConfig, (usize, usize));
+
+fn conv2d_configs() -> Vec<ConvCase> {
     let config = |padding, stride, dilation, groups| Conv2dConfig {
         padding,
         stride,
@@ -42,7 +45,6 @@ fn conv2d_configs() -> Vec<(usize, usize, usize, Conv2dConfig, (usize, usize))> 
         groups,
         cudnn_fwd_algo: None,
     };
-    // in, out, kernel, config, input's sides
     vec![
         (3, 4, 3, config(0, 1, 1, 1), (5, 4)),
         (2, 4, 3, config(1, 2, 1, 1), (7, 6)),
