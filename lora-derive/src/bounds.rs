@@ -1,6 +1,6 @@
 //! The where clauses of the generated items.
 
-use crate::ast::{Item, Kind};
+use crate::ast::{Data, Field, Item, Kind, Style};
 use proc_macro2::TokenStream;
 use quote::{ToTokens, quote};
 use std::collections::BTreeSet;
@@ -50,8 +50,35 @@ impl Bounds {
             &mut impls,
             values.map(|ty| parse_quote!(#ty: _lora::Clone + _lora::Debug)),
         );
+        let assumed = assumed(item).into_iter();
+        extend(
+            &mut impls,
+            assumed.map(|ty| parse_quote!(for<'__lora> #ty: _lora::LoraModel)),
+        );
         Self { lora, impls }
     }
+}
+
+/// The type of a struct's last field, where it is a name without parameters that is not known to be
+/// a model.
+///
+/// Whether a struct has a size hangs on its last field: if that is no model, every mention of the
+/// LoRA type in an impl is an error of its own. The impls take it for granted that it is one; what
+/// is wrong shows once, at the field. A name with parameters may lead back to the type itself, and
+/// rustc would go round in circles.
+fn assumed(item: &Item<'_>) -> Option<Type> {
+    let Data::Struct(fields) = &item.data else {
+        return None;
+    };
+    let last = fields.fields.last()?;
+    let named = fields.style == Style::Named && fields.fields.iter().any(Field::is_known);
+    let Type::Path(path) = last.ty else {
+        return None;
+    };
+    let plain = path.qself.is_none() && path.path.segments.iter().all(|s| s.arguments.is_empty());
+    let own = path.path.is_ident(item.ident) || path.path.is_ident("Self");
+    let foreign = !named && !last.is_known() && plain && !own;
+    (foreign && uses(last.ty, item.generics).is_empty()).then(|| last.ty.clone())
 }
 
 fn extend(generics: &mut Generics, predicates: impl Iterator<Item = WherePredicate>) {

@@ -21,7 +21,10 @@ use syn::{DeriveInput, parse_macro_input};
 /// The LoRA type of `Net` is `LoraNet`. It has the fields, the visibility and the parameters of
 /// `Net`, with `Lora<T>` for each field type `T`; it is `Clone` and `Debug`, and `Net` need not be.
 ///
-/// ```ignore
+/// ```
+/// use candle_nn::{Activation, Linear};
+/// use lora::LoraModel;
+///
 /// #[derive(LoraModel)]
 /// pub struct Mlp {
 ///     #[lora(rank)]
@@ -71,7 +74,14 @@ pub fn derive_lora_model(input: TokenStream) -> TokenStream {
 
 /// Gives the LoRA type the methods of an impl block: emits the block, and a copy of it.
 ///
-/// ```ignore
+/// ```
+/// # use candle_core::{Result, Tensor};
+/// # use candle_nn::{Activation, Linear, Module};
+/// # use lora::LoraModel;
+/// #
+/// # #[derive(LoraModel)]
+/// # pub struct Mlp { fc1: Linear, fc2: Linear, act: Activation }
+/// #
 /// #[lora::forward]
 /// impl Module for Mlp {
 ///     fn forward(&self, xs: &Tensor) -> Result<Tensor> {
