@@ -2,9 +2,10 @@
 
 use crate::adapter::{Adapter, DEFAULT_ADAPTER, Settings};
 use crate::init::AdapterInit;
-use crate::matching::{Patterns, modules_above};
+use crate::matching::modules_above;
 use crate::params::each_layer;
 use crate::path::Path;
+use crate::selection::{Overrides, Selection};
 use crate::{Error, Lora, LoraConfig, LoraModel, LoraModule, Result, TrainBias, WithLora};
 use candle_core::{Device, Tensor, TensorId, Var};
 use indexmap::IndexSet;
@@ -36,7 +37,7 @@ pub struct Builder<'a> {
     mark: Option<Mark>,
     for_values: bool,
     freeze: bool,
-    patterns: Selection,
+    selection: Selection<'a>,
     seen: Seen,
     /// Base tensors by identity, so that tied weights stay tied.
     frozen: HashMap<TensorId, Tensor>,
@@ -49,77 +50,38 @@ pub struct Mark(Kind);
 
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Kind {
-    Rank {
-        rank: Option<usize>,
-        alpha: Option<f64>,
-        dropout: Option<f64>,
-    },
+    Rank(Overrides),
     Trainable,
 }
 
 impl Mark {
     /// `#[lora(rank)]`: a target by default, with the configuration's rank.
     pub const fn rank() -> Self {
-        Self(Kind::Rank {
-            rank: None,
-            alpha: None,
-            dropout: None,
-        })
+        Self::rank_with(None, None)
     }
 
     /// `#[lora(rank = N)]`, and `alpha` and `dropout` where they are given: they replace the
     /// configuration's values, and its rank and alpha patterns replace them.
     pub const fn rank_of(rank: usize, alpha: Option<f64>, dropout: Option<f64>) -> Self {
-        Self(Kind::Rank {
+        Self(Kind::Rank(Overrides {
             rank: Some(rank),
             alpha,
             dropout,
-        })
+        }))
     }
 
     /// `#[lora(rank, alpha = A, dropout = P)]`: the configuration's rank, these values.
     pub const fn rank_with(alpha: Option<f64>, dropout: Option<f64>) -> Self {
-        Self(Kind::Rank {
+        Self(Kind::Rank(Overrides {
             rank: None,
             alpha,
             dropout,
-        })
+        }))
     }
 
     /// `#[lora(trainable)]`: trained in full and saved with the adapter.
     pub const fn trainable() -> Self {
         Self(Kind::Trainable)
-    }
-}
-
-/// The configuration's patterns, compiled.
-struct Selection {
-    targets: Option<Patterns>,
-    exclude: Option<Patterns>,
-    save: Patterns,
-    rank: Patterns,
-    alpha: Patterns,
-}
-
-impl Selection {
-    fn new(config: &LoraConfig) -> Result<Self> {
-        let targets = |setting, targets: &Option<_>| -> Result<Option<Patterns>> {
-            let targets = targets.as_ref();
-            targets.map(|t| Patterns::targets(setting, t)).transpose()
-        };
-        Ok(Self {
-            targets: targets("target_modules", &config.target_modules)?,
-            exclude: targets("exclude_modules", &config.exclude_modules)?,
-            save: Patterns::names("modules_to_save", &config.modules_to_save),
-            rank: Patterns::suffixes("rank_pattern", config.rank_pattern.keys())?,
-            alpha: Patterns::suffixes("alpha_pattern", config.alpha_pattern.keys())?,
-        })
-    }
-
-    fn unused(&self) -> impl Iterator<Item = String> {
-        let optional = [&self.targets, &self.exclude].into_iter().flatten();
-        let all = optional.chain([&self.save, &self.rank, &self.alpha]);
-        all.flat_map(Patterns::unused)
     }
 }
 
@@ -193,14 +155,14 @@ impl<'a> Builder<'a> {
         }
     }
 
-    fn new(config: &'a LoraConfig, patterns: Selection, freeze: bool) -> Self {
+    fn new(config: &'a LoraConfig, selection: Selection<'a>, freeze: bool) -> Self {
         Self {
             config,
             path: Path::default(),
             mark: None,
             for_values: false,
             freeze,
-            patterns,
+            selection,
             seen: Seen::default(),
             frozen: HashMap::new(),
             devices: vec![Device::Cpu],
@@ -274,7 +236,7 @@ impl<'a> Builder<'a> {
     pub fn layer(&mut self, kind: &'static str, adaptable: bool) -> Result<Plan> {
         let path = self.path.as_str().to_string();
         // Looked up in any case, so that the pattern counts as used.
-        let saved = self.saved(&path)?;
+        let saved = self.selection.saves(&path)?;
         let trainable = !self.freeze && (saved || self.mark == Some(Mark::trainable()));
         let adapter = self.target(&path, kind, adaptable)?;
         let adapter = adapter.filter(|_| !self.freeze && !trainable);
@@ -298,15 +260,6 @@ impl<'a> Builder<'a> {
         })
     }
 
-    /// True if modules_to_save names the layer or a module that it is in.
-    fn saved(&mut self, path: &str) -> Result<bool> {
-        let mut saved = false;
-        for module in modules_above(path).chain([path]) {
-            saved |= self.patterns.save.find(module, false)?.is_some();
-        }
-        Ok(saved)
-    }
-
     fn target(
         &mut self,
         path: &str,
@@ -314,22 +267,13 @@ impl<'a> Builder<'a> {
         adaptable: bool,
     ) -> Result<Option<Settings>> {
         // Each is looked up in any case, so that the pattern counts as used.
-        let excluded = match &mut self.patterns.exclude {
-            Some(exclude) => exclude.find(path, false)?.is_some(),
-            None => false,
-        };
+        let excluded = self.selection.excludes(path)?;
         let mark = match self.mark {
-            Some(Mark(Kind::Rank {
-                rank,
-                alpha,
-                dropout,
-            })) => Some((rank, alpha, dropout)),
+            Some(Mark(Kind::Rank(overrides))) => Some(overrides),
             _ => None,
         };
-        let targeted = match &mut self.patterns.targets {
-            Some(targets) => targets.find(path, false)?.is_some(),
-            None => mark.is_some(),
-        };
+        let targeted = self.selection.targets(path)?;
+        let targeted = targeted.unwrap_or(mark.is_some());
         if !targeted || excluded || self.freeze {
             return Ok(None);
         }
@@ -340,20 +284,11 @@ impl<'a> Builder<'a> {
             ));
             return Ok(None);
         }
-        let (rank, alpha, dropout) = mark.unwrap_or_default();
-        let rank = match self.patterns.rank.find(path, true)? {
-            Some(index) => self.config.rank_pattern[index],
-            None => rank.unwrap_or(self.config.rank),
-        };
-        let alpha = match self.patterns.alpha.find(path, true)? {
-            Some(index) => self.config.alpha_pattern[index],
-            None => alpha.unwrap_or(self.config.alpha),
-        };
-        let dropout = dropout.unwrap_or(self.config.dropout);
+        let settings = self.selection.settings(path, mark.unwrap_or_default())?;
         // Attributes come checked from the derive, but not from code by hand.
-        if let Err(Error::Config(problems)) = LoraConfig::new(rank)
-            .alpha(alpha)
-            .dropout(dropout)
+        if let Err(Error::Config(problems)) = LoraConfig::new(settings.rank)
+            .alpha(settings.alpha)
+            .dropout(settings.dropout)
             .validate()
         {
             problems
@@ -361,12 +296,7 @@ impl<'a> Builder<'a> {
                 .for_each(|problem| self.problem(problem));
             return Ok(None);
         }
-        Ok(Some(Settings {
-            rank,
-            alpha,
-            scaling: self.config.scaling(rank, alpha),
-            dropout,
-        }))
+        Ok(Some(settings))
     }
 
     /// A tensor of the base model as a parameter: shared and frozen, or copied into a variable.
@@ -437,22 +367,20 @@ impl<'a> Builder<'a> {
     fn finish(mut self) -> Result<()> {
         let mut problems = std::mem::take(&mut self.seen.problems);
         let layers = std::mem::take(&mut self.seen.layers);
-        if let Some(targets) = &mut self.patterns.targets {
-            let modules: BTreeSet<&str> = layers
-                .iter()
-                .flat_map(|(path, _)| modules_above(path))
-                .collect();
-            for module in modules {
-                if targets.find(module, false)?.is_some() {
-                    problems.push(format!(
-                        "target_modules matches `{module}`, which is a module that holds layers; \
-                         name the layers themselves"
-                    ));
-                }
+        let modules: BTreeSet<&str> = layers
+            .iter()
+            .flat_map(|(path, _)| modules_above(path))
+            .collect();
+        for module in modules {
+            if self.selection.targets(module)? == Some(true) {
+                problems.push(format!(
+                    "target_modules matches `{module}`, which is a module that holds layers; \
+                     name the layers themselves"
+                ));
             }
         }
         if !self.for_values || self.seen.trained == 0 {
-            problems.extend(self.patterns.unused());
+            problems.extend(self.selection.unused());
         }
         if problems.is_empty() && self.seen.trained == 0 {
             problems.push(

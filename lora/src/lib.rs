@@ -87,6 +87,7 @@ pub mod ops;
 mod params;
 mod path;
 pub mod peft;
+mod selection;
 mod summary;
 mod transfer;
 mod visit;

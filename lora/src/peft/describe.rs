@@ -1,9 +1,10 @@
 //! A LoRA model in PEFT's terms: which layers are adapted, what is trained in full, which biases,
 //! and the key of each tensor in the file.
 
-use crate::matching::{Patterns, is_bias, is_or_ends_with, is_or_starts_with, modules_above};
+use crate::matching::{is_bias, is_or_ends_with, is_or_starts_with, modules_above};
 use crate::params::each_layer;
 use crate::path::join;
+use crate::selection::{Overrides, Selection};
 use crate::{LoraConfig, LoraModule, Param, Result, Role, Settings, TrainBias};
 use candle_core::Tensor;
 use indexmap::IndexMap;
@@ -217,44 +218,15 @@ impl Description {
 
     /// The layers that a configuration adapts, and how. PEFT's rules, without its strictness.
     pub fn planned(&self, config: &LoraConfig) -> Result<IndexMap<String, Settings>> {
-        let compile = |setting, targets: &Option<_>| {
-            let targets = targets.as_ref();
-            targets
-                .map(|targets| Patterns::targets(setting, targets))
-                .transpose()
-        };
-        let mut targets = compile("target_modules", &config.target_modules)?;
-        let mut exclude = compile("exclude_modules", &config.exclude_modules)?;
-        let mut ranks = Patterns::suffixes("rank_pattern", config.rank_pattern.keys())?;
-        let mut alphas = Patterns::suffixes("alpha_pattern", config.alpha_pattern.keys())?;
-        let saved = self.planned_saved(config);
-
+        let mut selection = Selection::new(config)?;
         let mut planned = IndexMap::new();
         for site in self.sites.iter().filter(|site| site.adaptable) {
             let path = site.path.as_str();
-            let finds = |patterns: &mut Option<Patterns>| match patterns {
-                Some(patterns) => patterns.find(path, false).map(|found| found.is_some()),
-                None => Ok(false),
-            };
-            let saved = saved.iter().any(|module| is_or_starts_with(path, module));
-            if saved || finds(&mut exclude)? || !finds(&mut targets)? {
-                continue;
+            let targeted = selection.targets(path)?.unwrap_or(false);
+            if targeted && !selection.saves(path)? && !selection.excludes(path)? {
+                let settings = selection.settings(path, Overrides::default())?;
+                planned.insert(path.to_string(), settings);
             }
-            let rank = match ranks.find(path, true)? {
-                Some(index) => config.rank_pattern[index],
-                None => config.rank,
-            };
-            let alpha = match alphas.find(path, true)? {
-                Some(index) => config.alpha_pattern[index],
-                None => config.alpha,
-            };
-            let settings = Settings {
-                rank,
-                alpha,
-                scaling: config.scaling(rank, alpha),
-                dropout: config.dropout,
-            };
-            planned.insert(path.to_string(), settings);
         }
         Ok(planned)
     }
