@@ -87,13 +87,9 @@ impl Adapters {
         self.original.is_some()
     }
 
-    /// A tensor as the forward pass is to see it: with its graph in training, without in eval.
+    /// The tensor as the layer's forward pass is to see it.
     pub(crate) fn seen(&self, tensor: &Tensor) -> Tensor {
-        if self.training {
-            tensor.clone()
-        } else {
-            tensor.detach()
-        }
+        seen(tensor, self.training)
     }
 
     /// The base result plus what each adapter adds.
@@ -227,6 +223,15 @@ pub trait Adapted: Debug {
             release(&self.merged_weight()?)?,
             bias.map(release).transpose()?,
         ))
+    }
+}
+
+/// A tensor as the forward pass is to see it: with its graph in training, without in eval.
+pub(crate) fn seen(tensor: &Tensor, training: bool) -> Tensor {
+    if training {
+        tensor.clone()
+    } else {
+        tensor.detach()
     }
 }
 

@@ -1,6 +1,6 @@
 //! Batch normalisation.
 
-use crate::adapter::release;
+use crate::adapter::{release, seen};
 use crate::{Builder, Cursor, CursorMut, Layer, LoraModel, LoraModule, Param, Result, Role, ops};
 use candle_core::{ModuleT, Tensor};
 use candle_nn::BatchNorm;
@@ -61,11 +61,8 @@ impl ModuleT for LoraBatchNorm {
                 (scale, shift)
             }
         };
-        if self.training {
-            ops::affine(xs, &scale, Some(&shift), 1)
-        } else {
-            ops::affine(xs, &scale.detach(), Some(&shift.detach()), 1)
-        }
+        let (scale, shift) = (seen(&scale, self.training), seen(&shift, self.training));
+        ops::affine(xs, &scale, Some(&shift), 1)
     }
 }
 

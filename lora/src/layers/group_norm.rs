@@ -1,6 +1,6 @@
 //! Group normalisation.
 
-use crate::adapter::release;
+use crate::adapter::{release, seen};
 use crate::{Builder, Cursor, CursorMut, Error, Layer, LoraModel, LoraModule, Param, Result, ops};
 use candle_core::{DType, Device, Tensor, Var};
 use candle_nn::{GroupNorm, Module};
@@ -39,11 +39,11 @@ impl Module for LoraGroupNorm {
         }
         let grouped = xs.reshape((xs.dim(0)?, self.groups, ()))?;
         let y = ops::standardize(&grouped, self.eps, true)?.reshape(xs.shape())?;
-        if self.training {
-            ops::affine(&y, &self.weight, Some(&self.bias), 1)
-        } else {
-            ops::affine(&y, &self.weight.detach(), Some(&self.bias.detach()), 1)
-        }
+        let (weight, bias) = (
+            seen(&self.weight, self.training),
+            seen(&self.bias, self.training),
+        );
+        ops::affine(&y, &weight, Some(&bias), 1)
     }
 }
 

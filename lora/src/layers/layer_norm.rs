@@ -1,6 +1,6 @@
 //! Layer and root-mean-square normalisation.
 
-use crate::adapter::release;
+use crate::adapter::{release, seen};
 use crate::{Builder, Cursor, CursorMut, Layer, LoraModel, LoraModule, Param, Result, ops};
 use candle_core::Tensor;
 use candle_nn::{LayerNorm, LayerNormConfig, Module, RmsNorm, VarBuilder};
@@ -53,12 +53,8 @@ impl LoraLayerNorm {
 
 impl Module for LoraLayerNorm {
     fn forward(&self, xs: &Tensor) -> candle_core::Result<Tensor> {
-        let (weight, bias) = (&self.weight, self.bias.as_ref());
-        if self.training {
-            return ops::norm(xs, weight, bias, self.eps, self.remove_mean);
-        }
-        let bias = bias.map(Tensor::detach);
-        let weight = weight.detach();
+        let weight = seen(&self.weight, self.training);
+        let bias = self.bias.as_ref().map(|bias| seen(bias, self.training));
         ops::norm(xs, &weight, bias.as_ref(), self.eps, self.remove_mean)
     }
 }
