@@ -1,6 +1,10 @@
-//! Activations whose derivative candle rounds, or takes another way than PyTorch.
+//! Activations.
 
-use super::{record, working};
+use super::{Compute, in_memory_order, record, working};
+use crate::kernels::activation::{self, Function, GeluErf, GeluTanh, Relu, Silu};
+use crate::kernels::buffer::{Cpu, buffer, tensor};
+use crate::kernels::simd::Element;
+use crate::profile;
 use candle_core::{Result, Tensor};
 use std::f64::consts::{FRAC_1_SQRT_2, PI};
 
@@ -10,7 +14,7 @@ use std::f64::consts::{FRAC_1_SQRT_2, PI};
 /// # Errors
 /// If the dtype is not a floating-point one.
 pub fn gelu_erf(xs: &Tensor) -> Result<Tensor> {
-    unary("gelu-erf", xs, Tensor::gelu_erf, |x| {
+    unary("gelu-erf", GeluErf, xs, Tensor::gelu_erf, |x| {
         let phi = ((x.sqr()? * -0.5)?.exp()? * (0.5 / PI).sqrt())?;
         let cumulative = (((x * FRAC_1_SQRT_2)?.erf()? + 1.0)? * 0.5)?;
         cumulative + (x * phi)?
@@ -23,7 +27,7 @@ pub fn gelu_erf(xs: &Tensor) -> Result<Tensor> {
 /// # Errors
 /// If the dtype is not a floating-point one.
 pub fn gelu(xs: &Tensor) -> Result<Tensor> {
-    unary("gelu", xs, Tensor::gelu, |x| {
+    unary("gelu", GeluTanh, xs, Tensor::gelu, |x| {
         // 0.5·(1 + t) + 0.5·x·(1 − t²)·u', t = tanh(u), u = √(2/π)·(x + 0.044715·x³)
         let root = (2.0 / PI).sqrt();
         let square = x.sqr()?;
@@ -40,7 +44,7 @@ pub fn gelu(xs: &Tensor) -> Result<Tensor> {
 /// # Errors
 /// If the dtype is not a number's.
 pub fn relu(xs: &Tensor) -> Result<Tensor> {
-    unary("relu", xs, Tensor::relu, |x| {
+    unary("relu", Relu, xs, Tensor::relu, |x| {
         x.gt(&x.zeros_like()?)?.to_dtype(x.dtype())
     })
 }
@@ -50,25 +54,54 @@ pub fn relu(xs: &Tensor) -> Result<Tensor> {
 /// # Errors
 /// If the dtype is not a floating-point one.
 pub fn silu(xs: &Tensor) -> Result<Tensor> {
-    unary("silu", xs, Tensor::silu, |x| {
+    unary("silu", Silu, xs, Tensor::silu, |x| {
         let sigmoid = candle_nn::ops::sigmoid(x)?;
         let rest = ((1.0 - &sigmoid)? * x)?;
         sigmoid * (rest + 1.0)?
     })
 }
 
-/// A function of each element with its derivative, both computed in the working precision.
-fn unary(
+type Map = fn(&Tensor) -> Result<Tensor>;
+
+/// A function of each element with its derivative, both computed in the working precision: by the
+/// kernels where they serve, else by `value` and `slope`.
+fn unary<F: Function + 'static>(
     name: &'static str,
+    function: F,
     xs: &Tensor,
-    function: fn(&Tensor) -> Result<Tensor>,
-    derivative: fn(&Tensor) -> Result<Tensor>,
+    value: Map,
+    slope: Map,
 ) -> Result<Tensor> {
-    let dtype = xs.dtype();
-    let x = xs.detach();
-    let y = function(&working(&x)?)?.to_dtype(dtype)?;
-    record(name, [xs], y, move |grad, _, _| {
-        let grad = (working(grad)? * derivative(&working(&x)?)?)?;
-        Ok([Some(grad.to_dtype(dtype)?)])
+    in_memory_order(xs, |xs| {
+        let span = profile::forward(name);
+        let dtype = xs.dtype();
+        let x = xs.detach();
+        let y = match Compute::of(&x) {
+            Compute::F32 => values::<F, f32>(function, &working(&x)?)?,
+            Compute::F64 => values::<F, f64>(function, &x)?,
+            Compute::Tensors => value(&working(&x)?)?,
+        };
+        let y = y.to_dtype(dtype)?;
+        span.end([&y].into_iter());
+        record(name, [xs], y, move |grad, _| {
+            let grad = match Compute::of(&x) {
+                Compute::F32 => slopes::<F, f32>(function, &working(&x)?, &working(grad)?)?,
+                Compute::F64 => slopes::<F, f64>(function, &x, grad)?,
+                Compute::Tensors => (working(grad)? * slope(&working(&x)?)?)?,
+            };
+            Ok([Some(grad.to_dtype(dtype)?)])
+        })
     })
+}
+
+fn values<F: Function, T: Element>(function: F, x: &Tensor) -> Result<Tensor> {
+    let mut y = buffer::<T>(x.elem_count());
+    activation::apply(function, &Cpu::of(x)?, &mut y);
+    tensor(y, x.shape())
+}
+
+fn slopes<F: Function, T: Element>(function: F, x: &Tensor, grad: &Tensor) -> Result<Tensor> {
+    let mut y = buffer::<T>(x.elem_count());
+    activation::apply_slope(function, &Cpu::of(x)?, &Cpu::of(grad)?, &mut y);
+    tensor(y, x.shape())
 }

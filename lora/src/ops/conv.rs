@@ -51,7 +51,7 @@ pub fn conv2d(
         "conv2d",
         args,
         y,
-        move |grad, _, [on_xs, on_weight, on_bias]| {
+        move |grad, [on_xs, on_weight, on_bias]| {
             let grad = working(grad)?;
             let on_xs = on_xs.then(|| conv.grad_input(&grad, &working(&w)?)?.to_dtype(dtype));
             let on_weight = x.as_ref().filter(|_| on_weight);

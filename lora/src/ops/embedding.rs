@@ -41,7 +41,7 @@ pub fn embedding(ids: &Tensor, table: &Tensor) -> Result<Tensor> {
             .index_select(&ids, 0)?
             .reshape(shape)?
     };
-    record("embedding", [table], rows, move |grad, _, _| {
+    record("embedding", [table], rows, move |grad, _| {
         // Sums of many half values are taken in the working precision.
         let grad = working(grad)?.reshape((ids.elem_count(), dim))?;
         let mut sum = Tensor::zeros((count, dim), grad.dtype(), &device)?;

@@ -1,6 +1,10 @@
 //! The linear map, y = x·Wᵀ + b.
 
-use super::{record, working};
+use super::{Compute, record, working};
+use crate::kernels::buffer::{Cpu, CpuMatrix, buffer, tensor};
+use crate::kernels::matrix::{Threads, multiply};
+use crate::kernels::simd::Element;
+use crate::{kernels, profile};
 use candle_core::{D, Result, Tensor, bail};
 
 /// y = x·Wᵀ + b, as [`candle_nn::Linear`] computes it.
@@ -38,17 +42,26 @@ pub fn linear(xs: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Ten
             weight.dtype()
         );
     }
+    if let Some(bias) = bias
+        && (bias.elem_count() != outputs || bias.dtype() != xs.dtype())
+    {
+        bail!(
+            "linear: the bias must be {outputs} values of {:?}, it is {:?} of {:?}",
+            xs.dtype(),
+            bias.dims(),
+            bias.dtype()
+        );
+    }
+    let span = profile::forward("linear");
     let dtype = xs.dtype();
     let rows = xs.dims()[..xs.rank() - 1].iter().product::<usize>();
     let x = working(xs)?.contiguous()?.reshape((rows, inputs))?;
     let w = weight.detach();
-    let mut y = multiply(&x, &working(&w)?.t()?)?;
-    if let Some(bias) = bias {
-        y = y.broadcast_add(&working(bias)?)?;
-    }
+    let y = forward(&x, &w, bias)?.to_dtype(dtype)?;
     let mut shape = xs.dims().to_vec();
     shape[xs.rank() - 1] = outputs;
-    let y = y.to_dtype(dtype)?.reshape(shape)?;
+    let y = y.reshape(shape)?;
+    span.end([&y].into_iter());
 
     let xs_shape = xs.shape().clone();
     // The input is kept only for the gradient of the weight.
@@ -61,14 +74,14 @@ pub fn linear(xs: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Ten
         "linear",
         args,
         y,
-        move |grad, _, [on_xs, on_weight, on_bias]| {
+        move |grad, [on_xs, on_weight, on_bias]| {
             let grad = working(grad)?.reshape((rows, outputs))?;
             let on_xs = on_xs.then(|| {
-                let grad = multiply(&grad, &working(&w)?)?;
+                let grad = product(&grad, &working(&w)?)?;
                 grad.to_dtype(dtype)?.reshape(&xs_shape)
             });
             let on_weight = x.as_ref().filter(|_| on_weight);
-            let on_weight = on_weight.map(|x| multiply(&grad.t()?, x)?.to_dtype(dtype));
+            let on_weight = on_weight.map(|x| product(&grad.t()?, x)?.to_dtype(dtype));
             let on_bias = on_bias.then(|| grad.sum(0)?.to_dtype(dtype));
             Ok([
                 on_xs.transpose()?,
@@ -79,11 +92,55 @@ pub fn linear(xs: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Ten
     )
 }
 
-/// The product of two matrices, also of empty ones.
-fn multiply(a: &Tensor, b: &Tensor) -> Result<Tensor> {
-    let ((m, k), n) = (a.dims2()?, b.dim(1)?);
-    if m * k * n == 0 {
-        return Tensor::zeros((m, n), a.dtype(), a.device());
+/// x·wᵀ + bias of matrices, in the working precision.
+fn forward(x: &Tensor, w: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
+    let bias = bias.map(|bias| working(bias)?.contiguous()).transpose()?;
+    let w = working(w)?.t()?;
+    match Compute::of(x) {
+        Compute::F32 => on_cpu::<f32>(x, &w, bias.as_ref()),
+        Compute::F64 => on_cpu::<f64>(x, &w, bias.as_ref()),
+        Compute::Tensors => {
+            let y = product(x, &w)?;
+            match bias {
+                Some(bias) => y.broadcast_add(&bias),
+                None => Ok(y),
+            }
+        }
     }
-    a.matmul(b)
+}
+
+fn on_cpu<T: Element>(x: &Tensor, w: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
+    let (rows, inputs, outputs) = (x.dim(0)?, x.dim(1)?, w.dim(1)?);
+    let mut y = buffer::<T>(rows * outputs);
+    let bias = bias.map(Cpu::<T>::of).transpose()?;
+    let (x, w) = (Cpu::<T>::of(x)?, CpuMatrix::<T>::of(w)?);
+    let shape = (inputs, outputs);
+    kernels::linear::forward(&mut y, &x, w.view(), bias.as_deref(), shape);
+    tensor(y, (rows, outputs))
+}
+
+/// The product of two matrices, also of empty and of transposed ones.
+pub(crate) fn product(a: &Tensor, b: &Tensor) -> Result<Tensor> {
+    match Compute::of(a) {
+        Compute::F32 => product_on_cpu::<f32>(a, b),
+        Compute::F64 => product_on_cpu::<f64>(a, b),
+        Compute::Tensors => {
+            let ((m, k), n) = (a.dims2()?, b.dim(1)?);
+            if m * k * n == 0 {
+                return Tensor::zeros((m, n), a.dtype(), a.device());
+            }
+            a.matmul(b)
+        }
+    }
+}
+
+fn product_on_cpu<T: Element>(a: &Tensor, b: &Tensor) -> Result<Tensor> {
+    let (m, n) = (a.dim(0)?, b.dim(1)?);
+    if a.dim(1)? != b.dim(0)? {
+        bail!("matrices of shapes {:?} and {:?}", a.dims(), b.dims());
+    }
+    let mut y = buffer::<T>(m * n);
+    let (a, b) = (CpuMatrix::<T>::of(a)?, CpuMatrix::<T>::of(b)?);
+    multiply(&mut y, a.view(), b.view(), T::ONE, false, Threads::All);
+    tensor(y, (m, n))
 }

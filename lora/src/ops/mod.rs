@@ -11,9 +11,9 @@ mod depthwise;
 mod embedding;
 mod linear;
 mod norm;
-mod record;
 mod rope;
 mod softmax;
+mod tape;
 
 pub use activation::{gelu, gelu_erf, relu, silu};
 pub use conv::{conv1d, conv2d};
@@ -25,7 +25,7 @@ pub use softmax::{softmax, softmax_last_dim};
 
 pub(crate) use norm::{norm, standardize};
 
-pub(crate) use record::{is_finite, record};
+pub(crate) use tape::{record, record_with_value};
 
 use candle_core::{DType, Result, Tensor};
 
@@ -37,4 +37,54 @@ pub(crate) fn working(tensor: &Tensor) -> Result<Tensor> {
         DType::BF16 | DType::F16 if tensor.device().is_cpu() => tensor.to_dtype(DType::F32),
         _ => Ok(tensor),
     }
+}
+
+/// How an op computes on a tensor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Compute {
+    /// With the CPU kernels in f32; half types are [`working`] copies.
+    F32,
+    /// With the CPU kernels in f64.
+    F64,
+    /// With tensor operations, on any other device.
+    Tensors,
+}
+
+impl Compute {
+    pub(crate) fn of(tensor: &Tensor) -> Self {
+        match tensor.dtype() {
+            DType::F32 | DType::BF16 | DType::F16 if tensor.device().is_cpu() => Self::F32,
+            DType::F64 if tensor.device().is_cpu() => Self::F64,
+            _ => Self::Tensors,
+        }
+    }
+}
+
+/// Applies an op that treats all elements alike to the tensor as it lies in memory, so that a
+/// permuted tensor is not copied and the result is permuted in the same way.
+pub(crate) fn in_memory_order(
+    xs: &Tensor,
+    op: impl FnOnce(&Tensor) -> Result<Tensor>,
+) -> Result<Tensor> {
+    match tape::memory_order(xs.layout()) {
+        Some(order) if !xs.is_contiguous() => {
+            let mut inverse = vec![0; order.len()];
+            for (position, &dim) in order.iter().enumerate() {
+                inverse[dim] = position;
+            }
+            op(&xs.permute(order)?)?.permute(inverse)
+        }
+        _ => op(&xs.contiguous()?),
+    }
+}
+
+/// True if no value is NaN or infinite.
+pub(crate) fn is_finite(tensor: &Tensor) -> Result<bool> {
+    // 0 · x is NaN for what is not finite, and NaN stays NaN in a sum.
+    let wide = match tensor.dtype() {
+        DType::F64 => DType::F64,
+        _ => DType::F32,
+    };
+    let sum = (tensor.to_dtype(wide)? * 0.0)?.sum_all()?;
+    Ok(!sum.to_dtype(DType::F64)?.to_scalar::<f64>()?.is_nan())
 }

@@ -1,6 +1,6 @@
 //! Normalisation, built from two differentiable parts: to standardise rows, and to scale and shift.
 
-use super::{record, working};
+use super::{record, record_with_value, working};
 use candle_core::{D, Result, Tensor, bail};
 
 /// Layer normalisation over the last dimension, as [`candle_nn::ops::layer_norm`] computes it, with
@@ -76,7 +76,7 @@ pub(crate) fn standardize(xs: &Tensor, eps: f64, remove_mean: bool) -> Result<Te
         Some(_) => y.to_dtype(dtype)?,
         None => y,
     };
-    record("standardize", [xs], value, move |grad, value, _| {
+    record_with_value("standardize", [xs], value, move |grad, value, _| {
         let (grad, y) = (working(grad)?, exact.as_ref().unwrap_or(value));
         let along = (&grad * y)?.mean_keepdim(D::Minus1)?;
         let mut on_xs = (&grad - y.broadcast_mul(&along)?)?;
@@ -130,7 +130,7 @@ pub fn affine(xs: &Tensor, weight: &Tensor, bias: Option<&Tensor>, dim: usize) -
         "affine",
         args,
         y,
-        move |grad, _, [on_xs, on_weight, on_bias]| {
+        move |grad, [on_xs, on_weight, on_bias]| {
             let on_xs = on_xs.then(|| grad.broadcast_mul(&w));
             let on_weight = x.as_ref().filter(|_| on_weight);
             // Sums of many half values are taken in the working precision.

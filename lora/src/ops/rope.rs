@@ -40,7 +40,7 @@ pub fn rope_thd(xs: &Tensor, cos: &Tensor, sin: &Tensor) -> Result<Tensor> {
 fn rotate(xs: &Tensor, cos: &Tensor, sin: &Tensor, rotate: Rotate) -> Result<Tensor> {
     let (cos, sin) = (cos.detach().contiguous()?, sin.detach().contiguous()?);
     let y = rotate(&xs.detach().contiguous()?, &cos, &sin)?;
-    record("rope", [xs], y, move |grad, _, _| {
+    record("rope", [xs], y, move |grad, _| {
         Ok([Some(rotate(grad, &cos, &sin.neg()?)?)])
     })
 }

@@ -1,6 +1,6 @@
 //! The softmax.
 
-use super::record;
+use super::record_with_value;
 use candle_core::shape::Dim;
 use candle_core::{D, Result, Tensor};
 
@@ -26,7 +26,7 @@ pub fn softmax_last_dim(xs: &Tensor) -> Result<Tensor> {
     } else {
         candle_nn::ops::softmax_last_dim(&x)?
     };
-    record("softmax-last-dim", [xs], y, |grad, y, _| {
+    record_with_value("softmax-last-dim", [xs], y, |grad, y, _| {
         let along = (grad * y)?.sum_keepdim(D::Minus1)?;
         Ok([Some((grad.broadcast_sub(&along)? * y)?)])
     })

@@ -1,0 +1,105 @@
+//! Memory of tensors on the CPU.
+
+use super::matrix::Matrix;
+use super::simd::Element;
+use candle_core::{Device, Result, Shape, Storage, StorageRef, Tensor, bail};
+use std::marker::PhantomData;
+use std::ops::Range;
+
+/// The values of a contiguous tensor on the CPU; it is borrowed for reading until this is dropped.
+pub(crate) struct Cpu<'a, T> {
+    storage: StorageRef<'a>,
+    range: Range<usize>,
+    element: PhantomData<T>,
+}
+
+impl<'a, T: Element> Cpu<'a, T> {
+    /// # Errors
+    /// If the tensor is of another dtype, not on the CPU or not contiguous.
+    pub(crate) fn of(tensor: &'a Tensor) -> Result<Self> {
+        let (storage, layout) = tensor.storage_and_layout();
+        let Some((start, end)) = layout.contiguous_offsets() else {
+            bail!("a kernel got a tensor that is not contiguous");
+        };
+        Self::range(storage, start..end, tensor)
+    }
+
+    fn range(storage: StorageRef<'a>, range: Range<usize>, tensor: &Tensor) -> Result<Self> {
+        match &*storage {
+            Storage::Cpu(values) if T::values(values).is_some_and(|v| range.end <= v.len()) => {}
+            _ => bail!(
+                "a kernel got a tensor of {:?} on {:?}",
+                tensor.dtype(),
+                tensor.device()
+            ),
+        }
+        Ok(Self {
+            storage,
+            range,
+            element: PhantomData,
+        })
+    }
+}
+
+impl<T: Element> std::ops::Deref for Cpu<'_, T> {
+    type Target = [T];
+
+    fn deref(&self) -> &[T] {
+        match &*self.storage {
+            // Of this type and long enough, as checked when it was made.
+            Storage::Cpu(values) => T::values(values).map_or(&[], |v| &v[self.range.clone()]),
+            _ => &[],
+        }
+    }
+}
+
+/// The values of a matrix on the CPU, with any steps between rows and columns.
+pub(crate) struct CpuMatrix<'a, T> {
+    values: Cpu<'a, T>,
+    shape: (usize, usize),
+    steps: (usize, usize),
+}
+
+impl<'a, T: Element> CpuMatrix<'a, T> {
+    /// # Errors
+    /// If the tensor is of another dtype, not on the CPU or not a matrix.
+    pub(crate) fn of(tensor: &'a Tensor) -> Result<Self> {
+        let shape = tensor.dims2()?;
+        let (storage, layout) = tensor.storage_and_layout();
+        let steps = (layout.stride()[0], layout.stride()[1]);
+        let start = layout.start_offset();
+        let end = match tensor.elem_count() {
+            0 => start,
+            _ => start + (shape.0 - 1) * steps.0 + (shape.1 - 1) * steps.1 + 1,
+        };
+        let values = Cpu::range(storage, start..end, tensor)?;
+        Ok(Self {
+            values,
+            shape,
+            steps,
+        })
+    }
+
+    pub(crate) fn view(&self) -> Matrix<'_, T> {
+        Matrix::with_steps(&self.values, self.shape, self.steps)
+    }
+}
+
+/// Memory for `count` numbers with any content: it must be overwritten before it is read.
+///
+/// Zeroing what is overwritten anyway costs as much as many a kernel.
+pub(crate) fn buffer<T: Element>(count: usize) -> Vec<T> {
+    let mut values = Vec::with_capacity(count);
+    // SAFETY: the capacity is there, any bits are an f32 or f64, and every caller writes each
+    // number before it reads it.
+    #[allow(clippy::uninit_vec)]
+    unsafe {
+        values.set_len(count);
+    }
+    values
+}
+
+/// A tensor of computed values.
+pub(crate) fn tensor<T: Element>(values: Vec<T>, shape: impl Into<Shape>) -> Result<Tensor> {
+    Tensor::from_vec(values, shape, &Device::Cpu)
+}

@@ -1,0 +1,7 @@
+//! Compute kernels for the CPU: slices in, slices out, no tensors and no graph.
+
+pub(crate) mod activation;
+pub(crate) mod buffer;
+pub(crate) mod linear;
+pub(crate) mod matrix;
+pub mod simd;
