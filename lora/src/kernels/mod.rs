@@ -1,7 +1,12 @@
 //! Compute kernels for the CPU: slices in, slices out, no tensors and no graph.
 
 pub(crate) mod activation;
+pub(crate) mod adapted;
+pub(crate) mod blocks;
 pub(crate) mod buffer;
 pub(crate) mod linear;
+pub(crate) mod low_rank;
 pub(crate) mod matrix;
+pub(crate) mod mlp;
+pub(crate) mod norm;
 pub mod simd;
