@@ -8,7 +8,6 @@
 mod activation;
 mod adapted;
 mod conv;
-mod depthwise;
 mod dropout;
 mod embedding;
 mod linear;
