@@ -1,7 +1,10 @@
 //! Compute kernels for the CPU: slices in, slices out, no tensors and no graph.
 
 pub(crate) mod activation;
+pub(crate) mod attention;
 pub(crate) mod buffer;
 pub(crate) mod linear;
 pub(crate) mod matrix;
+pub(crate) mod rope;
 pub mod simd;
+pub(crate) mod softmax;
