@@ -2,6 +2,7 @@
 
 pub(crate) mod activation;
 pub(crate) mod adapted;
+pub(crate) mod attention;
 pub(crate) mod blocks;
 pub(crate) mod buffer;
 pub(crate) mod conv;
@@ -11,5 +12,7 @@ pub(crate) mod low_rank;
 pub(crate) mod matrix;
 pub(crate) mod mlp;
 pub(crate) mod norm;
+pub(crate) mod rope;
 pub mod simd;
+pub(crate) mod softmax;
 pub(crate) mod window;

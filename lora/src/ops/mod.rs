@@ -7,6 +7,7 @@
 
 mod activation;
 mod adapted;
+mod attention;
 mod conv;
 mod dropout;
 mod embedding;
@@ -18,6 +19,7 @@ mod softmax;
 mod tape;
 
 pub use activation::{gelu, gelu_erf, relu, silu};
+pub use attention::sdpa;
 pub use conv::{conv1d, conv2d};
 pub use dropout::seed_dropout;
 pub use embedding::embedding;
