@@ -43,8 +43,8 @@
 //! - The layers themselves, for use by hand: [`layers`].
 //! - Functions of candle's signatures that pass the gradient where candle's do not: [`ops`].
 //! - Adapters as files: [`peft`]. Weights from model to model: [`transfer_weights`].
-//! - Chains of layers as one node: [`blocks`].
-//! - Ready models: [`models`].
+//! - Chains of layers as one node: [`blocks`]; parts that keep no inner values: [`checkpoint`].
+//! - Ready models: [`models`]. Where the time of a step goes: [`profile`].
 //!
 //! # The derive's attributes
 //!
@@ -91,7 +91,7 @@ pub mod ops;
 mod params;
 mod path;
 pub mod peft;
-mod profile;
+pub mod profile;
 mod selection;
 mod summary;
 mod transfer;
