@@ -111,16 +111,15 @@ impl<T: Element> WithSimd for Forward<'_, T> {
             };
             let means = Vector::splat(simd, mean);
             let squares = total(simd, width, |place| {
+                // Lanes beyond the row's end stay zeros.
+                let means = match place.len() {
+                    full if full == lanes => means,
+                    part => means * load(&ones[..part]),
+                };
                 let centred = load(&x[place]) - means;
                 centred * centred
             });
-            let variance = (squares - beyond * mean * mean) * share;
-            let variance = if variance < T::ZERO {
-                T::ZERO
-            } else {
-                variance
-            };
-            let inverse = T::ONE / (variance + T::of(self.eps)).root();
+            let inverse = T::ONE / (squares * share + T::of(self.eps)).root();
             stats.copy_from_slice(&[mean, inverse]);
             let inverses = Vector::splat(simd, inverse);
             for start in (0..width).step_by(lanes) {
