@@ -2,6 +2,9 @@
 
 pub(crate) mod activation;
 pub(crate) mod buffer;
+pub(crate) mod conv;
+pub(crate) mod depthwise;
 pub(crate) mod linear;
 pub(crate) mod matrix;
 pub mod simd;
+pub(crate) mod window;

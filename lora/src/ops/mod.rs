@@ -7,7 +7,6 @@
 
 mod activation;
 mod conv;
-mod depthwise;
 mod embedding;
 mod linear;
 mod norm;
