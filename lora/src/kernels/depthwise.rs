@@ -647,8 +647,17 @@ mod tests {
         assert_eq!(actual.len(), expected.len(), "{what}");
         for (actual, expected) in actual.iter().zip(expected) {
             let error = (actual.to_f64() - expected).abs();
-            assert!(error <= tolerance, "{what}: {actual:?} for {expected}");
+            assert!(error <= tolerance, "{what}: an error of {error}");
         }
+    }
+
+    /// Maps with the channels last as maps with the channels first.
+    fn planes<T: Element>(maps: &[T], pixels: usize, channels: usize) -> Vec<T> {
+        let mut planes = vec![T::ZERO; maps.len()];
+        let maps = maps.chunks(pixels * channels);
+        let pairs = maps.zip(planes.chunks_mut(pixels * channels));
+        pairs.for_each(|(from, to)| transpose_block(from, to, 0, pixels, channels));
+        planes
     }
 
     fn check<T: Element>(level: Level, window: &Window, channels: usize, tolerance: f64) {
@@ -681,21 +690,18 @@ mod tests {
         assert_close(&what, &on_taps, &expected[2], 10.0 * tolerance);
 
         // The same from channels first.
-        let planes = |maps: &[T], pixels: usize| {
-            let mut planes = vec![T::ZERO; maps.len()];
-            let pairs = maps.chunks(pixels * channels);
-            let pairs = pairs.zip(planes.chunks_mut(pixels * channels));
-            pairs.for_each(|(from, to)| transpose_block(from, to, 0, pixels, channels));
-            planes
-        };
-        let (x, w) = (planes(&x, window.pixels()), planes(&taps, window.taps()));
+        let [y, on_x, _] = expected;
+        let y = planes(&y, window.places(), channels);
+        let on_x = planes(&on_x, window.pixels(), channels);
+        let x = planes(&x, window.pixels(), channels);
+        let w = planes(&taps, window.taps(), channels);
         let mut from_planes = vec![T::of(9.0); 2 * result];
         forward_planes(&x, &w, Some(&bias), &mut from_planes, window, channels);
-        assert_eq!(from_planes, planes(&y, window.places()), "{what}");
-        let grad = planes(&grad, window.places());
+        assert_close(&what, &from_planes, &y, tolerance);
+        let grad = planes(&grad, window.places(), channels);
         let mut from_planes = vec![T::of(9.0); 2 * map];
         grad_input_planes(&grad, &w, &mut from_planes, window, channels);
-        assert_eq!(from_planes, planes(&on_x, window.pixels()), "{what}");
+        assert_close(&what, &from_planes, &on_x, tolerance);
     }
 
     #[test]
@@ -723,7 +729,7 @@ mod tests {
         for (first, rows) in [(0, 2), (2, 5), (8, 1)] {
             let mut some = vec![0.0; rows * row];
             forward_rows(&x, &taps, None, &mut some, first, &window, channels);
-            assert_eq!(some, whole[first * row..][..rows * row]);
+            assert_close("rows", &some, &whole[first * row..][..rows * row], 1e-14);
         }
     }
 }
