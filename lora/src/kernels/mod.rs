@@ -3,6 +3,7 @@
 pub(crate) mod activation;
 pub(crate) mod attention;
 pub(crate) mod buffer;
+pub(crate) mod embedding;
 pub(crate) mod linear;
 pub(crate) mod matrix;
 pub(crate) mod rope;

@@ -63,7 +63,9 @@ pub fn sdpa(
         q: q.detach(),
         k: k.detach(),
         v: v.detach(),
-        mask: mask.map(|mask| check_mask(mask, &sizes, dtype)).transpose()?,
+        mask: mask
+            .map(|mask| check_mask(mask, &sizes, dtype))
+            .transpose()?,
         sizes,
         causal: do_causal,
         scale: f64::from(scale),
@@ -76,7 +78,8 @@ pub fn sdpa(
     };
     let output = output.to_dtype(dtype)?;
     span.end([&output].into_iter());
-    let backward = move |grad: &Tensor, output: &Tensor, wanted: [bool; 3]| match Compute::of(grad) {
+    let backward = move |grad: &Tensor, output: &Tensor, wanted: [bool; 3]| match Compute::of(grad)
+    {
         Compute::F32 => problem.backward::<f32>(grad, output, &log_sums, wanted),
         Compute::F64 => problem.backward::<f64>(grad, output, &log_sums, wanted),
         Compute::Tensors => problem.composed_backward(grad, output, &log_sums, wanted),
@@ -92,7 +95,9 @@ fn sizes(q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Sizes> {
         &[v_batch, v_heads, values, value_dim],
     ) = (q_dims, k_dims, v_dims)
     else {
-        bail!("sdpa: q, k and v must have 4 dimensions, their shapes are {q_dims:?}, {k_dims:?} and {v_dims:?}");
+        bail!(
+            "sdpa: q, k and v must have 4 dimensions, their shapes are {q_dims:?}, {k_dims:?} and {v_dims:?}"
+        );
     };
     let grouped = heads == 0 || (kv_heads > 0 && heads % kv_heads == 0);
     if (k_batch, k_dim) != (batch, dim)
@@ -202,7 +207,11 @@ impl Problem {
     fn on_cpu<T: Element, R>(&self, f: impl FnOnce(&Attention<'_, T>) -> R) -> Result<R> {
         let (q, k, v) = (working(&self.q)?, working(&self.k)?, working(&self.v)?);
         let mask = self.mask.as_ref().map(CpuStrided::of).transpose()?;
-        let (q, k, v) = (CpuStrided::of(&q)?, CpuStrided::of(&k)?, CpuStrided::of(&v)?);
+        let (q, k, v) = (
+            CpuStrided::of(&q)?,
+            CpuStrided::of(&k)?,
+            CpuStrided::of(&v)?,
+        );
         Ok(f(&Attention {
             q: heads(&q),
             k: heads(&k),
@@ -235,14 +244,19 @@ impl Problem {
         }
         let (scores, _) = self.scores()?;
         // Not −∞, which would turn masked scores into NaN.
-        let shift = scores.max_keepdim(D::Minus1)?.maximum(f64::from(f32::MIN))?;
+        let shift = scores
+            .max_keepdim(D::Minus1)?
+            .maximum(f64::from(f32::MIN))?;
         let p = scores.broadcast_sub(&shift)?.exp()?;
         let sums = p.sum_keepdim(D::Minus1)?;
         // Where no key is seen the numerators are 0 as well.
         let sums = (&sums + sums.eq(0.0)?.to_dtype(sums.dtype())?)?;
         let p = p.broadcast_div(&sums)?.to_dtype(dtype)?;
         let output = p.matmul(&self.repeated(&self.v)?)?;
-        Ok((output.transpose(1, 2)?.contiguous()?, (shift + sums.log()?)?))
+        Ok((
+            output.transpose(1, 2)?.contiguous()?,
+            (shift + sums.log()?)?,
+        ))
     }
 
     fn composed_backward(
@@ -327,7 +341,8 @@ impl Problem {
         let group = self.sizes.heads / kv_heads;
         let xs = xs.unsqueeze(2)?;
         let xs = xs.expand((batch, kv_heads, group, rows, dim))?;
-        xs.contiguous()?.reshape((batch, kv_heads * group, rows, dim))
+        xs.contiguous()?
+            .reshape((batch, kv_heads * group, rows, dim))
     }
 
     /// Gradients of repeated keys or values to those of the keys or values.
@@ -363,5 +378,69 @@ fn order(arg: &Tensor) -> Order {
     match arg.stride() {
         [_, heads, rows, _] if heads < rows => Order::RowsFirst,
         _ => Order::HeadsFirst,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use candle_core::Device;
+
+    fn numbers(shape: (usize, usize, usize, usize), seed: f64) -> Tensor {
+        let (a, b, c, d) = shape;
+        let values = (0..a * b * c * d).map(|i| (i as f64 * 1.7 + seed).sin());
+        Tensor::from_vec(values.collect(), shape, &Device::Cpu).unwrap()
+    }
+
+    fn assert_same(what: &str, a: &Tensor, b: &Tensor) {
+        assert_eq!(a.dims(), b.dims(), "{what}");
+        let values = |x: &Tensor| x.flatten_all().unwrap().to_vec1::<f64>().unwrap();
+        let (a, b) = (values(a), values(b));
+        let same = |(a, b): (&f64, &f64)| (a - b).abs() < 1e-12;
+        assert!(a.iter().zip(&b).all(same), "{what}: {a:?} and {b:?}");
+    }
+
+    #[test]
+    fn tensor_operations_give_the_same_numbers() {
+        let none = f64::NEG_INFINITY;
+        let mask = Tensor::new(&[[0.5, none, 0.0, -1.0], [none; 4], [0.0; 4]], &Device::Cpu);
+        let mask = mask.unwrap();
+        for (heads, kv_heads) in [(2, 2), (4, 2), (3, 1)] {
+            for (queries, keys) in [(3, 4), (4, 3), (1, 1), (0, 2), (2, 0)] {
+                for (causal, cap) in [(false, None), (true, None), (true, Some(1.5))] {
+                    let q = numbers((2, heads, queries, 3), 1.0);
+                    let k = numbers((2, kv_heads, keys, 3), 2.0);
+                    let v = numbers((2, kv_heads, keys, 2), 3.0);
+                    let sizes = sizes(&q, &k, &v).unwrap();
+                    let mask = (mask.dims() == [queries, keys]).then_some(&mask);
+                    let mask = mask.map(|mask| check_mask(mask, &sizes, DType::F64).unwrap());
+                    let problem = Problem {
+                        q,
+                        k,
+                        v,
+                        mask,
+                        sizes,
+                        causal,
+                        scale: 0.7,
+                        cap,
+                    };
+                    let what = format!("{sizes:?} {causal} {cap:?}");
+                    let (output, log_sums) = problem.forward::<f64>().unwrap();
+                    let (composed, sums) = problem.composed().unwrap();
+                    assert_same(&what, &output, &composed);
+                    let grad = numbers((2, queries, heads, 2), 4.0);
+                    for wanted in [[true; 3], [true, false, false], [false, true, false]] {
+                        let ours = problem.backward::<f64>(&grad, &output, &log_sums, wanted);
+                        let composed = problem.composed_backward(&grad, &composed, &sums, wanted);
+                        for (ours, composed) in ours.unwrap().iter().zip(composed.unwrap()) {
+                            assert_eq!(ours.is_some(), composed.is_some());
+                            if let (Some(ours), Some(composed)) = (ours, composed) {
+                                assert_same(&what, ours, &composed);
+                            }
+                        }
+                    }
+                }
+            }
+        }
     }
 }
