@@ -246,3 +246,62 @@ pub(crate) fn add<T: Element>(x: &[T], y: &[T]) -> Vec<T> {
     chunks.for_each(|((x, y), sum)| run(Add(x, y, sum)));
     sum
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::simd::testing::{assert_close, at_every_level, values};
+    use super::*;
+
+    fn check<T: Element>(outer: usize, n: usize, inner: usize, tolerance: f64) {
+        let count = outer * n * inner;
+        let along = Along { n, inner };
+        let (x, other): (Vec<T>, Vec<T>) = (values(count, 1), values(count, 2));
+        let (weight, bias): (Vec<T>, Vec<T>) = (values(n, 3), values(n, 4));
+        let at = |row: &[T], i: usize| row[i / inner % n].to_f64();
+        let product = |i: usize| x[i].to_f64() * at(&weight, i);
+        let all = |f: &dyn Fn(usize) -> f64| (0..count).map(f).collect::<Vec<f64>>();
+        // Sums of many numbers of both signs.
+        let reach = 1.0 + (count as f64 / n as f64).sqrt();
+        let mut expected = [vec![0.0; n], vec![0.0; n]];
+        for i in 0..count {
+            expected[0][i / inner % n] += x[i].to_f64() * other[i].to_f64();
+            expected[1][i / inner % n] += other[i].to_f64();
+        }
+        at_every_level(|level| {
+            let what = format!("{outer}x{n}x{inner} {level:?}");
+            let y = scale(&x, &weight, Plus::Nothing, along);
+            assert_close(&what, &y, &all(&product), tolerance);
+            let y = scale(&x, &weight, Plus::Bias(&bias), along);
+            assert_close(&what, &y, &all(&|i| product(i) + at(&bias, i)), tolerance);
+            let y = scale(&x, &weight, Plus::Each(&other), along);
+            assert_close(
+                &what,
+                &y,
+                &all(&|i| product(i) + other[i].to_f64()),
+                tolerance,
+            );
+            let y = add(&x, &other);
+            assert_close(
+                &what,
+                &y,
+                &all(&|i| x[i].to_f64() + other[i].to_f64()),
+                tolerance,
+            );
+            let (on_weight, on_bias) = weight_grads(&x, &other, along);
+            assert_close(&what, &on_weight, &expected[0], reach * tolerance);
+            assert_close(&what, &on_bias, &expected[1], reach * tolerance);
+        });
+    }
+
+    #[test]
+    fn every_level_follows_the_formula() {
+        for size in [1, 3, 7, 13, 17, 1000] {
+            for (outer, n, inner) in [(5, size, 1), (3, 4, size), (2, size, 3), (40, size, 20)] {
+                check::<f32>(outer, n, inner, 1e-6);
+                check::<f64>(outer, n, inner, 1e-14);
+            }
+        }
+        check::<f32>(0, 3, 1, 0.0);
+        check::<f32>(2, 3, 0, 0.0);
+    }
+}

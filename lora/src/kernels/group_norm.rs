@@ -210,3 +210,66 @@ fn on_input<T: Element>(
     });
     out
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::simd::testing::{assert_close, at_every_level, values};
+    use super::super::{norm, sums};
+    use super::*;
+
+    /// As a norm of rows with the weight of each number.
+    fn check<T: Element>(batch: usize, shape: Groups, tolerance: f64) {
+        let Groups {
+            groups,
+            channels,
+            inner,
+        } = shape;
+        let (all, width) = (groups * channels, shape.width());
+        let count = batch * groups * width;
+        let (x, grad): (Vec<T>, Vec<T>) = (values(count, 1), values(count, 2));
+        let (weight, bias): (Vec<T>, Vec<T>) = (values(all, 3), values(all, 4));
+        let wide = |values: &[T]| values.iter().map(|v| v.to_f64()).collect::<Vec<_>>();
+        at_every_level(|level| {
+            let what = format!("{batch} {shape:?} {level:?}");
+            let (y, stats) = forward(&x, &weight, &bias, shape, 1e-5);
+            let grads = backward(&x, &grad, &weight, &stats, shape, true);
+            let (hat, expected_stats) = norm::forward(&wide(&x), width, 1e-5, true, None, None);
+            let per_number = |row: &[T], i: usize| row[i / inner % all].to_f64();
+            let value =
+                |(i, hat): (usize, &f64)| hat * per_number(&weight, i) + per_number(&bias, i);
+            let expected: Vec<f64> = hat.iter().enumerate().map(value).collect();
+            assert_close(&what, &y, &expected, tolerance);
+            assert_close(&what, &stats, &expected_stats, tolerance);
+
+            let weighted = |(i, grad): (usize, &T)| grad.to_f64() * per_number(&weight, i);
+            let weighted: Vec<f64> = grad.iter().enumerate().map(weighted).collect();
+            let expected = norm::backward(&wide(&x), &weighted, &expected_stats, None, width, true);
+            assert_close(&what, &grads.on_x, &expected, 30.0 * tolerance);
+            let (mut on_weight, mut on_bias) = (vec![0.0; all], vec![0.0; all]);
+            for (i, (hat, grad)) in hat.iter().zip(&grad).enumerate() {
+                on_weight[i / inner % all] += hat * grad.to_f64();
+                on_bias[i / inner % all] += grad.to_f64();
+            }
+            assert_close(&what, &grads.on_weight, &on_weight, 4.0 * tolerance);
+            assert_close(&what, &grads.on_bias, &on_bias, 4.0 * tolerance);
+            assert!(sums::segments(&x, &grad, inner, |_| T::ZERO).len() == batch * all);
+        });
+    }
+
+    #[test]
+    fn every_level_follows_the_formula() {
+        for inner in [1, 3, 7, 13, 17, 1000] {
+            for (groups, channels) in [(1, 3), (3, 2), (4, 1)] {
+                let shape = Groups {
+                    groups,
+                    channels,
+                    inner,
+                };
+                if channels * inner > 1 {
+                    check::<f32>(3, shape, 2e-6);
+                    check::<f64>(3, shape, 1e-13);
+                }
+            }
+        }
+    }
+}

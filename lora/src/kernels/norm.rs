@@ -265,3 +265,115 @@ pub(crate) fn backward<T: Element>(
     });
     out
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::simd::testing::{assert_close, at_every_level, values};
+    use super::super::sums;
+    use super::*;
+
+    const EPS: f64 = 1e-5;
+
+    /// Values, stats, the gradients of input, weight and bias, one number after the other.
+    fn expected([x, grad, weight, bias]: [&[f64]; 4], remove_mean: bool) -> [Vec<f64>; 5] {
+        let width = weight.len();
+        let n = width as f64;
+        let mut out = [const { Vec::new() }; 5];
+        out[3] = vec![0.0; width];
+        out[4] = vec![0.0; width];
+        for (x, grad) in x.chunks(width).zip(grad.chunks(width)) {
+            let mean = if remove_mean {
+                x.iter().sum::<f64>() / n
+            } else {
+                0.0
+            };
+            let variance = x.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / n;
+            let inverse = 1.0 / (variance + EPS).sqrt();
+            out[1].extend([mean, inverse]);
+            let hat: Vec<f64> = x.iter().map(|x| (x - mean) * inverse).collect();
+            let g: Vec<f64> = grad.iter().zip(weight).map(|(g, w)| g * w).collect();
+            let total = if remove_mean {
+                g.iter().sum::<f64>() / n
+            } else {
+                0.0
+            };
+            let along = g.iter().zip(&hat).map(|(g, h)| g * h).sum::<f64>() / n;
+            for i in 0..width {
+                out[0].push(hat[i] * weight[i] + bias[i]);
+                out[2].push((g[i] - total - hat[i] * along) * inverse);
+                out[3][i] += grad[i] * hat[i];
+                out[4][i] += grad[i];
+            }
+        }
+        out
+    }
+
+    fn check<T: Element>(rows: usize, width: usize, tolerance: f64) {
+        // Not centred, so that the mean matters.
+        let x: Vec<T> = values(rows * width, 1);
+        let x: Vec<T> = x.into_iter().map(|x| x + T::of(2.0)).collect();
+        let grad: Vec<T> = values(rows * width, 2);
+        let (weight, bias): (Vec<T>, Vec<T>) = (values(width, 3), values(width, 4));
+        let wide = |values: &[T]| values.iter().map(|v| v.to_f64()).collect::<Vec<_>>();
+        let args = [wide(&x), wide(&grad), wide(&weight), wide(&bias)];
+        let [ones, zeros] = [vec![1.0; width], vec![0.0; width]];
+        at_every_level(|level| {
+            for (remove_mean, affine) in [(true, true), (true, false), (false, true)] {
+                let what = format!("{rows}x{width} {level:?} {remove_mean} {affine}");
+                let (weight, bias) = (affine.then_some(&weight[..]), affine.then_some(&bias[..]));
+                let args = match affine {
+                    true => args.each_ref().map(|v| &v[..]),
+                    false => [&args[0], &args[1], &ones, &zeros].map(|v| &v[..]),
+                };
+                let expected = expected(args, remove_mean);
+                let (y, stats) = forward(&x, width, EPS, remove_mean, weight, bias);
+                assert_close(&what, &y, &expected[0], tolerance);
+                assert_close(&what, &stats, &expected[1], tolerance);
+                let on_x = backward(&x, &grad, &stats, weight, width, remove_mean);
+                // In units of the row's deviation.
+                let scaled = on_x.iter().enumerate();
+                let scaled = scaled.map(|(i, g)| *g / stats[i / width * 2 + 1]);
+                let exact = expected[2].iter().enumerate();
+                let exact = exact.map(|(i, g)| g / expected[1][i / width * 2 + 1]);
+                let (scaled, exact): (Vec<T>, Vec<f64>) = (scaled.collect(), exact.collect());
+                assert_close(&what, &scaled, &exact, tolerance);
+                let (on_weight, on_bias) = sums::columns(&x, &grad, Some(&stats), width);
+                assert_close(&what, &on_weight, &expected[3], 3.0 * tolerance);
+                assert_close(&what, &on_bias, &expected[4], 3.0 * tolerance);
+            }
+        });
+    }
+
+    #[test]
+    fn every_level_follows_the_formula() {
+        for width in [1, 3, 7, 13, 17, 32, 96, 1000, 5000] {
+            for rows in [1, 5, 200] {
+                check::<f32>(rows, width, 2e-6);
+                check::<f64>(rows, width, 1e-13);
+            }
+        }
+    }
+
+    #[test]
+    fn nothing_is_normalised_to_nothing() {
+        let none: [f32; 0] = [];
+        for width in [0, 3] {
+            let (y, stats) = forward(&none, width, EPS, true, None, None);
+            assert!(y.is_empty() && stats.is_empty());
+            assert!(backward(&none, &none, &none, None, width, true).is_empty());
+            let (on_weight, on_bias) = sums::columns(&none, &none, Some(&none), width);
+            assert_eq!((on_weight, on_bias), (vec![0.0; width], vec![0.0; width]));
+        }
+    }
+
+    #[test]
+    fn slices_and_all_threads_agree() {
+        let (rows, width) = (7, 19);
+        let (x, grad): (Vec<f32>, Vec<f32>) = (values(rows * width, 1), values(rows * width, 2));
+        let (_, stats) = forward(&x, width, EPS, true, None, None);
+        let (on_weight, on_bias) = sums::columns(&x, &grad, Some(&stats), width);
+        let (mut products, mut totals) = (vec![0.0; width], vec![0.0; width]);
+        weight_grads(&x, &grad, &stats, &mut products, &mut totals);
+        assert_eq!((on_weight, on_bias), (products, totals));
+    }
+}

@@ -9,8 +9,8 @@ use super::simd::{Element, Vector, run};
 use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 
-/// Numbers that are summed in their own precision: a whole number of vectors.
-const BLOCK: usize = 1 << 11;
+/// Vectors that are summed in their own precision.
+const BLOCK: usize = 128;
 
 /// Vectors that are summed side by side, as an addition waits for the one before it.
 const SIDE: usize = 4;
@@ -19,7 +19,7 @@ const SIDE: usize = 4;
 #[inline(always)]
 pub(super) fn sum<T: Element, S: Simd>(simd: S, x: &[T]) -> f64 {
     let mut total = 0.0;
-    for x in x.chunks(BLOCK) {
+    for x in x.chunks(BLOCK * T::lanes::<S>()) {
         let (x, rest) = T::raw_split::<S>(x);
         let mut sums = [Vector::<T, S>::zero(simd); SIDE];
         let (groups, left) = x.as_chunks::<SIDE>();
@@ -48,7 +48,7 @@ pub(super) fn squares<T: Element, S: Simd>(simd: S, x: &[T], mean: T) -> f64 {
     };
     let all = Vector::splat(simd, mean);
     let mut total = 0.0;
-    for x in x.chunks(BLOCK) {
+    for x in x.chunks(BLOCK * T::lanes::<S>()) {
         let (x, rest) = T::raw_split::<S>(x);
         let mut sums = [Vector::<T, S>::zero(simd); SIDE];
         let (groups, left) = x.as_chunks::<SIDE>();
@@ -89,8 +89,9 @@ pub(super) fn centred_pair<T: Element, S: Simd>(
         sums[0] = sums[0] + g;
         sums[1] = g.mul_add(x - mean, sums[1]);
     };
+    let block = BLOCK * T::lanes::<S>();
     let (mut total, mut along, mut index) = (0.0, 0.0, 0);
-    for (x, grad) in x.chunks(BLOCK).zip(grad.chunks(BLOCK)) {
+    for (x, grad) in x.chunks(block).zip(grad.chunks(block)) {
         let (x, x_rest) = T::raw_split::<S>(x);
         let (grad, grad_rest) = T::raw_split::<S>(grad);
         let (mut even, mut odd) = ([Vector::zero(simd); 2], [Vector::zero(simd); 2]);

@@ -287,3 +287,26 @@ fn weight_grads_on_cpu<T: Element>(
     let (on_weight, on_bias) = kernel::weight_grads(&values, &grads, along);
     Ok((tensor(on_weight, along.n)?, tensor(on_bias, along.n)?))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use candle_core::Device;
+
+    #[test]
+    fn kernels_and_tensor_operations_agree() -> Result<()> {
+        let x = Tensor::randn(0f64, 1.0, (2, 5, 3), &Device::Cpu)?;
+        let other = x.exp()?;
+        for dim in 0..3 {
+            let n = x.dims()[dim];
+            let weight = Tensor::randn(0f64, 1.0, n, &Device::Cpu)?;
+            for plus in [Addend::Nothing, Addend::Bias(&weight), Addend::Each(&other)] {
+                let kernel = scaled(&x, &weight, plus, dim)?;
+                let tensors = scaled_tensors(&x, &weight, plus, dim)?;
+                let error = (kernel - tensors)?.abs()?.max_all()?.to_scalar::<f64>()?;
+                assert!(error < 1e-14, "{dim}: {error:e}");
+            }
+        }
+        Ok(())
+    }
+}

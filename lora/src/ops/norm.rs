@@ -255,3 +255,34 @@ fn standardize(xs: &Tensor, eps: f64, remove_mean: bool) -> Result<Tensor> {
         Ok([Some(on_xs.broadcast_mul(&inverse)?.to_dtype(dtype)?)])
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use candle_core::{Device, Var};
+
+    #[test]
+    fn kernels_and_tensor_operations_agree() -> Result<()> {
+        let x = Var::from_tensor(&Tensor::randn(1f64, 2.0, (2, 5, 7), &Device::Cpu)?)?;
+        let weight = Tensor::randn(0f64, 1.0, 7, &Device::Cpu)?;
+        for remove_mean in [true, false] {
+            let kernel = norm(&x, &weight, None, 1e-5, remove_mean)?;
+            let tensors = affine(&standardize(&x, 1e-5, remove_mean)?, &weight, None, 2)?;
+            let gradient = |y: &Tensor| {
+                let grads = (y.sqr()? * x.as_detached_tensor().exp()?)?.backward()?;
+                grads
+                    .get(&x)
+                    .map_or_else(|| bail!("no gradient"), |grad| Ok(grad.clone()))
+            };
+            for (kernel, tensors) in [
+                (gradient(&kernel)?, gradient(&tensors)?),
+                (kernel.detach(), tensors.detach()),
+            ] {
+                let scale = tensors.abs()?.max_all()?.to_scalar::<f64>()?;
+                let error = (kernel - tensors)?.abs()?.max_all()?.to_scalar::<f64>()?;
+                assert!(error < 1e-12 * scale, "{remove_mean}: {error:e}");
+            }
+        }
+        Ok(())
+    }
+}
