@@ -1,10 +1,18 @@
 //! Compute kernels for the CPU: slices in, slices out, no tensors and no graph.
 
 pub(crate) mod activation;
+pub(crate) mod affine;
 pub(crate) mod buffer;
 pub(crate) mod conv;
 pub(crate) mod depthwise;
+pub(crate) mod group_norm;
 pub(crate) mod linear;
 pub(crate) mod matrix;
+pub(crate) mod norm;
 pub mod simd;
+pub(crate) mod sums;
+pub(crate) mod transpose;
 pub(crate) mod window;
+
+/// Numbers that one task handles: enough to be worth a thread, few enough to stay in its cache.
+const CHUNK: usize = 1 << 14;

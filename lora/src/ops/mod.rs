@@ -6,6 +6,8 @@
 //! that is not tracked, so frozen weights cost nothing in the backward pass.
 
 mod activation;
+mod affine;
+mod contiguous;
 mod conv;
 mod embedding;
 mod linear;
@@ -15,14 +17,16 @@ mod softmax;
 mod tape;
 
 pub use activation::{gelu, gelu_erf, relu, silu};
+pub use affine::{add, affine, residual};
+pub use contiguous::contiguous;
 pub use conv::{conv1d, conv2d};
 pub use embedding::embedding;
 pub use linear::linear;
-pub use norm::{affine, layer_norm, rms_norm};
+pub use norm::{group_norm, layer_norm, rms_norm};
 pub use rope::{rope, rope_i, rope_thd};
 pub use softmax::{softmax, softmax_last_dim};
 
-pub(crate) use norm::{norm, standardize};
+pub(crate) use norm::norm;
 
 pub(crate) use tape::{record, record_with_value};
 
@@ -65,16 +69,32 @@ pub(crate) fn in_memory_order(
     xs: &Tensor,
     op: impl FnOnce(&Tensor) -> Result<Tensor>,
 ) -> Result<Tensor> {
+    in_memory_order_along(xs, 0, |xs, _| op(xs))
+}
+
+/// As [`in_memory_order`], for an op along one dimension: it is told where that is in what it gets.
+pub(crate) fn in_memory_order_along(
+    xs: &Tensor,
+    dim: usize,
+    op: impl FnOnce(&Tensor, usize) -> Result<Tensor>,
+) -> Result<Tensor> {
     match tape::memory_order(xs.layout()) {
         Some(order) if !xs.is_contiguous() => {
-            let mut inverse = vec![0; order.len()];
-            for (position, &dim) in order.iter().enumerate() {
-                inverse[dim] = position;
-            }
-            op(&xs.permute(order)?)?.permute(inverse)
+            let inverse = inverse(&order);
+            let position = inverse.get(dim).copied().unwrap_or(dim);
+            op(&xs.permute(order)?, position)?.permute(inverse)
         }
-        _ => op(&xs.contiguous()?),
+        _ => op(&contiguous(xs)?, dim),
     }
+}
+
+/// The permutation that undoes another.
+fn inverse(order: &[usize]) -> Vec<usize> {
+    let mut inverse = vec![0; order.len()];
+    for (position, &dim) in order.iter().enumerate() {
+        inverse[dim] = position;
+    }
+    inverse
 }
 
 /// True if no value is NaN or infinite.

@@ -11,6 +11,7 @@
 //! A view of all of a value (reshaped, transposed, permuted) is recognised by its storage, so views
 //! between nodes cost nothing in either pass, whatever the order of their dimensions.
 
+use super::contiguous::copy;
 use crate::profile;
 use candle_core::backend::{BackendDevice, BackendStorage};
 use candle_core::{
@@ -57,7 +58,7 @@ pub(crate) fn record<const N: usize>(
         // No gradient: nothing that the loss depends on used the value.
         if let Some(grad) = node.take() {
             let span = profile::backward(name);
-            let grads = backward(&grad.contiguous()?, wanted)?;
+            let grads = backward(&copy(&grad)?, wanted)?;
             span.end(grads.iter().flatten());
             let grads = grads.into_iter().zip(wanted);
             let grads = grads.filter(|(_, wanted)| *wanted).map(|(grad, _)| grad);
@@ -168,7 +169,7 @@ impl Edge {
     fn deliver(&self, grad: Tensor) -> Result<()> {
         let grad = match &self.order {
             Some(order) => {
-                let grad = grad.permute(order.as_slice())?.contiguous()?;
+                let grad = copy(&grad.detach().permute(order.as_slice())?)?;
                 grad.reshape(&self.slot.shape)?
             }
             None => grad,
