@@ -1,10 +1,13 @@
 //! Compute kernels for the CPU: slices in, slices out, no tensors and no graph.
 
 pub(crate) mod activation;
+pub(crate) mod attention;
 pub(crate) mod buffer;
 pub(crate) mod conv;
 pub(crate) mod depthwise;
 pub(crate) mod linear;
 pub(crate) mod matrix;
+pub(crate) mod rope;
 pub mod simd;
 pub(crate) mod window;
+pub(crate) mod softmax;

@@ -6,6 +6,7 @@
 //! that is not tracked, so frozen weights cost nothing in the backward pass.
 
 mod activation;
+mod attention;
 mod conv;
 mod embedding;
 mod linear;
@@ -15,6 +16,7 @@ mod softmax;
 mod tape;
 
 pub use activation::{gelu, gelu_erf, relu, silu};
+pub use attention::sdpa;
 pub use conv::{conv1d, conv2d};
 pub use embedding::embedding;
 pub use linear::linear;
