@@ -117,7 +117,15 @@ fn cases() -> Vec<Case> {
             cases.push(Case::square(length, dim));
         }
     }
-    let lengths = [(1, 5), (3, 7), (17, 65), (65, 17), (65, 65), (130, 300), (3, 600)];
+    let lengths = [
+        (1, 5),
+        (3, 7),
+        (17, 65),
+        (65, 17),
+        (65, 65),
+        (130, 300),
+        (3, 600),
+    ];
     for (queries, keys) in lengths {
         let base = Case {
             queries,
@@ -130,7 +138,10 @@ fn cases() -> Vec<Case> {
         // More queries than keys: the first see nothing, which the definition gives as NaN.
         let causal = queries <= keys;
         cases.push(Case { causal, ..base });
-        cases.push(Case { masked: true, ..base });
+        cases.push(Case {
+            masked: true,
+            ..base
+        });
         cases.push(Case { cap: 2.5, ..base });
         cases.push(Case {
             heads: 6,
@@ -154,7 +165,12 @@ fn agrees_with_the_definition() {
         for (dtype, tolerance) in [(DType::F64, 1e-12), (DType::F32, 3e-6)] {
             let [q, k, v] = case.args(dtype);
             let (ours, naive) = (case.sdpa(&q, &k, &v), case.naive(&q, &k, &v));
-            assert_close(&format!("{case:?}"), &ours.unwrap(), &naive.unwrap(), tolerance);
+            assert_close(
+                &format!("{case:?}"),
+                &ours.unwrap(),
+                &naive.unwrap(),
+                tolerance,
+            );
         }
     }
 }
@@ -176,7 +192,12 @@ fn gradients_agree_with_the_definition() {
                 if values(naive).unwrap().iter().all(|x| x.abs() < 1e-6) {
                     assert!(values(ours).unwrap().iter().all(|x| x.abs() < 1e-5));
                 } else {
-                    assert_close(&format!("{name} {dtype:?} {case:?}"), ours, naive, tolerance);
+                    assert_close(
+                        &format!("{name} {dtype:?} {case:?}"),
+                        ours,
+                        naive,
+                        tolerance,
+                    );
                 }
             }
         }
@@ -193,8 +214,14 @@ fn gradients() {
     };
     let cases = [
         base,
-        Case { causal: true, ..base },
-        Case { masked: true, ..base },
+        Case {
+            causal: true,
+            ..base
+        },
+        Case {
+            masked: true,
+            ..base
+        },
         Case { cap: 2.5, ..base },
         Case {
             heads: 4,
@@ -232,7 +259,9 @@ fn only_tracked_arguments_get_gradients() {
         ..Case::square(5, 3)
     };
     for tracked in 0..8 {
-        let vars = case.args(DType::F64).map(|arg| Var::from_tensor(&arg).unwrap());
+        let vars = case
+            .args(DType::F64)
+            .map(|arg| Var::from_tensor(&arg).unwrap());
         let args = [0, 1, 2].map(|i| match tracked >> i & 1 {
             1 => vars[i].as_tensor().clone(),
             _ => vars[i].as_detached_tensor(),
@@ -306,7 +335,10 @@ fn a_row_that_sees_nothing_is_zero() {
     let y = ops::sdpa(&x, &x, &x, Some(&mask), false, 1.0, 1.0).unwrap();
     let rows = y.reshape((2, 3)).unwrap().to_vec2::<f64>().unwrap();
     assert_eq!(rows[1], [0.0; 3]);
-    assert_eq!(rows[0], x.reshape((2, 3)).unwrap().to_vec2::<f64>().unwrap()[0]);
+    assert_eq!(
+        rows[0],
+        x.reshape((2, 3)).unwrap().to_vec2::<f64>().unwrap()[0]
+    );
     check_gradients("masked row", &[("x", &x)], || {
         ops::sdpa(&x, &x, &x, Some(&mask), false, 1.0, 1.0)
     });
