@@ -4,3 +4,4 @@ pub mod checkpoint;
 pub mod finetune;
 pub mod images;
 pub mod training;
+pub mod user_convnext;

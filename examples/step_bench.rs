@@ -4,14 +4,16 @@
 //! cargo run --release --example step_bench -- --model convnext_tiny --mode lora --rank 2 --batch 8 --size 224 --steps 5 --seed 0
 //! ```
 //!
-//! `lora/benches/step_bench.py` does the same work with PyTorch and PEFT and prints the same line.
+//! `lora/benches/step_bench.py` does the same work with PyTorch and PEFT and prints the same line,
+//! without `written`; `lora/benches/compare.py` runs both in turn.
 
 use candle_core::{DType, Device, IndexOp, Module, Tensor};
 use candle_nn::{AdamW, Optimizer, ParamsAdamW, loss::cross_entropy};
 use clap::Parser;
-use lora::models::convnext::ConvNext;
-use lora::models::{self, Options, Weights};
-use lora::{Lora, LoraConfig, LoraModel, LoraModule};
+use lora::models::convnext::{ConvNext, ConvNextConfig};
+use lora::models::{self, Architecture, Options, Weights};
+use lora::{Lora, LoraConfig, LoraModel, LoraModule, profile};
+use lora_examples::user_convnext;
 use rand::rngs::ChaCha8Rng;
 use rand::{RngExt, SeedableRng};
 use std::process::ExitCode;
@@ -52,6 +54,16 @@ struct Args {
     /// Seed of weights, images and labels.
     #[arg(long, default_value_t = 0)]
     seed: u64,
+
+    /// Whose code the model is: this crate's, or a user's over plain candle layers with nothing
+    /// fused by hand (examples/user_convnext.rs).
+    #[arg(long, default_value = "library")]
+    written: Written,
+
+    /// Run one more step, or without training one more forward pass, and print where its time goes,
+    /// by op, to the standard error.
+    #[arg(long)]
+    profile: bool,
 }
 
 #[derive(Clone, Copy, PartialEq, clap::ValueEnum)]
@@ -61,8 +73,19 @@ enum Mode {
     Base,
 }
 
+#[derive(Clone, Copy, clap::ValueEnum)]
+enum Written {
+    Library,
+    User,
+}
+
 fn main() -> ExitCode {
-    match run(&Args::parse()) {
+    let args = Args::parse();
+    let result = match args.written {
+        Written::Library => run::<ConvNext>(&args, "library"),
+        Written::User => run::<user_convnext::ConvNext>(&args, "user"),
+    };
+    match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {error}");
@@ -71,9 +94,13 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(args: &Args) -> lora::Result<()> {
+fn run<M>(args: &Args, written: &str) -> lora::Result<()>
+where
+    M: Architecture<Config = ConvNextConfig>,
+    Lora<M>: Module,
+{
     let weights = Weights::Random(args.seed);
-    let created = models::create::<ConvNext>(&args.model, weights, &Options::new())?;
+    let created = models::create::<M>(&args.model, weights, &Options::new())?;
     let config = &created.config;
     let mut model = convert(created.model.clone(), args, config.head_norm_first)?;
     let (images, labels) = data(args, config.in_chans, config.num_classes)?;
@@ -87,19 +114,27 @@ fn run(args: &Args) -> lora::Result<()> {
             ..Default::default()
         };
         let mut optimizer = AdamW::new(model.trainable_vars(), params)?;
-        step_s = median(args.steps, || {
+        let mut step = || {
             let loss = cross_entropy(&model.forward(&images)?, &labels)?;
             optimizer.step(&model.backward(&loss)?)?;
             Ok(())
-        })?;
+        };
+        step_s = median(args.steps, &mut step)?;
+        if args.profile {
+            print_profile(step)?;
+        }
     }
     let trained = memory("VmHWM:");
     model.eval();
-    let forward_s = median(args.steps, || {
+    let forward = || {
         // Reads a value, so that the time holds the whole pass on any device.
         model.forward(&images)?.i((0, 0))?.to_scalar::<f32>()?;
         Ok(())
-    })?;
+    };
+    let forward_s = median(args.steps, forward)?;
+    if args.profile && args.mode == Mode::Base {
+        print_profile(forward)?;
+    }
     let peak = match args.mode {
         Mode::Base => memory("VmHWM:"),
         _ => trained,
@@ -113,6 +148,7 @@ fn run(args: &Args) -> lora::Result<()> {
     let line = serde_json::json!({
         "model": args.model,
         "mode": mode,
+        "written": written,
         "rank": rank,
         "batch": args.batch,
         "size": args.size,
@@ -127,7 +163,7 @@ fn run(args: &Args) -> lora::Result<()> {
     Ok(())
 }
 
-fn convert(base: ConvNext, args: &Args, norm_pre: bool) -> lora::Result<Lora<ConvNext>> {
+fn convert<M: LoraModel>(base: M, args: &Args, norm_pre: bool) -> lora::Result<Lora<M>> {
     let config = LoraConfig::new(args.rank).seed(args.seed);
     match args.mode {
         Mode::Lora => base.to_lora(&config),
@@ -152,6 +188,13 @@ fn data(args: &Args, channels: usize, classes: usize) -> lora::Result<(Tensor, T
     let labels: Vec<u32> = labels.collect();
     let images = Tensor::from_vec(pixels, shape, &Device::Cpu)?.to_dtype(DType::F32)?;
     Ok((images, Tensor::new(labels, &Device::Cpu)?))
+}
+
+/// Prints where the time of a run goes.
+fn print_profile(run: impl FnOnce() -> lora::Result<()>) -> lora::Result<()> {
+    let (result, report) = profile::record(run);
+    eprintln!("{report}");
+    result
 }
 
 /// The median time of `count` runs, after one that is not counted.

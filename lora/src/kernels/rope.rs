@@ -32,7 +32,8 @@ impl Rows {
     fn find(&self, row: usize) -> (usize, usize) {
         let [_, b, c] = self.dims;
         let index = [row / (b * c), row / c % b, row % c];
-        let at = |steps: [usize; 3]| index[0] * steps[0] + index[1] * steps[1] + index[2] * steps[2];
+        let at =
+            |steps: [usize; 3]| index[0] * steps[0] + index[1] * steps[1] + index[2] * steps[2];
         (at(self.steps), at(self.table_steps))
     }
 }
@@ -138,7 +139,9 @@ mod tests {
     fn every_level_rotates_and_rotates_back() {
         for dim in [2, 6, 16, 34, 64] {
             let (half, rows) = (dim / 2, 3);
-            let x: Vec<f32> = (0..2 * rows * dim).map(|i| (i as f32 * 1.7).sin()).collect();
+            let x: Vec<f32> = (0..2 * rows * dim)
+                .map(|i| (i as f32 * 1.7).sin())
+                .collect();
             let angles = (0..rows * half).map(|i| i as f32 * 0.3);
             let (sin, cos): (Vec<f32>, Vec<f32>) = angles.map(f32::sin_cos).unzip();
             let at = Rows {
@@ -160,11 +163,17 @@ mod tests {
                             let (cos, sin) = (cos[angle], sin[angle]);
                             let what = format!("{level:?} {pairs:?} {dim} {row} {i}");
                             assert!((y[first] - (a * cos - b * sin)).abs() < 1e-6, "{what}");
-                            assert!((y[first + apart] - (a * sin + b * cos)).abs() < 1e-6, "{what}");
+                            assert!(
+                                (y[first + apart] - (a * sin + b * cos)).abs() < 1e-6,
+                                "{what}"
+                            );
                         }
                     }
                     let errors = x.iter().zip(&z).map(|(x, z)| (x - z).abs());
-                    assert!(errors.fold(0.0, f32::max) < 1e-6, "{level:?} {pairs:?} {dim}");
+                    assert!(
+                        errors.fold(0.0, f32::max) < 1e-6,
+                        "{level:?} {pairs:?} {dim}"
+                    );
                 }
             }
         }

@@ -159,11 +159,7 @@ mod tests {
             let mut on_exact = Vec::new();
             for (y, grad) in exact.chunks(columns).zip(grad.chunks(columns)) {
                 let along: f64 = y.iter().zip(grad).map(|(y, &g)| y * f64::from(g)).sum();
-                on_exact.extend(
-                    y.iter()
-                        .zip(grad)
-                        .map(|(y, &g)| y * (f64::from(g) - along)),
-                );
+                on_exact.extend(y.iter().zip(grad).map(|(y, &g)| y * (f64::from(g) - along)));
             }
             for level in [Level::Plain, Level::Avx2, Level::Avx512] {
                 force_level(level);

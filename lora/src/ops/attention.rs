@@ -63,7 +63,9 @@ pub fn sdpa(
         q: q.detach(),
         k: k.detach(),
         v: v.detach(),
-        mask: mask.map(|mask| check_mask(mask, &sizes, dtype)).transpose()?,
+        mask: mask
+            .map(|mask| check_mask(mask, &sizes, dtype))
+            .transpose()?,
         sizes,
         causal: do_causal,
         scale: f64::from(scale),
@@ -76,7 +78,8 @@ pub fn sdpa(
     };
     let output = output.to_dtype(dtype)?;
     span.end([&output].into_iter());
-    let backward = move |grad: &Tensor, output: &Tensor, wanted: [bool; 3]| match Compute::of(grad) {
+    let backward = move |grad: &Tensor, output: &Tensor, wanted: [bool; 3]| match Compute::of(grad)
+    {
         Compute::F32 => problem.backward::<f32>(grad, output, &log_sums, wanted),
         Compute::F64 => problem.backward::<f64>(grad, output, &log_sums, wanted),
         Compute::Tensors => problem.composed_backward(grad, output, &log_sums, wanted),
@@ -92,7 +95,9 @@ fn sizes(q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Sizes> {
         &[v_batch, v_heads, values, value_dim],
     ) = (q_dims, k_dims, v_dims)
     else {
-        bail!("sdpa: q, k and v must have 4 dimensions, their shapes are {q_dims:?}, {k_dims:?} and {v_dims:?}");
+        bail!(
+            "sdpa: q, k and v must have 4 dimensions, their shapes are {q_dims:?}, {k_dims:?} and {v_dims:?}"
+        );
     };
     let grouped = heads == 0 || (kv_heads > 0 && heads % kv_heads == 0);
     if (k_batch, k_dim) != (batch, dim)
@@ -202,7 +207,11 @@ impl Problem {
     fn on_cpu<T: Element, R>(&self, f: impl FnOnce(&Attention<'_, T>) -> R) -> Result<R> {
         let (q, k, v) = (working(&self.q)?, working(&self.k)?, working(&self.v)?);
         let mask = self.mask.as_ref().map(CpuStrided::of).transpose()?;
-        let (q, k, v) = (CpuStrided::of(&q)?, CpuStrided::of(&k)?, CpuStrided::of(&v)?);
+        let (q, k, v) = (
+            CpuStrided::of(&q)?,
+            CpuStrided::of(&k)?,
+            CpuStrided::of(&v)?,
+        );
         Ok(f(&Attention {
             q: heads(&q),
             k: heads(&k),
@@ -235,14 +244,19 @@ impl Problem {
         }
         let (scores, _) = self.scores()?;
         // Not −∞, which would turn masked scores into NaN.
-        let shift = scores.max_keepdim(D::Minus1)?.maximum(f64::from(f32::MIN))?;
+        let shift = scores
+            .max_keepdim(D::Minus1)?
+            .maximum(f64::from(f32::MIN))?;
         let p = scores.broadcast_sub(&shift)?.exp()?;
         let sums = p.sum_keepdim(D::Minus1)?;
         // Where no key is seen the numerators are 0 as well.
         let sums = (&sums + sums.eq(0.0)?.to_dtype(sums.dtype())?)?;
         let p = p.broadcast_div(&sums)?.to_dtype(dtype)?;
         let output = p.matmul(&self.repeated(&self.v)?)?;
-        Ok((output.transpose(1, 2)?.contiguous()?, (shift + sums.log()?)?))
+        Ok((
+            output.transpose(1, 2)?.contiguous()?,
+            (shift + sums.log()?)?,
+        ))
     }
 
     fn composed_backward(
@@ -327,7 +341,8 @@ impl Problem {
         let group = self.sizes.heads / kv_heads;
         let xs = xs.unsqueeze(2)?;
         let xs = xs.expand((batch, kv_heads, group, rows, dim))?;
-        xs.contiguous()?.reshape((batch, kv_heads * group, rows, dim))
+        xs.contiguous()?
+            .reshape((batch, kv_heads * group, rows, dim))
     }
 
     /// Gradients of repeated keys or values to those of the keys or values.

@@ -6,10 +6,13 @@
 //! that is not tracked, so frozen weights cost nothing in the backward pass.
 
 mod activation;
+mod adapted;
 mod attention;
 mod conv;
+mod dropout;
 mod embedding;
 mod linear;
+mod mlp;
 mod norm;
 mod rope;
 mod softmax;
@@ -18,15 +21,21 @@ mod tape;
 pub use activation::{gelu, gelu_erf, relu, silu};
 pub use attention::sdpa;
 pub use conv::{conv1d, conv2d};
+pub use dropout::seed_dropout;
 pub use embedding::embedding;
 pub use linear::linear;
 pub use norm::{affine, layer_norm, rms_norm};
 pub use rope::{rope, rope_i, rope_thd};
 pub use softmax::{softmax, softmax_last_dim};
+#[doc(hidden)]
+pub use {adapted::LinearParts, mlp::NormParts};
 
+pub(crate) use adapted::{UpdateParts, adapted_linear};
+pub(crate) use dropout::{dropout, dropout_state};
+pub(crate) use mlp::{MlpParts, activate, residual_mlp};
 pub(crate) use norm::{norm, standardize};
 
-pub(crate) use tape::{record, record_with_value};
+pub(crate) use tape::{record, record_all, record_with_value};
 
 use candle_core::{DType, Result, Tensor};
 
@@ -67,16 +76,20 @@ pub(crate) fn in_memory_order(
     xs: &Tensor,
     op: impl FnOnce(&Tensor) -> Result<Tensor>,
 ) -> Result<Tensor> {
-    match tape::memory_order(xs.layout()) {
-        Some(order) if !xs.is_contiguous() => {
-            let mut inverse = vec![0; order.len()];
-            for (position, &dim) in order.iter().enumerate() {
-                inverse[dim] = position;
-            }
-            op(&xs.permute(order)?)?.permute(inverse)
-        }
-        _ => op(&xs.contiguous()?),
+    match permutation(xs) {
+        Some((order, inverse)) => op(&xs.permute(order)?)?.permute(inverse),
+        None => op(&xs.contiguous()?),
     }
+}
+
+/// The dimensions of a permuted tensor in the order of memory, and the way back from there.
+pub(crate) fn permutation(xs: &Tensor) -> Option<(Vec<usize>, Vec<usize>)> {
+    let order = tape::memory_order(xs.layout()).filter(|_| !xs.is_contiguous())?;
+    let mut inverse = vec![0; order.len()];
+    for (position, &dim) in order.iter().enumerate() {
+        inverse[dim] = position;
+    }
+    Some((order, inverse))
 }
 
 /// True if no value is NaN or infinite.

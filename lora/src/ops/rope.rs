@@ -89,7 +89,11 @@ fn rotate(
                 _ => on_cpu::<f32>(x, &cos, &sin, (order, time), pairs, back),
             };
             let in_order = order == [0, 1, 2, 3];
-            let xs = if in_order { xs.clone() } else { xs.permute(order)? };
+            let xs = if in_order {
+                xs.clone()
+            } else {
+                xs.permute(order)?
+            };
             let y = rotate(&working(&xs)?, false)?.to_dtype(dtype)?;
             span.end([&y].into_iter());
             let y = record("rope", [&xs], y, move |grad, _| {
@@ -149,13 +153,14 @@ fn on_cpu<T: Element>(
 
 fn check(xs: &Tensor, table: &Tensor, time: usize) -> Result<()> {
     let &[batch, _, _, dim] = xs.dims() else {
-        bail!("rope: the input must have 4 dimensions, its shape is {:?}", xs.dims());
+        bail!(
+            "rope: the input must have 4 dimensions, its shape is {:?}",
+            xs.dims()
+        );
     };
     let fits = match *table.dims() {
         [times, half] => times >= xs.dims()[time] && 2 * half == dim,
-        [batches, times, half] => {
-            batches == batch && times >= xs.dims()[time] && 2 * half == dim
-        }
+        [batches, times, half] => batches == batch && times >= xs.dims()[time] && 2 * half == dim,
         _ => false,
     };
     if !fits {

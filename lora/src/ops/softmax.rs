@@ -28,7 +28,10 @@ pub fn softmax_last_dim(xs: &Tensor) -> Result<Tensor> {
         bail!("softmax: the input has no dimension");
     };
     if !xs.dtype().is_float() {
-        bail!("softmax: the input must be floating-point, it is {:?}", xs.dtype());
+        bail!(
+            "softmax: the input must be floating-point, it is {:?}",
+            xs.dtype()
+        );
     }
     // Rows in any order need no copy.
     match memory_order(xs.layout()) {

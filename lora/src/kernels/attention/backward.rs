@@ -145,17 +145,25 @@ fn gather<T: Element>(
     part: impl Fn(&Sums<T>) -> &[T] + Sync,
 ) {
     let heads = heads.into_iter().zip(sums.chunks(splits)).collect();
-    each(heads, small, || (), |(), (mut rows, sums)| {
-        let width = rows.first().map_or(1, |row| row.len());
-        for (index, sums) in sums.iter().enumerate() {
-            for (row, sums) in rows.iter_mut().zip(part(sums).chunks_exact(width)) {
-                match index {
-                    0 => row.copy_from_slice(sums),
-                    _ => row.iter_mut().zip(sums).for_each(|(sum, &more)| *sum += more),
+    each(
+        heads,
+        small,
+        || (),
+        |(), (mut rows, sums)| {
+            let width = rows.first().map_or(1, |row| row.len());
+            for (index, sums) in sums.iter().enumerate() {
+                for (row, sums) in rows.iter_mut().zip(part(sums).chunks_exact(width)) {
+                    match index {
+                        0 => row.copy_from_slice(sums),
+                        _ => row
+                            .iter_mut()
+                            .zip(sums)
+                            .for_each(|(sum, &more)| *sum += more),
+                    }
                 }
             }
-        }
-    });
+        },
+    );
 }
 
 /// Memory of one thread.

@@ -23,11 +23,16 @@ pub(crate) fn forward<T: Element>(attention: &Attention<'_, T>) -> (Vec<T>, Vec<
         scores: buffer(sizes.tile()),
         gathered: buffer(QUERIES * sizes.value_dim),
     };
-    each(blocks, sizes.is_small(), work, |work, (index, (output, sums))| {
-        let (head, block) = (index / sizes.blocks(), index % sizes.blocks());
-        let head = (head / sizes.heads, head % sizes.heads);
-        attention.block(work, head, sizes.block(block), output, sums);
-    });
+    each(
+        blocks,
+        sizes.is_small(),
+        work,
+        |work, (index, (output, sums))| {
+            let (head, block) = (index / sizes.blocks(), index % sizes.blocks());
+            let head = (head / sizes.heads, head % sizes.heads);
+            attention.block(work, head, sizes.block(block), output, sums);
+        },
+    );
     (output, log_sums)
 }
 

@@ -30,7 +30,12 @@ pub(crate) struct Heads<'a, T> {
 }
 
 impl<'a, T: Element> Heads<'a, T> {
-    fn rows(&self, (batch, head): (usize, usize), rows: Range<usize>, columns: usize) -> Matrix<'a, T> {
+    fn rows(
+        &self,
+        (batch, head): (usize, usize),
+        rows: Range<usize>,
+        columns: usize,
+    ) -> Matrix<'a, T> {
         let steps = (self.steps[2], self.steps[3]);
         let values = self.from(batch, head, rows.start, 0);
         Matrix::with_steps(values, (rows.len(), columns), steps)
@@ -148,7 +153,11 @@ impl<T: Element> Attention<'_, T> {
         let rows = || queries.clone().zip(0..);
         if let Some(mask) = &self.mask {
             for ((query, _), scores) in rows().zip(scores.chunks_exact_mut(keys.len())) {
-                add_row(scores, mask.from(batch, head, query, keys.start), mask.steps[3]);
+                add_row(
+                    scores,
+                    mask.from(batch, head, query, keys.start),
+                    mask.steps[3],
+                );
             }
         }
         if self.seen(queries.start) < keys.end {
@@ -167,10 +176,16 @@ fn add_row<T: Element>(scores: &mut [T], mask: &[T], step: usize) {
             let value = mask[0];
             scores.iter_mut().for_each(|score| *score += value);
         }
-        1 => scores.iter_mut().zip(mask).for_each(|(score, &value)| *score += value),
+        1 => scores
+            .iter_mut()
+            .zip(mask)
+            .for_each(|(score, &value)| *score += value),
         _ => {
             let mask = mask.iter().step_by(step);
-            scores.iter_mut().zip(mask).for_each(|(score, &value)| *score += value);
+            scores
+                .iter_mut()
+                .zip(mask)
+                .for_each(|(score, &value)| *score += value);
         }
     }
 }
@@ -217,7 +232,10 @@ fn each<I: Send, R: Send, W>(
 ) -> Vec<R> {
     if small || tasks.len() < 2 {
         let mut work = work();
-        return tasks.into_iter().map(|each| task(&mut work, each)).collect();
+        return tasks
+            .into_iter()
+            .map(|each| task(&mut work, each))
+            .collect();
     }
     let tasks = tasks.into_par_iter();
     tasks.map_init(work, task).collect()

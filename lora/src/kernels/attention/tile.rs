@@ -123,7 +123,10 @@ impl<T: Element> WithSimd for Along<'_, T> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        let rows = self.grads.chunks(self.step).zip(self.outputs.chunks(self.step));
+        let rows = self
+            .grads
+            .chunks(self.step)
+            .zip(self.outputs.chunks(self.step));
         for ((grad, output), along) in rows.zip(self.along) {
             *along = dot(simd, &grad[..self.width], &output[..self.width]);
         }

@@ -1,9 +1,8 @@
 //! The block: depthwise convolution, normalisation, MLP, all beside a shortcut.
 
 use super::config::ConvNextConfig;
-use super::layers::{Norm, channels_first, channels_last, conv2d, linear, norm2d};
-use crate::LoraModel;
-use crate::ops;
+use super::layers::{LoraNorm, Norm, channels_first, channels_last, conv2d, linear, norm2d};
+use crate::{LoraModel, blocks, ops};
 use candle_core::{Result, Tensor};
 use candle_nn::{Activation, Conv2d, Conv2dConfig, Init, Linear, Module, VarBuilder, init};
 
@@ -42,16 +41,28 @@ impl Block {
     }
 }
 
-#[lora::forward]
+#[lora::forward(also(Norm, Dense))]
 impl Module for Block {
     fn forward(&self, xs: &Tensor) -> Result<Tensor> {
         let ys = self.conv_dw.forward(xs)?;
+        let mlp = &self.mlp;
+        // The usual block: all behind the convolution is one node.
+        if let (Norm::Layer(norm), Dense::Linear(fc1), Dense::Linear(fc2), None) =
+            (&self.norm, &mlp.fc1, &mlp.fc2, &mlp.grn)
+        {
+            let ys = blocks::Mlp::new(fc1, &mlp.act, fc2)
+                .norm(norm)
+                .gamma(self.gamma.as_ref())
+                .shortcut(&channels_last(xs)?)
+                .forward(&channels_last(&ys)?)?;
+            return channels_first(&ys);
+        }
         // Linear layers want the channels last, convolutions first.
         let (mut ys, channels) = if self.conv_mlp {
-            (self.mlp.forward(&norm2d(&ys, &self.norm)?)?, 1)
+            (mlp.forward(&norm2d(&ys, &self.norm)?)?, 1)
         } else {
             let ys = channels_last(&ys)?.apply(&self.norm)?;
-            (self.mlp.forward(&ys)?, 3)
+            (mlp.forward(&ys)?, 3)
         };
         if let Some(gamma) = &self.gamma {
             ys = ops::affine(&ys, gamma, None, channels)?;
