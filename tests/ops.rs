@@ -2,6 +2,7 @@
 
 mod ops {
     mod fixtures;
+    mod graph;
     mod halves;
     mod views;
 }
