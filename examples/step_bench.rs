@@ -101,10 +101,9 @@ where
 {
     let weights = Weights::Random(args.seed);
     let created = models::create::<M>(&args.model, weights, &Options::new())?;
-    let config = &created.config;
-    let mut model = convert(created.model.clone(), args, config.head_norm_first)?;
+    let config = created.config;
+    let mut model = convert(created.model, args, config.head_norm_first)?;
     let (images, labels) = data(args, config.in_chans, config.num_classes)?;
-    drop(created);
 
     let before = memory("VmRSS:");
     let mut step_s = None;

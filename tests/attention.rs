@@ -399,17 +399,17 @@ fn half_types() {
     }
 }
 
-/// 30000·30000 scores would be 3.6 GB, 7.2 GB with their gradients.
+/// 16384·16384 scores would be 1 GiB.
 #[test]
 fn memory_is_linear_in_the_length() {
-    let length = 30_000;
+    let length = 1 << 14;
     let x = Var::from_tensor(&fixed((1, 1, length, 1), DType::F32, 1)).unwrap();
     let before = peak_memory();
     let y = ops::sdpa(&x, &x, &x, None, true, 1.0, 1.0).unwrap();
     let grads = y.sum_all().unwrap().backward().unwrap();
     assert_eq!(grads.get(&x).unwrap().dims(), x.dims());
     if let (Some(before), Some(after)) = (before, peak_memory()) {
-        assert!(after - before < 256 << 10, "{} KiB more", after - before);
+        assert!(after - before < 128 << 10, "{} KiB more", after - before);
     }
 }
 

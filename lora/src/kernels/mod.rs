@@ -7,6 +7,7 @@ pub(crate) mod blocks;
 pub(crate) mod buffer;
 pub(crate) mod conv;
 pub(crate) mod depthwise;
+pub(crate) mod embedding;
 pub(crate) mod linear;
 pub(crate) mod low_rank;
 pub(crate) mod matrix;

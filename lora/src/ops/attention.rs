@@ -380,3 +380,67 @@ fn order(arg: &Tensor) -> Order {
         _ => Order::HeadsFirst,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use candle_core::Device;
+
+    fn numbers(shape: (usize, usize, usize, usize), seed: f64) -> Tensor {
+        let (a, b, c, d) = shape;
+        let values = (0..a * b * c * d).map(|i| (i as f64 * 1.7 + seed).sin());
+        Tensor::from_vec(values.collect(), shape, &Device::Cpu).unwrap()
+    }
+
+    fn assert_same(what: &str, a: &Tensor, b: &Tensor) {
+        assert_eq!(a.dims(), b.dims(), "{what}");
+        let values = |x: &Tensor| x.flatten_all().unwrap().to_vec1::<f64>().unwrap();
+        let (a, b) = (values(a), values(b));
+        let same = |(a, b): (&f64, &f64)| (a - b).abs() < 1e-12;
+        assert!(a.iter().zip(&b).all(same), "{what}: {a:?} and {b:?}");
+    }
+
+    #[test]
+    fn tensor_operations_give_the_same_numbers() {
+        let none = f64::NEG_INFINITY;
+        let mask = Tensor::new(&[[0.5, none, 0.0, -1.0], [none; 4], [0.0; 4]], &Device::Cpu);
+        let mask = mask.unwrap();
+        for (heads, kv_heads) in [(2, 2), (4, 2), (3, 1)] {
+            for (queries, keys) in [(3, 4), (4, 3), (1, 1), (0, 2), (2, 0)] {
+                for (causal, cap) in [(false, None), (true, None), (true, Some(1.5))] {
+                    let q = numbers((2, heads, queries, 3), 1.0);
+                    let k = numbers((2, kv_heads, keys, 3), 2.0);
+                    let v = numbers((2, kv_heads, keys, 2), 3.0);
+                    let sizes = sizes(&q, &k, &v).unwrap();
+                    let mask = (mask.dims() == [queries, keys]).then_some(&mask);
+                    let mask = mask.map(|mask| check_mask(mask, &sizes, DType::F64).unwrap());
+                    let problem = Problem {
+                        q,
+                        k,
+                        v,
+                        mask,
+                        sizes,
+                        causal,
+                        scale: 0.7,
+                        cap,
+                    };
+                    let what = format!("{sizes:?} {causal} {cap:?}");
+                    let (output, log_sums) = problem.forward::<f64>().unwrap();
+                    let (composed, sums) = problem.composed().unwrap();
+                    assert_same(&what, &output, &composed);
+                    let grad = numbers((2, queries, heads, 2), 4.0);
+                    for wanted in [[true; 3], [true, false, false], [false, true, false]] {
+                        let ours = problem.backward::<f64>(&grad, &output, &log_sums, wanted);
+                        let composed = problem.composed_backward(&grad, &composed, &sums, wanted);
+                        for (ours, composed) in ours.unwrap().iter().zip(composed.unwrap()) {
+                            assert_eq!(ours.is_some(), composed.is_some());
+                            if let (Some(ours), Some(composed)) = (ours, composed) {
+                                assert_same(&what, ours, &composed);
+                            }
+                        }
+                    }
+                }
+            }
+        }
+    }
+}

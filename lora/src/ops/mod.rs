@@ -1,6 +1,6 @@
 //! Differentiable functions with the signatures of candle's.
 //!
-//! Candle's fused `layer_norm`, `rms_norm`, `softmax_last_dim` and `rope` record no backward pass:
+//! Candle's fused `layer_norm`, `rms_norm`, `softmax_last_dim`, `rope` and `sdpa` record no backward pass:
 //! a model that calls them gets no gradient below them, without a word. The functions here take
 //! and return the same and pass the gradient. None of them computes the gradient of an argument
 //! that is not tracked, so frozen weights cost nothing in the backward pass.

@@ -2,6 +2,7 @@
 
 use super::config::ConvNextConfig;
 use super::layers::{LoraNorm, Norm, channels_first, channels_last, conv2d, linear, norm2d};
+use crate::layers::Recompute;
 use crate::{LoraModel, blocks, ops};
 use candle_core::{Result, Tensor};
 use candle_nn::{Activation, Conv2d, Conv2dConfig, Init, Linear, Module, VarBuilder, init};
@@ -11,7 +12,7 @@ use candle_nn::{Activation, Conv2d, Conv2dConfig, Init, Linear, Module, VarBuild
 pub(super) struct Block {
     conv_dw: Conv2d,
     norm: Norm,
-    mlp: Mlp,
+    mlp: Recompute<Mlp>,
     gamma: Option<Tensor>,
     conv_mlp: bool,
 }
@@ -34,7 +35,7 @@ impl Block {
         Ok(Self {
             conv_dw: conv2d(channels, channels, kernel, depthwise, vb.pp("conv_dw"))?,
             norm: Norm::new(channels, config, vb.pp("norm"))?,
-            mlp: Mlp::new(channels, config, vb.pp("mlp"))?,
+            mlp: Mlp::new(channels, config, vb.pp("mlp"))?.into(),
             gamma: gamma.transpose()?,
             conv_mlp: config.conv_mlp,
         })
@@ -53,6 +54,7 @@ impl Module for Block {
             let ys = blocks::Mlp::new(fc1, &mlp.act, fc2)
                 .norm(norm)
                 .gamma(self.gamma.as_ref())
+                .recompute(mlp.recomputes())
                 .shortcut(&channels_last(xs)?)
                 .forward(&channels_last(&ys)?)?;
             return channels_first(&ys);
