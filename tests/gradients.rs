@@ -119,6 +119,24 @@ fn embedding_op() {
 }
 
 #[test]
+fn embedding_op_of_a_transposed_table() {
+    let a = var((3, 5), 1);
+    for ids in [DType::U8, DType::U32, DType::I64] {
+        let ids = Tensor::new(&[[1u32, 4, 1], [0, 0, 2]], a.device())
+            .unwrap()
+            .to_dtype(ids)
+            .unwrap();
+        let rows = ops::embedding(&ids, &a.t().unwrap()).unwrap();
+        let table = a.t().unwrap().contiguous().unwrap();
+        let expected = Embedding::new(table, 3).forward(&ids).unwrap();
+        lora_tests::assert_close("rows", &rows, &expected, 0.0);
+        check_gradients("embedding", &[("a", &a)], || ops::embedding(&ids, &a.t()?));
+    }
+    let outside = Tensor::new(&[1u32, 5], a.device()).unwrap();
+    assert!(ops::embedding(&outside, &a.t().unwrap()).is_err());
+}
+
+#[test]
 fn norm_ops() {
     let (x, weight, bias) = (var((2, 3, 7), 1), var(7, 2), var(7, 3));
     let vars = [("x", &x), ("weight", &weight), ("bias", &bias)];
@@ -400,6 +418,34 @@ fn softmax_ops() {
     let x = var((2, 3, 5), 1);
     check_gradients("last", &[("x", &x)], || ops::softmax_last_dim(&x));
     check_gradients("any", &[("x", &x)], || ops::softmax(&x, 1));
+    check_gradients("permuted", &[("x", &x)], || {
+        ops::softmax_last_dim(&x.transpose(0, 1)?)
+    });
+}
+
+#[test]
+fn softmax_agrees_with_candle() {
+    for shape in [
+        vec![1],
+        vec![3, 1],
+        vec![2, 7],
+        vec![5, 16, 17],
+        vec![2, 3, 4, 65],
+    ] {
+        for (dtype, tolerance) in [(F64, 1e-14), (DType::F32, 5e-7), (DType::BF16, 1e-2)] {
+            let x = (fixed(shape.clone(), dtype, 1) * 20.0).unwrap();
+            for dim in 0..shape.len() {
+                let wide = x.to_dtype(F64).unwrap();
+                let (ours, candle) = (ops::softmax(&x, dim), candle_nn::ops::softmax(&wide, dim));
+                let what = format!("{shape:?} {dtype:?} {dim}");
+                lora_tests::assert_close(&what, &ours.unwrap(), &candle.unwrap(), tolerance);
+            }
+        }
+    }
+    let empty = Tensor::zeros((2, 0), F64, &candle_core::Device::Cpu).unwrap();
+    assert_eq!(ops::softmax_last_dim(&empty).unwrap().dims(), [2, 0]);
+    let scalar = Tensor::new(1f32, &candle_core::Device::Cpu).unwrap();
+    assert!(ops::softmax_last_dim(&scalar).is_err());
 }
 
 #[test]
@@ -413,6 +459,76 @@ fn rope_ops() {
     check_gradients("rope_i", &[("x", &x)], || ops::rope_i(&x, &cos, &sin));
     let x = var((2, 4, 3, 6), 1);
     check_gradients("rope_thd", &[("x", &x)], || ops::rope_thd(&x, &cos, &sin));
+}
+
+/// Tables with a batch dimension and longer than the input; inputs that are views.
+#[test]
+fn rope_agrees_with_its_definition() {
+    type Op = fn(&Tensor, &Tensor, &Tensor) -> Result<Tensor>;
+    let cases: [(&str, Op, usize, bool); 3] = [
+        ("rope", ops::rope, 2, false),
+        ("rope_i", ops::rope_i, 2, true),
+        ("rope_thd", ops::rope_thd, 1, false),
+    ];
+    for (name, op, time, neighbours) in cases {
+        for (table, transposed) in [
+            (vec![7, 3], false),
+            (vec![7, 3], true),
+            (vec![2, 7, 3], true),
+        ] {
+            let x = var((2, 3, 4, 6), 1);
+            let angles = (fixed(table.clone(), F64, 2) * 3.0).unwrap();
+            let (cos, sin) = (angles.cos().unwrap(), angles.sin().unwrap());
+            let view = || {
+                if transposed {
+                    x.transpose(1, 2)
+                } else {
+                    Ok(x.as_tensor().clone())
+                }
+            };
+            let y = op(&view().unwrap(), &cos, &sin).unwrap();
+            let what = format!("{name} {table:?} {transposed}");
+            check_gradients(&what, &[("x", &x)], || op(&view()?, &cos, &sin));
+
+            let (x, dims) = (lora_tests::values(&view().unwrap()).unwrap(), y.dims());
+            let y = lora_tests::values(&y).unwrap();
+            let angles = lora_tests::values(&angles).unwrap();
+            for row in 0..x.len() / 6 {
+                let index = [
+                    row / (dims[1] * dims[2]),
+                    row / dims[2] % dims[1],
+                    row % dims[2],
+                ];
+                let batch = if table.len() == 3 { index[0] } else { 0 };
+                for i in 0..3 {
+                    let (sin, cos) = angles[(batch * 7 + index[time]) * 3 + i].sin_cos();
+                    let (first, second) = if neighbours {
+                        (2 * i, 2 * i + 1)
+                    } else {
+                        (i, i + 3)
+                    };
+                    let (first, second) = (row * 6 + first, row * 6 + second);
+                    assert!(
+                        (y[first] - (x[first] * cos - x[second] * sin)).abs() < 1e-12,
+                        "{what}"
+                    );
+                    assert!(
+                        (y[second] - (x[first] * sin + x[second] * cos)).abs() < 1e-12,
+                        "{what}"
+                    );
+                }
+            }
+        }
+        let x = fixed((2, 3, 4, 6), F64, 1);
+        for shape in [vec![2, 3], vec![4, 2], vec![3, 4, 3], vec![4]] {
+            let table = fixed(shape.clone(), F64, 2);
+            let message = op(&x, &table, &table).unwrap_err().to_string();
+            assert!(message.contains(&format!("{shape:?}")), "{message}");
+        }
+        let empty = fixed((0, 3, 4, 6), F64, 1);
+        let table = fixed((4, 3), F64, 1);
+        assert_eq!(op(&empty, &table, &table).unwrap().dims(), empty.dims());
+    }
 }
 
 #[test]

@@ -3,6 +3,8 @@
 use candle_core::{DType, Device, Result, Shape, Tensor, Var, bail};
 use lora::LoraModule;
 
+pub mod op_fixtures;
+
 /// The largest difference of two tensors, relative to the largest value of the second.
 pub fn relative_error(actual: &Tensor, expected: &Tensor) -> Result<f64> {
     if actual.dims() != expected.dims() {

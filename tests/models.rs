@@ -19,5 +19,7 @@ mod generic;
 mod life;
 #[path = "models/resnet.rs"]
 mod resnet;
+#[path = "models/sdpa.rs"]
+mod sdpa;
 #[path = "models/tuple.rs"]
 mod tuple;

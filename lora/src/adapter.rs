@@ -92,6 +92,24 @@ impl Adapters {
         seen(tensor, self.training)
     }
 
+    /// The updates that the forward pass of a linear layer is to compute: none while merged.
+    pub(crate) fn updates(&self) -> Vec<ops::UpdateParts> {
+        if self.is_merged() {
+            return Vec::new();
+        }
+        let update = |adapter: &Adapter| ops::UpdateParts {
+            a: self.seen(&adapter.a),
+            b: self.seen(&adapter.b),
+            scaling: adapter.settings.scaling,
+            dropout: if self.training {
+                adapter.settings.dropout
+            } else {
+                0.0
+            },
+        };
+        self.list.iter().map(update).collect()
+    }
+
     /// The base result plus what each adapter adds.
     ///
     /// `branch` maps an input, A and B to the unscaled update. The input is cast to the adapter's
@@ -114,7 +132,7 @@ impl Adapters {
             if xs.dtype().is_float() {
                 xs = xs.to_dtype(a.dtype())?;
                 if self.training && adapter.settings.dropout > 0.0 {
-                    xs = candle_nn::ops::dropout(&xs, adapter.settings.dropout as f32)?;
+                    xs = ops::dropout(&xs, adapter.settings.dropout)?;
                 }
             }
             let update = (branch(&xs, &a, &b)? * adapter.settings.scaling)?;

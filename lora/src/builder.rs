@@ -91,6 +91,8 @@ struct Seen {
     layers: Vec<(String, &'static str)>,
     paths: HashSet<String>,
     trained: usize,
+    /// The parts that `recompute` may name.
+    recomputable: Vec<String>,
     problems: Vec<String>,
 }
 
@@ -348,6 +350,12 @@ impl<'a> Builder<'a> {
         }))
     }
 
+    /// Whether the part at the present path is to be computed anew in the backward pass.
+    pub(crate) fn recomputes(&mut self) -> Result<bool> {
+        self.seen.recomputable.push(self.path.as_str().to_string());
+        self.selection.recomputes(self.path.as_str())
+    }
+
     /// Notes something that keeps the model from being converted, for the list at the end.
     pub(crate) fn problem(&mut self, problem: impl Into<String>) {
         let problem = format!("`{}`: {}", self.path.as_str(), problem.into());
@@ -393,6 +401,11 @@ impl<'a> Builder<'a> {
             return Ok(());
         }
         problems.push(format!("the model has: {}", outline(&layers)));
+        if self.config.recompute.is_some() {
+            let parts = std::mem::take(&mut self.seen.recomputable).into_iter();
+            let parts: Vec<_> = parts.map(|path| (path, "Recompute")).collect();
+            problems.push(format!("parts that can be recomputed: {}", outline(&parts)));
+        }
         Err(Error::Config(problems))
     }
 }
@@ -421,7 +434,7 @@ fn outline(layers: &[(String, &'static str)]) -> String {
         lines.insert(format!("{path} ({kind})"));
     }
     if lines.is_empty() {
-        return "no layers".into();
+        return "none".into();
     }
     lines.into_iter().collect::<Vec<_>>().join(", ")
 }

@@ -76,6 +76,11 @@ pub struct LoraConfig {
     /// Initial values of the adapters.
     #[serde(rename = "lora_init")]
     pub init: Init,
+    /// Parts of the model whose inner values are computed anew in the backward pass instead of being
+    /// kept: less memory, more time. Names or a regular expression for the paths of
+    /// [`Recompute`](crate::layers::Recompute) parts.
+    #[serde(rename = "lora_recompute", skip_serializing_if = "Option::is_none")]
+    pub recompute: Option<Targets>,
     /// Seed of the initial values; the same seed gives the same adapters on every device.
     /// Without one they differ from run to run.
     #[serde(rename = "lora_seed", skip_serializing_if = "Option::is_none")]
@@ -105,6 +110,7 @@ impl LoraConfig {
             train_bias: TrainBias::None,
             use_rslora: false,
             init: Init::Default,
+            recompute: None,
             seed: None,
         }
     }
@@ -166,6 +172,12 @@ impl LoraConfig {
     /// Sets [`init`](Self::init).
     pub fn init(mut self, init: Init) -> Self {
         self.init = init;
+        self
+    }
+
+    /// Sets [`recompute`](Self::recompute).
+    pub fn recompute(mut self, parts: impl Into<Targets>) -> Self {
+        self.recompute = Some(parts.into());
         self
     }
 

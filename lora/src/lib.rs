@@ -43,6 +43,7 @@
 //! - The layers themselves, for use by hand: [`layers`].
 //! - Functions of candle's signatures that pass the gradient where candle's do not: [`ops`].
 //! - Adapters as files: [`peft`]. Weights from model to model: [`transfer_weights`].
+//! - Chains of layers as one node: [`blocks`]; parts that keep no inner values: [`checkpoint`].
 //! - Ready models: [`models`]. Where the time of a step goes: [`profile`].
 //!
 //! # The derive's attributes
@@ -72,7 +73,9 @@ extern crate self as lora;
 
 mod adapter;
 mod backward;
+pub mod blocks;
 mod builder;
+mod checkpoint;
 mod config;
 mod convert;
 mod error;
@@ -97,6 +100,7 @@ mod with_lora;
 
 pub use adapter::{Adapted, Adapter, Adapters, DEFAULT_ADAPTER, Settings};
 pub use builder::{Builder, Mark, Plan};
+pub use checkpoint::checkpoint;
 pub use config::{Init, LoraConfig, Targets, TrainBias};
 pub use error::{Error, Result};
 pub use layer::{Layer, Param, Part, Role};

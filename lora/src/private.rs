@@ -1,4 +1,4 @@
-//! What the code of `#[derive(LoraModel)]` calls.
+//! What the code of `#[derive(LoraModel)]` calls, and what tests reach.
 
 pub use crate::{
     Builder, Cursor, CursorMut, Lora, LoraLayer, LoraModel, LoraModule, Mark, Result, WithLora,
@@ -7,6 +7,10 @@ pub use core::clone::Clone;
 pub use core::fmt::{Debug, Formatter, Result as FmtResult};
 pub use core::option::Option::{None, Some};
 pub use core::result::Result::{Err, Ok};
+
+/// For tests: makes the kernels use these vector instructions, or the best below that the processor
+/// has, which is returned. It concerns the whole process.
+pub use crate::kernels::simd::{Level, force_level as force_simd};
 
 /// The part, if it may carry `#[lora(rank)]`.
 ///

@@ -11,6 +11,7 @@ pub(crate) struct Selection<'a> {
     save: Patterns,
     rank: Patterns,
     alpha: Patterns,
+    recompute: Option<Patterns>,
 }
 
 /// What stands in place of the configuration's values where no pattern says otherwise.
@@ -34,6 +35,7 @@ impl<'a> Selection<'a> {
             save: Patterns::names("modules_to_save", &config.modules_to_save),
             rank: Patterns::suffixes("rank_pattern", config.rank_pattern.keys())?,
             alpha: Patterns::suffixes("alpha_pattern", config.alpha_pattern.keys())?,
+            recompute: targets("recompute", &config.recompute)?,
         })
     }
 
@@ -63,6 +65,14 @@ impl<'a> Selection<'a> {
         }
     }
 
+    /// True if recompute names this path.
+    pub(crate) fn recomputes(&mut self, path: &str) -> Result<bool> {
+        match &mut self.recompute {
+            Some(recompute) => Ok(recompute.find(path, false)?.is_some()),
+            None => Ok(false),
+        }
+    }
+
     /// The adapter of a layer that is adapted.
     pub(crate) fn settings(&mut self, path: &str, overrides: Overrides) -> Result<Settings> {
         let config = self.config;
@@ -84,7 +94,8 @@ impl<'a> Selection<'a> {
 
     /// The patterns that were of no use, as problems.
     pub(crate) fn unused(&self) -> impl Iterator<Item = String> {
-        let optional = [&self.targets, &self.exclude].into_iter().flatten();
+        let optional = [&self.targets, &self.exclude, &self.recompute];
+        let optional = optional.into_iter().flatten();
         let all = optional.chain([&self.save, &self.rank, &self.alpha]);
         all.flat_map(Patterns::unused)
     }

@@ -1,5 +1,6 @@
 //! Activations and their derivatives.
 
+use super::matrix::Threads;
 use super::simd::{Element, Vector, run};
 use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
@@ -14,6 +15,11 @@ pub(crate) trait Function: Copy + Send + Sync {
     fn value<T: Element, S: Simd>(x: Vector<T, S>) -> Vector<T, S>;
     /// The derivative.
     fn slope<T: Element, S: Simd>(x: Vector<T, S>) -> Vector<T, S>;
+    /// Value and derivative, where they share work.
+    #[inline(always)]
+    fn both<T: Element, S: Simd>(x: Vector<T, S>) -> (Vector<T, S>, Vector<T, S>) {
+        (Self::value(x), Self::slope(x))
+    }
 }
 
 /// max(x, 0)
@@ -44,6 +50,7 @@ impl Function for Silu {
 
     #[inline(always)]
     fn slope<T: Element, S: Simd>(x: Vector<T, S>) -> Vector<T, S> {
+        // σ + x·σ·(1 − σ)
         let sigmoid = sigmoid(x);
         (x * sigmoid).mul_add(x.all(1.0) - sigmoid, sigmoid)
     }
@@ -62,8 +69,13 @@ impl Function for GeluErf {
     #[inline(always)]
     fn slope<T: Element, S: Simd>(x: Vector<T, S>) -> Vector<T, S> {
         // Φ(x) + x·φ(x)
-        let density = (x * x * x.all(-0.5)).exp() * x.all((0.5 / PI).sqrt());
-        x.mul_add(density, normal_cdf(x))
+        x.mul_add(normal_density(x), normal_cdf(x))
+    }
+
+    #[inline(always)]
+    fn both<T: Element, S: Simd>(x: Vector<T, S>) -> (Vector<T, S>, Vector<T, S>) {
+        let cdf = normal_cdf(x);
+        (x * cdf, x.mul_add(normal_density(x), cdf))
     }
 }
 
@@ -108,10 +120,15 @@ fn normal_cdf<T: Element, S: Simd>(x: Vector<T, S>) -> Vector<T, S> {
     (x * x.all(FRAC_1_SQRT_2)).erf().mul_add(half, half)
 }
 
+/// φ(x) = e^(−x²/2) / √(2π)
+#[inline(always)]
+fn normal_density<T: Element, S: Simd>(x: Vector<T, S>) -> Vector<T, S> {
+    (x * x * x.all(-0.5)).exp() * x.all((0.5 / PI).sqrt())
+}
+
 /// y = f(x), on all threads.
 pub(crate) fn apply<F: Function, T: Element>(_: F, x: &[T], y: &mut [T]) {
-    let chunks = x.par_chunks(CHUNK).zip(y.par_chunks_mut(CHUNK));
-    chunks.for_each(|(x, y)| value::<F, T>(x, y));
+    value_on::<F, T>(Threads::All, x, y);
 }
 
 /// y = grad·f'(x), on all threads.
@@ -161,4 +178,99 @@ pub(crate) fn slope<F: Function, T: Element>(x: &[T], grad: &[T], y: &mut [T]) {
 
     assert!(x.len() == y.len() && grad.len() == y.len());
     run(Slope(x, grad, y, PhantomData::<F>));
+}
+
+/// y = f(x), on as many threads as allowed.
+pub(crate) fn value_on<F: Function, T: Element>(threads: Threads, x: &[T], y: &mut [T]) {
+    match threads {
+        Threads::One => value::<F, T>(x, y),
+        Threads::All => {
+            let chunks = x.par_chunks(CHUNK).zip(y.par_chunks_mut(CHUNK));
+            chunks.for_each(|(x, y)| value::<F, T>(x, y));
+        }
+    }
+}
+
+/// x = f(x), on as many threads as allowed.
+pub(crate) fn value_in_place<F: Function, T: Element>(threads: Threads, x: &mut [T]) {
+    struct Value<'a, F, T>(&'a mut [T], PhantomData<F>);
+
+    impl<F: Function, T: Element> WithSimd for Value<'_, F, T> {
+        type Output = ();
+
+        #[inline(always)]
+        fn with_simd<S: Simd>(self, simd: S) {
+            for x in self.0.chunks_mut(T::lanes::<S>()) {
+                F::value(Vector::<T, S>::load(simd, x)).store(x);
+            }
+        }
+    }
+
+    match threads {
+        Threads::One => run(Value(x, PhantomData::<F>)),
+        Threads::All => {
+            let chunks = x.par_chunks_mut(CHUNK);
+            chunks.for_each(|x| run(Value(x, PhantomData::<F>)));
+        }
+    }
+}
+
+/// y = f(x) and slopes = f'(x), on as many threads as allowed.
+pub(crate) fn both_on<F: Function, T: Element>(
+    threads: Threads,
+    x: &[T],
+    y: &mut [T],
+    slopes: &mut [T],
+) {
+    struct Both<'a, F, T>(&'a [T], &'a mut [T], &'a mut [T], PhantomData<F>);
+
+    impl<F: Function, T: Element> WithSimd for Both<'_, F, T> {
+        type Output = ();
+
+        #[inline(always)]
+        fn with_simd<S: Simd>(self, simd: S) {
+            let lanes = T::lanes::<S>();
+            let results = self.1.chunks_mut(lanes).zip(self.2.chunks_mut(lanes));
+            for (x, (y, slope)) in self.0.chunks(lanes).zip(results) {
+                let (value, derivative) = F::both(Vector::<T, S>::load(simd, x));
+                value.store(y);
+                derivative.store(slope);
+            }
+        }
+    }
+
+    match threads {
+        Threads::One => run(Both(x, y, slopes, PhantomData::<F>)),
+        Threads::All => {
+            let results = y.par_chunks_mut(CHUNK).zip(slopes.par_chunks_mut(CHUNK));
+            let chunks = x.par_chunks(CHUNK).zip(results);
+            chunks.for_each(|(x, (y, slopes))| run(Both(x, y, slopes, PhantomData::<F>)));
+        }
+    }
+}
+
+/// y = x·y, on as many threads as allowed.
+pub(crate) fn multiply_on<T: Element>(threads: Threads, y: &mut [T], x: &[T]) {
+    struct Multiply<'a, T>(&'a mut [T], &'a [T]);
+
+    impl<T: Element> WithSimd for Multiply<'_, T> {
+        type Output = ();
+
+        #[inline(always)]
+        fn with_simd<S: Simd>(self, simd: S) {
+            let lanes = T::lanes::<S>();
+            for (y, x) in self.0.chunks_mut(lanes).zip(self.1.chunks(lanes)) {
+                let x = Vector::<T, S>::load(simd, x);
+                (Vector::load(simd, y) * x).store(y);
+            }
+        }
+    }
+
+    match threads {
+        Threads::One => run(Multiply(y, x)),
+        Threads::All => {
+            let chunks = y.par_chunks_mut(CHUNK).zip(x.par_chunks(CHUNK));
+            chunks.for_each(|(y, x)| run(Multiply(y, x)));
+        }
+    }
 }

@@ -24,6 +24,18 @@ impl<'a, T: Element> Cpu<'a, T> {
         Self::range(storage, start..end, tensor)
     }
 
+    /// All from the first to the last of a tensor's values, also of one that is not contiguous.
+    fn spanning(tensor: &'a Tensor) -> Result<Self> {
+        let (storage, layout) = tensor.storage_and_layout();
+        let start = layout.start_offset();
+        let steps = layout.dims().iter().zip(layout.stride());
+        let end = match tensor.elem_count() {
+            0 => start,
+            _ => start + steps.map(|(dim, step)| (dim - 1) * step).sum::<usize>() + 1,
+        };
+        Self::range(storage, start..end, tensor)
+    }
+
     fn range(storage: StorageRef<'a>, range: Range<usize>, tensor: &Tensor) -> Result<Self> {
         match &*storage {
             Storage::Cpu(values) if T::values(values).is_some_and(|v| range.end <= v.len()) => {}
@@ -65,14 +77,8 @@ impl<'a, T: Element> CpuMatrix<'a, T> {
     /// If the tensor is of another dtype, not on the CPU or not a matrix.
     pub(crate) fn of(tensor: &'a Tensor) -> Result<Self> {
         let shape = tensor.dims2()?;
-        let (storage, layout) = tensor.storage_and_layout();
-        let steps = (layout.stride()[0], layout.stride()[1]);
-        let start = layout.start_offset();
-        let end = match tensor.elem_count() {
-            0 => start,
-            _ => start + (shape.0 - 1) * steps.0 + (shape.1 - 1) * steps.1 + 1,
-        };
-        let values = Cpu::range(storage, start..end, tensor)?;
+        let steps = (tensor.stride()[0], tensor.stride()[1]);
+        let values = Cpu::spanning(tensor)?;
         Ok(Self {
             values,
             shape,
@@ -82,6 +88,26 @@ impl<'a, T: Element> CpuMatrix<'a, T> {
 
     pub(crate) fn view(&self) -> Matrix<'_, T> {
         Matrix::with_steps(&self.values, self.shape, self.steps)
+    }
+}
+
+/// The values of a tensor of four dimensions on the CPU, with any steps along them.
+pub(crate) struct CpuStrided<'a, T> {
+    pub(crate) values: Cpu<'a, T>,
+    pub(crate) steps: [usize; 4],
+}
+
+impl<'a, T: Element> CpuStrided<'a, T> {
+    /// # Errors
+    /// If the tensor is of another dtype, not on the CPU or not of four dimensions.
+    pub(crate) fn of(tensor: &'a Tensor) -> Result<Self> {
+        let &[a, b, c, d] = tensor.stride() else {
+            bail!("a kernel got a tensor of shape {:?}", tensor.dims());
+        };
+        Ok(Self {
+            values: Cpu::spanning(tensor)?,
+            steps: [a, b, c, d],
+        })
     }
 }
 

@@ -41,6 +41,21 @@ impl<'a, T: Element> Matrix<'a, T> {
         matrix
     }
 
+    /// Rows and columns.
+    pub(crate) fn shape(&self) -> (usize, usize) {
+        (self.rows, self.columns)
+    }
+
+    /// The steps from row to row and from column to column.
+    pub(crate) fn steps(&self) -> (usize, usize) {
+        (self.row_step, self.column_step)
+    }
+
+    /// The memory that it lies in.
+    pub(crate) fn values(&self) -> &'a [T] {
+        self.values
+    }
+
     /// The transposed matrix, a view.
     pub(crate) fn t(self) -> Self {
         Self {

@@ -14,6 +14,7 @@ use rayon::prelude::*;
 /// Without `remove_mean` the mean counts as 0, so that the variance is the mean of squares. A missing
 /// weight is 1, a missing bias 0. `stats` gets the mean and 1 / √(variance + eps) of each row, two
 /// numbers a row, from which the backward pass computes the normalised row again.
+#[allow(clippy::too_many_arguments)] // Slices of one row each, and how to normalise them.
 pub(crate) fn forward_rows<T: Element>(
     x: &[T],
     y: &mut [T],
@@ -28,7 +29,7 @@ pub(crate) fn forward_rows<T: Element>(
         return;
     }
     assert_eq!(x.len(), y.len());
-    assert_eq!(x.len() / width * 2, stats.len());
+    assert_eq!(x.len() * 2, stats.len() * width);
     run(Forward {
         x,
         y,
@@ -104,7 +105,7 @@ pub(crate) fn backward_rows<T: Element>(
         return;
     }
     assert!(x.len() == out.len() && grad.len() == out.len());
-    assert_eq!(x.len() / width * 2, stats.len());
+    assert_eq!(x.len() * 2, stats.len() * width);
     run(Backward {
         x,
         grad,
@@ -233,6 +234,7 @@ pub(crate) fn forward<T: Element>(
     weight: Option<&[T]>,
     bias: Option<&[T]>,
 ) -> (Vec<T>, Vec<T>) {
+    assert!(x.is_empty() || x.len().is_multiple_of(width));
     let rows = rows_of_a_chunk(width);
     let mut y = buffer(x.len());
     let mut stats = buffer(x.len() / width.max(1) * 2);

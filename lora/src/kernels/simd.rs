@@ -103,6 +103,8 @@ pub(crate) trait Element:
     fn of(value: f64) -> Self;
     fn root(self) -> Self;
     fn exponential(self) -> Self;
+    /// The natural logarithm.
+    fn logarithm(self) -> Self;
     /// The error function.
     fn error(self) -> Self;
 
@@ -283,6 +285,10 @@ macro_rules! element {
                 self.exp()
             }
 
+            fn logarithm(self) -> Self {
+                self.ln()
+            }
+
             fn error(self) -> Self {
                 $error(self)
             }
@@ -407,7 +413,7 @@ fn polynomial<S: Simd, const N: usize>(simd: S, x: S::f32s, coefficients: [f32; 
     sum
 }
 
-/// e^x to an error of 2 ulp; 0 below −87, and no more than e^88.
+/// e^x to an error of 2 ulp; 0 below −87, and no more than e^88; NaN stays NaN.
 ///
 /// x = n·ln 2 + r with |r| ≤ ln 2 / 2: the power of two goes into the exponent's bits, e^r is its
 /// Taylor series. ln 2 is taken off in two parts, the first exact in few bits.
@@ -415,6 +421,8 @@ fn polynomial<S: Simd, const N: usize>(simd: S, x: S::f32s, coefficients: [f32; 
 fn exp_f32<S: Simd>(simd: S, x: S::f32s) -> S::f32s {
     // Adding 1.5·2^23 rounds to a whole number, which is then in the lowest bits.
     const ROUND: f32 = 12_582_912.0;
+    let number = simd.equal_f32s(x, x);
+    let given = x;
     let x = simd.min_f32s(x, simd.splat_f32s(88.0));
     let zero = simd.less_than_f32s(x, simd.splat_f32s(-87.0));
     let x = simd.max_f32s(x, simd.splat_f32s(-87.0));
@@ -439,7 +447,8 @@ fn exp_f32<S: Simd>(simd: S, x: S::f32s) -> S::f32s {
     let bits = simd.transmute_u32s_f32s(rounded);
     let exponent = simd.wrapping_dyn_shl_u32s(bits, simd.splat_u32s(23));
     let scaled = simd.add_u32s(simd.transmute_u32s_f32s(series), exponent);
-    simd.select_f32s(zero, simd.splat_f32s(0.0), simd.transmute_f32s_u32s(scaled))
+    let scaled = simd.select_f32s(number, simd.transmute_f32s_u32s(scaled), given);
+    simd.select_f32s(zero, simd.splat_f32s(0.0), scaled)
 }
 
 /// erf(x) to an error of a few ulp: a rational function of degrees 13 and 8 on −4..4, beyond which
@@ -579,5 +588,6 @@ mod tests {
         edges.resize(16, 0.0);
         run(Map(&mut edges, true));
         assert_eq!(edges[..3], [0.0, 0.0, 1.0]);
+        assert!(edges[3].is_nan());
     }
 }

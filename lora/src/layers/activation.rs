@@ -25,13 +25,7 @@ impl From<Activation> for LoraActivation {
 
 impl Module for LoraActivation {
     fn forward(&self, xs: &Tensor) -> candle_core::Result<Tensor> {
-        match self.0 {
-            Activation::Gelu => ops::gelu_erf(xs),
-            Activation::NewGelu | Activation::GeluPytorchTanh => ops::gelu(xs),
-            Activation::Relu => ops::relu(xs),
-            Activation::Silu => ops::silu(xs),
-            other => other.forward(xs),
-        }
+        ops::activate(xs, self.0)
     }
 }
 

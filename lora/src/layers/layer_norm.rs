@@ -37,6 +37,17 @@ impl LoraLayerNorm {
         self.remove_mean
     }
 
+    /// The norm as its forward pass computes it.
+    pub(crate) fn parts_of_forward(&self) -> ops::NormParts {
+        let bias = self.bias.as_ref();
+        ops::NormParts {
+            weight: seen(&self.weight, self.training),
+            bias: bias.map(|bias| seen(bias, self.training)),
+            eps: self.eps,
+            remove_mean: self.remove_mean,
+        }
+    }
+
     fn adapt(base: &LayerNorm, kind: &'static str, cx: &mut Builder<'_>) -> Result<Self> {
         let plan = cx.layer(kind, false)?;
         let (weight, bias) = cx.weight_and_bias(&plan, base.weight(), base.bias())?;
@@ -53,9 +64,13 @@ impl LoraLayerNorm {
 
 impl Module for LoraLayerNorm {
     fn forward(&self, xs: &Tensor) -> candle_core::Result<Tensor> {
-        let weight = seen(&self.weight, self.training);
-        let bias = self.bias.as_ref().map(|bias| seen(bias, self.training));
-        ops::norm(xs, &weight, bias.as_ref(), self.eps, self.remove_mean)
+        let ops::NormParts {
+            weight,
+            bias,
+            eps,
+            remove_mean,
+        } = self.parts_of_forward();
+        ops::norm(xs, &weight, bias.as_ref(), eps, remove_mean)
     }
 }
 
@@ -132,6 +147,11 @@ impl LoraRmsNorm {
     /// What is added to the mean of squares.
     pub fn eps(&self) -> f64 {
         self.0.eps()
+    }
+
+    /// The norm as its forward pass computes it.
+    pub(crate) fn parts_of_forward(&self) -> ops::NormParts {
+        self.0.parts_of_forward()
     }
 
     /// As [`forward`](Module::forward): here both pass the gradient.

@@ -45,16 +45,20 @@ impl LoraLinear {
     pub fn adapters(&self) -> &Adapters {
         &self.adapters
     }
+
+    /// The layer as its forward pass computes it.
+    pub(crate) fn parts_of_forward(&self) -> ops::LinearParts {
+        ops::LinearParts {
+            weight: self.adapters.seen(&self.weight),
+            bias: self.bias.as_ref().map(|bias| self.adapters.seen(bias)),
+            updates: self.adapters.updates(),
+        }
+    }
 }
 
 impl Module for LoraLinear {
     fn forward(&self, xs: &Tensor) -> candle_core::Result<Tensor> {
-        let weight = self.adapters.seen(&self.weight);
-        let bias = self.bias.as_ref().map(|bias| self.adapters.seen(bias));
-        let base = ops::linear(xs, &weight, bias.as_ref())?;
-        self.adapters.add_to(base, xs, |xs, a, b| {
-            ops::linear(&ops::linear(xs, a, None)?, b, None)
-        })
+        ops::adapted_linear(xs, &self.parts_of_forward())
     }
 }
 

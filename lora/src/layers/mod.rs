@@ -30,6 +30,7 @@ mod group_norm;
 mod layer_norm;
 mod linear;
 mod plain;
+mod recompute;
 mod tensor;
 
 pub use activation::LoraActivation;
@@ -39,3 +40,4 @@ pub use embedding::LoraEmbedding;
 pub use group_norm::LoraGroupNorm;
 pub use layer_norm::{LoraLayerNorm, LoraRmsNorm};
 pub use linear::LoraLinear;
+pub use recompute::{LoraRecompute, Recompute};

@@ -1,12 +1,17 @@
 //! Rows of a table by index.
 
-use super::{record, working};
-use candle_core::{Result, Tensor, bail};
+use super::{Compute, record, working};
+use crate::kernels::buffer::{Cpu, tensor};
+use crate::kernels::embedding::{add_columns, add_rows};
+use crate::kernels::simd::Element;
+use crate::profile;
+use candle_core::{DType, Result, Tensor, bail};
 
 /// The rows of `table` that `ids` name, as [`candle_nn::Embedding`] looks them up.
 ///
 /// `ids` is an integer tensor of any shape with values below n, `table` (n, dim); the result is
-/// (ids.., dim). The gradient of an untracked table is not computed.
+/// (ids.., dim). A table that is a transposed matrix is read in place. The gradient of an untracked
+/// table is not computed.
 ///
 /// # Errors
 /// If an index is out of range or `ids` are not integers.
@@ -27,27 +32,75 @@ pub fn embedding(ids: &Tensor, table: &Tensor) -> Result<Tensor> {
             ids.dtype()
         );
     }
+    let span = profile::forward("embedding");
     let (count, dim) = table.dims2()?;
     let mut shape = ids.dims().to_vec();
     shape.push(dim);
+    // In dtypes that candle looks up by, without its meaning of 255 as no row.
     let ids = ids.flatten_all()?.contiguous()?;
+    let ids = match ids.dtype() {
+        DType::U32 | DType::I64 => ids,
+        DType::U8 => ids.to_dtype(DType::U32)?,
+        _ => ids.to_dtype(DType::I64)?,
+    };
     let (dtype, device) = (table.dtype(), table.device().clone());
+    let by_columns = !table.is_contiguous() && table.t()?.is_contiguous();
     let rows = if ids.elem_count() * dim == 0 {
         Tensor::zeros(shape, dtype, &device)?
+    } else if by_columns {
+        let columns = table.detach().t()?.index_select(&ids, 1)?;
+        columns.t()?.contiguous()?.reshape(shape)?
     } else {
-        table
-            .detach()
-            .contiguous()?
-            .index_select(&ids, 0)?
-            .reshape(shape)?
+        let table = table.detach().contiguous()?;
+        table.index_select(&ids, 0)?.reshape(shape)?
     };
+    span.end([&rows].into_iter());
     record("embedding", [table], rows, move |grad, _| {
         // Sums of many half values are taken in the working precision.
         let grad = working(grad)?.reshape((ids.elem_count(), dim))?;
-        let mut sum = Tensor::zeros((count, dim), grad.dtype(), &device)?;
-        if grad.elem_count() > 0 {
-            sum = sum.index_add(&ids, &grad, 0)?;
-        }
-        Ok([Some(sum.to_dtype(dtype)?)])
+        let sums = match Compute::of(&grad) {
+            Compute::F32 => on_cpu::<f32>(&ids, &grad, count, by_columns)?,
+            Compute::F64 => on_cpu::<f64>(&ids, &grad, count, by_columns)?,
+            Compute::Tensors => {
+                let sums = Tensor::zeros((count, dim), grad.dtype(), &device)?;
+                match grad.elem_count() {
+                    0 => sums,
+                    _ => sums.index_add(&ids, &grad, 0)?,
+                }
+            }
+        };
+        Ok([Some(sums.to_dtype(dtype)?)])
     })
+}
+
+/// The sums of the rows by their index, in the table's order in memory.
+fn on_cpu<T: Element>(
+    ids: &Tensor,
+    rows: &Tensor,
+    count: usize,
+    by_columns: bool,
+) -> Result<Tensor> {
+    // The lookup has found the indices to be within the table.
+    let ids: Vec<usize> = match ids.dtype() {
+        DType::U32 => ids
+            .to_vec1::<u32>()?
+            .into_iter()
+            .map(|id| id as usize)
+            .collect(),
+        _ => ids
+            .to_vec1::<i64>()?
+            .into_iter()
+            .map(|id| id as usize)
+            .collect(),
+    };
+    let dim = rows.dim(1)?;
+    let mut sums = vec![T::ZERO; count * dim];
+    let rows = Cpu::of(rows)?;
+    if by_columns {
+        add_columns(&mut sums, &rows, &ids, dim);
+        tensor(sums, (dim, count))?.t()
+    } else {
+        add_rows(&mut sums, &rows, &ids, dim);
+        tensor(sums, (count, dim))
+    }
 }

@@ -1,16 +1,20 @@
 //! Differentiable functions with the signatures of candle's.
 //!
-//! Candle's fused `layer_norm`, `rms_norm`, `softmax_last_dim` and `rope` record no backward pass:
-//! a model that calls them gets no gradient below them, without a word. The functions here take
-//! and return the same and pass the gradient. None of them computes the gradient of an argument
+//! Candle's fused `layer_norm`, `rms_norm`, `softmax_last_dim`, `rope` and `sdpa` record no backward
+//! pass: a model that calls them gets no gradient below them, without a word. The functions here
+//! take and return the same and pass the gradient. None of them computes the gradient of an argument
 //! that is not tracked, so frozen weights cost nothing in the backward pass.
 
 mod activation;
+mod adapted;
 mod affine;
+mod attention;
 mod contiguous;
 mod conv;
+mod dropout;
 mod embedding;
 mod linear;
+mod mlp;
 mod norm;
 mod rope;
 mod softmax;
@@ -18,17 +22,24 @@ mod tape;
 
 pub use activation::{gelu, gelu_erf, relu, silu};
 pub use affine::{add, affine, residual};
+pub use attention::sdpa;
 pub use contiguous::contiguous;
 pub use conv::{conv1d, conv2d};
+pub use dropout::seed_dropout;
 pub use embedding::embedding;
 pub use linear::linear;
 pub use norm::{group_norm, layer_norm, rms_norm};
 pub use rope::{rope, rope_i, rope_thd};
 pub use softmax::{softmax, softmax_last_dim};
+#[doc(hidden)]
+pub use {adapted::LinearParts, mlp::NormParts};
 
+pub(crate) use adapted::{UpdateParts, adapted_linear};
+pub(crate) use dropout::{dropout, dropout_state};
+pub(crate) use mlp::{MlpParts, activate, residual_mlp};
 pub(crate) use norm::norm;
 
-pub(crate) use tape::{record, record_with_value};
+pub(crate) use tape::{record, record_all, record_with_value};
 
 use candle_core::{DType, Result, Tensor};
 
@@ -78,23 +89,23 @@ pub(crate) fn in_memory_order_along(
     dim: usize,
     op: impl FnOnce(&Tensor, usize) -> Result<Tensor>,
 ) -> Result<Tensor> {
-    match tape::memory_order(xs.layout()) {
-        Some(order) if !xs.is_contiguous() => {
-            let inverse = inverse(&order);
+    match permutation(xs) {
+        Some((order, inverse)) => {
             let position = inverse.get(dim).copied().unwrap_or(dim);
             op(&xs.permute(order)?, position)?.permute(inverse)
         }
-        _ => op(&contiguous(xs)?, dim),
+        None => op(&contiguous(xs)?, dim),
     }
 }
 
-/// The permutation that undoes another.
-fn inverse(order: &[usize]) -> Vec<usize> {
+/// The dimensions of a permuted tensor in the order of memory, and the way back from there.
+pub(crate) fn permutation(xs: &Tensor) -> Option<(Vec<usize>, Vec<usize>)> {
+    let order = tape::memory_order(xs.layout()).filter(|_| !xs.is_contiguous())?;
     let mut inverse = vec![0; order.len()];
     for (position, &dim) in order.iter().enumerate() {
         inverse[dim] = position;
     }
-    inverse
+    Some((order, inverse))
 }
 
 /// True if no value is NaN or infinite.

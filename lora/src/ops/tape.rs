@@ -38,17 +38,31 @@ pub(crate) fn record<const N: usize>(
     backward: impl Fn(&Tensor, [bool; N]) -> Result<[Option<Tensor>; N]> + Send + Sync + 'static,
 ) -> Result<Tensor> {
     let wanted = args.map(Tensor::track_op);
-    if !wanted.contains(&true) {
-        return Ok(value);
-    }
-    let mut edges = Vec::with_capacity(N);
-    let mut tokens = Vec::with_capacity(N);
-    for arg in args.into_iter().filter(|arg| arg.track_op()) {
+    record_all(name, &args, value, move |grad| {
+        Ok(Vec::from(backward(grad, wanted)?))
+    })
+}
+
+/// As [`record`], for any number of arguments; `backward` returns a gradient or none for each.
+pub(crate) fn record_all(
+    name: &'static str,
+    args: &[&Tensor],
+    value: Tensor,
+    backward: impl Fn(&Tensor) -> Result<Vec<Option<Tensor>>> + Send + Sync + 'static,
+) -> Result<Tensor> {
+    let mut edges = Vec::with_capacity(args.len());
+    let mut tokens = Vec::with_capacity(args.len());
+    for arg in args {
+        if !arg.track_op() {
+            edges.push(None);
+            continue;
+        }
         let (edge, token) = Edge::to(arg)?;
-        edges.push(edge);
+        edges.push(Some(edge));
         tokens.push(token);
     }
     let before = match &tokens[..] {
+        [] => return Ok(value),
         [token] => token.clone(),
         tokens => Tensor::cat(tokens, 0)?,
     };
@@ -58,12 +72,10 @@ pub(crate) fn record<const N: usize>(
         // No gradient: nothing that the loss depends on used the value.
         if let Some(grad) = node.take() {
             let span = profile::backward(name);
-            let grads = backward(&copy(&grad)?, wanted)?;
+            let grads = backward(&copy(&grad)?)?;
             span.end(grads.iter().flatten());
-            let grads = grads.into_iter().zip(wanted);
-            let grads = grads.filter(|(_, wanted)| *wanted).map(|(grad, _)| grad);
             for (edge, grad) in edges.iter().zip(grads) {
-                if let Some(grad) = grad {
+                if let (Some(edge), Some(grad)) = (edge, grad) {
                     edge.deliver(grad)?;
                 }
             }

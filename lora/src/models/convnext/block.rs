@@ -1,9 +1,9 @@
 //! The block: depthwise convolution, normalisation, MLP, all beside a shortcut.
 
 use super::config::ConvNextConfig;
-use super::layers::{Norm, channels_first, channels_last, conv2d, linear, norm2d};
-use crate::LoraModel;
-use crate::ops;
+use super::layers::{LoraNorm, Norm, channels_first, channels_last, conv2d, linear, norm2d};
+use crate::layers::Recompute;
+use crate::{LoraModel, blocks, ops};
 use candle_core::{Result, Tensor};
 use candle_nn::{Activation, Conv2d, Conv2dConfig, Init, Linear, Module, VarBuilder, init};
 
@@ -12,7 +12,7 @@ use candle_nn::{Activation, Conv2d, Conv2dConfig, Init, Linear, Module, VarBuild
 pub(super) struct Block {
     conv_dw: Conv2d,
     norm: Norm,
-    mlp: Mlp,
+    mlp: Recompute<Mlp>,
     gamma: Option<Tensor>,
     conv_mlp: bool,
 }
@@ -35,31 +35,38 @@ impl Block {
         Ok(Self {
             conv_dw: conv2d(channels, channels, kernel, depthwise, vb.pp("conv_dw"))?,
             norm: Norm::new(channels, config, vb.pp("norm"))?,
-            mlp: Mlp::new(channels, config, vb.pp("mlp"))?,
+            mlp: Mlp::new(channels, config, vb.pp("mlp"))?.into(),
             gamma: gamma.transpose()?,
             conv_mlp: config.conv_mlp,
         })
     }
 }
 
-#[lora::forward]
+#[lora::forward(also(Norm, Dense))]
 impl Module for Block {
     fn forward(&self, xs: &Tensor) -> Result<Tensor> {
         let ys = self.conv_dw.forward(xs)?;
+        let mlp = &self.mlp;
+        // The usual block: all behind the convolution is one node.
+        if let (Norm::Layer(norm), Dense::Linear(fc1), Dense::Linear(fc2), None) =
+            (&self.norm, &mlp.fc1, &mlp.fc2, &mlp.grn)
+        {
+            let ys = blocks::Mlp::new(fc1, &mlp.act, fc2)
+                .norm(norm)
+                .gamma(self.gamma.as_ref())
+                .recompute(mlp.recomputes())
+                .shortcut(&channels_last(xs)?)
+                .forward(&channels_last(&ys)?)?;
+            return channels_first(&ys);
+        }
         // Linear layers want the channels last, convolutions first.
-        let (mut ys, channels) = if self.conv_mlp {
-            (self.mlp.forward(&norm2d(&ys, &self.norm)?)?, 1)
+        let ys = if self.conv_mlp {
+            mlp.forward(&norm2d(&ys, &self.norm)?)?
         } else {
             let ys = channels_last(&ys)?.apply(&self.norm)?;
-            (self.mlp.forward(&ys)?, 3)
+            channels_first(&mlp.forward(&ys)?)?
         };
-        if let Some(gamma) = &self.gamma {
-            ys = ops::affine(&ys, gamma, None, channels)?;
-        }
-        if !self.conv_mlp {
-            ys = channels_first(&ys)?;
-        }
-        xs + ys
+        ops::residual(xs, &ys, self.gamma.as_ref(), 1)
     }
 }
 

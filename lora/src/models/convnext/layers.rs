@@ -82,14 +82,14 @@ impl Module for SimpleNorm {
     }
 }
 
-/// (batch, channels, height, width) to (batch, height, width, channels).
+/// (batch, channels, height, width) to (batch, height, width, channels), a view.
 pub(super) fn channels_last(xs: &Tensor) -> Result<Tensor> {
-    xs.permute((0, 2, 3, 1))?.contiguous()
+    xs.permute((0, 2, 3, 1))
 }
 
-/// (batch, height, width, channels) to (batch, channels, height, width).
+/// (batch, height, width, channels) to (batch, channels, height, width), a view.
 pub(super) fn channels_first(xs: &Tensor) -> Result<Tensor> {
-    xs.permute((0, 3, 1, 2))?.contiguous()
+    xs.permute((0, 3, 1, 2))
 }
 
 /// A normalisation over the channels of a (batch, channels, height, width) map.

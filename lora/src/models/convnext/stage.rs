@@ -4,6 +4,7 @@ use super::block::Block;
 use super::config::ConvNextConfig;
 use super::layers::{Norm, conv2d, norm2d};
 use crate::LoraModel;
+use crate::layers::Recompute;
 use candle_core::{Result, Tensor};
 use candle_nn::{Conv2d, Conv2dConfig, Module, VarBuilder};
 
@@ -11,7 +12,7 @@ use candle_nn::{Conv2d, Conv2dConfig, Module, VarBuilder};
 #[derive(Clone, Debug, LoraModel)]
 pub(super) struct Stage {
     downsample: Option<Downsample>,
-    blocks: Vec<Block>,
+    blocks: Vec<Recompute<Block>>,
 }
 
 impl Stage {
@@ -27,7 +28,7 @@ impl Stage {
             .then(|| Downsample::new(before, channels, stride, config, vb.pp("downsample")));
         let blocks = (0..config.depths[index]).map(|block| {
             let vb = vb.pp("blocks").pp(block);
-            Block::new(channels, config.kernel_sizes[index], config, vb)
+            Block::new(channels, config.kernel_sizes[index], config, vb).map(Recompute::new)
         });
         Ok(Self {
             downsample: downsample.transpose()?,

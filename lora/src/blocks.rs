@@ -1,0 +1,152 @@
+//! Chains of layers that run as one node of the graph.
+//!
+//! One node costs less than one a layer: what passes between the layers stays in a core's cache, and
+//! only what the backward pass needs is kept. [`Mlp`] is the chain that most models spend their time
+//! in. The same code runs with base layers and with their LoRA counterparts, so a model's forward
+//! pass under `#[lora::forward]` can use it for both.
+
+use crate::layers::{LoraLayerNorm, LoraLinear, LoraRmsNorm};
+use crate::ops::{LinearParts, MlpParts, NormParts, residual_mlp};
+use candle_core::{Result, Tensor};
+use candle_nn::{Activation, LayerNorm, Linear, Module, RmsNorm};
+
+/// A linear layer that blocks can run: [`Linear`] or [`LoraLinear`].
+pub trait AsLinear: Module {
+    /// Weight, bias and updates.
+    #[doc(hidden)]
+    fn as_linear(&self) -> LinearParts;
+}
+
+impl AsLinear for Linear {
+    fn as_linear(&self) -> LinearParts {
+        LinearParts {
+            weight: self.weight().clone(),
+            bias: self.bias().cloned(),
+            updates: Vec::new(),
+        }
+    }
+}
+
+impl AsLinear for LoraLinear {
+    fn as_linear(&self) -> LinearParts {
+        self.parts_of_forward()
+    }
+}
+
+/// A normalisation over the last dimension that blocks can run: [`LayerNorm`], [`RmsNorm`] or their
+/// LoRA counterparts.
+pub trait AsNorm: Module {
+    /// Weight, bias and settings.
+    #[doc(hidden)]
+    fn as_norm(&self) -> NormParts;
+}
+
+impl AsNorm for LayerNorm {
+    fn as_norm(&self) -> NormParts {
+        NormParts {
+            weight: self.weight().clone(),
+            bias: self.bias().cloned(),
+            eps: self.eps(),
+            remove_mean: self.remove_mean(),
+        }
+    }
+}
+
+impl AsNorm for RmsNorm {
+    fn as_norm(&self) -> NormParts {
+        self.clone().into_inner().as_norm()
+    }
+}
+
+impl AsNorm for LoraLayerNorm {
+    fn as_norm(&self) -> NormParts {
+        self.parts_of_forward()
+    }
+}
+
+impl AsNorm for LoraRmsNorm {
+    fn as_norm(&self) -> NormParts {
+        self.parts_of_forward()
+    }
+}
+
+/// Two linear layers with an activation between them; on request a norm before them, a factor for
+/// each channel behind them, and a shortcut around all: `shortcut + gamma·fc2(act(fc1(norm(x))))`.
+///
+/// It runs as one node with everything frozen but the layers' adapters, in f32 or f64 on the CPU, and
+/// one adapter a layer; dropout included. Anything else runs layer by layer with the same result.
+///
+/// The node keeps its input and the hidden values before the activation for the backward pass.
+///
+/// ```
+/// use candle_core::{DType, Device, Tensor};
+/// use candle_nn::{Activation, LayerNorm, Linear};
+/// use lora::blocks::Mlp;
+///
+/// let ones = |shape: &[usize]| Tensor::ones(shape, DType::F32, &Device::Cpu);
+/// let fc1 = Linear::new(ones(&[8, 2])?, Some(ones(&[8])?));
+/// let fc2 = Linear::new(ones(&[2, 8])?, None);
+/// let norm = LayerNorm::new(ones(&[2])?, ones(&[2])?, 1e-5);
+///
+/// let x = ones(&[3, 2])?;
+/// let y = Mlp::new(&fc1, &Activation::Relu, &fc2).norm(&norm).shortcut(&x).forward(&x)?;
+/// // The norm of equal numbers is its bias, 1: 1 + 8·relu(1 + 1 + 1).
+/// assert_eq!(y.to_vec2::<f32>()?[0], [25., 25.]);
+/// # Ok::<(), candle_core::Error>(())
+/// ```
+#[derive(Clone, Debug)]
+#[must_use]
+pub struct Mlp {
+    parts: MlpParts,
+    shortcut: Option<Tensor>,
+}
+
+impl Mlp {
+    /// `fc2(act(fc1(x)))`
+    pub fn new(fc1: &impl AsLinear, act: &Activation, fc2: &impl AsLinear) -> Self {
+        Self {
+            parts: MlpParts {
+                norm: None,
+                fc1: fc1.as_linear(),
+                act: *act,
+                fc2: fc2.as_linear(),
+                gamma: None,
+                recompute: false,
+            },
+            shortcut: None,
+        }
+    }
+
+    /// Puts a norm in front of the first layer.
+    pub fn norm(mut self, norm: &impl AsNorm) -> Self {
+        self.parts.norm = Some(norm.as_norm());
+        self
+    }
+
+    /// Multiplies the result by a factor for each channel, (out), before the shortcut is added.
+    pub fn gamma(mut self, gamma: Option<&Tensor>) -> Self {
+        self.parts.gamma = gamma.cloned();
+        self
+    }
+
+    /// Adds a tensor of the result's shape.
+    pub fn shortcut(mut self, shortcut: &Tensor) -> Self {
+        self.shortcut = Some(shortcut.clone());
+        self
+    }
+
+    /// Computes the hidden values anew in the backward pass instead of keeping them: less memory for
+    /// the time of one more product.
+    pub fn recompute(mut self, recompute: bool) -> Self {
+        self.parts.recompute = recompute;
+        self
+    }
+
+    /// The result for an input (.., in): (.., out).
+    ///
+    /// # Errors
+    /// If the shapes or dtypes do not fit.
+    pub fn forward(&self, xs: &Tensor) -> Result<Tensor> {
+        residual_mlp(xs, self.shortcut.as_ref(), &self.parts)
+    }
+}

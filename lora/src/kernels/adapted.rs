@@ -1,0 +1,327 @@
+//! A frozen linear layer with a low-rank update: y = x·Wᵀ + b + s·drop(x)·Aᵀ·Bᵀ, forward and
+//! backward, for blocks of rows.
+
+use super::buffer::buffer;
+use super::low_rank::{add_outer, add_product, dots};
+use super::matrix::{Matrix, Threads, multiply};
+use super::simd::Element;
+use rayon::prelude::*;
+use std::borrow::Cow;
+
+/// The layer as it is computed for one batch of rows.
+///
+/// The update enters in the cheaper of two ways: with many rows the product s·B·A is added to a
+/// copy of the weight first, with few rows the branch is computed beside it. With dropout the
+/// branch has another input, so it is always beside it.
+pub(crate) struct Adapted<'a, T: Element> {
+    /// (out, in), with the update in it if `merged`.
+    weight: Cow<'a, [T]>,
+    steps: (usize, usize),
+    bias: Option<&'a [T]>,
+    pub(crate) inputs: usize,
+    pub(crate) outputs: usize,
+    update: Option<Update<'a, T>>,
+    merged: bool,
+}
+
+/// A low-rank update.
+#[derive(Clone, Copy)]
+pub(crate) struct LowRank<'a, T> {
+    /// (rank, in)
+    pub(crate) a: &'a [T],
+    /// (out, rank)
+    pub(crate) b: &'a [T],
+    pub(crate) rank: usize,
+    pub(crate) scaling: f64,
+    pub(crate) dropout: Option<Dropout>,
+}
+
+struct Update<'a, T: Element> {
+    low_rank: LowRank<'a, T>,
+    /// s·Bᵀ, (rank, out)
+    scaled_b: Vec<T>,
+}
+
+/// The gradients of an update, as they add up over blocks of rows.
+pub(crate) struct UpdateGrads<T> {
+    /// (rank, in)
+    pub(crate) a: Vec<T>,
+    /// Transposed: (rank, out). Without the factor s until [`finish`](Self::finish).
+    b: Vec<T>,
+}
+
+impl<T: Element> UpdateGrads<T> {
+    pub(crate) fn add(&mut self, other: &Self) {
+        for (sum, more) in [(&mut self.a, &other.a), (&mut self.b, &other.b)] {
+            for (sum, &more) in sum.iter_mut().zip(more) {
+                *sum += more;
+            }
+        }
+    }
+
+    /// The gradients of A, (rank, in), and of B, (out, rank).
+    pub(crate) fn finish(self, rank: usize, scaling: f64) -> (Vec<T>, Vec<T>) {
+        (self.a, transposed(&self.b, rank, scaling))
+    }
+}
+
+impl<'a, T: Element> Adapted<'a, T> {
+    /// `weight` is (out, in) with these steps between rows and columns.
+    pub(crate) fn new(
+        weight: Matrix<'a, T>,
+        bias: Option<&'a [T]>,
+        update: Option<LowRank<'a, T>>,
+        rows: usize,
+    ) -> Self {
+        let (outputs, inputs) = weight.shape();
+        let update = update.map(|low_rank| Update {
+            scaled_b: transposed(low_rank.b, outputs, low_rank.scaling),
+            low_rank,
+        });
+        let mut layer = Self {
+            weight: Cow::Borrowed(weight.values()),
+            steps: weight.steps(),
+            bias,
+            inputs,
+            outputs,
+            update,
+            merged: false,
+        };
+        layer.merge(rows);
+        layer
+    }
+
+    /// Adds the update to a copy of the weight, if that is cheaper for so many rows.
+    fn merge(&mut self, rows: usize) {
+        let (inputs, outputs) = (self.inputs, self.outputs);
+        let Some(update) = &self.update else { return };
+        // The branch costs rank·(in + out) a row; the copy rank·in·out and a pass over the weight.
+        let worth = rows * (inputs + outputs) > 3 * inputs * outputs;
+        if !worth || self.steps != (inputs, 1) || update.low_rank.dropout.is_some() {
+            return;
+        }
+        let low_rank = &update.low_rank;
+        let scaling = T::of(low_rank.scaling);
+        let scaled: Vec<T> = low_rank.b.iter().map(|&b| b * scaling).collect();
+        let mut merged = buffer(outputs * inputs);
+        let rows = (1 << 14) / inputs.max(1) + 1;
+        let chunks = merged
+            .par_chunks_mut(rows * inputs)
+            .zip(self.weight.par_chunks(rows * inputs))
+            .zip(scaled.par_chunks(rows * low_rank.rank));
+        chunks.for_each(|((merged, weight), b)| {
+            merged.copy_from_slice(weight);
+            add_product(merged, b, low_rank.a, inputs);
+        });
+        self.weight = Cow::Owned(merged);
+        self.merged = true;
+    }
+
+    pub(crate) fn rank(&self) -> usize {
+        self.update
+            .as_ref()
+            .map_or(0, |update| update.low_rank.rank)
+    }
+
+    fn weight(&self) -> Matrix<'_, T> {
+        Matrix::with_steps(&self.weight, (self.outputs, self.inputs), self.steps)
+    }
+
+    /// y from x. `t`, of rank numbers a row, gets drop(x)·Aᵀ for the backward pass; it may be empty
+    /// where there is none. `first` is the number of the first row in its batch.
+    pub(crate) fn forward(
+        &self,
+        x: &[T],
+        y: &mut [T],
+        t: &mut [T],
+        first: usize,
+        threads: Threads,
+    ) {
+        let rows = y.len() / self.outputs.max(1);
+        if let Some(bias) = self.bias {
+            y.chunks_mut(self.outputs.max(1))
+                .for_each(|row| row.copy_from_slice(bias));
+        }
+        let matrix = Matrix::new(x, rows, self.inputs);
+        let add = self.bias.is_some();
+        multiply(y, matrix, self.weight().t(), T::ONE, add, threads);
+        let Some(Update { low_rank, scaled_b }) = &self.update else {
+            return;
+        };
+        if self.merged && t.is_empty() {
+            return;
+        }
+        let mut own;
+        let t = if t.is_empty() {
+            own = vec![T::ZERO; rows * low_rank.rank];
+            own.as_mut_slice()
+        } else {
+            t
+        };
+        let x = low_rank.dropped(x, self.inputs, first);
+        each_rows(threads, t, low_rank.rank, &x, self.inputs, |t, x| {
+            dots(x, low_rank.a, t, self.inputs)
+        });
+        if !self.merged {
+            let t = &*t;
+            each_rows(threads, y, self.outputs, t, low_rank.rank, |y, t| {
+                add_product(y, t, scaled_b, self.outputs);
+            });
+        }
+    }
+
+    /// Empty gradients of the update.
+    pub(crate) fn no_grads(&self) -> Option<UpdateGrads<T>> {
+        let rank = self.update.as_ref()?.low_rank.rank;
+        Some(UpdateGrads {
+            a: vec![T::ZERO; rank * self.inputs],
+            b: vec![T::ZERO; rank * self.outputs],
+        })
+    }
+
+    /// The gradient of x into `on_x`, where it is wanted, and those of the update onto `grads`, from
+    /// the gradient of y and from the x and t of the forward pass.
+    pub(crate) fn backward(
+        &self,
+        grad: &[T],
+        x: &[T],
+        t: &[T],
+        on_x: Option<&mut [T]>,
+        grads: Option<&mut UpdateGrads<T>>,
+        first: usize,
+        threads: Threads,
+    ) {
+        let rows = grad.len() / self.outputs.max(1);
+        let mut on_x = on_x;
+        if let Some(on_x) = on_x.as_deref_mut() {
+            let grad = Matrix::new(grad, rows, self.outputs);
+            multiply(on_x, grad, self.weight(), T::ONE, false, threads);
+        }
+        let Some(Update { low_rank, scaled_b }) = &self.update else {
+            return;
+        };
+        let mut u = vec![T::ZERO; rows * low_rank.rank];
+        each_rows(
+            threads,
+            &mut u,
+            low_rank.rank,
+            grad,
+            self.outputs,
+            |u, grad| {
+                dots(grad, scaled_b, u, self.outputs);
+            },
+        );
+        if let Some(on_x) = on_x
+            && !self.merged
+        {
+            low_rank.add_branch(on_x, &u, self.inputs, first, threads);
+        }
+        if let Some(grads) = grads {
+            let x = low_rank.dropped(x, self.inputs, first);
+            add_outer(&mut grads.a, &u, &x, self.inputs);
+            add_outer(&mut grads.b, t, grad, self.outputs);
+        }
+    }
+}
+
+/// Calls `f` with blocks of the rows of two matrices, on several threads if it may.
+fn each_rows<T: Element>(
+    threads: Threads,
+    y: &mut [T],
+    y_width: usize,
+    x: &[T],
+    x_width: usize,
+    f: impl Fn(&mut [T], &[T]) + Sync,
+) {
+    let (y_width, x_width) = (y_width.max(1), x_width.max(1));
+    if threads == Threads::One {
+        return f(y, x);
+    }
+    let rows = (1 << 14) / y_width.max(x_width) + 1;
+    y.par_chunks_mut(rows * y_width)
+        .zip(x.par_chunks(rows * x_width))
+        .for_each(|(y, x)| f(y, x));
+}
+
+/// scale · the transpose of a matrix of so many rows.
+fn transposed<T: Element>(values: &[T], rows: usize, scale: f64) -> Vec<T> {
+    let scale = T::of(scale);
+    let columns = values.len().checked_div(rows).unwrap_or(0);
+    let mut result = vec![T::ZERO; values.len()];
+    for (row, values) in values.chunks(columns.max(1)).enumerate() {
+        for (column, &value) in values.iter().enumerate() {
+            result[column * rows + row] = value * scale;
+        }
+    }
+    result
+}
+
+impl<T: Element> LowRank<'_, T> {
+    /// The branch's input: x, or x after dropout.
+    fn dropped<'x>(&self, x: &'x [T], width: usize, first: usize) -> Cow<'x, [T]> {
+        match self.dropout {
+            None => Cow::Borrowed(x),
+            Some(dropout) => {
+                let mut x = x.to_vec();
+                dropout.apply(&mut x, first * width);
+                Cow::Owned(x)
+            }
+        }
+    }
+
+    /// on_x += the gradient that comes back through A and the dropout.
+    fn add_branch(&self, on_x: &mut [T], u: &[T], width: usize, first: usize, threads: Threads) {
+        match self.dropout {
+            None => each_rows(threads, on_x, width, u, self.rank, |on_x, u| {
+                add_product(on_x, u, self.a, width);
+            }),
+            Some(dropout) => {
+                let mut branch = vec![T::ZERO; on_x.len()];
+                add_product(&mut branch, u, self.a, width);
+                dropout.apply(&mut branch, first * width);
+                for (on_x, branch) in on_x.iter_mut().zip(branch) {
+                    *on_x += branch;
+                }
+            }
+        }
+    }
+}
+
+/// Dropout that needs no memory: whether a number is dropped is a function of the seed and of its
+/// place, so that the backward pass finds the same.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Dropout {
+    seed: u64,
+    /// A hash below it drops the number.
+    threshold: u32,
+    /// What is kept is divided by the probability to be kept.
+    factor: f64,
+}
+
+impl Dropout {
+    /// `probability` is in 0..1.
+    pub(crate) fn new(probability: f64, seed: u64) -> Self {
+        Self {
+            seed,
+            threshold: (probability * 2f64.powi(32)) as u32,
+            factor: 1.0 / (1.0 - probability),
+        }
+    }
+
+    /// Drops from numbers that start at this place of their tensor.
+    pub(crate) fn apply<T: Element>(&self, values: &mut [T], start: usize) {
+        let factor = T::of(self.factor);
+        for (value, place) in values.iter_mut().zip(start as u64..) {
+            let kept = hash(self.seed ^ place) >= self.threshold;
+            *value = if kept { *value * factor } else { T::ZERO };
+        }
+    }
+}
+
+/// The finaliser of MurmurHash3, a bijection that mixes all bits.
+#[inline(always)]
+fn hash(mut x: u64) -> u32 {
+    x = (x ^ (x >> 33)).wrapping_mul(0xff51_afd7_ed55_8ccd);
+    x = (x ^ (x >> 33)).wrapping_mul(0xc4ce_b9fe_1a85_ec53);
+    (x >> 32) as u32
+}

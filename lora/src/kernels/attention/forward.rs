@@ -1,0 +1,89 @@
+//! The output, with what the backward pass needs to compute the probabilities again.
+
+use super::{Attention, Order, QUERIES, by_head, each, tile};
+use crate::kernels::buffer::buffer;
+use crate::kernels::matrix::{Matrix, Threads, multiply};
+use crate::kernels::simd::{Element, run};
+use std::ops::Range;
+
+/// The output in the order (batch, queries, heads, dim), and for each row of scores the logarithm
+/// of the sum of exponentials, (batch, heads, queries). Where no key is seen both are 0.
+pub(crate) fn forward<T: Element>(attention: &Attention<'_, T>) -> (Vec<T>, Vec<T>) {
+    let sizes = attention.sizes;
+    let rows = sizes.batch * sizes.heads * sizes.queries;
+    let mut output = buffer::<T>(rows * sizes.value_dim);
+    let mut log_sums = vec![T::ZERO; rows];
+    let shape = (sizes.heads, sizes.queries, sizes.value_dim);
+    let mut heads = by_head(&mut output, Order::RowsFirst, shape);
+    let outputs = heads.iter_mut().flat_map(|rows| rows.chunks_mut(QUERIES));
+    let sums = log_sums.chunks_mut(sizes.queries.max(1));
+    let sums = sums.flat_map(|sums| sums.chunks_mut(QUERIES));
+    let blocks = outputs.zip(sums).enumerate().collect();
+    let work = || Work {
+        scores: buffer(sizes.tile()),
+        gathered: buffer(QUERIES * sizes.value_dim),
+    };
+    each(
+        blocks,
+        sizes.is_small(),
+        work,
+        |work, (index, (output, sums))| {
+            let (head, block) = (index / sizes.blocks(), index % sizes.blocks());
+            let head = (head / sizes.heads, head % sizes.heads);
+            attention.block(work, head, sizes.block(block), output, sums);
+        },
+    );
+    (output, log_sums)
+}
+
+/// Memory of one thread.
+struct Work<T> {
+    scores: Vec<T>,
+    gathered: Vec<T>,
+}
+
+impl<T: Element> Attention<'_, T> {
+    fn block(
+        &self,
+        work: &mut Work<T>,
+        (batch, head): (usize, usize),
+        queries: Range<usize>,
+        output: &mut [&mut [T]],
+        log_sums: &mut [T],
+    ) {
+        let (rows, width) = (queries.len(), self.sizes.value_dim);
+        let kv = (batch, head / self.sizes.group());
+        let (mut largest, mut sums) = ([T::of(f64::NEG_INFINITY); QUERIES], [T::ZERO; QUERIES]);
+        let (largest, sums) = (&mut largest[..rows], &mut sums[..rows]);
+        let gathered = &mut work.gathered[..rows * width];
+        for keys in self.key_blocks(&queries) {
+            let scores = &mut work.scores[..rows * keys.len()];
+            self.scores(scores, None, (batch, head), &queries, &keys);
+            let first = keys.start == 0;
+            let before = if first { 0 } else { gathered.len() };
+            run(tile::Step {
+                scores: &mut *scores,
+                columns: keys.len(),
+                largest: &mut *largest,
+                sums: &mut *sums,
+                gathered: &mut gathered[..before],
+            });
+            let scores = Matrix::new(scores, rows, keys.len());
+            let v = self.v.rows(kv, keys, width);
+            multiply(gathered, scores, v, T::ONE, !first, Threads::One);
+        }
+        for (row, output) in output.iter_mut().enumerate() {
+            // Nothing was seen, and perhaps nothing gathered.
+            if sums[row] == T::ZERO {
+                output.fill(T::ZERO);
+                continue;
+            }
+            log_sums[row] = largest[row] + sums[row].logarithm();
+            let inverse = T::ONE / sums[row];
+            let gathered = &gathered[row * width..][..width];
+            for (y, &sum) in output.iter_mut().zip(gathered) {
+                *y = sum * inverse;
+            }
+        }
+    }
+}

@@ -1,0 +1,158 @@
+use super::*;
+use crate::kernels::simd::{Level, force_level};
+use candle_core::WithDType;
+
+const SIZES: Sizes = Sizes {
+    batch: 2,
+    heads: 4,
+    kv_heads: 2,
+    queries: 70,
+    keys: 300,
+    dim: 5,
+    value_dim: 3,
+};
+
+/// Arguments of [`SIZES`] in the order (batch, heads, rows, dim), of small numbers.
+struct Arguments<T> {
+    q: Vec<T>,
+    k: Vec<T>,
+    v: Vec<T>,
+    mask: Vec<T>,
+    grad: Vec<T>,
+}
+
+fn numbers<T: Element>(count: usize, seed: f64) -> Vec<T> {
+    (0..count)
+        .map(|i| T::of((i as f64 * 1.7 + seed).sin()))
+        .collect()
+}
+
+fn steps([_, heads, rows, dim]: [usize; 4]) -> [usize; 4] {
+    [heads * rows * dim, rows * dim, dim, 1]
+}
+
+impl<T: Element> Arguments<T> {
+    fn new() -> Self {
+        let rows = 2 * 4 * 70;
+        let mut mask = numbers::<T>(300, 4.0);
+        mask[17] = T::of(f64::NEG_INFINITY);
+        Self {
+            q: numbers(rows * 5, 1.0),
+            k: numbers(2 * 2 * 300 * 5, 2.0),
+            v: numbers(2 * 2 * 300 * 3, 3.0),
+            mask,
+            grad: numbers(rows * 3, 5.0),
+        }
+    }
+
+    /// The output, and the gradients of q, k and v.
+    fn results(&self) -> [Vec<f64>; 4] {
+        let heads = |values, shape| Heads {
+            values,
+            steps: steps(shape),
+        };
+        let attention = Attention {
+            q: heads(&self.q, [2, 4, 70, 5]),
+            k: heads(&self.k, [2, 2, 300, 5]),
+            v: heads(&self.v, [2, 2, 300, 3]),
+            mask: Some(Heads {
+                values: &self.mask,
+                steps: [0, 0, 0, 1],
+            }),
+            sizes: SIZES,
+            causal: true,
+            scale: 2.0,
+            cap: Some(3.0),
+        };
+        let (output, log_sums) = forward(&attention);
+        let given = Given {
+            output: &output,
+            grad: &self.grad,
+            log_sums: &log_sums,
+        };
+        let wanted = Gradients {
+            q: Some(Order::RowsFirst),
+            k: Some(Order::HeadsFirst),
+            v: Some(Order::RowsFirst),
+        };
+        let grads = backward(&attention, given, &wanted);
+        let results = [Some(output), grads.q, grads.k, grads.v];
+        results.map(|values| values.unwrap().into_iter().map(WithDType::to_f64).collect())
+    }
+}
+
+#[test]
+fn every_level_computes_the_same() {
+    let exact = Arguments::<f64>::new().results();
+    for level in [Level::Plain, Level::Avx2, Level::Avx512] {
+        force_level(level);
+        let results = Arguments::<f32>::new().results();
+        for (index, (values, exact)) in results.iter().zip(&exact).enumerate() {
+            let largest = exact.iter().fold(0.0, |m: f64, x| m.max(x.abs()));
+            for (value, exact) in values.iter().zip(exact) {
+                let error = (value - exact).abs() / largest;
+                assert!(error < 5e-6, "{level:?} {index}: {value} for {exact}");
+            }
+        }
+    }
+}
+
+#[test]
+fn causal_tiles_end_with_what_is_seen() {
+    let none: &[f32] = &[];
+    let heads = Heads {
+        values: none,
+        steps: [0; 4],
+    };
+    let attention = |queries, keys| Attention {
+        q: heads,
+        k: heads,
+        v: heads,
+        mask: None,
+        sizes: Sizes {
+            queries,
+            keys,
+            ..SIZES
+        },
+        causal: true,
+        scale: 1.0,
+        cap: None,
+    };
+    let longer = attention(64, 600);
+    assert_eq!((longer.seen(0), longer.seen(63)), (537, 600));
+    let blocks: Vec<_> = longer.key_blocks(&(0..4)).collect();
+    assert_eq!(blocks, [0..256, 256..512, 512..540]);
+    let shorter = attention(5, 3);
+    assert_eq!(
+        [0, 1, 2, 3, 4].map(|query| shorter.seen(query)),
+        [0, 0, 1, 2, 3]
+    );
+}
+
+/// A thread holds a few tiles and a head's gradients of keys and values, whatever the length.
+#[test]
+fn tiles_do_not_grow() {
+    let sizes = |length| Sizes {
+        queries: length,
+        keys: length,
+        ..SIZES
+    };
+    assert_eq!(sizes(1 << 20).tile(), QUERIES * KEYS);
+    assert_eq!(sizes(10).tile(), 100);
+}
+
+#[test]
+fn rows_are_found_in_both_orders() {
+    for order in [Order::HeadsFirst, Order::RowsFirst] {
+        let mut values: Vec<usize> = (0..2 * 3 * 4 * 5).collect();
+        let heads = by_head(&mut values, order, (3, 4, 5));
+        assert_eq!(heads.len(), 6);
+        let first = heads[4].iter().map(|row| row[0]);
+        let (start, step) = match order {
+            Order::HeadsFirst => (60 + 20, 5),
+            Order::RowsFirst => (60 + 5, 15),
+        };
+        assert!(first.eq((0..4).map(|row| start + row * step)), "{order:?}");
+    }
+    assert!(by_head::<u8>(&mut [], Order::HeadsFirst, (3, 0, 5)).is_empty());
+}

@@ -1,0 +1,32 @@
+//! How rows are shared out among threads.
+
+use super::matrix::Threads;
+
+/// Bytes of a block's widest rows: about what a core's own cache holds.
+const CACHE: usize = 3 << 19;
+
+/// Rows in a block, and whether the work inside of a block may use all threads.
+///
+/// `bytes` is the size of the widest row that a block holds, `weights` the size of the matrices that
+/// every block reads. Few rows and large weights make one block on all threads: reading the weights
+/// once for each block would cost more than working on a block without leaving the cache saves.
+pub(crate) fn blocks(rows: usize, bytes: usize, weights: usize) -> (usize, Threads) {
+    let threads = rayon::current_num_threads();
+    let whole = rows * bytes;
+    if threads == 1 {
+        return ((CACHE / bytes.max(1)).clamp(1, rows.max(1)), Threads::One);
+    }
+    if whole <= 1 << 16 || (whole <= 6 << 20 && weights > 2 << 20) {
+        return (rows.max(1), Threads::All);
+    }
+    // A multiple of the number of threads, so that none waits for a last block.
+    let blocks = whole.div_ceil(CACHE).next_multiple_of(threads);
+    (rows.div_ceil(blocks).max(1), Threads::One)
+}
+
+/// Takes the first items off a slice.
+pub(crate) fn take<'a, T>(rest: &mut &'a mut [T], count: usize) -> &'a mut [T] {
+    let (head, tail) = std::mem::take(rest).split_at_mut(count);
+    *rest = tail;
+    head
+}

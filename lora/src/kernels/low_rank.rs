@@ -1,0 +1,270 @@
+//! Products with a side of a few numbers, the rank: too thin for a general matrix product.
+//!
+//! Matrices are stored row by row. The functions run on one thread; callers split the rows.
+
+use super::simd::{Element, Vector, run};
+use pulp::{Simd, WithSimd};
+
+/// t = x·aᵀ, or t += x·aᵀ with `add`: x is (rows, width), a (rank, width), t (rows, rank).
+pub(crate) fn dots<T: Element>(x: &[T], a: &[T], t: &mut [T], width: usize) {
+    let rank = a.len().checked_div(width).unwrap_or(0);
+    if rank == 0 {
+        return;
+    }
+    run(Dots { x, a, t, width });
+}
+
+/// y += t·b: t is (rows, rank), b (rank, width), y (rows, width).
+pub(crate) fn add_product<T: Element>(y: &mut [T], t: &[T], b: &[T], width: usize) {
+    run(AddProduct { y, t, b, width });
+}
+
+/// sum += uᵀ·x: u is (rows, rank), x (rows, width), sum (rank, width).
+pub(crate) fn add_outer<T: Element>(sum: &mut [T], u: &[T], x: &[T], width: usize) {
+    run(AddOuter { sum, u, x, width });
+}
+
+/// Runs `$body` for blocks of 4, 2 and 1 of `$count` items, from `$start` on.
+macro_rules! blocks {
+    ($count:expr, |$start:ident, $size:ident| $body:expr) => {{
+        let mut $start = 0;
+        while $start + 4 <= $count {
+            const $size: usize = 4;
+            $body;
+            $start += 4;
+        }
+        if $start + 2 <= $count {
+            const $size: usize = 2;
+            $body;
+            $start += 2;
+        }
+        if $start < $count {
+            const $size: usize = 1;
+            $body;
+        }
+    }};
+}
+
+struct Dots<'a, T> {
+    x: &'a [T],
+    a: &'a [T],
+    t: &'a mut [T],
+    width: usize,
+}
+
+impl<T: Element> WithSimd for Dots<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let Self { x, a, t, width } = self;
+        let rank = a.len() / width;
+        let rows = x.len() / width;
+        blocks!(rows, |row, ROWS| {
+            let x = &x[row * width..][..ROWS * width];
+            let t = &mut t[row * rank..][..ROWS * rank];
+            blocks!(rank, |k, RANKS| {
+                let a = &a[k * width..][..RANKS * width];
+                let sums = dots_block::<T, S, ROWS, RANKS>(simd, x, a, width);
+                for (t, sums) in t.chunks_mut(rank).zip(sums) {
+                    t[k..k + RANKS].copy_from_slice(&sums);
+                }
+            });
+        });
+    }
+}
+
+#[inline(always)]
+fn dots_block<T: Element, S: Simd, const ROWS: usize, const RANKS: usize>(
+    simd: S,
+    x: &[T],
+    a: &[T],
+    width: usize,
+) -> [[T; RANKS]; ROWS] {
+    let mut sums = [[Vector::<T, S>::zero(simd); RANKS]; ROWS];
+    let lanes = T::lanes::<S>();
+    for start in (0..width).step_by(lanes) {
+        let end = (start + lanes).min(width);
+        let mut factors = [Vector::zero(simd); RANKS];
+        for k in 0..RANKS {
+            factors[k] = Vector::load(simd, &a[k * width + start..k * width + end]);
+        }
+        for row in 0..ROWS {
+            let x = Vector::load(simd, &x[row * width + start..row * width + end]);
+            for k in 0..RANKS {
+                sums[row][k] = x.mul_add(factors[k], sums[row][k]);
+            }
+        }
+    }
+    sums.map(|row| row.map(Vector::sum))
+}
+
+struct AddProduct<'a, T> {
+    y: &'a mut [T],
+    t: &'a [T],
+    b: &'a [T],
+    width: usize,
+}
+
+impl<T: Element> WithSimd for AddProduct<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let Self { y, t, b, width } = self;
+        let rank = b.len() / width;
+        let lanes = T::lanes::<S>();
+        blocks!(rank, |k, RANKS| {
+            for start in (0..width).step_by(4 * lanes) {
+                let end = (start + 4 * lanes).min(width);
+                let mut factors = [[Vector::<T, S>::zero(simd); 4]; RANKS];
+                for (factors, k) in factors.iter_mut().zip(k..) {
+                    let b = &b[k * width + start..k * width + end];
+                    for (factor, b) in factors.iter_mut().zip(b.chunks(lanes)) {
+                        *factor = Vector::load(simd, b);
+                    }
+                }
+                for (y, t) in y.chunks_mut(width).zip(t.chunks(rank)) {
+                    let y = &mut y[start..end];
+                    for (column, y) in y.chunks_mut(lanes).enumerate() {
+                        let mut sum = Vector::load(simd, y);
+                        for (factors, &t) in factors.iter().zip(&t[k..k + RANKS]) {
+                            sum = Vector::splat(simd, t).mul_add(factors[column & 3], sum);
+                        }
+                        sum.store(y);
+                    }
+                }
+            }
+        });
+    }
+}
+
+struct AddOuter<'a, T> {
+    sum: &'a mut [T],
+    u: &'a [T],
+    x: &'a [T],
+    width: usize,
+}
+
+impl<T: Element> WithSimd for AddOuter<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let Self { sum, u, x, width } = self;
+        let rank = sum.len() / width;
+        let lanes = T::lanes::<S>();
+        blocks!(rank, |k, RANKS| {
+            let mut start = 0;
+            while start + 4 * lanes <= width {
+                outer_block::<T, S, RANKS, 4>(simd, sum, u, x, width, rank, k, start);
+                start += 4 * lanes;
+            }
+            while start < width {
+                outer_block::<T, S, RANKS, 1>(simd, sum, u, x, width, rank, k, start);
+                start += lanes;
+            }
+        });
+    }
+}
+
+#[inline(always)]
+#[allow(clippy::too_many_arguments)]
+fn outer_block<T: Element, S: Simd, const RANKS: usize, const COLUMNS: usize>(
+    simd: S,
+    sum: &mut [T],
+    u: &[T],
+    x: &[T],
+    width: usize,
+    rank: usize,
+    k: usize,
+    start: usize,
+) {
+    let lanes = T::lanes::<S>();
+    let end = (start + COLUMNS * lanes).min(width);
+    let mut sums = [[Vector::<T, S>::zero(simd); COLUMNS]; RANKS];
+    for (u, x) in u.chunks(rank).zip(x.chunks(width)) {
+        let (u, x) = (&u[k..k + RANKS], &x[start..end]);
+        let mut columns = [Vector::zero(simd); COLUMNS];
+        for column in 0..COLUMNS {
+            columns[column] = Vector::load(simd, &x[column * lanes..]);
+        }
+        for k in 0..RANKS {
+            let u = Vector::splat(simd, u[k]);
+            for column in 0..COLUMNS {
+                sums[k][column] = u.mul_add(columns[column], sums[k][column]);
+            }
+        }
+    }
+    for (sums, k) in sums.into_iter().zip(k..) {
+        let sum = &mut sum[k * width + start..k * width + end];
+        for (sum, more) in sum.chunks_mut(lanes).zip(sums) {
+            (Vector::load(simd, sum) + more).store(sum);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kernels::simd::{Level, force_level};
+
+    fn numbers(count: usize, seed: usize) -> Vec<f64> {
+        (0..count)
+            .map(|i| ((i * 37 + seed * 101) % 97) as f64 / 97.0 - 0.5)
+            .collect()
+    }
+
+    fn check<T: Element>(rows: usize, width: usize, rank: usize, error: f64) {
+        let (x, a, t) = (
+            numbers(rows * width, 1),
+            numbers(rank * width, 2),
+            numbers(rows * rank, 3),
+        );
+        let cast = |x: &[f64]| -> Vec<T> { x.iter().map(|&x| T::of(x)).collect() };
+        let close = |what: &str, ours: &[T], exact: &[f64]| {
+            for (ours, exact) in ours.iter().zip(exact) {
+                let ours = ours.to_f64();
+                assert!(
+                    (ours - exact).abs() <= error * (1.0 + exact.abs()),
+                    "{what} of {rows}x{width}, rank {rank}: {ours} for {exact}"
+                );
+            }
+        };
+        let mut ours = cast(&vec![0.0; rows * rank]);
+        dots(&cast(&x), &cast(&a), &mut ours, width);
+        let mut exact = vec![0.0; rows * rank];
+        let mut product = x.clone();
+        let mut outer = a.clone();
+        for row in 0..rows {
+            for k in 0..rank {
+                for i in 0..width {
+                    exact[row * rank + k] += x[row * width + i] * a[k * width + i];
+                    product[row * width + i] += t[row * rank + k] * a[k * width + i];
+                    outer[k * width + i] += t[row * rank + k] * x[row * width + i];
+                }
+            }
+        }
+        close("dots", &ours, &exact);
+        let mut ours = cast(&x);
+        add_product(&mut ours, &cast(&t), &cast(&a), width);
+        close("add_product", &ours, &product);
+        let mut ours = cast(&a);
+        add_outer(&mut ours, &cast(&t), &cast(&x), width);
+        close("add_outer", &ours, &outer);
+    }
+
+    #[test]
+    fn products_are_right_at_every_level() {
+        for level in [Level::Plain, Level::Avx2, Level::Avx512] {
+            force_level(level);
+            for width in [1, 3, 7, 13, 16, 17, 64, 100, 1000] {
+                for (rows, rank) in [(1, 1), (3, 2), (5, 3), (8, 7), (6, 16)] {
+                    check::<f32>(rows, width, rank, 1e-5);
+                    check::<f64>(rows, width, rank, 1e-13);
+                }
+            }
+        }
+        force_level(Level::Avx512);
+    }
+}

@@ -1,0 +1,290 @@
+//! A linear layer with low-rank updates: y = x·Wᵀ + b + s·drop(x)·Aᵀ·Bᵀ.
+
+use super::contiguous::copy;
+use super::dropout::{dropout, mask};
+use super::{Compute, linear, record};
+use crate::adapter::wider;
+use crate::kernels::adapted::{Adapted, Dropout, LowRank, UpdateGrads};
+use crate::kernels::blocks::{blocks, take};
+use crate::kernels::buffer::{Cpu, CpuMatrix, buffer, tensor};
+use crate::kernels::matrix::Threads;
+use crate::kernels::simd::Element;
+use crate::profile;
+use candle_core::{D, DType, Result, Tensor, bail};
+use rayon::prelude::*;
+
+/// A linear layer as the ops read it: what is frozen and what is tracked follows from the tensors.
+#[derive(Clone, Debug)]
+pub struct LinearParts {
+    /// (out, in)
+    pub(crate) weight: Tensor,
+    /// (out)
+    pub(crate) bias: Option<Tensor>,
+    pub(crate) updates: Vec<UpdateParts>,
+}
+
+/// A low-rank update of one.
+#[derive(Clone, Debug)]
+pub struct UpdateParts {
+    /// (r, in)
+    pub(crate) a: Tensor,
+    /// (out, r)
+    pub(crate) b: Tensor,
+    pub(crate) scaling: f64,
+    /// Probability that an input is dropped, 0 in eval mode.
+    pub(crate) dropout: f64,
+}
+
+impl LinearParts {
+    /// The one update that the fused ops know how to compute, or none; `Err` where they do not know
+    /// how to compute this layer.
+    pub(crate) fn fused(&self) -> std::result::Result<Option<&UpdateParts>, ()> {
+        let frozen = !self.weight.track_op();
+        match &self.updates[..] {
+            [] if frozen => Ok(None),
+            [update] if frozen && update.fits(&self.weight) => Ok(Some(update)),
+            _ => Err(()),
+        }
+    }
+}
+
+impl LinearParts {
+    /// The first update, for a layer that is [`fused`](Self::fused).
+    pub(crate) fn update(&self) -> Option<&UpdateParts> {
+        self.updates.first()
+    }
+
+    /// The same without its graph.
+    pub(crate) fn detached(&self) -> Self {
+        let update = |update: &UpdateParts| UpdateParts {
+            a: update.a.detach(),
+            b: update.b.detach(),
+            ..*update
+        };
+        Self {
+            weight: self.weight.detach(),
+            bias: self.bias.as_ref().map(Tensor::detach),
+            updates: self.updates.iter().map(update).collect(),
+        }
+    }
+}
+
+impl UpdateParts {
+    fn fits(&self, weight: &Tensor) -> bool {
+        let same = |tensor: &Tensor| {
+            tensor.dtype() == weight.dtype() && tensor.device().same_device(weight.device())
+        };
+        let exact = matches!(weight.dtype(), DType::F32 | DType::F64);
+        exact && same(&self.a) && same(&self.b) && self.a.is_contiguous() && self.b.is_contiguous()
+    }
+}
+
+/// The layer's result for `xs` of shape (.., in): (.., out).
+pub(crate) fn adapted_linear(xs: &Tensor, layer: &LinearParts) -> Result<Tensor> {
+    let compute = Compute::of(xs);
+    let fits = xs.rank() > 0
+        && xs.dtype() == layer.weight.dtype()
+        && xs.dim(D::Minus1)? == layer.weight.dim(1)?
+        && !layer
+            .bias
+            .as_ref()
+            .is_some_and(|bias| bias.dtype() != xs.dtype());
+    match (compute, layer.fused()) {
+        (Compute::F32, Ok(Some(update))) if fits => fused::<f32>(xs, layer, update),
+        (Compute::F64, Ok(Some(update))) if fits => fused::<f64>(xs, layer, update),
+        _ => composed(xs, layer),
+    }
+}
+
+/// One op for the layer and one for each factor of each update: any dtype, device and number of
+/// updates. Updates are computed in their own dtype, the sum is taken in the wider one, as in PEFT.
+fn composed(xs: &Tensor, layer: &LinearParts) -> Result<Tensor> {
+    let mut sum = linear(xs, &layer.weight, layer.bias.as_ref())?;
+    let dtype = sum.dtype();
+    for UpdateParts {
+        a,
+        b,
+        scaling,
+        dropout: probability,
+    } in &layer.updates
+    {
+        let xs = dropout(&xs.to_dtype(a.dtype())?, *probability)?;
+        let update = (linear(&linear(&xs, a, None)?, b, None)? * *scaling)?;
+        let wide = wider(sum.dtype(), update.dtype());
+        sum = (sum.to_dtype(wide)? + update.to_dtype(wide)?)?;
+    }
+    sum.to_dtype(dtype)
+}
+
+/// One op for all, which keeps x and the r numbers of each row between A and B.
+fn fused<T: Element>(xs: &Tensor, layer: &LinearParts, update: &UpdateParts) -> Result<Tensor> {
+    let (outputs, inputs) = layer.weight.dims2()?;
+    if update.a.dims() != [update.b.dim(1)?, inputs] || update.b.dim(0)? != outputs {
+        bail!(
+            "lora: A of shape {:?} and B of shape {:?} do not fit a weight of shape {:?}",
+            update.a.dims(),
+            update.b.dims(),
+            layer.weight.dims()
+        );
+    }
+    let span = profile::forward("lora-linear");
+    let mut shape = xs.dims().to_vec();
+    let xs_shape = xs.shape().clone();
+    shape[xs.rank() - 1] = outputs;
+    let rows = xs.elem_count().checked_div(inputs).unwrap_or(0);
+    let x = copy(&xs.detach())?;
+    let frozen = Frozen {
+        layer: layer.detached(),
+        mask: mask(update.dropout),
+        rows,
+    };
+    let bias = layer.bias.as_ref().unwrap_or(&frozen.layer.weight);
+    let args = [xs, &update.a, &update.b, bias];
+    let tracked = args.iter().any(|arg| arg.track_op());
+    let (y, t) = frozen.forward::<T>(&x, tracked)?;
+    let y = tensor(y, shape)?;
+    span.end([&y].into_iter());
+    let bias = bias.clone();
+    let args = [xs, &update.a, &update.b, &bias];
+    let (a_shape, b_shape) = (update.a.shape().clone(), update.b.shape().clone());
+    let scaling = update.scaling;
+    record(
+        "lora-linear",
+        args,
+        y,
+        move |grad, [on_xs, on_a, on_b, on_bias]| {
+            let (on_x, grads) = frozen.backward::<T>(&x, grad, &t, on_xs, on_a || on_b)?;
+            let on_x = on_x.map(|on_x| tensor(on_x, &xs_shape)).transpose()?;
+            let (mut a, mut b) = (None, None);
+            if let Some(grads) = grads {
+                let (of_a, of_b) = grads.finish(a_shape.dims()[0], scaling);
+                (a, b) = (Some(tensor(of_a, &a_shape)?), Some(tensor(of_b, &b_shape)?));
+            }
+            let on_bias = on_bias.then(|| grad.reshape((rows, outputs))?.sum(0));
+            Ok([on_x, a, b, on_bias.transpose()?])
+        },
+    )
+}
+
+/// What a node keeps beside its input.
+struct Frozen {
+    layer: LinearParts,
+    mask: Option<Dropout>,
+    rows: usize,
+}
+
+impl Frozen {
+    /// The result, and t of every row if it is `kept`.
+    fn forward<T: Element>(&self, x: &Tensor, kept: bool) -> Result<(Vec<T>, Vec<T>)> {
+        let (operands, x) = (Operands::<T>::of(&self.layer)?, Cpu::<T>::of(x)?);
+        let layer = operands.layer(self.mask, self.rows);
+        let (inputs, outputs) = (layer.inputs, layer.outputs);
+        let rank = if kept { layer.rank() } else { 0 };
+        let mut y = buffer(self.rows * outputs);
+        let mut t = buffer(self.rows * rank);
+        let (size, threads) = self.blocks::<T>(inputs, outputs);
+        let (mut of_y, mut of_t) = (&mut y[..], &mut t[..]);
+        let blocks = (0..self.rows).step_by(size).map(|first| {
+            let rows = size.min(self.rows - first);
+            let y = take(&mut of_y, rows * outputs);
+            (first, rows, y, take(&mut of_t, rows * rank))
+        });
+        let run = |(first, rows, y, t): (usize, usize, &mut [T], &mut [T])| {
+            let x = &x[first * inputs..][..rows * inputs];
+            layer.forward(x, y, t, first, threads);
+        };
+        let blocks: Vec<_> = blocks.collect();
+        match threads {
+            Threads::All => blocks.into_iter().for_each(run),
+            Threads::One => blocks.into_par_iter().for_each(run),
+        }
+        Ok((y, t))
+    }
+
+    /// The gradients of the input and of the update, where they are wanted.
+    fn backward<T: Element>(
+        &self,
+        x: &Tensor,
+        grad: &Tensor,
+        t: &[T],
+        on_x: bool,
+        on_update: bool,
+    ) -> Result<(Option<Vec<T>>, Option<UpdateGrads<T>>)> {
+        let (operands, x) = (Operands::<T>::of(&self.layer)?, Cpu::<T>::of(x)?);
+        let grad = Cpu::<T>::of(grad)?;
+        let layer = operands.layer(self.mask, self.rows);
+        let (inputs, outputs, rank) = (layer.inputs, layer.outputs, layer.rank());
+        let per_row = if on_x { inputs } else { 0 };
+        let mut of_x = buffer(self.rows * per_row);
+        let (size, threads) = self.blocks::<T>(inputs, outputs);
+        let mut rest = &mut of_x[..];
+        let blocks = (0..self.rows).step_by(size).map(|first| {
+            let rows = size.min(self.rows - first);
+            (first, rows, take(&mut rest, rows * per_row))
+        });
+        let run = |(first, rows, of_x): (usize, usize, &mut [T])| {
+            let mut grads = layer.no_grads().filter(|_| on_update);
+            layer.backward(
+                &grad[first * outputs..][..rows * outputs],
+                &x[first * inputs..][..rows * inputs],
+                &t[first * rank..][..rows * rank],
+                on_x.then_some(of_x),
+                grads.as_mut(),
+                first,
+                threads,
+            );
+            grads
+        };
+        let blocks: Vec<_> = blocks.collect();
+        let parts: Vec<Option<UpdateGrads<T>>> = match threads {
+            Threads::All => blocks.into_iter().map(run).collect(),
+            Threads::One => blocks.into_par_iter().map(run).collect(),
+        };
+        let mut sum = layer.no_grads().filter(|_| on_update);
+        if let Some(sum) = &mut sum {
+            parts.iter().flatten().for_each(|part| sum.add(part));
+        }
+        Ok((on_x.then_some(of_x), sum))
+    }
+
+    fn blocks<T>(&self, inputs: usize, outputs: usize) -> (usize, Threads) {
+        let size = size_of::<T>();
+        blocks(
+            self.rows,
+            inputs.max(outputs) * size,
+            inputs * outputs * size,
+        )
+    }
+}
+
+/// A layer's tensors, borrowed.
+pub(crate) struct Operands<'a, T> {
+    weight: CpuMatrix<'a, T>,
+    bias: Option<Cpu<'a, T>>,
+    update: Option<(&'a UpdateParts, Cpu<'a, T>, Cpu<'a, T>)>,
+}
+
+impl<'a, T: Element> Operands<'a, T> {
+    pub(crate) fn of(layer: &'a LinearParts) -> Result<Self> {
+        let update = match layer.update() {
+            Some(update) => Some((update, Cpu::of(&update.a)?, Cpu::of(&update.b)?)),
+            None => None,
+        };
+        Ok(Self {
+            weight: CpuMatrix::of(&layer.weight)?,
+            bias: layer.bias.as_ref().map(Cpu::of).transpose()?,
+            update,
+        })
+    }
+
+    pub(crate) fn layer(&self, mask: Option<Dropout>, rows: usize) -> Adapted<'_, T> {
+        let update = self.update.as_ref().map(|(parts, a, b)| LowRank {
+            a,
+            b,
+            rank: parts.a.dims()[0],
+            scaling: parts.scaling,
+            dropout: mask,
+        });
+        Adapted::new(self.weight.view(), self.bias.as_deref(), update, rows)
+    }
+}

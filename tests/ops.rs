@@ -1,0 +1,8 @@
+//! The ops against PyTorch, in every form that a tensor takes, and the graph that they make.
+
+mod ops {
+    mod fixtures;
+    mod graph;
+    mod halves;
+    mod views;
+}
