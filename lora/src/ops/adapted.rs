@@ -4,14 +4,11 @@ use super::contiguous::copy;
 use super::dropout::{dropout, mask};
 use super::{Compute, linear, record};
 use crate::adapter::wider;
-use crate::kernels::adapted::{Adapted, Dropout, LowRank, Seen, UpdateGrads};
-use crate::kernels::blocks::{blocks, take};
+use crate::kernels::adapted::{Adapted, Dropout, LowRank, Pass, UpdateGrads};
 use crate::kernels::buffer::{Cpu, CpuMatrix, buffer, tensor};
-use crate::kernels::matrix::Threads;
 use crate::kernels::simd::Element;
 use crate::profile;
 use candle_core::{D, DType, Result, Tensor, bail};
-use rayon::prelude::*;
 
 /// A linear layer as the ops read it: what is frozen and what is tracked follows from the tensors.
 #[derive(Clone, Debug)]
@@ -180,27 +177,10 @@ impl Frozen {
     /// The result, and t of every row if it is `kept`.
     fn forward<T: Element>(&self, x: &Tensor, kept: bool) -> Result<(Vec<T>, Vec<T>)> {
         let (operands, x) = (Operands::<T>::of(&self.layer)?, Cpu::<T>::of(x)?);
-        let layer = operands.layer(self.mask, self.rows);
-        let (inputs, outputs) = (layer.inputs, layer.outputs);
-        let rank = if kept { layer.rank() } else { 0 };
-        let mut y = buffer(self.rows * outputs);
-        let mut t = buffer(self.rows * rank);
-        let (size, threads) = self.blocks::<T>(inputs, outputs);
-        let (mut of_y, mut of_t) = (&mut y[..], &mut t[..]);
-        let blocks = (0..self.rows).step_by(size).map(|first| {
-            let rows = size.min(self.rows - first);
-            let y = take(&mut of_y, rows * outputs);
-            (first, rows, y, take(&mut of_t, rows * rank))
-        });
-        let run = |(first, rows, y, t): (usize, usize, &mut [T], &mut [T])| {
-            let x = &x[first * inputs..][..rows * inputs];
-            layer.forward(x, y, t, first, threads);
-        };
-        let blocks: Vec<_> = blocks.collect();
-        match threads {
-            Threads::All => blocks.into_iter().for_each(run),
-            Threads::One => blocks.into_par_iter().for_each(run),
-        }
+        let layer = operands.layer(self.mask, self.rows, Pass::Forward);
+        let mut y = buffer(self.rows * layer.outputs);
+        let mut t = buffer(if kept { self.rows * layer.rank() } else { 0 });
+        layer.forward_all(&x, &mut y, &mut t);
         Ok((y, t))
     }
 
@@ -214,48 +194,11 @@ impl Frozen {
         on_update: bool,
     ) -> Result<InputAndUpdate<T>> {
         let (operands, x) = (Operands::<T>::of(&self.layer)?, Cpu::<T>::of(x)?);
+        let layer = operands.layer(self.mask, self.rows, Pass::Backward);
         let grad = Cpu::<T>::of(grad)?;
-        let layer = operands.layer(self.mask, self.rows);
-        let (inputs, outputs, rank) = (layer.inputs, layer.outputs, layer.rank());
-        let per_row = if on_x { inputs } else { 0 };
-        let mut of_x = buffer(self.rows * per_row);
-        let (size, threads) = self.blocks::<T>(inputs, outputs);
-        let mut rest = &mut of_x[..];
-        let blocks = (0..self.rows).step_by(size).map(|first| {
-            let rows = size.min(self.rows - first);
-            (first, rows, take(&mut rest, rows * per_row))
-        });
-        let run = |(first, rows, of_x): (usize, usize, &mut [T])| {
-            let mut grads = layer.no_grads().filter(|_| on_update);
-            let grad = &grad[first * outputs..][..rows * outputs];
-            let seen = Seen {
-                x: &x[first * inputs..][..rows * inputs],
-                t: &t[first * rank..][..rows * rank],
-                first,
-            };
-            let on_x = on_x.then_some(of_x);
-            layer.backward(grad, seen, on_x, grads.as_mut(), threads);
-            grads
-        };
-        let blocks: Vec<_> = blocks.collect();
-        let parts: Vec<Option<UpdateGrads<T>>> = match threads {
-            Threads::All => blocks.into_iter().map(run).collect(),
-            Threads::One => blocks.into_par_iter().map(run).collect(),
-        };
-        let mut sum = layer.no_grads().filter(|_| on_update);
-        if let Some(sum) = &mut sum {
-            parts.iter().flatten().for_each(|part| sum.add(part));
-        }
-        Ok((on_x.then_some(of_x), sum))
-    }
-
-    fn blocks<T>(&self, inputs: usize, outputs: usize) -> (usize, Threads) {
-        let size = size_of::<T>();
-        blocks(
-            self.rows,
-            inputs.max(outputs) * size,
-            inputs * outputs * size,
-        )
+        let mut of_x = on_x.then(|| buffer(self.rows * layer.inputs));
+        let grads = layer.backward_all(&grad, &x, t, of_x.as_deref_mut(), on_update);
+        Ok((of_x, grads))
     }
 }
 
@@ -279,7 +222,7 @@ impl<'a, T: Element> Operands<'a, T> {
         })
     }
 
-    pub(crate) fn layer(&self, mask: Option<Dropout>, rows: usize) -> Adapted<'_, T> {
+    pub(crate) fn layer(&self, mask: Option<Dropout>, rows: usize, pass: Pass) -> Adapted<'_, T> {
         let update = self.update.as_ref().map(|(parts, a, b)| LowRank {
             a,
             b,
@@ -287,6 +230,6 @@ impl<'a, T: Element> Operands<'a, T> {
             scaling: parts.scaling,
             dropout: mask,
         });
-        Adapted::new(self.weight.view(), self.bias.as_deref(), update, rows)
+        Adapted::new(self.weight.view(), self.bias.as_deref(), update, rows, pass)
     }
 }

@@ -1,12 +1,13 @@
 //! Convolutions by the CPU kernels.
 
 use super::{Order, Shapes};
+use crate::kernels::adapted::{Adapted, Pass};
 use crate::kernels::buffer::{Cpu, buffer, tensor};
 use crate::kernels::conv::each_chunk;
+use crate::kernels::depthwise;
 use crate::kernels::layout::{column_sums, transpose};
 use crate::kernels::matrix::{Matrix, Threads, multiply};
 use crate::kernels::simd::Element;
-use crate::kernels::{depthwise, linear};
 use crate::ops::linear::product;
 use candle_core::{Result, Tensor};
 
@@ -39,8 +40,10 @@ pub(super) fn forward<T: Element>(
             per_image(&mut y, outputs, &x, inputs, window.pixels(), w, bias);
         }
         Order::Last if shapes.is_pointwise() => {
-            let w = Matrix::new(&w, outputs, inputs).t();
-            linear::forward(&mut y, &x, w, bias, (inputs, outputs));
+            let w = Matrix::new(&w, outputs, inputs);
+            let rows = y.len().checked_div(outputs).unwrap_or(0);
+            let layer = Adapted::new(w, bias, None, rows, Pass::Forward);
+            layer.forward_all(&x, &mut y, &mut []);
         }
         Order::First => {
             let x = transposed(&x, inputs, window.pixels());
