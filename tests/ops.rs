@@ -4,5 +4,6 @@ mod ops {
     mod fixtures;
     mod graph;
     mod halves;
+    mod threads;
     mod views;
 }

@@ -4,22 +4,21 @@
 //! zeros and take at most three arguments. The nodes here keep what their derivative captures and
 //! nothing else. For that each node is two in candle's graph: a *token*, a single number that
 //! carries the order of the backward pass, and the value that the model sees, which leads to the
-//! token. From node to node candle only follows tokens; the gradients themselves go past it, in
-//! [`GRADS`], without a copy. Where candle's own operations use a value or make an argument, one
+//! token. From node to node candle only follows tokens; the gradients themselves go past it, in a
+//! [`Pass`], without a copy. Where candle's own operations use a value or make an argument, one
 //! step more hands the gradient over.
 //!
 //! A view of all of a value (reshaped, transposed, permuted) is recognised by its storage, so views
 //! between nodes cost nothing in either pass, whatever the order of their dimensions.
 
+mod link;
+mod pass;
+
 use crate::profile;
-use candle_core::backend::{BackendDevice, BackendStorage};
-use candle_core::{
-    CpuStorage, CudaStorage, CustomOp1, DType, InplaceOp1, Layout, MetalStorage, Result, Shape,
-    Storage, Tensor, bail,
-};
-use std::cell::RefCell;
+use candle_core::{Layout, Result, Storage, Tensor, bail};
+use link::{Join, Link, take_storage};
+use pass::{Pass, Slot};
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, LazyLock, Mutex, MutexGuard, OnceLock, PoisonError};
 
 /// Puts `value`, computed from `args` without a graph, into the graph with this derivative.
@@ -60,26 +59,25 @@ pub(crate) fn record_all(
         edges.push(Some(edge));
         tokens.push(token);
     }
-    let before = match &tokens[..] {
-        [] => return Ok(value),
-        [token] => token.clone(),
-        tokens => Tensor::cat(tokens, 0)?,
+    let Some(before) = join(tokens)? else {
+        return Ok(value);
     };
     let slot = Arc::new(Slot::new(value.shape()));
     let node = slot.clone();
     let token = before.apply_op1(Link::token(name, move |before, _| {
+        let pass = Pass::current();
         // No gradient: nothing that the loss depends on used the value.
-        if let Some(grad) = node.take() {
+        if let Some(grad) = pass.take(&node) {
             let span = profile::backward(name);
-            let grads = backward(&grad.contiguous()?)?;
+            let grads = Pass::aside(|| backward(&grad.contiguous()?))?;
             span.end(grads.iter().flatten());
             for (edge, grad) in edges.iter().zip(grads) {
                 if let (Some(edge), Some(grad)) = (edge, grad) {
-                    edge.deliver(grad)?;
+                    edge.deliver(&pass, grad)?;
                 }
             }
         }
-        Ok(Some(before.zeros_like()?))
+        Ok(Some(pass.hold(before)?))
     }))?;
     expose(slot, token, value)
 }
@@ -107,48 +105,16 @@ pub(crate) fn record_with_value<const N: usize>(
     Ok(node)
 }
 
-/// Where the gradient of one value gathers in a backward pass.
-struct Slot {
-    id: usize,
-    shape: Shape,
-}
-
-thread_local! {
-    /// The gradients of the backward pass that this thread runs, by their slots. A pass runs on the
-    /// thread that started it, so passes on several threads do not meet.
-    static GRADS: RefCell<HashMap<usize, Tensor>> = RefCell::default();
-}
-
-impl Slot {
-    fn new(shape: &Shape) -> Self {
-        static COUNT: AtomicUsize = AtomicUsize::new(0);
-        Self {
-            id: COUNT.fetch_add(1, Ordering::Relaxed),
-            shape: shape.clone(),
-        }
-    }
-
-    /// Adds a gradient; the first is kept as it is.
-    fn deliver(&self, grad: Tensor) -> Result<()> {
-        let grad = grad.detach();
-        let grad = match self.take() {
-            Some(sum) => (sum + grad)?,
-            None => grad,
-        };
-        GRADS.with_borrow_mut(|grads| grads.insert(self.id, grad));
-        Ok(())
-    }
-
-    fn take(&self) -> Option<Tensor> {
-        GRADS.with_borrow_mut(|grads| grads.remove(&self.id))
-    }
-}
-
-impl Drop for Slot {
-    /// A pass that failed may have left a gradient behind.
-    fn drop(&mut self) {
-        let _ = GRADS.try_with(|grads| grads.try_borrow_mut().map(|mut map| map.remove(&self.id)));
-    }
+/// One token that leads to all of these.
+fn join(tokens: Vec<Tensor>) -> Result<Option<Tensor>> {
+    // The first argument is the one at the end of a long way: it comes first to keep that short.
+    let mut tokens = tokens.into_iter().rev();
+    let Some(last) = tokens.next() else {
+        return Ok(None);
+    };
+    tokens
+        .try_fold(last, |all, token| token.apply_op2(&all, Join))
+        .map(Some)
 }
 
 /// The way of a gradient to an argument of a node.
@@ -168,16 +134,18 @@ impl Edge {
         // Made by candle, or a variable: the gradient goes back to candle.
         let slot = Arc::new(Slot::new(arg.shape()));
         let entry = slot.clone();
-        let token = arg.apply_op1(Link::token("entry", move |arg, _| match entry.take() {
-            Some(grad) => Ok(Some(grad)),
-            // Candle expects a gradient for every argument, but for variables.
-            None if arg.is_variable() => Ok(None),
-            None => Ok(Some(arg.zeros_like()?)),
+        let token = arg.apply_op1(Link::token("entry", move |arg, _| {
+            match Pass::current().take(&entry) {
+                Some(grad) => Ok(Some(grad)),
+                // Candle expects a gradient for every argument, but for variables.
+                None if arg.is_variable() => Ok(None),
+                None => Ok(Some(arg.zeros_like()?)),
+            }
         }))?;
         Ok((Self { slot, order: None }, token))
     }
 
-    fn deliver(&self, grad: Tensor) -> Result<()> {
+    fn deliver(&self, pass: &Pass, grad: Tensor) -> Result<()> {
         let grad = match &self.order {
             Some(order) => {
                 let grad = grad.permute(order.as_slice())?.contiguous()?;
@@ -185,7 +153,7 @@ impl Edge {
             }
             None => grad,
         };
-        self.slot.deliver(grad)
+        pass.deliver(&self.slot, grad)
     }
 }
 
@@ -193,10 +161,19 @@ impl Edge {
 struct Produced {
     slot: Arc<Slot>,
     token: Tensor,
+    /// Keeps the storage while it is on the list: candle frees a tensor's storage before its graph,
+    /// and another thread's tensor could take its address in between.
+    _value: Tensor,
 }
 
 /// The values that nodes have produced, by the address of their storage.
 static PRODUCED: LazyLock<Mutex<HashMap<usize, Produced>>> = LazyLock::new(Mutex::default);
+
+/// How many values are on the list, for tests.
+#[doc(hidden)]
+pub fn recorded_values() -> usize {
+    all_produced().len()
+}
 
 fn all_produced() -> MutexGuard<'static, HashMap<usize, Produced>> {
     PRODUCED.lock().unwrap_or_else(PoisonError::into_inner)
@@ -207,7 +184,7 @@ fn all_produced() -> MutexGuard<'static, HashMap<usize, Produced>> {
 fn produced(tensor: &Tensor) -> Option<(Arc<Slot>, Tensor, Vec<usize>)> {
     let order = memory_order(tensor.layout())?;
     let produced = all_produced();
-    let Produced { slot, token } = produced.get(&address(tensor))?;
+    let Produced { slot, token, .. } = produced.get(&address(tensor))?;
     (slot.shape.elem_count() == tensor.elem_count()).then(|| (slot.clone(), token.clone(), order))
 }
 
@@ -255,157 +232,23 @@ fn expose(slot: Arc<Slot>, token: Tensor, value: Tensor) -> Result<Tensor> {
     };
     let listed = Arc::new(Listed(OnceLock::new()));
     let (exit, entry) = (slot.clone(), listed.clone());
-    let value = token.apply_op1(Link {
-        name: "exit",
-        emit: Emit::Value(Mutex::new(Some(take_storage(&value)?)), shape),
-        backward: Box::new(move |token, grad| {
+    let value = token.apply_op1(Link::value(
+        take_storage(&value)?,
+        shape,
+        move |token, grad| {
             let _ = &entry;
-            exit.deliver(grad.clone())?;
-            Ok(Some(token.zeros_like()?))
-        }),
-    })?;
+            let pass = Pass::current();
+            pass.deliver(&exit, grad.clone())?;
+            Ok(Some(pass.hold(token)?))
+        },
+    ))?;
     let key = address(&value);
     let _ = listed.0.set(key);
-    all_produced().insert(key, Produced { slot, token });
+    let produced = Produced {
+        slot,
+        token,
+        _value: value.detach(),
+    };
+    all_produced().insert(key, produced);
     Ok(value)
-}
-
-type Backward = dyn Fn(&Tensor, &Tensor) -> Result<Option<Tensor>> + Send + Sync;
-
-/// A step of candle's graph: it emits what it was made with, and has this derivative, a function of
-/// its argument and of the gradient of what it emits.
-struct Link {
-    name: &'static str,
-    emit: Emit,
-    backward: Box<Backward>,
-}
-
-enum Emit {
-    /// One number, on the device of the argument.
-    Token,
-    /// A value computed before.
-    Value(Mutex<Option<Storage>>, Shape),
-}
-
-impl Link {
-    fn token(
-        name: &'static str,
-        backward: impl Fn(&Tensor, &Tensor) -> Result<Option<Tensor>> + Send + Sync + 'static,
-    ) -> Self {
-        Self {
-            name,
-            emit: Emit::Token,
-            backward: Box::new(backward),
-        }
-    }
-
-    fn emit<S>(&self, arg: &S, unwrap: impl FnOnce(Storage) -> Option<S>) -> Result<(S, Shape)>
-    where
-        S: BackendStorage,
-        S::Device: BackendDevice<Storage = S>,
-    {
-        match &self.emit {
-            Emit::Token => {
-                let shape = Shape::from(1);
-                Ok((arg.device().zeros_impl(&shape, DType::F32)?, shape))
-            }
-            Emit::Value(value, shape) => {
-                let value = value.lock().unwrap_or_else(PoisonError::into_inner).take();
-                match value.and_then(unwrap) {
-                    Some(value) => Ok((value, shape.clone())),
-                    None => bail!("{}: no value on this device", self.name),
-                }
-            }
-        }
-    }
-}
-
-impl CustomOp1 for Link {
-    fn name(&self) -> &'static str {
-        self.name
-    }
-
-    fn cpu_fwd(&self, arg: &CpuStorage, _: &Layout) -> Result<(CpuStorage, Shape)> {
-        self.emit(arg, |storage| match storage {
-            Storage::Cpu(value) => Some(value),
-            _ => None,
-        })
-    }
-
-    fn cuda_fwd(&self, arg: &CudaStorage, _: &Layout) -> Result<(CudaStorage, Shape)> {
-        self.emit(arg, |storage| match storage {
-            Storage::Cuda(value) => Some(value),
-            _ => None,
-        })
-    }
-
-    fn metal_fwd(&self, arg: &MetalStorage, _: &Layout) -> Result<(MetalStorage, Shape)> {
-        self.emit(arg, |storage| match storage {
-            Storage::Metal(value) => Some(value),
-            _ => None,
-        })
-    }
-
-    fn bwd(&self, arg: &Tensor, _: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
-        let result = (self.backward)(arg, grad);
-        if result.is_err() {
-            // The pass ends here: what it has gathered must not meet another.
-            GRADS.with_borrow_mut(HashMap::clear);
-        }
-        result
-    }
-}
-
-/// Moves the storage out of a tensor without a copy; the tensor must not be used again.
-fn take_storage(value: &Tensor) -> Result<Storage> {
-    let taken = Take(Mutex::new(None));
-    value.inplace_op1(&taken)?;
-    let storage = taken.0.into_inner().unwrap_or_else(PoisonError::into_inner);
-    match storage {
-        Some(storage) => Ok(storage),
-        None => bail!("the storage of a computed tensor could not be taken"),
-    }
-}
-
-struct Take(Mutex<Option<Storage>>);
-
-impl Take {
-    fn take<S>(
-        &self,
-        storage: &mut S,
-        layout: &Layout,
-        wrap: impl FnOnce(S) -> Storage,
-    ) -> Result<()>
-    where
-        S: BackendStorage,
-        S::Device: BackendDevice<Storage = S>,
-    {
-        if !layout.is_contiguous() || layout.start_offset() != 0 {
-            bail!("a computed tensor must be contiguous");
-        }
-        let nothing = storage
-            .device()
-            .zeros_impl(&Shape::from(1), storage.dtype())?;
-        let storage = wrap(std::mem::replace(storage, nothing));
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(storage);
-        Ok(())
-    }
-}
-
-impl InplaceOp1 for Take {
-    fn name(&self) -> &'static str {
-        "take-storage"
-    }
-
-    fn cpu_fwd(&self, storage: &mut CpuStorage, layout: &Layout) -> Result<()> {
-        self.take(storage, layout, Storage::Cpu)
-    }
-
-    fn cuda_fwd(&self, storage: &mut CudaStorage, layout: &Layout) -> Result<()> {
-        self.take(storage, layout, Storage::Cuda)
-    }
-
-    fn metal_fwd(&self, storage: &mut MetalStorage, layout: &Layout) -> Result<()> {
-        self.take(storage, layout, Storage::Metal)
-    }
 }
