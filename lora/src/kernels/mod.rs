@@ -2,12 +2,14 @@
 
 pub(crate) mod activation;
 pub(crate) mod adapted;
+pub(crate) mod affine;
 pub(crate) mod attention;
 pub(crate) mod blocks;
 pub(crate) mod buffer;
 pub(crate) mod conv;
 pub(crate) mod depthwise;
 pub(crate) mod embedding;
+pub(crate) mod group_norm;
 pub(crate) mod linear;
 pub(crate) mod low_rank;
 pub(crate) mod matrix;
@@ -16,4 +18,9 @@ pub(crate) mod norm;
 pub(crate) mod rope;
 pub mod simd;
 pub(crate) mod softmax;
+pub(crate) mod sums;
+pub(crate) mod transpose;
 pub(crate) mod window;
+
+/// Numbers that one task handles: enough to be worth a thread, few enough to stay in its cache.
+const CHUNK: usize = 1 << 14;

@@ -1,16 +1,19 @@
-//! Normalisation of rows: (x − mean) / √(var + eps)·weight + bias, or without the mean.
+//! Layer and root-mean-square normalisation of rows.
 //!
-//! The functions run on one thread; callers split the rows.
+//! The functions on slices run on the thread that calls them, for a caller that has the rows in its
+//! cache; [`forward`] and [`backward`] run on all threads.
 
 use super::simd::{Element, Vector, run};
+use super::sums::{add_columns, centred_pair, squares, sum};
+use super::{CHUNK, buffer::buffer};
 use pulp::{Simd, WithSimd};
+use rayon::prelude::*;
 
-/// At least the numbers in any vector.
-const LANES: usize = 16;
-
-/// y = the norm of x, row by row, and each row's mean and 1 / standard deviation into `stats` (two
-/// numbers a row; the mean is 0 where it is not removed).
-#[allow(clippy::too_many_arguments)]
+/// y = (x − mean) / √(variance + eps) · weight + bias for each row of `width` numbers.
+///
+/// Without `remove_mean` the mean counts as 0, so that the variance is the mean of squares. A missing
+/// weight is 1, a missing bias 0. `stats` gets the mean and 1 / √(variance + eps) of each row, two
+/// numbers a row, from which the backward pass computes the normalised row again.
 pub(crate) fn forward_rows<T: Element>(
     x: &[T],
     y: &mut [T],
@@ -21,41 +24,21 @@ pub(crate) fn forward_rows<T: Element>(
     bias: Option<&[T]>,
     stats: &mut [T],
 ) {
-    if width > 0 {
-        run(Forward {
-            x,
-            y,
-            width,
-            eps,
-            remove_mean,
-            weight,
-            bias,
-            stats,
-        });
+    if width == 0 {
+        return;
     }
-}
-
-/// The gradient of x from that of y and the statistics of the forward pass.
-pub(crate) fn backward_rows<T: Element>(
-    x: &[T],
-    grad: &[T],
-    stats: &[T],
-    weight: Option<&[T]>,
-    out: &mut [T],
-    width: usize,
-    remove_mean: bool,
-) {
-    if width > 0 {
-        run(Backward {
-            x,
-            grad,
-            stats,
-            weight,
-            out,
-            width,
-            remove_mean,
-        });
-    }
+    assert_eq!(x.len(), y.len());
+    assert_eq!(x.len() / width * 2, stats.len());
+    run(Forward {
+        x,
+        y,
+        width,
+        eps,
+        remove_mean,
+        weight,
+        bias,
+        stats,
+    });
 }
 
 struct Forward<'a, T> {
@@ -69,72 +52,68 @@ struct Forward<'a, T> {
     stats: &'a mut [T],
 }
 
-/// The sum of `f` of each number of a row: of whole vectors, and of the rest beside them.
-#[inline(always)]
-fn total<T: Element, S: Simd>(
-    simd: S,
-    width: usize,
-    f: impl Fn(std::ops::Range<usize>) -> Vector<T, S>,
-) -> T {
-    let lanes = T::lanes::<S>();
-    let mut sums = [Vector::<T, S>::zero(simd); 4];
-    let mut start = 0;
-    while start + 4 * lanes <= width {
-        for (index, sum) in sums.iter_mut().enumerate() {
-            let start = start + index * lanes;
-            *sum = *sum + f(start..start + lanes);
-        }
-        start += 4 * lanes;
-    }
-    while start < width {
-        sums[0] = sums[0] + f(start..(start + lanes).min(width));
-        start += lanes;
-    }
-    ((sums[0] + sums[1]) + (sums[2] + sums[3])).sum()
-}
-
 impl<T: Element> WithSimd for Forward<'_, T> {
     type Output = ();
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
         let width = self.width;
-        let lanes = T::lanes::<S>();
-        let load = |values: &[T]| Vector::<T, S>::load(simd, values);
-        let share = T::ONE / T::of(width as f64);
-        let ones = [T::ONE; LANES];
-        let rows = self.x.chunks(width).zip(self.y.chunks_mut(width));
-        for ((x, y), stats) in rows.zip(self.stats.chunks_mut(2)) {
+        let weight = whole_vectors(simd, self.weight, width, T::ONE);
+        let bias = whole_vectors(simd, self.bias, width, T::ZERO);
+        let rows = self.x.chunks_exact(width);
+        let rows = rows.zip(self.y.chunks_exact_mut(width));
+        for ((x, y), stats) in rows.zip(self.stats.chunks_exact_mut(2)) {
             let mean = match self.remove_mean {
-                true => total(simd, width, |place| load(&x[place])) * share,
+                true => T::of(sum(simd, x) / width as f64),
                 false => T::ZERO,
             };
-            let means = Vector::splat(simd, mean);
-            let squares = total(simd, width, |place| {
-                // Lanes beyond the row's end stay zeros.
-                let means = match place.len() {
-                    full if full == lanes => means,
-                    part => means * load(&ones[..part]),
-                };
-                let centred = load(&x[place]) - means;
-                centred * centred
-            });
-            let inverse = T::ONE / (squares * share + T::of(self.eps)).root();
+            let variance = squares(simd, x, mean) / width as f64;
+            let inverse = T::of(1.0 / (variance + self.eps).sqrt());
             stats.copy_from_slice(&[mean, inverse]);
-            let inverses = Vector::splat(simd, inverse);
-            for start in (0..width).step_by(lanes) {
-                let place = start..(start + lanes).min(width);
-                let mut value = (load(&x[place.clone()]) - means) * inverses;
-                if let Some(weight) = self.weight {
-                    value = value * load(&weight[place.clone()]);
-                }
-                if let Some(bias) = self.bias {
-                    value = value + load(&bias[place.clone()]);
-                }
-                value.store(&mut y[place]);
+
+            let (mean, inverse) = (Vector::splat(simd, mean), Vector::splat(simd, inverse));
+            let value =
+                |x: Vector<T, S>, weight, bias| ((x - mean) * inverse).mul_add(weight, bias);
+            let (x, x_rest) = T::raw_split::<S>(x);
+            let (y, y_rest) = T::raw_split_mut::<S>(y);
+            let whole = x.len();
+            for (((x, y), weight), bias) in x.iter().zip(y).zip(&weight).zip(&bias) {
+                *y = value(Vector::new(simd, *x), *weight, *bias).raw();
+            }
+            if !x_rest.is_empty() {
+                value(Vector::load(simd, x_rest), weight[whole], bias[whole]).store(y_rest);
             }
         }
     }
+}
+
+/// The gradient of the rows, from the gradient of what [`forward_rows`] makes of them with `stats`.
+///
+/// With g = grad·weight and x̂ the normalised row it is (g − mean(g) − x̂·mean(g·x̂)) / √(variance +
+/// eps), without mean(g) if the mean was not removed.
+pub(crate) fn backward_rows<T: Element>(
+    x: &[T],
+    grad: &[T],
+    stats: &[T],
+    weight: Option<&[T]>,
+    out: &mut [T],
+    width: usize,
+    remove_mean: bool,
+) {
+    if width == 0 {
+        return;
+    }
+    assert!(x.len() == out.len() && grad.len() == out.len());
+    assert_eq!(x.len() / width * 2, stats.len());
+    run(Backward {
+        x,
+        grad,
+        stats,
+        weight,
+        out,
+        width,
+        remove_mean,
+    });
 }
 
 struct Backward<'a, T> {
@@ -153,37 +132,248 @@ impl<T: Element> WithSimd for Backward<'_, T> {
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
         let width = self.width;
-        let lanes = T::lanes::<S>();
-        let load = |values: &[T]| Vector::<T, S>::load(simd, values);
-        let share = T::ONE / T::of(width as f64);
-        let rows = self.x.chunks(width).zip(self.grad.chunks(width));
-        let rows = rows.zip(self.out.chunks_mut(width));
-        for (((x, grad), out), stats) in rows.zip(self.stats.chunks(2)) {
+        let weight = whole_vectors(simd, self.weight, width, T::ONE);
+        let rows = self
+            .x
+            .chunks_exact(width)
+            .zip(self.grad.chunks_exact(width));
+        let rows = rows.zip(self.out.chunks_exact_mut(width));
+        for (((x, grad), out), stats) in rows.zip(self.stats.chunks_exact(2)) {
             let (mean, inverse) = (stats[0], stats[1]);
-            let (means, inverses) = (Vector::splat(simd, mean), Vector::splat(simd, inverse));
-            // The gradient of x̂; lanes beyond the end are zeros.
-            let scaled = |place: std::ops::Range<usize>| {
-                let grad = load(&grad[place.clone()]);
-                match self.weight {
-                    Some(weight) => grad * load(&weight[place]),
-                    None => grad,
-                }
+            let (total, along) = centred_pair(
+                simd,
+                x,
+                grad,
+                mean,
+                #[inline(always)]
+                |index, grad| grad * weight[index],
+            );
+            let (shift, slope) = corrections(total, along, inverse, width, self.remove_mean);
+
+            let (mean, inverse) = (Vector::splat(simd, mean), Vector::splat(simd, inverse));
+            let (shift, slope) = (Vector::splat(simd, shift), Vector::splat(simd, slope));
+            let value = |x: Vector<T, S>, grad: Vector<T, S>, weight| {
+                (x - mean).mul_add(slope, (grad * weight).mul_add(inverse, shift))
             };
-            // dx = (g − mean(g) − x̂·mean(g·x̂)) / std
-            let along = total(simd, width, |place| {
-                scaled(place.clone()) * ((load(&x[place]) - means) * inverses)
-            }) * share;
-            let level = match self.remove_mean {
-                true => total(simd, width, scaled) * share,
-                false => T::ZERO,
-            };
-            let (along, level) = (Vector::splat(simd, along), Vector::splat(simd, level));
-            for start in (0..width).step_by(lanes) {
-                let place = start..(start + lanes).min(width);
-                let standard = (load(&x[place.clone()]) - means) * inverses;
-                let value = (scaled(place.clone()) - level - standard * along) * inverses;
-                value.store(&mut out[place]);
+            let (x, x_rest) = T::raw_split::<S>(x);
+            let (grad, grad_rest) = T::raw_split::<S>(grad);
+            let (out, out_rest) = T::raw_split_mut::<S>(out);
+            let whole = x.len();
+            for (((x, grad), out), weight) in x.iter().zip(grad).zip(out).zip(&weight) {
+                *out = value(Vector::new(simd, *x), Vector::new(simd, *grad), *weight).raw();
+            }
+            if !x_rest.is_empty() {
+                let (x, grad) = (Vector::load(simd, x_rest), Vector::load(simd, grad_rest));
+                value(x, grad, weight[whole]).store(out_rest);
             }
         }
+    }
+}
+
+/// What is added to g / √(variance + eps), and the factor of x − mean, in the gradient of `count`
+/// numbers that were normalised together; from Σ g and Σ g·(x − mean).
+pub(super) fn corrections<T: Element>(
+    total: f64,
+    along: f64,
+    inverse: T,
+    count: usize,
+    remove_mean: bool,
+) -> (T, T) {
+    let (inverse, count) = (inverse.to_f64(), count as f64);
+    let shift = match remove_mean {
+        true => -total / count * inverse,
+        false => 0.0,
+    };
+    (T::of(shift), T::of(-along / count * inverse.powi(3)))
+}
+
+/// Adds the sums over the rows of grad·x̂ and of grad, the gradients of weight and bias, to
+/// `on_weight` and `on_bias`; x̂ are the normalised rows.
+pub(crate) fn weight_grads<T: Element>(
+    x: &[T],
+    grad: &[T],
+    stats: &[T],
+    on_weight: &mut [T],
+    on_bias: &mut [T],
+) {
+    add_columns(x, grad, Some(stats), on_weight, on_bias);
+}
+
+/// The row as vectors, the last filled up with zeros; `default` for a missing one.
+#[inline(always)]
+fn whole_vectors<T: Element, S: Simd>(
+    simd: S,
+    row: Option<&[T]>,
+    width: usize,
+    default: T,
+) -> Vec<Vector<T, S>> {
+    let lanes = T::lanes::<S>();
+    match row {
+        Some(row) => {
+            assert_eq!(row.len(), width);
+            row.chunks(lanes)
+                .map(|part| Vector::load(simd, part))
+                .collect()
+        }
+        None => vec![Vector::splat(simd, default); width.div_ceil(lanes)],
+    }
+}
+
+/// Rows that one task handles.
+fn rows_of_a_chunk(width: usize) -> usize {
+    (CHUNK / width.max(1)).max(1)
+}
+
+/// [`forward_rows`] on all threads: the values and the stats.
+pub(crate) fn forward<T: Element>(
+    x: &[T],
+    width: usize,
+    eps: f64,
+    remove_mean: bool,
+    weight: Option<&[T]>,
+    bias: Option<&[T]>,
+) -> (Vec<T>, Vec<T>) {
+    let rows = rows_of_a_chunk(width);
+    let mut y = buffer(x.len());
+    let mut stats = buffer(x.len() / width.max(1) * 2);
+    let chunk = (rows * width).max(1);
+    let chunks = x.par_chunks(chunk).zip(y.par_chunks_mut(chunk));
+    let chunks = chunks.zip(stats.par_chunks_mut(2 * rows));
+    chunks.for_each(|((x, y), stats)| {
+        forward_rows(x, y, width, eps, remove_mean, weight, bias, stats);
+    });
+    (y, stats)
+}
+
+/// [`backward_rows`] on all threads.
+pub(crate) fn backward<T: Element>(
+    x: &[T],
+    grad: &[T],
+    stats: &[T],
+    weight: Option<&[T]>,
+    width: usize,
+    remove_mean: bool,
+) -> Vec<T> {
+    let rows = rows_of_a_chunk(width);
+    let mut out = buffer(x.len());
+    let chunk = (rows * width).max(1);
+    let chunks = x.par_chunks(chunk).zip(grad.par_chunks(chunk));
+    let chunks = chunks.zip(out.par_chunks_mut(chunk));
+    let chunks = chunks.zip(stats.par_chunks(2 * rows));
+    chunks.for_each(|(((x, grad), out), stats)| {
+        backward_rows(x, grad, stats, weight, out, width, remove_mean);
+    });
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::simd::testing::{assert_close, at_every_level, values};
+    use super::super::sums;
+    use super::*;
+
+    const EPS: f64 = 1e-5;
+
+    /// Values, stats, the gradients of input, weight and bias, one number after the other.
+    fn expected([x, grad, weight, bias]: [&[f64]; 4], remove_mean: bool) -> [Vec<f64>; 5] {
+        let width = weight.len();
+        let n = width as f64;
+        let mut out = [const { Vec::new() }; 5];
+        out[3] = vec![0.0; width];
+        out[4] = vec![0.0; width];
+        for (x, grad) in x.chunks(width).zip(grad.chunks(width)) {
+            let mean = if remove_mean {
+                x.iter().sum::<f64>() / n
+            } else {
+                0.0
+            };
+            let variance = x.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / n;
+            let inverse = 1.0 / (variance + EPS).sqrt();
+            out[1].extend([mean, inverse]);
+            let hat: Vec<f64> = x.iter().map(|x| (x - mean) * inverse).collect();
+            let g: Vec<f64> = grad.iter().zip(weight).map(|(g, w)| g * w).collect();
+            let total = if remove_mean {
+                g.iter().sum::<f64>() / n
+            } else {
+                0.0
+            };
+            let along = g.iter().zip(&hat).map(|(g, h)| g * h).sum::<f64>() / n;
+            for i in 0..width {
+                out[0].push(hat[i] * weight[i] + bias[i]);
+                out[2].push((g[i] - total - hat[i] * along) * inverse);
+                out[3][i] += grad[i] * hat[i];
+                out[4][i] += grad[i];
+            }
+        }
+        out
+    }
+
+    fn check<T: Element>(rows: usize, width: usize, tolerance: f64) {
+        // Not centred, so that the mean matters.
+        let x: Vec<T> = values(rows * width, 1);
+        let x: Vec<T> = x.into_iter().map(|x| x + T::of(2.0)).collect();
+        let grad: Vec<T> = values(rows * width, 2);
+        let (weight, bias): (Vec<T>, Vec<T>) = (values(width, 3), values(width, 4));
+        let wide = |values: &[T]| values.iter().map(|v| v.to_f64()).collect::<Vec<_>>();
+        let args = [wide(&x), wide(&grad), wide(&weight), wide(&bias)];
+        let [ones, zeros] = [vec![1.0; width], vec![0.0; width]];
+        at_every_level(|level| {
+            for (remove_mean, affine) in [(true, true), (true, false), (false, true)] {
+                let what = format!("{rows}x{width} {level:?} {remove_mean} {affine}");
+                let (weight, bias) = (affine.then_some(&weight[..]), affine.then_some(&bias[..]));
+                let args = match affine {
+                    true => args.each_ref().map(|v| &v[..]),
+                    false => [&args[0], &args[1], &ones, &zeros].map(|v| &v[..]),
+                };
+                let expected = expected(args, remove_mean);
+                let (y, stats) = forward(&x, width, EPS, remove_mean, weight, bias);
+                assert_close(&what, &y, &expected[0], tolerance);
+                assert_close(&what, &stats, &expected[1], tolerance);
+                let on_x = backward(&x, &grad, &stats, weight, width, remove_mean);
+                // In units of the row's deviation.
+                let scaled = on_x.iter().enumerate();
+                let scaled = scaled.map(|(i, g)| *g / stats[i / width * 2 + 1]);
+                let exact = expected[2].iter().enumerate();
+                let exact = exact.map(|(i, g)| g / expected[1][i / width * 2 + 1]);
+                let (scaled, exact): (Vec<T>, Vec<f64>) = (scaled.collect(), exact.collect());
+                assert_close(&what, &scaled, &exact, tolerance);
+                let (on_weight, on_bias) = sums::columns(&x, &grad, Some(&stats), width);
+                assert_close(&what, &on_weight, &expected[3], 3.0 * tolerance);
+                assert_close(&what, &on_bias, &expected[4], 3.0 * tolerance);
+            }
+        });
+    }
+
+    #[test]
+    fn every_level_follows_the_formula() {
+        for width in [1, 3, 7, 13, 17, 32, 96, 1000, 5000] {
+            for rows in [1, 5, 200] {
+                check::<f32>(rows, width, 2e-6);
+                check::<f64>(rows, width, 1e-13);
+            }
+        }
+    }
+
+    #[test]
+    fn nothing_is_normalised_to_nothing() {
+        let none: [f32; 0] = [];
+        for width in [0, 3] {
+            let (y, stats) = forward(&none, width, EPS, true, None, None);
+            assert!(y.is_empty() && stats.is_empty());
+            assert!(backward(&none, &none, &none, None, width, true).is_empty());
+            let (on_weight, on_bias) = sums::columns(&none, &none, Some(&none), width);
+            assert_eq!((on_weight, on_bias), (vec![0.0; width], vec![0.0; width]));
+        }
+    }
+
+    #[test]
+    fn slices_and_all_threads_agree() {
+        let (rows, width) = (7, 19);
+        let (x, grad): (Vec<f32>, Vec<f32>) = (values(rows * width, 1), values(rows * width, 2));
+        let (_, stats) = forward(&x, width, EPS, true, None, None);
+        let (on_weight, on_bias) = sums::columns(&x, &grad, Some(&stats), width);
+        let (mut products, mut totals) = (vec![0.0; width], vec![0.0; width]);
+        weight_grads(&x, &grad, &stats, &mut products, &mut totals);
+        assert_eq!((on_weight, on_bias), (products, totals));
     }
 }

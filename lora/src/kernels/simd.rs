@@ -503,6 +503,44 @@ fn each_lane<S: Simd>(mut x: S::f64s, f: fn(f64) -> f64) -> S::f64s {
     x
 }
 
+/// What the tests of the kernels share.
+#[cfg(test)]
+pub(crate) mod testing {
+    use super::*;
+    use std::sync::{Mutex, PoisonError};
+
+    /// Runs a test at every level, one test at a time.
+    pub(crate) fn at_every_level(test: impl Fn(Level)) {
+        static ONE: Mutex<()> = Mutex::new(());
+        let _one = ONE.lock().unwrap_or_else(PoisonError::into_inner);
+        for level in [Level::Plain, Level::Avx2, Level::Avx512] {
+            test(force_level(level));
+        }
+    }
+
+    /// Values in −1..1 without a pattern.
+    pub(crate) fn values<T: Element>(count: usize, seed: usize) -> Vec<T> {
+        let value = |i: usize| ((i + 1 + 101 * seed) as f64 * 0.618_033_988_749_895).fract();
+        (0..count).map(|i| T::of(value(i) * 2.0 - 1.0)).collect()
+    }
+
+    /// Panics unless the values agree, to an error relative to the largest, or to 1.
+    #[track_caller]
+    pub(crate) fn assert_close<T: Element>(
+        what: &str,
+        actual: &[T],
+        expected: &[f64],
+        tolerance: f64,
+    ) {
+        assert_eq!(actual.len(), expected.len(), "{what}");
+        let largest = expected.iter().fold(1.0, |m: f64, v| m.max(v.abs()));
+        for (actual, expected) in actual.iter().zip(expected) {
+            let error = (actual.to_f64() - expected).abs() / largest;
+            assert!(error <= tolerance, "{what}: {actual} for {expected}");
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -30,20 +30,11 @@ impl LoraGroupNorm {
 
 impl Module for LoraGroupNorm {
     fn forward(&self, xs: &Tensor) -> candle_core::Result<Tensor> {
-        if xs.rank() < 3 || xs.dim(1)? != self.weight.elem_count() {
-            candle_core::bail!(
-                "group norm: an input of shape {:?} is not (batch, {}, ..)",
-                xs.dims(),
-                self.weight.elem_count()
-            );
-        }
-        let grouped = xs.reshape((xs.dim(0)?, self.groups, ()))?;
-        let y = ops::standardize(&grouped, self.eps, true)?.reshape(xs.shape())?;
         let (weight, bias) = (
             seen(&self.weight, self.training),
             seen(&self.bias, self.training),
         );
-        ops::affine(&y, &weight, Some(&bias), 1)
+        ops::group_norm(xs, &weight, &bias, self.groups, self.eps)
     }
 }
 

@@ -1,5 +1,6 @@
 //! A linear layer with low-rank updates: y = x·Wᵀ + b + s·drop(x)·Aᵀ·Bᵀ.
 
+use super::contiguous::copy;
 use super::dropout::{dropout, mask};
 use super::{Compute, linear, record};
 use crate::adapter::wider;
@@ -131,7 +132,7 @@ fn fused<T: Element>(xs: &Tensor, layer: &LinearParts, update: &UpdateParts) -> 
     let xs_shape = xs.shape().clone();
     shape[xs.rank() - 1] = outputs;
     let rows = xs.elem_count().checked_div(inputs).unwrap_or(0);
-    let x = xs.detach().contiguous()?;
+    let x = copy(&xs.detach())?;
     let frozen = Frozen {
         layer: layer.detached(),
         mask: mask(update.dropout),

@@ -1,7 +1,8 @@
 //! A residual MLP as one op: shortcut + gamma·fc2(act(fc1(norm(x)))).
 
 use super::adapted::{LinearParts, Operands, adapted_linear};
-use super::{Compute, affine, dropout, gelu, gelu_erf, norm, record, relu, silu};
+use super::contiguous::copy;
+use super::{Compute, affine, dropout, gelu, gelu_erf, norm, record, relu, residual, silu};
 use crate::kernels::activation::{Function, GeluErf, GeluTanh, Relu, Silu};
 use crate::kernels::adapted::Dropout;
 use crate::kernels::buffer::{Cpu, buffer, tensor};
@@ -113,13 +114,12 @@ fn composed(xs: &Tensor, shortcut: Option<&Tensor>, parts: &MlpParts) -> Result<
         None => xs.clone(),
     };
     let hidden = activate(&adapted_linear(&normed, &parts.fc1)?, parts.act)?;
-    let mut y = adapted_linear(&hidden, &parts.fc2)?;
-    if let Some(gamma) = &parts.gamma {
-        y = affine(&y, gamma, None, y.rank().saturating_sub(1))?;
-    }
-    match shortcut {
-        Some(shortcut) => shortcut + y,
-        None => Ok(y),
+    let y = adapted_linear(&hidden, &parts.fc2)?;
+    let last = y.rank().saturating_sub(1);
+    match (shortcut, &parts.gamma) {
+        (Some(shortcut), gamma) => residual(shortcut, &y, gamma.as_ref(), last),
+        (None, Some(gamma)) => affine(&y, gamma, None, last),
+        (None, None) => Ok(y),
     }
 }
 
@@ -161,14 +161,14 @@ fn fused<T: Element, F: Function + 'static>(
     shape[xs.rank() - 1] = outputs;
     let rows = xs.elem_count() / xs.dim(D::Minus1)?;
     let block = Block::<F> {
-        x: xs.detach().contiguous()?,
+        x: copy(&xs.detach())?,
         parts: parts.detached(),
         masks: [&parts.fc1, &parts.fc2]
             .map(|layer| layer.update().and_then(|u| dropout::mask(u.dropout))),
         rows,
         act: PhantomData,
     };
-    let shortcut = shortcut.map(|shortcut| shortcut.detach().contiguous());
+    let shortcut = shortcut.map(|shortcut| copy(&shortcut.detach()));
     let mut y = buffer::<T>(rows * outputs);
     let kept = {
         let shortcut = shortcut.transpose()?;

@@ -1,13 +1,15 @@
 //! Differentiable functions with the signatures of candle's.
 //!
-//! Candle's fused `layer_norm`, `rms_norm`, `softmax_last_dim`, `rope` and `sdpa` record no backward pass:
-//! a model that calls them gets no gradient below them, without a word. The functions here take
-//! and return the same and pass the gradient. None of them computes the gradient of an argument
+//! Candle's fused `layer_norm`, `rms_norm`, `softmax_last_dim`, `rope` and `sdpa` record no backward
+//! pass: a model that calls them gets no gradient below them, without a word. The functions here
+//! take and return the same and pass the gradient. None of them computes the gradient of an argument
 //! that is not tracked, so frozen weights cost nothing in the backward pass.
 
 mod activation;
 mod adapted;
+mod affine;
 mod attention;
+mod contiguous;
 mod conv;
 mod dropout;
 mod embedding;
@@ -19,12 +21,14 @@ mod softmax;
 mod tape;
 
 pub use activation::{gelu, gelu_erf, relu, silu};
+pub use affine::{add, affine, residual};
 pub use attention::sdpa;
+pub use contiguous::contiguous;
 pub use conv::{conv1d, conv2d};
 pub use dropout::seed_dropout;
 pub use embedding::embedding;
 pub use linear::linear;
-pub use norm::{affine, layer_norm, rms_norm};
+pub use norm::{group_norm, layer_norm, rms_norm};
 pub use rope::{rope, rope_i, rope_thd};
 pub use softmax::{softmax, softmax_last_dim};
 #[doc(hidden)]
@@ -33,7 +37,7 @@ pub use {adapted::LinearParts, mlp::NormParts, tape::recorded_values};
 pub(crate) use adapted::{UpdateParts, adapted_linear};
 pub(crate) use dropout::{dropout, dropout_state};
 pub(crate) use mlp::{MlpParts, activate, residual_mlp};
-pub(crate) use norm::{norm, standardize};
+pub(crate) use norm::norm;
 
 pub(crate) use tape::{record, record_all, record_with_value};
 
@@ -76,9 +80,21 @@ pub(crate) fn in_memory_order(
     xs: &Tensor,
     op: impl FnOnce(&Tensor) -> Result<Tensor>,
 ) -> Result<Tensor> {
+    in_memory_order_along(xs, 0, |xs, _| op(xs))
+}
+
+/// As [`in_memory_order`], for an op along one dimension: it is told where that is in what it gets.
+pub(crate) fn in_memory_order_along(
+    xs: &Tensor,
+    dim: usize,
+    op: impl FnOnce(&Tensor, usize) -> Result<Tensor>,
+) -> Result<Tensor> {
     match permutation(xs) {
-        Some((order, inverse)) => op(&xs.permute(order)?)?.permute(inverse),
-        None => op(&xs.contiguous()?),
+        Some((order, inverse)) => {
+            let position = inverse.get(dim).copied().unwrap_or(dim);
+            op(&xs.permute(order)?, position)?.permute(inverse)
+        }
+        None => op(&contiguous(xs)?, dim),
     }
 }
 

@@ -1,12 +1,19 @@
-//! Normalisation, built from two differentiable parts: to standardise rows, and to scale and shift.
+//! Normalisation: layer, root-mean-square and group norm.
 
-use super::{record, record_with_value, working};
+use super::contiguous::copy;
+use super::{Compute, affine, in_memory_order_along, record, record_with_value, tape, working};
+use crate::kernels::buffer::{Cpu, tensor};
+use crate::kernels::group_norm::{self, Groups};
+use crate::kernels::simd::Element;
+use crate::kernels::{norm as rows, sums};
+use crate::profile;
 use candle_core::{D, Result, Tensor, bail};
 
 /// Layer normalisation over the last dimension, as [`candle_nn::ops::layer_norm`] computes it, with
 /// a gradient.
 ///
-/// `xs` is (.., n), `alpha` (the weight) and `beta` (the bias) are (n).
+/// `xs` is (.., n), `alpha` (the weight) and `beta` (the bias) are (n). On the CPU, bf16 and f16 are
+/// computed in f32 and rounded once.
 ///
 /// # Errors
 /// If the shapes or dtypes do not fit.
@@ -35,6 +42,89 @@ pub fn rms_norm(xs: &Tensor, alpha: &Tensor, eps: f32) -> Result<Tensor> {
     norm(xs, alpha, None, f64::from(eps), false)
 }
 
+/// Group normalisation as [`candle_nn::GroupNorm`] computes it,
+/// <https://arxiv.org/abs/1803.08494>: the channels of each of `groups` groups are normalised
+/// together, for each example.
+///
+/// `xs` is (batch, channels, ..), `weight` and `bias` are (channels). Only the gradients of tracked
+/// arguments are computed.
+///
+/// # Errors
+/// If the shapes or dtypes do not fit, or the channels cannot be divided into the groups.
+pub fn group_norm(
+    xs: &Tensor,
+    weight: &Tensor,
+    bias: &Tensor,
+    groups: usize,
+    eps: f64,
+) -> Result<Tensor> {
+    let channels = weight.elem_count();
+    if xs.rank() < 3 || xs.dim(1)? != channels {
+        bail!(
+            "group norm: an input of shape {:?} is not (batch, {channels}, ..)",
+            xs.dims()
+        );
+    }
+    if groups == 0 || !channels.is_multiple_of(groups) {
+        bail!("group norm: {channels} channels are not {groups} groups of the same size");
+    }
+    check("group norm", xs, weight, Some(bias))?;
+    match Compute::of(xs) {
+        Compute::F32 => group_norm_on_cpu::<f32>(xs, weight, bias, groups, eps),
+        Compute::F64 => group_norm_on_cpu::<f64>(xs, weight, bias, groups, eps),
+        Compute::Tensors => {
+            let (batch, rest) = (xs.dim(0)?, xs.elem_count() / xs.dim(0)?.max(1) / groups);
+            let grouped = xs.reshape((batch, groups, rest))?;
+            let y = standardize(&grouped, eps, true)?.reshape(xs.shape())?;
+            affine(&y, weight, Some(bias), 1)
+        }
+    }
+}
+
+fn group_norm_on_cpu<T: Element>(
+    xs: &Tensor,
+    weight: &Tensor,
+    bias: &Tensor,
+    groups: usize,
+    eps: f64,
+) -> Result<Tensor> {
+    let span = profile::forward("group-norm");
+    let shape = Groups {
+        groups,
+        channels: weight.elem_count() / groups,
+        inner: xs.dims()[2..].iter().product(),
+    };
+    let (dtype, dims) = (xs.dtype(), xs.shape().clone());
+    let (x, w, b) = (
+        copy(&xs.detach())?,
+        weight.detach(),
+        working(bias)?.contiguous()?,
+    );
+    let (y, stats) = {
+        let (x, w) = (working(&x)?, working(&w)?.contiguous()?);
+        let (x, w, b) = (Cpu::<T>::of(&x)?, Cpu::<T>::of(&w)?, Cpu::<T>::of(&b)?);
+        group_norm::forward(&x, &w, &b, shape, eps)
+    };
+    let y = tensor(y, &dims)?.to_dtype(dtype)?;
+    span.end([&y].into_iter());
+    let shapes = (weight.shape().clone(), bias.shape().clone());
+    record("group-norm", [xs, weight, bias], y, move |grad, wanted| {
+        let [on_xs, on_weight, on_bias] = wanted;
+        let (x, w, grad) = (working(&x)?, working(&w)?.contiguous()?, working(grad)?);
+        let (x, w, grad) = (Cpu::<T>::of(&x)?, Cpu::<T>::of(&w)?, Cpu::<T>::of(&grad)?);
+        let grads = group_norm::backward(&x, &grad, &w, &stats, shape, on_xs);
+        let finish = |wanted: bool, grad: Vec<T>, shape| {
+            let grad = wanted.then(|| tensor(grad, shape)?.to_dtype(dtype));
+            grad.transpose()
+        };
+        Ok([
+            finish(on_xs, grads.on_x, &dims)?,
+            finish(on_weight, grads.on_weight, &shapes.0)?,
+            finish(on_bias, grads.on_bias, &shapes.1)?,
+        ])
+    })
+}
+
 /// Normalisation over the last dimension, then weight and bias.
 pub(crate) fn norm(
     xs: &Tensor,
@@ -54,11 +144,90 @@ pub(crate) fn norm(
             weight.dims()
         );
     }
-    affine(&standardize(xs, eps, remove_mean)?, weight, bias, last)
+    check("norm", xs, weight, bias)?;
+    let settings = (eps, remove_mean);
+    let rows = |xs: &Tensor| match Compute::of(xs) {
+        Compute::F32 => norm_on_cpu::<f32>(xs, weight, bias, settings),
+        Compute::F64 => norm_on_cpu::<f64>(xs, weight, bias, settings),
+        Compute::Tensors => affine(&standardize(xs, eps, remove_mean)?, weight, bias, last),
+    };
+    // Rows may lie in memory in any order.
+    match tape::memory_order(xs.layout()) {
+        Some(order) if order.last() == Some(&last) => {
+            in_memory_order_along(xs, last, |xs, _| rows(xs))
+        }
+        _ => rows(xs),
+    }
 }
 
-/// (x − mean) / √(var + eps) over the last dimension, or x / √(mean of squares + eps).
-pub(crate) fn standardize(xs: &Tensor, eps: f64, remove_mean: bool) -> Result<Tensor> {
+/// Errors unless weight and bias are of the input's dtype, and the bias of the weight's size.
+fn check(op: &str, xs: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<()> {
+    if let Some(bias) = bias
+        && bias.elem_count() != weight.elem_count()
+    {
+        bail!(
+            "{op}: a weight of shape {:?} and a bias of shape {:?}",
+            weight.dims(),
+            bias.dims()
+        );
+    }
+    for weight in [Some(weight), bias].into_iter().flatten() {
+        if weight.dtype() != xs.dtype() {
+            bail!(
+                "{op}: the input is {:?} and a weight {:?}",
+                xs.dtype(),
+                weight.dtype()
+            );
+        }
+    }
+    Ok(())
+}
+
+fn norm_on_cpu<T: Element>(
+    xs: &Tensor,
+    weight: &Tensor,
+    bias: Option<&Tensor>,
+    (eps, remove_mean): (f64, bool),
+) -> Result<Tensor> {
+    let span = profile::forward("norm");
+    let (dtype, dims) = (xs.dtype(), xs.shape().clone());
+    let width = weight.elem_count();
+    let (x, w) = (copy(&xs.detach())?, weight.detach());
+    let (y, stats) = {
+        let (x, w) = (working(&x)?, working(&w)?.contiguous()?);
+        let b = bias.map(|bias| working(bias)?.contiguous()).transpose()?;
+        let b = b.as_ref().map(Cpu::<T>::of).transpose()?;
+        let (x, w) = (Cpu::<T>::of(&x)?, Cpu::<T>::of(&w)?);
+        rows::forward(&x, width, eps, remove_mean, Some(&w), b.as_deref())
+    };
+    let y = tensor(y, &dims)?.to_dtype(dtype)?;
+    span.end([&y].into_iter());
+    // A missing bias is an argument that nothing tracks.
+    let bias = bias.unwrap_or(&w).clone();
+    let (args, w) = ([xs, weight, &bias], w.clone());
+    let shapes = (weight.shape().clone(), bias.shape().clone());
+    record("norm", args, y, move |grad, [on_xs, on_weight, on_bias]| {
+        let (x, grad) = (working(&x)?, working(grad)?);
+        let (x, grad) = (Cpu::<T>::of(&x)?, Cpu::<T>::of(&grad)?);
+        let on_xs = on_xs.then(|| {
+            let w = working(&w)?.contiguous()?;
+            let w = Cpu::<T>::of(&w)?;
+            let grad = rows::backward(&x, &grad, &stats, Some(&w), width, remove_mean);
+            tensor(grad, &dims)?.to_dtype(dtype)
+        });
+        let (mut on_w, mut on_b) = (None, None);
+        if on_weight || on_bias {
+            let (weight, bias) = sums::columns(&x, &grad, Some(&stats), width);
+            on_w = on_weight.then(|| tensor(weight, &shapes.0)?.to_dtype(dtype));
+            on_b = on_bias.then(|| tensor(bias, &shapes.1)?.to_dtype(dtype));
+        }
+        Ok([on_xs.transpose()?, on_w.transpose()?, on_b.transpose()?])
+    })
+}
+
+/// (x − mean) / √(var + eps) over the last dimension, or x / √(mean of squares + eps), by
+/// tensor operations.
+fn standardize(xs: &Tensor, eps: f64, remove_mean: bool) -> Result<Tensor> {
     let dtype = xs.dtype();
     let x = working(xs)?;
     let centred = if remove_mean {
@@ -87,64 +256,33 @@ pub(crate) fn standardize(xs: &Tensor, eps: f64, remove_mean: bool) -> Result<Te
     })
 }
 
-/// x·weight + bias along one dimension: layer scale, or the second half of a norm.
-///
-/// `xs` has n values in dimension `dim`, `weight` and `bias` are (n). Unlike a product of tensors it
-/// computes the gradients of tracked arguments only.
-///
-/// # Errors
-/// If the shapes or dtypes do not fit.
-///
-/// ```
-/// use candle_core::{Device, Tensor};
-///
-/// let x = Tensor::new(&[[1f32, 2.], [3., 4.]], &Device::Cpu)?;
-/// let gamma = Tensor::new(&[10f32, 100.], &Device::Cpu)?;
-/// let y = lora::ops::affine(&x, &gamma, None, 1)?;
-/// assert_eq!(y.to_vec2::<f32>()?, [[10., 200.], [30., 400.]]);
-/// # Ok::<(), candle_core::Error>(())
-/// ```
-pub fn affine(xs: &Tensor, weight: &Tensor, bias: Option<&Tensor>, dim: usize) -> Result<Tensor> {
-    if dim >= xs.rank() || xs.dims()[dim] != weight.elem_count() {
-        bail!(
-            "affine: an input of shape {:?} does not fit a weight of shape {:?} along dimension {dim}",
-            xs.dims(),
-            weight.dims()
-        );
-    }
-    let mut shape = vec![1; xs.rank()];
-    shape[dim] = weight.elem_count();
-    let (x, w) = (xs.detach(), weight.detach().reshape(shape.as_slice())?);
-    let mut y = x.broadcast_mul(&w)?;
-    if let Some(bias) = bias {
-        y = y.broadcast_add(&bias.detach().reshape(shape)?)?;
-    }
-    let others: Vec<usize> = (0..xs.rank()).filter(|&other| other != dim).collect();
-    let (weight_shape, dtype) = (weight.shape().clone(), weight.dtype());
-    let x = weight.track_op().then_some(x);
-    // A missing bias is an argument that nothing tracks.
-    let bias = bias.unwrap_or(&w).clone();
-    let args = [xs, weight, &bias];
-    let w = w.clone();
-    record(
-        "affine",
-        args,
-        y,
-        move |grad, [on_xs, on_weight, on_bias]| {
-            let on_xs = on_xs.then(|| grad.broadcast_mul(&w));
-            let on_weight = x.as_ref().filter(|_| on_weight);
-            // Sums of many half values are taken in the working precision.
-            let total = |values: Tensor| {
-                let sum = values.sum(others.as_slice())?.to_dtype(dtype)?;
-                sum.reshape(&weight_shape)
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use candle_core::{Device, Var};
+
+    #[test]
+    fn kernels_and_tensor_operations_agree() -> Result<()> {
+        let x = Var::from_tensor(&Tensor::randn(1f64, 2.0, (2, 5, 7), &Device::Cpu)?)?;
+        let weight = Tensor::randn(0f64, 1.0, 7, &Device::Cpu)?;
+        for remove_mean in [true, false] {
+            let kernel = norm(&x, &weight, None, 1e-5, remove_mean)?;
+            let tensors = affine(&standardize(&x, 1e-5, remove_mean)?, &weight, None, 2)?;
+            let gradient = |y: &Tensor| {
+                let grads = (y.sqr()? * x.as_detached_tensor().exp()?)?.backward()?;
+                grads
+                    .get(&x)
+                    .map_or_else(|| bail!("no gradient"), |grad| Ok(grad.clone()))
             };
-            let on_weight = on_weight.map(|x| total((working(grad)? * working(x)?)?));
-            let on_bias = on_bias.then(|| total(working(grad)?));
-            Ok([
-                on_xs.transpose()?,
-                on_weight.transpose()?,
-                on_bias.transpose()?,
-            ])
-        },
-    )
+            for (kernel, tensors) in [
+                (gradient(&kernel)?, gradient(&tensors)?),
+                (kernel.detach(), tensors.detach()),
+            ] {
+                let scale = tensors.abs()?.max_all()?.to_scalar::<f64>()?;
+                let error = (kernel - tensors)?.abs()?.max_all()?.to_scalar::<f64>()?;
+                assert!(error < 1e-12 * scale, "{remove_mean}: {error:e}");
+            }
+        }
+        Ok(())
+    }
 }

@@ -60,19 +60,13 @@ impl Module for Block {
             return channels_first(&ys);
         }
         // Linear layers want the channels last, convolutions first.
-        let (mut ys, channels) = if self.conv_mlp {
-            (mlp.forward(&norm2d(&ys, &self.norm)?)?, 1)
+        let ys = if self.conv_mlp {
+            mlp.forward(&norm2d(&ys, &self.norm)?)?
         } else {
             let ys = channels_last(&ys)?.apply(&self.norm)?;
-            (mlp.forward(&ys)?, 3)
+            channels_first(&mlp.forward(&ys)?)?
         };
-        if let Some(gamma) = &self.gamma {
-            ys = ops::affine(&ys, gamma, None, channels)?;
-        }
-        if !self.conv_mlp {
-            ys = channels_first(&ys)?;
-        }
-        xs + ys
+        ops::residual(xs, &ys, self.gamma.as_ref(), 1)
     }
 }
 

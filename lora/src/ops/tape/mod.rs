@@ -14,6 +14,7 @@
 mod link;
 mod pass;
 
+use super::contiguous::copy;
 use crate::profile;
 use candle_core::{Layout, Result, Storage, Tensor, bail};
 use link::{Join, Link, take_storage};
@@ -68,14 +69,15 @@ pub(crate) fn record_all(
         let pass = Pass::current();
         // No gradient: nothing that the loss depends on used the value.
         if let Some(grad) = pass.take(&node) {
-            let span = profile::backward(name);
-            let grads = Pass::aside(|| backward(&grad.contiguous()?))?;
-            span.end(grads.iter().flatten());
-            for (edge, grad) in edges.iter().zip(grads) {
-                if let (Some(edge), Some(grad)) = (edge, grad) {
-                    edge.deliver(&pass, grad)?;
-                }
-            }
+            Pass::aside(|| {
+                let span = profile::backward(name);
+                let grads = backward(&copy(&grad)?)?;
+                span.end(grads.iter().flatten());
+                let grads = edges.iter().zip(grads);
+                grads
+                    .filter_map(|(edge, grad)| Some((edge.as_ref()?, grad?)))
+                    .try_for_each(|(edge, grad)| edge.deliver(&pass, grad))
+            })?;
         }
         Ok(Some(pass.hold(before)?))
     }))?;
@@ -148,7 +150,7 @@ impl Edge {
     fn deliver(&self, pass: &Pass, grad: Tensor) -> Result<()> {
         let grad = match &self.order {
             Some(order) => {
-                let grad = grad.permute(order.as_slice())?.contiguous()?;
+                let grad = copy(&grad.detach().permute(order.as_slice())?)?;
                 grad.reshape(&self.slot.shape)?
             }
             None => grad,
