@@ -111,7 +111,7 @@ impl Module for Block {
             .apply(&self.norm)?
             .apply(&self.mlp)?
             .permute((0, 3, 1, 2))?;
-        xs + ops::affine(&ys, &self.gamma, None, 1)?
+        ops::residual(xs, &ys, Some(&self.gamma), 1)
     }
 }
 

@@ -42,6 +42,16 @@ struct Update<'a, T: Element> {
     scaled_b: Vec<T>,
 }
 
+/// Rows as the forward pass saw them.
+#[derive(Clone, Copy)]
+pub(crate) struct Seen<'a, T> {
+    pub(crate) x: &'a [T],
+    /// drop(x)·Aᵀ
+    pub(crate) t: &'a [T],
+    /// The number of the first row in its batch.
+    pub(crate) first: usize,
+}
+
 /// The gradients of an update, as they add up over blocks of rows.
 pub(crate) struct UpdateGrads<T> {
     /// (rank, in)
@@ -180,17 +190,16 @@ impl<'a, T: Element> Adapted<'a, T> {
     }
 
     /// The gradient of x into `on_x`, where it is wanted, and those of the update onto `grads`, from
-    /// the gradient of y and from the x and t of the forward pass.
+    /// the gradient of y and from what the forward pass saw.
     pub(crate) fn backward(
         &self,
         grad: &[T],
-        x: &[T],
-        t: &[T],
+        seen: Seen<'_, T>,
         on_x: Option<&mut [T]>,
         grads: Option<&mut UpdateGrads<T>>,
-        first: usize,
         threads: Threads,
     ) {
+        let Seen { x, t, first } = seen;
         let rows = grad.len() / self.outputs.max(1);
         let mut on_x = on_x;
         if let Some(on_x) = on_x.as_deref_mut() {

@@ -30,7 +30,7 @@ pub(crate) fn scale<T: Element>(x: &[T], weight: &[T], plus: Plus<'_, T>, along:
     if x.is_empty() {
         return y;
     }
-    assert_eq!(weight.len(), n);
+    assert!(weight.len() == n && x.len().is_multiple_of(n * inner));
     // Segments of `inner` numbers have one weight each; without such, rows of n numbers have all.
     let length = if inner == 1 { n } else { inner };
     let count = (CHUNK / length).max(1);

@@ -72,6 +72,7 @@ pub(crate) fn forward<T: Element>(
     if x.is_empty() {
         return (y, Vec::new());
     }
+    assert!(x.len().is_multiple_of(width * shape.groups));
     let mut stats = buffer(x.len() / width * 2);
     let rows = x.par_chunks(width).zip(y.par_chunks_mut(width));
     let rows = rows.zip(stats.par_chunks_mut(2)).enumerate();

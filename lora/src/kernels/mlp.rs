@@ -2,7 +2,7 @@
 //! in a core's cache from the first layer to the last.
 
 use super::activation::{self, Function};
-use super::adapted::{Adapted, UpdateGrads};
+use super::adapted::{Adapted, Seen, UpdateGrads};
 use super::blocks::{blocks, take};
 use super::buffer::buffer;
 use super::matrix::Threads;
@@ -200,7 +200,7 @@ impl<T: Element, F: Function> Mlp<'_, T, F> {
             let normed = match &self.norm {
                 Some(norm) => {
                     let normed = normed.of(rows * width);
-                    norm.again(x, normed, stats);
+                    norm.again(x, normed);
                     &*normed
                 }
                 None => x,
@@ -224,38 +224,32 @@ impl<T: Element, F: Function> Mlp<'_, T, F> {
                 None => grad,
             };
             let on_hidden = on_hidden.of(rows * hidden);
-            let fc2 = grads.fc2.as_mut();
+            let seen = Seen {
+                x: &*activated,
+                t: t2,
+                first,
+            };
+            let of_fc2 = grads.fc2.as_mut();
             self.fc2
-                .backward(grad, activated, t2, Some(on_hidden), fc2, first, threads);
+                .backward(grad, seen, Some(on_hidden), of_fc2, threads);
             activation::multiply_on(threads, on_hidden, slopes);
-            let fc1 = grads.fc1.as_mut();
-            if !wanted {
-                self.fc1
-                    .backward(on_hidden, normed, t1, None, fc1, first, threads);
-            } else if let Some(norm) = &self.norm {
-                let on_normed = slopes.get_mut(..rows * width);
-                // Narrower than the hidden rows in any sane model, but it need not be.
-                let mut own;
-                let on_normed = match on_normed {
-                    Some(space) => space,
-                    None => {
-                        own = buffer(rows * width);
-                        &mut own[..]
-                    }
-                };
-                self.fc1.backward(
-                    on_hidden,
-                    normed,
-                    t1,
-                    Some(&mut *on_normed),
-                    fc1,
-                    first,
-                    threads,
-                );
-                norm.backward(x, on_normed, stats, on_x);
-            } else {
-                self.fc1
-                    .backward(on_hidden, normed, t1, Some(on_x), fc1, first, threads);
+            let seen = Seen {
+                x: normed,
+                t: t1,
+                first,
+            };
+            let of_fc1 = grads.fc1.as_mut();
+            match &self.norm {
+                _ if !wanted => self.fc1.backward(on_hidden, seen, None, of_fc1, threads),
+                None => self
+                    .fc1
+                    .backward(on_hidden, seen, Some(on_x), of_fc1, threads),
+                Some(norm) => {
+                    let on_normed = scaled.of(rows * width);
+                    self.fc1
+                        .backward(on_hidden, seen, Some(on_normed), of_fc1, threads);
+                    norm.backward(x, on_normed, stats, on_x);
+                }
             }
             grads
         };
@@ -306,8 +300,8 @@ impl<T: Element> Norm<'_, T> {
         norm::forward_rows(x, y, width, self.eps, self.remove_mean, weight, bias, stats);
     }
 
-    /// The forward pass from its statistics.
-    fn again(&self, x: &[T], y: &mut [T], _: &[T]) {
+    /// The result once more.
+    fn again(&self, x: &[T], y: &mut [T]) {
         let mut stats = buffer(2 * x.len() / self.weight.len().max(1));
         self.forward(x, y, &mut stats);
     }

@@ -4,7 +4,7 @@ use super::contiguous::copy;
 use super::dropout::{dropout, mask};
 use super::{Compute, linear, record};
 use crate::adapter::wider;
-use crate::kernels::adapted::{Adapted, Dropout, LowRank, UpdateGrads};
+use crate::kernels::adapted::{Adapted, Dropout, LowRank, Seen, UpdateGrads};
 use crate::kernels::blocks::{blocks, take};
 use crate::kernels::buffer::{Cpu, CpuMatrix, buffer, tensor};
 use crate::kernels::matrix::Threads;
@@ -173,6 +173,9 @@ struct Frozen {
     rows: usize,
 }
 
+/// The gradients of the input and of the update.
+type InputAndUpdate<T> = (Option<Vec<T>>, Option<UpdateGrads<T>>);
+
 impl Frozen {
     /// The result, and t of every row if it is `kept`.
     fn forward<T: Element>(&self, x: &Tensor, kept: bool) -> Result<(Vec<T>, Vec<T>)> {
@@ -209,7 +212,7 @@ impl Frozen {
         t: &[T],
         on_x: bool,
         on_update: bool,
-    ) -> Result<(Option<Vec<T>>, Option<UpdateGrads<T>>)> {
+    ) -> Result<InputAndUpdate<T>> {
         let (operands, x) = (Operands::<T>::of(&self.layer)?, Cpu::<T>::of(x)?);
         let grad = Cpu::<T>::of(grad)?;
         let layer = operands.layer(self.mask, self.rows);
@@ -224,15 +227,14 @@ impl Frozen {
         });
         let run = |(first, rows, of_x): (usize, usize, &mut [T])| {
             let mut grads = layer.no_grads().filter(|_| on_update);
-            layer.backward(
-                &grad[first * outputs..][..rows * outputs],
-                &x[first * inputs..][..rows * inputs],
-                &t[first * rank..][..rows * rank],
-                on_x.then_some(of_x),
-                grads.as_mut(),
+            let grad = &grad[first * outputs..][..rows * outputs];
+            let seen = Seen {
+                x: &x[first * inputs..][..rows * inputs],
+                t: &t[first * rank..][..rows * rank],
                 first,
-                threads,
-            );
+            };
+            let on_x = on_x.then_some(of_x);
+            layer.backward(grad, seen, on_x, grads.as_mut(), threads);
             grads
         };
         let blocks: Vec<_> = blocks.collect();

@@ -3,16 +3,18 @@
 //! Maps are (height, width, channels), weights (kernel height · kernel width, channels). Maps of
 //! planes, (channels, height, width), are turned block by block.
 
+mod ring;
 mod rows;
 #[cfg(test)]
 mod tests;
 
 use super::buffer::buffer;
-use super::conv::transpose_block;
+use super::layout::transpose_block;
 use super::simd::{Element, run};
 use super::window::Window;
 use rayon::prelude::*;
-use rows::{Pass, WeightRows};
+use ring::Pass;
+use rows::WeightRows;
 use std::ops::Range;
 
 /// Bytes of a map that stay in a core's cache while its channels are visited in turn.
@@ -50,7 +52,8 @@ pub(crate) fn grad_input<T: Element>(
     });
 }
 
-/// Calls `f` with the blocks of rows of a batch of `size` maps: their image, first row and values.
+/// Calls `f` with blocks of rows of a batch of maps of this height and width: the image, the first
+/// row and the values.
 fn each_block<T: Element>(
     window: &Window,
     channels: usize,

@@ -2,7 +2,8 @@
 
 use super::{Order, Shapes};
 use crate::kernels::buffer::{Cpu, buffer, tensor};
-use crate::kernels::conv::{column_sums, each_chunk, transpose};
+use crate::kernels::conv::each_chunk;
+use crate::kernels::layout::{column_sums, transpose};
 use crate::kernels::matrix::{Matrix, Threads, multiply};
 use crate::kernels::simd::Element;
 use crate::kernels::{depthwise, linear};
@@ -81,7 +82,7 @@ pub(super) fn grad_input<T: Element>(
             per_image(&mut x, inputs, &grad, outputs, window.pixels(), w, None);
         }
         Order::Last if shapes.is_pointwise() => {
-            let grad = Matrix::new(&grad, pixels(&x, inputs), outputs);
+            let grad = Matrix::new(&grad, shapes.batch * window.pixels(), outputs);
             let w = Matrix::new(&w, outputs, inputs);
             multiply(&mut x, grad, w, T::ONE, false, Threads::All);
         }
@@ -187,8 +188,4 @@ fn transposed<T: Element>(x: &[T], rows: usize, columns: usize) -> Vec<T> {
     let mut y = buffer(x.len());
     transpose(x, &mut y, rows, columns);
     y
-}
-
-fn pixels<T>(maps: &[T], channels: usize) -> usize {
-    maps.len() / channels.max(1)
 }
