@@ -76,9 +76,11 @@ fn inputs_may_lie_in_any_order() {
     }
 }
 
+type Op = Box<dyn Fn(&Tensor) -> Result<Tensor>>;
+
 /// Every op of one tensor, with constants of the right size for a last dimension of 6 and a second
 /// one of 4.
-fn all_ops() -> Vec<(&'static str, Box<dyn Fn(&Tensor) -> Result<Tensor>>)> {
+fn all_ops() -> Vec<(&'static str, Op)> {
     let f = |shape: &[usize], seed| fixed(shape, DType::F32, seed);
     let conv = |padding, stride, groups| candle_nn::Conv2dConfig {
         padding,
@@ -108,6 +110,24 @@ fn all_ops() -> Vec<(&'static str, Box<dyn Fn(&Tensor) -> Result<Tensor>>)> {
         (
             "affine",
             Box::new(move |x| ops::affine(x, &f(&[4], 1), Some(&f(&[4], 2)), 1)),
+        ),
+        (
+            "group_norm",
+            Box::new(move |x| ops::group_norm(x, &f(&[4], 1), &f(&[4], 2), 2, 1e-5)),
+        ),
+        (
+            "shortcut",
+            Box::new(move |x| ops::residual(x, &f(&[2, 4, 5, 6], 1), Some(&f(&[4], 2)), 1)),
+        ),
+        (
+            "branch",
+            Box::new(move |x| ops::residual(&f(&[2, 4, 5, 6], 1), x, Some(&f(&[6], 2)), 3)),
+        ),
+        ("add", Box::new(|x| ops::add(x, x))),
+        ("contiguous", Box::new(ops::contiguous)),
+        (
+            "checkpoint",
+            Box::new(|x| lora::checkpoint(x, |x| ops::silu(&x.transpose(1, 2)?))),
         ),
         (
             "rope",
@@ -210,8 +230,8 @@ fn broadcast_weights() {
     let one_by_one = |outputs, inputs| var.broadcast_as((outputs, inputs)).unwrap();
     let flat = |count| var.broadcast_as((1, count)).unwrap().flatten_all().unwrap();
     let config = candle_nn::Conv2dConfig::default();
-    type Op<'a> = &'a dyn Fn(&dyn Fn(Tensor) -> Tensor) -> Result<Tensor>;
-    let all: &[(&str, Op<'_>)] = &[
+    type Shown<'a> = &'a dyn Fn(&dyn Fn(Tensor) -> Tensor) -> Result<Tensor>;
+    let all: &[(&str, Shown<'_>)] = &[
         ("weight", &|f| ops::linear(&x, &f(one_by_one(3, 6)), None)),
         ("bias", &|f| {
             ops::linear(&x, &fixed((3, 6), DType::F32, 1), Some(&f(flat(3))))
@@ -292,5 +312,18 @@ fn indices_of_every_dtype() {
         let sums = grads.get(&var).unwrap().sum(1).unwrap();
         let sums: Vec<f32> = sums.to_vec1().unwrap();
         assert_eq!(sums, [3.0, 3.0, 0.0, 0.0, 0.0, 0.0, 6.0], "{dtype:?}");
+    }
+}
+
+#[test]
+fn nan_is_not_lost() {
+    // Candle's relu of NaN is 0, and so is ours.
+    for (name, op) in all_ops().into_iter().filter(|(name, _)| *name != "relu") {
+        let mut values = lora_tests::values(&fixed((2, 4, 5, 6), DType::F32, 3)).unwrap();
+        values[2] = f64::NAN;
+        let x = Tensor::from_vec(values, (2, 4, 5, 6), &Device::Cpu).unwrap();
+        let y = op(&x.to_dtype(DType::F32).unwrap()).unwrap();
+        let y = lora_tests::values(&y).unwrap();
+        assert!(y.iter().any(|y| y.is_nan()), "{name}");
     }
 }

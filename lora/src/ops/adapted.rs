@@ -10,7 +10,7 @@ use crate::kernels::buffer::{Cpu, CpuMatrix, buffer, tensor};
 use crate::kernels::matrix::Threads;
 use crate::kernels::simd::Element;
 use crate::profile;
-use candle_core::{D, DType, Result, Tensor, bail};
+use candle_core::{DType, Result, Tensor, bail};
 use rayon::prelude::*;
 
 /// A linear layer as the ops read it: what is frozen and what is tracked follows from the tensors.
