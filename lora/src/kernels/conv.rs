@@ -4,7 +4,7 @@
 //! a block of rows of the result, what each pixel sees is gathered to a row of a matrix, its
 //! *patch*; the weights are a matrix with the same columns.
 
-use super::buffer::buffer;
+use super::buffer::{buffer, room};
 use super::matrix::{Matrix, Threads, multiply};
 use super::simd::Element;
 use super::window::Window;
@@ -104,11 +104,11 @@ impl Conv {
             return;
         }
         let rows = self.split::<T>(y.len() / row, self.window.output.1);
-        each_chunk(y, rows * row, |block, y, threads| {
-            let mut patches = buffer(y.len() / self.outputs * self.patch());
+        each_chunk(y, rows * row, |block, y, memory, threads| {
+            let patches = room(memory, y.len() / self.outputs * self.patch());
             for group in 0..self.groups {
-                self.gather(x, group, block * rows, &mut patches, threads);
-                self.apply_group(&patches, w, bias, group, y, threads);
+                self.gather(x, group, block * rows, patches, threads);
+                self.apply_group(patches, w, bias, group, y, threads);
             }
         });
     }
@@ -120,7 +120,7 @@ impl Conv {
             return;
         }
         let images = self.split::<T>(x.len() / map, self.window.places());
-        each_chunk(x, images * map, |chunk, x, threads| {
+        each_chunk(x, images * map, |chunk, x, memory, threads| {
             let first = chunk * images * output.0;
             let total = x.len() / map * output.0;
             let rows = self.block::<T>(output.1);
@@ -130,12 +130,12 @@ impl Conv {
             for start in (0..total).step_by(rows) {
                 let rows = rows.min(total - start);
                 let grad = &grad[(first + start) * row..][..rows * row];
-                let mut patches = buffer(rows * output.1 * self.patch());
+                let patches = room(memory, rows * output.1 * self.patch());
                 for group in 0..self.groups {
                     let w = self.weights(w, group);
                     let grad = self.channels(grad, group);
-                    multiply(&mut patches, grad, w, T::ONE, false, threads);
-                    self.scatter(&patches, group, start, x);
+                    multiply(patches, grad, w, T::ONE, false, threads);
+                    self.scatter(patches, group, start, x);
                 }
             }
         });
@@ -148,13 +148,10 @@ impl Conv {
             return;
         }
         let rows = self.block::<T>(self.window.output.1);
-        let mut patches = Vec::new();
+        let mut memory = Vec::new();
         for (block, grad) in grad.chunks(rows * row).enumerate() {
             let places = grad.len() / self.outputs;
-            if patches.is_empty() {
-                patches = buffer(places * self.patch());
-            }
-            let patches = &mut patches[..places * self.patch()];
+            let patches = room(&mut memory, places * self.patch());
             let size = w.len() / self.groups;
             for (group, w) in w.chunks_exact_mut(size).enumerate() {
                 self.gather(x, group, block * rows, patches, Threads::All);
@@ -355,15 +352,18 @@ impl Conv {
     }
 }
 
-/// Calls `f` with each chunk, each on one thread, or with all threads if there is but one.
+/// Calls `f` with each chunk and memory to use, each on one thread, or with all threads if there is
+/// but one.
 pub(crate) fn each_chunk<T: Element>(
     values: &mut [T],
     size: usize,
-    f: impl Fn(usize, &mut [T], Threads) + Sync,
+    f: impl Fn(usize, &mut [T], &mut Vec<T>, Threads) + Sync,
 ) {
     if values.len() <= size {
-        return f(0, values, Threads::All);
+        return f(0, values, &mut Vec::new(), Threads::All);
     }
     let chunks = values.par_chunks_mut(size).enumerate();
-    chunks.for_each(|(index, chunk)| f(index, chunk, Threads::One));
+    chunks.for_each_init(Vec::new, |memory, (index, chunk)| {
+        f(index, chunk, memory, Threads::One);
+    });
 }

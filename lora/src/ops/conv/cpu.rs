@@ -171,7 +171,7 @@ fn per_image<T: Element>(
     if y.is_empty() {
         return;
     }
-    each_chunk(y, outputs * pixels, |image, y, threads| {
+    each_chunk(y, outputs * pixels, |image, y, _, threads| {
         if let Some(bias) = bias {
             for (y, &bias) in y.chunks_exact_mut(pixels).zip(bias) {
                 y.fill(bias);
