@@ -69,6 +69,7 @@ pub fn linear(xs: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Ten
     let x = weight.track_op().then_some(x);
     // A missing bias is an argument that nothing tracks.
     let bias = bias.unwrap_or(&w).clone();
+    let bias_shape = bias.shape().clone();
     let args = [xs, weight, &bias];
     let w = w.clone();
     record(
@@ -83,7 +84,7 @@ pub fn linear(xs: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Ten
             });
             let on_weight = x.as_ref().filter(|_| on_weight);
             let on_weight = on_weight.map(|x| product(&grad.t()?, x)?.to_dtype(dtype));
-            let on_bias = on_bias.then(|| grad.sum(0)?.to_dtype(dtype));
+            let on_bias = on_bias.then(|| grad.sum(0)?.to_dtype(dtype)?.reshape(&bias_shape));
             Ok([
                 on_xs.transpose()?,
                 on_weight.transpose()?,
