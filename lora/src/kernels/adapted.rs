@@ -131,8 +131,7 @@ impl<'a, T: Element> Adapted<'a, T> {
         });
         // The forward product reads the weight along its columns; when they are far apart, products
         // run at half their speed.
-        let transposed = pass == Pass::Forward
-            && (merged.is_some() || (inputs >= FAR_APART && rows >= MANY_ROWS));
+        let transposed = pass == Pass::Forward && inputs >= FAR_APART && rows >= MANY_ROWS;
         if merged.is_none() && !transposed {
             return;
         }
@@ -306,7 +305,7 @@ impl<'a, T: Element> Adapted<'a, T> {
 
     /// The gradient of x into `on_x`, where it is wanted, and those of the update onto `grads`, from
     /// the gradient of y and from what the forward pass saw.
-    pub(crate) fn backward(
+    fn backward(
         &self,
         grad: &[T],
         seen: Seen<'_, T>,
@@ -314,35 +313,53 @@ impl<'a, T: Element> Adapted<'a, T> {
         grads: Option<&mut UpdateGrads<T>>,
         threads: Threads,
     ) {
-        let Seen { x, t, first } = seen;
+        let u = self.grad_input(grad, on_x, seen.first, threads);
+        if let Some(grads) = grads {
+            self.grad_update(grad, seen, &u, grads);
+        }
+    }
+
+    /// The gradient of x into `on_x`, where it is wanted. The result is s·grad·B, of rank numbers a
+    /// row, for [`grad_update`](Self::grad_update).
+    pub(crate) fn grad_input(
+        &self,
+        grad: &[T],
+        mut on_x: Option<&mut [T]>,
+        first: usize,
+        threads: Threads,
+    ) -> Vec<T> {
         let rows = grad.len() / self.outputs.max(1);
-        let mut on_x = on_x;
         if let Some(on_x) = on_x.as_deref_mut() {
             let grad = Matrix::new(grad, rows, self.outputs);
             multiply(on_x, grad, self.weight(), T::ONE, false, threads);
         }
         let Some(Update { low_rank, scaled_b }) = &self.update else {
-            return;
+            return Vec::new();
         };
-        let mut u = vec![T::ZERO; rows * low_rank.rank];
-        each_rows(
-            threads,
-            &mut u,
-            low_rank.rank,
-            grad,
-            self.outputs,
-            |u, grad| {
-                dots(grad, scaled_b, u, self.outputs);
-            },
-        );
+        let rank = low_rank.rank;
+        let mut u = vec![T::ZERO; rows * rank];
+        each_rows(threads, &mut u, rank, grad, self.outputs, |u, grad| {
+            dots(grad, scaled_b, u, self.outputs);
+        });
         if let Some(on_x) = on_x
             && !self.merged
         {
             low_rank.add_branch(on_x, &u, self.inputs, first, threads);
         }
-        if let Some(grads) = grads {
+        u
+    }
+
+    /// Adds the gradients of the update to `grads`.
+    pub(crate) fn grad_update(
+        &self,
+        grad: &[T],
+        Seen { x, t, first }: Seen<'_, T>,
+        u: &[T],
+        grads: &mut UpdateGrads<T>,
+    ) {
+        if let Some(Update { low_rank, .. }) = &self.update {
             let x = low_rank.dropped(x, self.inputs, first);
-            add_outer(&mut grads.a, &u, &x, self.inputs);
+            add_outer(&mut grads.a, u, &x, self.inputs);
             add_outer(&mut grads.b, t, grad, self.outputs);
         }
     }

@@ -183,7 +183,7 @@ impl<T: Element, F: Function> Mlp<'_, T, F> {
         });
         let blocks: Vec<_> = blocks.collect();
         let run = |scratch: &mut [Scratch<T>; 5], (first, on_x): (usize, &mut [T])| {
-            let [normed, scaled, activated, slopes, on_hidden] = scratch;
+            let [normed, scaled, activated, again, on_hidden] = scratch;
             let rows = size.min(rows - first);
             let part = |values, width| part(values, first, rows, width);
             let (x, grad) = (part(x, width), part(grad, outputs));
@@ -205,15 +205,13 @@ impl<T: Element, F: Function> Mlp<'_, T, F> {
                 }
                 None => x,
             };
-            let (activated, slopes) = (activated.of(rows * hidden), slopes.of(rows * hidden));
-            if kept.hidden.is_empty() {
-                let again = on_hidden.of(rows * hidden);
+            let pre_activation = if kept.hidden.is_empty() {
+                let again = again.of(rows * hidden);
                 self.fc1.forward(normed, again, &mut [], first, threads);
-                activation::both_on::<F, T>(threads, again, activated, slopes);
+                &*again
             } else {
-                let hidden = part(&kept.hidden, hidden);
-                activation::both_on::<F, T>(threads, hidden, activated, slopes);
-            }
+                part(&kept.hidden, hidden)
+            };
             let grad = match self.gamma {
                 Some(gamma) => {
                     let scaled = scaled.of(rows * outputs);
@@ -223,33 +221,29 @@ impl<T: Element, F: Function> Mlp<'_, T, F> {
                 }
                 None => grad,
             };
+            let activated = activated.of(rows * hidden);
             let on_hidden = on_hidden.of(rows * hidden);
-            let seen = Seen {
-                x: &*activated,
-                t: t2,
-                first,
-            };
-            let of_fc2 = grads.fc2.as_mut();
-            self.fc2
-                .backward(grad, seen, Some(on_hidden), of_fc2, threads);
-            activation::multiply_on(threads, on_hidden, slopes);
-            let seen = Seen {
-                x: normed,
-                t: t1,
-                first,
-            };
-            let of_fc1 = grads.fc1.as_mut();
-            match &self.norm {
-                _ if !wanted => self.fc1.backward(on_hidden, seen, None, of_fc1, threads),
-                None => self
-                    .fc1
-                    .backward(on_hidden, seen, Some(on_x), of_fc1, threads),
+            let u = self.fc2.grad_input(grad, Some(on_hidden), first, threads);
+            activation::backward_on::<F, T>(threads, pre_activation, activated, on_hidden);
+            if let Some(grads) = &mut grads.fc2 {
+                let (x, t) = (&*activated, t2);
+                self.fc2.grad_update(grad, Seen { x, t, first }, &u, grads);
+            }
+            let u = match &self.norm {
+                _ if !wanted => self.fc1.grad_input(on_hidden, None, first, threads),
+                None => self.fc1.grad_input(on_hidden, Some(on_x), first, threads),
                 Some(norm) => {
                     let on_normed = scaled.of(rows * width);
-                    self.fc1
-                        .backward(on_hidden, seen, Some(on_normed), of_fc1, threads);
+                    let on_x_of_fc1 = Some(&mut *on_normed);
+                    let u = self.fc1.grad_input(on_hidden, on_x_of_fc1, first, threads);
                     norm.backward(x, on_normed, stats, on_x);
+                    u
                 }
+            };
+            if let Some(grads) = &mut grads.fc1 {
+                let (x, t) = (normed, t1);
+                self.fc1
+                    .grad_update(on_hidden, Seen { x, t, first }, &u, grads);
             }
             grads
         };
