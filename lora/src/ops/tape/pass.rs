@@ -1,6 +1,7 @@
 //! The gradients of a backward pass, on their way from node to node.
 
 use super::link::Link;
+use crate::ops::add;
 use candle_core::{Result, Shape, Tensor};
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -63,7 +64,7 @@ impl Pass {
     pub(super) fn deliver(&self, slot: &Slot, grad: Tensor) -> Result<()> {
         let grad = grad.detach();
         let grad = match self.take(slot) {
-            Some(sum) => (sum + grad)?,
+            Some(sum) => add(&sum, &grad)?,
             None => grad,
         };
         self.grads().insert(slot.id, grad);
