@@ -107,7 +107,7 @@ impl Case {
             .iter()
             .map(|x| Ok(Var::from_tensor(x)?.into_inner()));
         let inputs = inputs.collect::<Result<Vec<_>>>().unwrap();
-        let mut group = criterion.benchmark_group(format!("{op}/{shape}/backward"));
+        let mut group = criterion.benchmark_group(format!("{op}/{shape}/forward+backward"));
         let candle = self.candle_with_gradient.as_ref();
         for (whose, op) in [("lora", Some(&self.ours)), ("candle", candle)] {
             let Some(op) = op else { continue };
@@ -206,6 +206,20 @@ fn convolutions() -> Result<Vec<Case>> {
             .candle(move |x| candle.forward(&x[0])),
         );
     }
+    // Channels last in memory, as the maps of a ConvNeXt are.
+    let (x, w, b) = (
+        normal([8, 14, 14, 384])?,
+        normal([384, 1, 7, 7])?,
+        normal([384])?,
+    );
+    let candle = candle_nn::Conv2d::new(w.clone(), Some(b.clone()), depthwise);
+    let permuted = |x: &[Tensor]| x[0].permute((0, 3, 1, 2));
+    cases.push(
+        case("conv2d_depthwise_nhwc", "convnext", [&x], move |x| {
+            ops::conv2d(&permuted(x)?, &w, Some(&b), &depthwise)
+        })
+        .candle(move |x| candle.forward(&permuted(x)?)),
+    );
     let (x, w, b) = (
         normal([2, 384, 256])?,
         normal([384, 384, 3])?,
