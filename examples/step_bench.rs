@@ -60,6 +60,15 @@ struct Args {
     #[arg(long, default_value = "library")]
     written: Written,
 
+    /// What the backward pass computes anew instead of keeping it, in the library's model: nothing,
+    /// the hidden values of each MLP, or each block.
+    #[arg(long, default_value = "none")]
+    recompute: Recompute,
+
+    /// Dtype of the frozen weights and the activations; adapters are f32.
+    #[arg(long, default_value = "f32")]
+    dtype: Precision,
+
     /// Run one more step, or without training one more forward pass, and print where its time goes,
     /// by op, to the standard error.
     #[arg(long)]
@@ -71,6 +80,28 @@ enum Mode {
     Lora,
     Full,
     Base,
+}
+
+#[derive(Clone, Copy, clap::ValueEnum)]
+enum Recompute {
+    None,
+    Mlp,
+    Block,
+}
+
+#[derive(Clone, Copy, clap::ValueEnum)]
+enum Precision {
+    F32,
+    Bf16,
+}
+
+impl Precision {
+    fn dtype(self) -> DType {
+        match self {
+            Precision::F32 => DType::F32,
+            Precision::Bf16 => DType::BF16,
+        }
+    }
 }
 
 #[derive(Clone, Copy, clap::ValueEnum)]
@@ -103,7 +134,8 @@ where
     let weights = Weights::Random(args.seed);
     let created = models::create::<M>(&args.model, weights, &Options::new())?;
     let config = created.config;
-    let mut model = convert(created.model, args, config.head_norm_first)?;
+    let model = convert(created.model, args, config.head_norm_first)?;
+    let mut model = model.to_dtype(args.dtype.dtype())?;
     let (images, labels) = data(args, config.in_chans, config.num_classes)?;
 
     let before = memory("VmRSS:");
@@ -115,7 +147,8 @@ where
         };
         let mut optimizer = AdamW::new(model.trainable_vars(), params)?;
         let mut step = || {
-            let loss = cross_entropy(&model.forward(&images)?, &labels)?;
+            let logits = model.forward(&images)?.to_dtype(DType::F32)?;
+            let loss = cross_entropy(&logits, &labels)?;
             optimizer.step(&model.backward(&loss)?)?;
             Ok(())
         };
@@ -128,7 +161,8 @@ where
     model.eval();
     let forward = || {
         // Reads a value, so that the time holds the whole pass on any device.
-        model.forward(&images)?.i((0, 0))?.to_scalar::<f32>()?;
+        let logit = model.forward(&images)?.i((0, 0))?;
+        logit.to_dtype(DType::F32)?.to_scalar::<f32>()?;
         Ok(())
     };
     let forward_s = median(args.steps, forward)?;
@@ -165,6 +199,11 @@ where
 
 fn convert<M: LoraModel>(base: M, args: &Args, norm_pre: bool) -> lora::Result<Lora<M>> {
     let config = LoraConfig::new(args.rank).seed(args.seed);
+    let config = match args.recompute {
+        Recompute::None => config,
+        Recompute::Mlp => config.recompute(["mlp"]),
+        Recompute::Block => config.recompute(r"stages\.\d+\.blocks\.\d+"),
+    };
     match args.mode {
         Mode::Lora => base.to_lora(&config),
         Mode::Full => {
@@ -186,7 +225,7 @@ fn data(args: &Args, channels: usize, classes: usize) -> lora::Result<(Tensor, T
         .collect();
     let labels = (0..args.batch).map(|_| rng.random_range(0..classes.max(1) as u32));
     let labels: Vec<u32> = labels.collect();
-    let images = Tensor::from_vec(pixels, shape, &Device::Cpu)?.to_dtype(DType::F32)?;
+    let images = Tensor::from_vec(pixels, shape, &Device::Cpu)?.to_dtype(args.dtype.dtype())?;
     Ok((images, Tensor::new(labels, &Device::Cpu)?))
 }
 

@@ -7,17 +7,21 @@ pub mod op_fixtures;
 
 /// The largest difference of two tensors, relative to the largest value of the second.
 pub fn relative_error(actual: &Tensor, expected: &Tensor) -> Result<f64> {
+    let largest = values(expected)?
+        .iter()
+        .fold(f64::MIN_POSITIVE, |m, v| m.max(v.abs()));
+    Ok(absolute_error(actual, expected)? / largest)
+}
+
+/// The largest difference of two tensors.
+pub fn absolute_error(actual: &Tensor, expected: &Tensor) -> Result<f64> {
     if actual.dims() != expected.dims() {
         bail!("shapes {:?} and {:?}", actual.dims(), expected.dims());
     }
     let (actual, expected) = (values(actual)?, values(expected)?);
-    let largest = expected
-        .iter()
-        .fold(f64::MIN_POSITIVE, |m, v| m.max(v.abs()));
     let differences = actual.iter().zip(&expected).map(|(a, b)| (a - b).abs());
     // NaN must not get lost in a maximum.
-    let error = differences.fold(0.0, |m: f64, d| if d > m || d.is_nan() { d } else { m });
-    Ok(error / largest)
+    Ok(differences.fold(0.0, |m: f64, d| if d > m || d.is_nan() { d } else { m }))
 }
 
 /// Panics unless the tensors agree to this relative error.

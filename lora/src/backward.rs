@@ -26,11 +26,12 @@ pub(crate) fn backward<M: LoraModule>(model: &M, loss: &Tensor) -> Result<GradSt
             trainable: trainable.len(),
         });
     }
-    // Candle computes gradients of plain tensors that meet tracked ones; they are of no use.
-    for param in params::named(model) {
-        if !param.is_trainable() {
-            grads.remove(&param.tensor);
+    // Candle also computes gradients of plain tensors that meet tracked ones; they are of no use.
+    let mut kept = GradStore::default();
+    for node in loss.sorted_nodes() {
+        if let Some(grad) = grads.remove(node).filter(|_| node.is_variable()) {
+            kept.insert(node, grad);
         }
     }
-    Ok(grads)
+    Ok(kept)
 }

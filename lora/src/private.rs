@@ -12,6 +12,9 @@ pub use core::result::Result::{Err, Ok};
 /// has, which is returned. It concerns the whole process.
 pub use crate::kernels::simd::{Level, force_level as force_simd};
 
+/// For tests: how many values of ops the process holds that a graph leads on from.
+pub use crate::ops::recorded_values;
+
 /// The part, if it may carry `#[lora(rank)]`.
 ///
 /// The bound is `M: LoraLayer`, said so that a type which is no model at all has one error, not two.

@@ -215,62 +215,36 @@ pub(crate) fn value_in_place<F: Function, T: Element>(threads: Threads, x: &mut 
     }
 }
 
-/// y = f(x) and slopes = f'(x), on as many threads as allowed.
-pub(crate) fn both_on<F: Function, T: Element>(
+/// y = f(x) and grad = grad·f'(x), on as many threads as allowed.
+pub(crate) fn backward_on<F: Function, T: Element>(
     threads: Threads,
     x: &[T],
     y: &mut [T],
-    slopes: &mut [T],
+    grad: &mut [T],
 ) {
-    struct Both<'a, F, T>(&'a [T], &'a mut [T], &'a mut [T], PhantomData<F>);
+    struct Backward<'a, F, T>(&'a [T], &'a mut [T], &'a mut [T], PhantomData<F>);
 
-    impl<F: Function, T: Element> WithSimd for Both<'_, F, T> {
+    impl<F: Function, T: Element> WithSimd for Backward<'_, F, T> {
         type Output = ();
 
         #[inline(always)]
         fn with_simd<S: Simd>(self, simd: S) {
             let lanes = T::lanes::<S>();
             let results = self.1.chunks_mut(lanes).zip(self.2.chunks_mut(lanes));
-            for (x, (y, slope)) in self.0.chunks(lanes).zip(results) {
-                let (value, derivative) = F::both(Vector::<T, S>::load(simd, x));
+            for (x, (y, grad)) in self.0.chunks(lanes).zip(results) {
+                let (value, slope) = F::both(Vector::<T, S>::load(simd, x));
                 value.store(y);
-                derivative.store(slope);
+                (Vector::load(simd, grad) * slope).store(grad);
             }
         }
     }
 
     match threads {
-        Threads::One => run(Both(x, y, slopes, PhantomData::<F>)),
+        Threads::One => run(Backward(x, y, grad, PhantomData::<F>)),
         Threads::All => {
-            let results = y.par_chunks_mut(CHUNK).zip(slopes.par_chunks_mut(CHUNK));
+            let results = y.par_chunks_mut(CHUNK).zip(grad.par_chunks_mut(CHUNK));
             let chunks = x.par_chunks(CHUNK).zip(results);
-            chunks.for_each(|(x, (y, slopes))| run(Both(x, y, slopes, PhantomData::<F>)));
-        }
-    }
-}
-
-/// y = x·y, on as many threads as allowed.
-pub(crate) fn multiply_on<T: Element>(threads: Threads, y: &mut [T], x: &[T]) {
-    struct Multiply<'a, T>(&'a mut [T], &'a [T]);
-
-    impl<T: Element> WithSimd for Multiply<'_, T> {
-        type Output = ();
-
-        #[inline(always)]
-        fn with_simd<S: Simd>(self, simd: S) {
-            let lanes = T::lanes::<S>();
-            for (y, x) in self.0.chunks_mut(lanes).zip(self.1.chunks(lanes)) {
-                let x = Vector::<T, S>::load(simd, x);
-                (Vector::load(simd, y) * x).store(y);
-            }
-        }
-    }
-
-    match threads {
-        Threads::One => run(Multiply(y, x)),
-        Threads::All => {
-            let chunks = y.par_chunks_mut(CHUNK).zip(x.par_chunks(CHUNK));
-            chunks.for_each(|(y, x)| run(Multiply(y, x)));
+            chunks.for_each(|(x, (y, grad))| run(Backward(x, y, grad, PhantomData::<F>)));
         }
     }
 }

@@ -1,7 +1,9 @@
-//! A frozen linear layer with a low-rank update: y = x·Wᵀ + b + s·drop(x)·Aᵀ·Bᵀ, forward and
+//! A linear layer, with a low-rank update or without: y = x·Wᵀ + b + s·drop(x)·Aᵀ·Bᵀ, forward and
 //! backward, for blocks of rows.
 
+use super::blocks::{blocks, take};
 use super::buffer::buffer;
+use super::layout::transpose_block;
 use super::low_rank::{add_outer, add_product, dots};
 use super::matrix::{Matrix, Threads, multiply};
 use super::simd::Element;
@@ -14,7 +16,7 @@ use std::borrow::Cow;
 /// copy of the weight first, with few rows the branch is computed beside it. With dropout the
 /// branch has another input, so it is always beside it.
 pub(crate) struct Adapted<'a, T: Element> {
-    /// (out, in), with the update in it if `merged`.
+    /// (out, in) with these steps; with the update in it if `merged`.
     weight: Cow<'a, [T]>,
     steps: (usize, usize),
     bias: Option<&'a [T]>,
@@ -22,6 +24,19 @@ pub(crate) struct Adapted<'a, T: Element> {
     pub(crate) outputs: usize,
     update: Option<Update<'a, T>>,
     merged: bool,
+}
+
+/// Columns of a weight from which they count as far apart.
+const FAR_APART: usize = 1024;
+
+/// Rows of a product from which a copy of the weight in a better order pays.
+const MANY_ROWS: usize = 64;
+
+/// The pass that a layer is made for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Pass {
+    Forward,
+    Backward,
 }
 
 /// A low-rank update.
@@ -40,6 +55,16 @@ struct Update<'a, T: Element> {
     low_rank: LowRank<'a, T>,
     /// s·Bᵀ, (rank, out)
     scaled_b: Vec<T>,
+}
+
+/// Rows as the forward pass saw them.
+#[derive(Clone, Copy)]
+pub(crate) struct Seen<'a, T> {
+    pub(crate) x: &'a [T],
+    /// drop(x)·Aᵀ
+    pub(crate) t: &'a [T],
+    /// The number of the first row in its batch.
+    pub(crate) first: usize,
 }
 
 /// The gradients of an update, as they add up over blocks of rows.
@@ -61,7 +86,7 @@ impl<T: Element> UpdateGrads<T> {
 
     /// The gradients of A, (rank, in), and of B, (out, rank).
     pub(crate) fn finish(self, rank: usize, scaling: f64) -> (Vec<T>, Vec<T>) {
-        (self.a, transposed(&self.b, rank, scaling))
+        (self.a, transpose_of(&self.b, rank, scaling))
     }
 }
 
@@ -72,10 +97,11 @@ impl<'a, T: Element> Adapted<'a, T> {
         bias: Option<&'a [T]>,
         update: Option<LowRank<'a, T>>,
         rows: usize,
+        pass: Pass,
     ) -> Self {
         let (outputs, inputs) = weight.shape();
         let update = update.map(|low_rank| Update {
-            scaled_b: transposed(low_rank.b, outputs, low_rank.scaling),
+            scaled_b: transpose_of(low_rank.b, outputs, low_rank.scaling),
             low_rank,
         });
         let mut layer = Self {
@@ -87,34 +113,61 @@ impl<'a, T: Element> Adapted<'a, T> {
             update,
             merged: false,
         };
-        layer.merge(rows);
+        layer.lay_out(rows, pass);
         layer
     }
 
-    /// Adds the update to a copy of the weight, if that is cheaper for so many rows.
-    fn merge(&mut self, rows: usize) {
+    /// Copies the weight, with the update added or in another order of memory, where the products
+    /// with so many rows gain more by it than the copy costs.
+    fn lay_out(&mut self, rows: usize, pass: Pass) {
         let (inputs, outputs) = (self.inputs, self.outputs);
-        let Some(update) = &self.update else { return };
-        // The branch costs rank·(in + out) a row; the copy rank·in·out and a pass over the weight.
-        let worth = rows * (inputs + outputs) > 3 * inputs * outputs;
-        if !worth || self.steps != (inputs, 1) || update.low_rank.dropout.is_some() {
+        if self.steps != (inputs, 1) || inputs * outputs == 0 {
             return;
         }
-        let low_rank = &update.low_rank;
-        let scaling = T::of(low_rank.scaling);
-        let scaled: Vec<T> = low_rank.b.iter().map(|&b| b * scaling).collect();
-        let mut merged = buffer(outputs * inputs);
-        let rows = (1 << 14) / inputs.max(1) + 1;
-        let chunks = merged
-            .par_chunks_mut(rows * inputs)
-            .zip(self.weight.par_chunks(rows * inputs))
-            .zip(scaled.par_chunks(rows * low_rank.rank));
-        chunks.for_each(|((merged, weight), b)| {
-            merged.copy_from_slice(weight);
-            add_product(merged, b, low_rank.a, inputs);
+        // The branch costs rank·(in + out) a row; the copy rank·in·out and a pass over the weight.
+        let merged = self.update.as_ref().filter(|update| {
+            let worth = rows * (inputs + outputs) > 3 * inputs * outputs;
+            worth && update.low_rank.dropout.is_none()
         });
-        self.weight = Cow::Owned(merged);
-        self.merged = true;
+        // The forward product reads the weight along its columns; when they are far apart, products
+        // run at half their speed.
+        let transposed = pass == Pass::Forward && inputs >= FAR_APART && rows >= MANY_ROWS;
+        if merged.is_none() && !transposed {
+            return;
+        }
+        let (height, width) = match transposed {
+            true => (inputs, outputs),
+            false => (outputs, inputs),
+        };
+        // The update as t·b with a row of t for each row of the copy.
+        let update = merged.map(|Update { low_rank, scaled_b }| match transposed {
+            true => (transpose_of(low_rank.a, low_rank.rank, 1.0), &scaled_b[..]),
+            false => {
+                let t = transpose_of(scaled_b, low_rank.rank, 1.0);
+                (t, low_rank.a)
+            }
+        });
+        let mut copy = buffer(outputs * inputs);
+        let part = ((1 << 15) / width + 1).next_multiple_of(16);
+        let parts = copy.par_chunks_mut(part * width).enumerate();
+        parts.for_each(|(index, copy)| {
+            let first = index * part;
+            match transposed {
+                true => transpose_block(&self.weight, copy, first, outputs, inputs),
+                false => copy.copy_from_slice(&self.weight[first * width..][..copy.len()]),
+            }
+            if let Some((t, b)) = &update {
+                let rank = t.len() / height;
+                let rows = copy.len() / width;
+                add_product(copy, &t[first * rank..][..rows * rank], b, width);
+            }
+        });
+        self.merged = merged.is_some();
+        self.weight = Cow::Owned(copy);
+        self.steps = match transposed {
+            true => (1, outputs),
+            false => (inputs, 1),
+        };
     }
 
     pub(crate) fn rank(&self) -> usize {
@@ -170,6 +223,77 @@ impl<'a, T: Element> Adapted<'a, T> {
         }
     }
 
+    /// y from x for all rows, on all threads; `t` as in [`forward`](Self::forward).
+    pub(crate) fn forward_all(&self, x: &[T], y: &mut [T], t: &mut [T]) {
+        let (inputs, outputs) = (self.inputs, self.outputs);
+        let rows = y.len().checked_div(outputs).unwrap_or(0);
+        let rank = t.len().checked_div(rows).unwrap_or(0);
+        let (size, threads) = self.blocks(rows);
+        let (mut y, mut t) = (y, t);
+        let blocks = (0..rows).step_by(size).map(|first| {
+            let rows = size.min(rows - first);
+            let y = take(&mut y, rows * outputs);
+            (first, y, take(&mut t, rows * rank))
+        });
+        let run = |(first, y, t): (usize, &mut [T], &mut [T])| {
+            let x = &x[first * inputs..][..y.len() / outputs * inputs];
+            self.forward(x, y, t, first, threads);
+        };
+        let blocks: Vec<_> = blocks.collect();
+        match threads {
+            Threads::All => blocks.into_iter().for_each(run),
+            Threads::One => blocks.into_par_iter().for_each(run),
+        }
+    }
+
+    /// The backward pass of all rows, on all threads: the gradient of x into `on_x` where it is
+    /// wanted, and those of the update where they are.
+    pub(crate) fn backward_all(
+        &self,
+        grad: &[T],
+        x: &[T],
+        t: &[T],
+        on_x: Option<&mut [T]>,
+        on_update: bool,
+    ) -> Option<UpdateGrads<T>> {
+        let (inputs, outputs, rank) = (self.inputs, self.outputs, self.rank());
+        let rows = grad.len().checked_div(outputs).unwrap_or(0);
+        let (size, threads) = self.blocks(rows);
+        let wanted = on_x.is_some();
+        let mut on_x = on_x.unwrap_or_default();
+        let blocks = (0..rows).step_by(size).map(|first| {
+            let rows = size.min(rows - first);
+            let count = if wanted { rows * inputs } else { 0 };
+            (first, rows, take(&mut on_x, count))
+        });
+        let run = |(first, rows, on_x): (usize, usize, &mut [T])| {
+            let mut grads = self.no_grads().filter(|_| on_update);
+            let seen = Seen {
+                x: &x[first * inputs..][..rows * inputs],
+                t: &t[first * rank..][..rows * rank],
+                first,
+            };
+            let grad = &grad[first * outputs..][..rows * outputs];
+            self.backward(grad, seen, wanted.then_some(on_x), grads.as_mut(), threads);
+            grads
+        };
+        let blocks: Vec<_> = blocks.collect();
+        let parts: Vec<Option<UpdateGrads<T>>> = match threads {
+            Threads::All => blocks.into_iter().map(run).collect(),
+            Threads::One => blocks.into_par_iter().map(run).collect(),
+        };
+        // In the order of the rows, so that sums come out the same each time.
+        let mut sum = self.no_grads().filter(|_| on_update)?;
+        parts.iter().flatten().for_each(|part| sum.add(part));
+        Some(sum)
+    }
+
+    fn blocks(&self, rows: usize) -> (usize, Threads) {
+        let (inputs, outputs) = (self.inputs, self.outputs);
+        let size = size_of::<T>();
+        blocks(rows, inputs.max(outputs) * size, inputs * outputs * size)
+    }
+
     /// Empty gradients of the update.
     pub(crate) fn no_grads(&self) -> Option<UpdateGrads<T>> {
         let rank = self.update.as_ref()?.low_rank.rank;
@@ -180,45 +304,62 @@ impl<'a, T: Element> Adapted<'a, T> {
     }
 
     /// The gradient of x into `on_x`, where it is wanted, and those of the update onto `grads`, from
-    /// the gradient of y and from the x and t of the forward pass.
-    pub(crate) fn backward(
+    /// the gradient of y and from what the forward pass saw.
+    fn backward(
         &self,
         grad: &[T],
-        x: &[T],
-        t: &[T],
+        seen: Seen<'_, T>,
         on_x: Option<&mut [T]>,
         grads: Option<&mut UpdateGrads<T>>,
-        first: usize,
         threads: Threads,
     ) {
+        let u = self.grad_input(grad, on_x, seen.first, threads);
+        if let Some(grads) = grads {
+            self.grad_update(grad, seen, &u, grads);
+        }
+    }
+
+    /// The gradient of x into `on_x`, where it is wanted. The result is s·grad·B, of rank numbers a
+    /// row, for [`grad_update`](Self::grad_update).
+    pub(crate) fn grad_input(
+        &self,
+        grad: &[T],
+        mut on_x: Option<&mut [T]>,
+        first: usize,
+        threads: Threads,
+    ) -> Vec<T> {
         let rows = grad.len() / self.outputs.max(1);
-        let mut on_x = on_x;
         if let Some(on_x) = on_x.as_deref_mut() {
             let grad = Matrix::new(grad, rows, self.outputs);
             multiply(on_x, grad, self.weight(), T::ONE, false, threads);
         }
         let Some(Update { low_rank, scaled_b }) = &self.update else {
-            return;
+            return Vec::new();
         };
-        let mut u = vec![T::ZERO; rows * low_rank.rank];
-        each_rows(
-            threads,
-            &mut u,
-            low_rank.rank,
-            grad,
-            self.outputs,
-            |u, grad| {
-                dots(grad, scaled_b, u, self.outputs);
-            },
-        );
+        let rank = low_rank.rank;
+        let mut u = vec![T::ZERO; rows * rank];
+        each_rows(threads, &mut u, rank, grad, self.outputs, |u, grad| {
+            dots(grad, scaled_b, u, self.outputs);
+        });
         if let Some(on_x) = on_x
             && !self.merged
         {
             low_rank.add_branch(on_x, &u, self.inputs, first, threads);
         }
-        if let Some(grads) = grads {
+        u
+    }
+
+    /// Adds the gradients of the update to `grads`.
+    pub(crate) fn grad_update(
+        &self,
+        grad: &[T],
+        Seen { x, t, first }: Seen<'_, T>,
+        u: &[T],
+        grads: &mut UpdateGrads<T>,
+    ) {
+        if let Some(Update { low_rank, .. }) = &self.update {
             let x = low_rank.dropped(x, self.inputs, first);
-            add_outer(&mut grads.a, &u, &x, self.inputs);
+            add_outer(&mut grads.a, u, &x, self.inputs);
             add_outer(&mut grads.b, t, grad, self.outputs);
         }
     }
@@ -244,7 +385,7 @@ fn each_rows<T: Element>(
 }
 
 /// scale · the transpose of a matrix of so many rows.
-fn transposed<T: Element>(values: &[T], rows: usize, scale: f64) -> Vec<T> {
+fn transpose_of<T: Element>(values: &[T], rows: usize, scale: f64) -> Vec<T> {
     let scale = T::of(scale);
     let columns = values.len().checked_div(rows).unwrap_or(0);
     let mut result = vec![T::ZERO; values.len()];

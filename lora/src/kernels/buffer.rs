@@ -125,6 +125,15 @@ pub(crate) fn buffer<T: Element>(count: usize) -> Vec<T> {
     values
 }
 
+/// The first `count` numbers of memory that is used again and again, with any content, as
+/// [`buffer`]: fresh memory costs as much as many a kernel, too.
+pub(crate) fn room<T: Element>(memory: &mut Vec<T>, count: usize) -> &mut [T] {
+    if memory.len() < count {
+        *memory = buffer(count);
+    }
+    &mut memory[..count]
+}
+
 /// A tensor of computed values.
 pub(crate) fn tensor<T: Element>(values: Vec<T>, shape: impl Into<Shape>) -> Result<Tensor> {
     Tensor::from_vec(values, shape, &Device::Cpu)

@@ -4,7 +4,7 @@
 //! a block of rows of the result, what each pixel sees is gathered to a row of a matrix, its
 //! *patch*; the weights are a matrix with the same columns.
 
-use super::buffer::buffer;
+use super::buffer::{buffer, room};
 use super::matrix::{Matrix, Threads, multiply};
 use super::simd::Element;
 use super::window::Window;
@@ -34,29 +34,93 @@ pub(crate) struct Conv {
 impl Conv {
     /// y = x * w + bias
     pub(crate) fn forward<T: Element>(&self, x: &[T], w: &[T], bias: Option<&[T]>, y: &mut [T]) {
+        if !self.narrows() {
+            return self.forward_by_input(x, w, bias, y);
+        }
+        self.reversed().grad_input_by_input(x, &self.turned(w), y);
+        if let Some(bias) = bias {
+            for y in y.chunks_exact_mut(self.outputs) {
+                y.iter_mut().zip(bias).for_each(|(y, &bias)| *y += bias);
+            }
+        }
+    }
+
+    /// The gradient of the input from that of the result.
+    pub(crate) fn grad_input<T: Element>(&self, grad: &[T], w: &[T], x: &mut [T]) {
+        if !self.narrows() {
+            return self.grad_input_by_input(grad, w, x);
+        }
+        let reversed = self.reversed();
+        reversed.forward_by_input(grad, &self.turned(w), None, x);
+    }
+
+    /// The gradient of the weights.
+    pub(crate) fn grad_weight<T: Element>(&self, grad: &[T], x: &[T], w: &mut [T]) {
+        if !self.narrows() {
+            return self.grad_weight_by_input(grad, x, w);
+        }
+        let (reversed, mut turned) = (self.reversed(), buffer(w.len()));
+        reversed.grad_weight_by_input(x, grad, &mut turned);
+        w.copy_from_slice(&reversed.turned(&turned));
+    }
+
+    /// True if patches of the result are smaller than those of the input by far, as for a matrix of
+    /// low rank: then all is computed by the convolution that leads back.
+    fn narrows(&self) -> bool {
+        self.window.stride == 1 && self.window.taps() > 1 && 2 * self.outputs <= self.inputs
+    }
+
+    /// The convolution from results to inputs whose gradient of the input is this one's result.
+    fn reversed(&self) -> Self {
+        Self {
+            window: self.window.reversed(),
+            inputs: self.outputs,
+            outputs: self.inputs,
+            groups: self.groups,
+        }
+    }
+
+    /// The weights of the reversed convolution.
+    fn turned<T: Element>(&self, w: &[T]) -> Vec<T> {
+        let (inputs, outputs) = (self.inputs / self.groups, self.outputs / self.groups);
+        let taps = self.window.taps();
+        let mut turned = buffer(w.len());
+        for (row, w) in w.chunks_exact(self.patch().max(1)).enumerate() {
+            let (group, output) = (row / outputs, row % outputs);
+            for (tap, w) in w.chunks_exact(inputs).enumerate() {
+                let tap = taps - 1 - tap;
+                for (input, &w) in w.iter().enumerate() {
+                    let row = group * inputs + input;
+                    turned[(row * taps + tap) * outputs + output] = w;
+                }
+            }
+        }
+        turned
+    }
+
+    fn forward_by_input<T: Element>(&self, x: &[T], w: &[T], bias: Option<&[T]>, y: &mut [T]) {
         let row = self.window.output.1 * self.outputs;
         if y.is_empty() {
             return;
         }
         let rows = self.split::<T>(y.len() / row, self.window.output.1);
-        each_chunk(y, rows * row, |block, y, threads| {
-            let mut patches = buffer(y.len() / self.outputs * self.patch());
+        each_chunk(y, rows * row, |block, y, memory, threads| {
+            let patches = room(memory, y.len() / self.outputs * self.patch());
             for group in 0..self.groups {
-                self.gather(x, group, block * rows, &mut patches, threads);
-                self.apply_group(&patches, w, bias, group, y, threads);
+                self.gather(x, group, block * rows, patches, threads);
+                self.apply_group(patches, w, bias, group, y, threads);
             }
         });
     }
 
-    /// The gradient of the input from that of the result.
-    pub(crate) fn grad_input<T: Element>(&self, grad: &[T], w: &[T], x: &mut [T]) {
+    fn grad_input_by_input<T: Element>(&self, grad: &[T], w: &[T], x: &mut [T]) {
         let Window { output, .. } = self.window;
         let (map, row) = (self.window.pixels() * self.inputs, output.1 * self.outputs);
         if x.is_empty() {
             return;
         }
         let images = self.split::<T>(x.len() / map, self.window.places());
-        each_chunk(x, images * map, |chunk, x, threads| {
+        each_chunk(x, images * map, |chunk, x, memory, threads| {
             let first = chunk * images * output.0;
             let total = x.len() / map * output.0;
             let rows = self.block::<T>(output.1);
@@ -66,32 +130,28 @@ impl Conv {
             for start in (0..total).step_by(rows) {
                 let rows = rows.min(total - start);
                 let grad = &grad[(first + start) * row..][..rows * row];
-                let mut patches = buffer(rows * output.1 * self.patch());
+                let patches = room(memory, rows * output.1 * self.patch());
                 for group in 0..self.groups {
                     let w = self.weights(w, group);
                     let grad = self.channels(grad, group);
-                    multiply(&mut patches, grad, w, T::ONE, false, threads);
-                    self.scatter(&patches, group, start, x);
+                    multiply(patches, grad, w, T::ONE, false, threads);
+                    self.scatter(patches, group, start, x);
                 }
             }
         });
     }
 
-    /// The gradient of the weights.
-    pub(crate) fn grad_weight<T: Element>(&self, grad: &[T], x: &[T], w: &mut [T]) {
+    fn grad_weight_by_input<T: Element>(&self, grad: &[T], x: &[T], w: &mut [T]) {
         let row = self.window.output.1 * self.outputs;
         w.fill(T::ZERO);
         if grad.is_empty() || w.is_empty() {
             return;
         }
         let rows = self.block::<T>(self.window.output.1);
-        let mut patches = Vec::new();
+        let mut memory = Vec::new();
         for (block, grad) in grad.chunks(rows * row).enumerate() {
             let places = grad.len() / self.outputs;
-            if patches.is_empty() {
-                patches = buffer(places * self.patch());
-            }
-            let patches = &mut patches[..places * self.patch()];
+            let patches = room(&mut memory, places * self.patch());
             let size = w.len() / self.groups;
             for (group, w) in w.chunks_exact_mut(size).enumerate() {
                 self.gather(x, group, block * rows, patches, Threads::All);
@@ -292,114 +352,18 @@ impl Conv {
     }
 }
 
-/// Calls `f` with each chunk, each on one thread, or with all threads if there is but one.
+/// Calls `f` with each chunk and memory to use, each on one thread, or with all threads if there is
+/// but one.
 pub(crate) fn each_chunk<T: Element>(
     values: &mut [T],
     size: usize,
-    f: impl Fn(usize, &mut [T], Threads) + Sync,
+    f: impl Fn(usize, &mut [T], &mut Vec<T>, Threads) + Sync,
 ) {
     if values.len() <= size {
-        return f(0, values, Threads::All);
+        return f(0, values, &mut Vec::new(), Threads::All);
     }
     let chunks = values.par_chunks_mut(size).enumerate();
-    chunks.for_each(|(index, chunk)| f(index, chunk, Threads::One));
-}
-
-/// The sums of the columns of a matrix, on all threads.
-pub(crate) fn column_sums<T: Element>(x: &[T], columns: usize) -> Vec<T> {
-    let mut sums = vec![T::ZERO; columns];
-    if x.is_empty() {
-        return sums;
-    }
-    // Parts of a fixed size: the order of summation must not depend on the threads.
-    let part = (WORK / 4).next_multiple_of(columns);
-    let partial = |x: &[T]| {
-        let mut sums = vec![T::ZERO; columns];
-        for row in x.chunks_exact(columns) {
-            sums.iter_mut().zip(row).for_each(|(sum, &x)| *sum += x);
-        }
-        sums
-    };
-    let parts: Vec<_> = match x.len() <= part {
-        true => vec![partial(x)],
-        false => x.par_chunks(part).map(partial).collect(),
-    };
-    for part in parts {
-        sums.iter_mut().zip(part).for_each(|(sum, x)| *sum += x);
-    }
-    sums
-}
-
-/// The matrices of (rows, columns) in `x`, each transposed, on all threads.
-pub(crate) fn transpose<T: Element>(x: &[T], y: &mut [T], rows: usize, columns: usize) {
-    if y.is_empty() {
-        return;
-    }
-    let (x, y) = (x.chunks(rows * columns), y.chunks_mut(rows * columns));
-    if rows == 1 || columns == 1 {
-        return x.zip(y).for_each(|(x, y)| y.copy_from_slice(x));
-    }
-    let pairs: Vec<_> = x.zip(y).collect();
-    let block = (WORK / 4 / rows).next_multiple_of(16);
-    let transpose = |(x, y): (&[T], &mut [T])| {
-        // Blocks of the result's rows.
-        let blocks = y.par_chunks_mut(block * rows).enumerate();
-        blocks.for_each(|(index, y)| transpose_block(x, y, index * block, rows, columns));
-    };
-    match pairs.len() * rows * columns < WORK / 4 {
-        true => pairs
-            .into_iter()
-            .for_each(|(x, y)| transpose_block(x, y, 0, rows, columns)),
-        false => pairs.into_par_iter().for_each(transpose),
-    }
-}
-
-/// The columns from `first` on as the rows of `y`.
-pub(crate) fn transpose_block<T: Element>(
-    x: &[T],
-    y: &mut [T],
-    first: usize,
-    rows: usize,
-    columns: usize,
-) {
-    const TILE: usize = 16;
-    for (index, y) in y.chunks_mut(TILE * rows).enumerate() {
-        let column = first + index * TILE;
-        for row in (0..rows).step_by(TILE) {
-            let height = TILE.min(rows - row);
-            for (index, y) in y.chunks_exact_mut(rows).enumerate() {
-                let x = x[row * columns + column + index..].iter().step_by(columns);
-                for (y, &x) in y[row..][..height].iter_mut().zip(x) {
-                    *y = x;
-                }
-            }
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn transposes() {
-        for (count, rows, columns) in [(2, 3, 5), (1, 33, 17), (3, 1, 4), (1, 700, 500), (0, 2, 2)]
-        {
-            let x: Vec<f64> = (0..count * rows * columns).map(|i| i as f64).collect();
-            let mut y = vec![-1.0; x.len()];
-            transpose(&x, &mut y, rows, columns);
-            for (index, &y) in y.iter().enumerate() {
-                let (matrix, at) = (index / (rows * columns), index % (rows * columns));
-                let at = at % rows * columns + at / rows;
-                assert_eq!(y, (matrix * rows * columns + at) as f64);
-            }
-        }
-    }
-
-    #[test]
-    fn sums_columns() {
-        let x: Vec<f64> = (0..700_000).map(|i| f64::from(i % 7)).collect();
-        assert_eq!(column_sums(&x, 7), [0.0, 1e5, 2e5, 3e5, 4e5, 5e5, 6e5]);
-        assert_eq!(column_sums::<f32>(&[], 2), [0.0, 0.0]);
-    }
+    chunks.for_each_init(Vec::new, |memory, (index, chunk)| {
+        f(index, chunk, memory, Threads::One);
+    });
 }

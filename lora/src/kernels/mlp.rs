@@ -2,7 +2,7 @@
 //! in a core's cache from the first layer to the last.
 
 use super::activation::{self, Function};
-use super::adapted::{Adapted, UpdateGrads};
+use super::adapted::{Adapted, Seen, UpdateGrads};
 use super::blocks::{blocks, take};
 use super::buffer::buffer;
 use super::matrix::Threads;
@@ -183,7 +183,7 @@ impl<T: Element, F: Function> Mlp<'_, T, F> {
         });
         let blocks: Vec<_> = blocks.collect();
         let run = |scratch: &mut [Scratch<T>; 5], (first, on_x): (usize, &mut [T])| {
-            let [normed, scaled, activated, slopes, on_hidden] = scratch;
+            let [normed, scaled, activated, again, on_hidden] = scratch;
             let rows = size.min(rows - first);
             let part = |values, width| part(values, first, rows, width);
             let (x, grad) = (part(x, width), part(grad, outputs));
@@ -200,20 +200,18 @@ impl<T: Element, F: Function> Mlp<'_, T, F> {
             let normed = match &self.norm {
                 Some(norm) => {
                     let normed = normed.of(rows * width);
-                    norm.again(x, normed, stats);
+                    norm.again(x, normed);
                     &*normed
                 }
                 None => x,
             };
-            let (activated, slopes) = (activated.of(rows * hidden), slopes.of(rows * hidden));
-            if kept.hidden.is_empty() {
-                let again = on_hidden.of(rows * hidden);
+            let pre_activation = if kept.hidden.is_empty() {
+                let again = again.of(rows * hidden);
                 self.fc1.forward(normed, again, &mut [], first, threads);
-                activation::both_on::<F, T>(threads, again, activated, slopes);
+                &*again
             } else {
-                let hidden = part(&kept.hidden, hidden);
-                activation::both_on::<F, T>(threads, hidden, activated, slopes);
-            }
+                part(&kept.hidden, hidden)
+            };
             let grad = match self.gamma {
                 Some(gamma) => {
                     let scaled = scaled.of(rows * outputs);
@@ -223,39 +221,29 @@ impl<T: Element, F: Function> Mlp<'_, T, F> {
                 }
                 None => grad,
             };
+            let activated = activated.of(rows * hidden);
             let on_hidden = on_hidden.of(rows * hidden);
-            let fc2 = grads.fc2.as_mut();
-            self.fc2
-                .backward(grad, activated, t2, Some(on_hidden), fc2, first, threads);
-            activation::multiply_on(threads, on_hidden, slopes);
-            let fc1 = grads.fc1.as_mut();
-            if !wanted {
+            let u = self.fc2.grad_input(grad, Some(on_hidden), first, threads);
+            activation::backward_on::<F, T>(threads, pre_activation, activated, on_hidden);
+            if let Some(grads) = &mut grads.fc2 {
+                let (x, t) = (&*activated, t2);
+                self.fc2.grad_update(grad, Seen { x, t, first }, &u, grads);
+            }
+            let u = match &self.norm {
+                _ if !wanted => self.fc1.grad_input(on_hidden, None, first, threads),
+                None => self.fc1.grad_input(on_hidden, Some(on_x), first, threads),
+                Some(norm) => {
+                    let on_normed = scaled.of(rows * width);
+                    let on_x_of_fc1 = Some(&mut *on_normed);
+                    let u = self.fc1.grad_input(on_hidden, on_x_of_fc1, first, threads);
+                    norm.backward(x, on_normed, stats, on_x);
+                    u
+                }
+            };
+            if let Some(grads) = &mut grads.fc1 {
+                let (x, t) = (normed, t1);
                 self.fc1
-                    .backward(on_hidden, normed, t1, None, fc1, first, threads);
-            } else if let Some(norm) = &self.norm {
-                let on_normed = slopes.get_mut(..rows * width);
-                // Narrower than the hidden rows in any sane model, but it need not be.
-                let mut own;
-                let on_normed = match on_normed {
-                    Some(space) => space,
-                    None => {
-                        own = buffer(rows * width);
-                        &mut own[..]
-                    }
-                };
-                self.fc1.backward(
-                    on_hidden,
-                    normed,
-                    t1,
-                    Some(&mut *on_normed),
-                    fc1,
-                    first,
-                    threads,
-                );
-                norm.backward(x, on_normed, stats, on_x);
-            } else {
-                self.fc1
-                    .backward(on_hidden, normed, t1, Some(on_x), fc1, first, threads);
+                    .grad_update(on_hidden, Seen { x, t, first }, &u, grads);
             }
             grads
         };
@@ -306,8 +294,8 @@ impl<T: Element> Norm<'_, T> {
         norm::forward_rows(x, y, width, self.eps, self.remove_mean, weight, bias, stats);
     }
 
-    /// The forward pass from its statistics.
-    fn again(&self, x: &[T], y: &mut [T], _: &[T]) {
+    /// The result once more.
+    fn again(&self, x: &[T], y: &mut [T]) {
         let mut stats = buffer(2 * x.len() / self.weight.len().max(1));
         self.forward(x, y, &mut stats);
     }

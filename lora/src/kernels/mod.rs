@@ -10,7 +10,7 @@ pub(crate) mod conv;
 pub(crate) mod depthwise;
 pub(crate) mod embedding;
 pub(crate) mod group_norm;
-pub(crate) mod linear;
+pub(crate) mod layout;
 pub(crate) mod low_rank;
 pub(crate) mod matrix;
 pub(crate) mod mlp;

@@ -4,7 +4,7 @@
 //! cache; [`forward`] and [`backward`] run on all threads.
 
 use super::simd::{Element, Vector, run};
-use super::sums::{add_columns, centred_pair, squares, sum};
+use super::sums::{centred_pair, squares, sum};
 use super::{CHUNK, buffer::buffer};
 use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
@@ -188,18 +188,6 @@ pub(super) fn corrections<T: Element>(
     (T::of(shift), T::of(-along / count * inverse.powi(3)))
 }
 
-/// Adds the sums over the rows of grad·x̂ and of grad, the gradients of weight and bias, to
-/// `on_weight` and `on_bias`; x̂ are the normalised rows.
-pub(crate) fn weight_grads<T: Element>(
-    x: &[T],
-    grad: &[T],
-    stats: &[T],
-    on_weight: &mut [T],
-    on_bias: &mut [T],
-) {
-    add_columns(x, grad, Some(stats), on_weight, on_bias);
-}
-
 /// The row as vectors, the last filled up with zeros; `default` for a missing one.
 #[inline(always)]
 fn whole_vectors<T: Element, S: Simd>(
@@ -366,16 +354,5 @@ mod tests {
             let (on_weight, on_bias) = sums::columns(&none, &none, Some(&none), width);
             assert_eq!((on_weight, on_bias), (vec![0.0; width], vec![0.0; width]));
         }
-    }
-
-    #[test]
-    fn slices_and_all_threads_agree() {
-        let (rows, width) = (7, 19);
-        let (x, grad): (Vec<f32>, Vec<f32>) = (values(rows * width, 1), values(rows * width, 2));
-        let (_, stats) = forward(&x, width, EPS, true, None, None);
-        let (on_weight, on_bias) = sums::columns(&x, &grad, Some(&stats), width);
-        let (mut products, mut totals) = (vec![0.0; width], vec![0.0; width]);
-        weight_grads(&x, &grad, &stats, &mut products, &mut totals);
-        assert_eq!((on_weight, on_bias), (products, totals));
     }
 }

@@ -101,12 +101,9 @@ pub(crate) trait Element:
     const ONE: Self;
 
     fn of(value: f64) -> Self;
-    fn root(self) -> Self;
     fn exponential(self) -> Self;
     /// The natural logarithm.
     fn logarithm(self) -> Self;
-    /// The error function.
-    fn error(self) -> Self;
 
     fn raw_splat<S: Simd>(simd: S, value: Self) -> Self::Raw<S>;
     fn raw_add<S: Simd>(simd: S, a: Self::Raw<S>, b: Self::Raw<S>) -> Self::Raw<S>;
@@ -262,7 +259,7 @@ operator!(Div, div, raw_div);
 
 macro_rules! element {
     (
-        $ty:ident, $variant:ident, $vector:ident, $root:expr, $error:expr, $exp:path, $erf:path,
+        $ty:ident, $variant:ident, $vector:ident, $exp:path, $erf:path,
         $splat:ident $add:ident $sub:ident $mul:ident $div:ident $max:ident
         $mul_add:ident $greater:ident $select:ident $sum:ident $largest:ident
         $split:ident $split_mut:ident $load:ident $store:ident
@@ -277,20 +274,12 @@ macro_rules! element {
                 value as $ty
             }
 
-            fn root(self) -> Self {
-                self.sqrt()
-            }
-
             fn exponential(self) -> Self {
                 self.exp()
             }
 
             fn logarithm(self) -> Self {
                 self.ln()
-            }
-
-            fn error(self) -> Self {
-                $error(self)
             }
 
             #[inline(always)]
@@ -390,14 +379,14 @@ macro_rules! element {
 }
 
 element!(
-    f32, F32, f32s, f32::sqrt, |x: f32| erf_f64(f64::from(x)) as f32, exp_f32, erf_f32,
+    f32, F32, f32s, exp_f32, erf_f32,
     splat_f32s add_f32s sub_f32s mul_f32s div_f32s max_f32s
     mul_add_e_f32s greater_than_f32s select_f32s reduce_sum_f32s reduce_max_f32s
     as_simd_f32s as_mut_simd_f32s partial_load_f32s partial_store_f32s
 );
 
 element!(
-    f64, F64, f64s, f64::sqrt, erf_f64, exp_f64, erf_f64_lanes,
+    f64, F64, f64s, exp_f64, erf_f64_lanes,
     splat_f64s add_f64s sub_f64s mul_f64s div_f64s max_f64s
     mul_add_e_f64s greater_than_f64s select_f64s reduce_sum_f64s reduce_max_f64s
     as_simd_f64s as_mut_simd_f64s partial_load_f64s partial_store_f64s
@@ -467,7 +456,7 @@ fn erf_f32<S: Simd>(simd: S, x: S::f32s) -> S::f32s {
             -2.101_024e-6,
             -5.692_506_4e-5,
             -7.349_906_4e-4,
-            -2.954_599_8e-3,
+            -2.954_6e-3,
             -1.609_603_3e-2,
         ],
     );

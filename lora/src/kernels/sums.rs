@@ -127,7 +127,7 @@ fn joined<T: Element, S: Simd>([a, b, c, d]: [Vector<T, S>; SIDE]) -> f64 {
 /// Adds the sums over the rows of grad·x̂ to `products` and those of grad to `totals`.
 ///
 /// With `stats`, the mean and the factor of each row, x̂ = (x − mean)·factor; else x̂ = x.
-pub(super) fn add_columns<T: Element>(
+fn add_columns<T: Element>(
     x: &[T],
     grad: &[T],
     stats: Option<&[T]>,

@@ -5,7 +5,7 @@ use crate::kernels::activation::{self, Function, GeluErf, GeluTanh, Relu, Silu};
 use crate::kernels::buffer::{Cpu, buffer, tensor};
 use crate::kernels::simd::Element;
 use crate::profile;
-use candle_core::{Result, Tensor};
+use candle_core::{Result, Tensor, bail};
 use std::f64::consts::{FRAC_1_SQRT_2, PI};
 
 /// GELU by the error function, x·Φ(x), as [`Tensor::gelu_erf`]; the derivative is exact where
@@ -72,6 +72,13 @@ fn unary<F: Function + 'static>(
     value: Map,
     slope: Map,
 ) -> Result<Tensor> {
+    // Candle's own give zeros for integers, but for relu.
+    if !xs.dtype().is_float() && name != "relu" {
+        bail!(
+            "{name}: the input must be floating-point, it is {:?}",
+            xs.dtype()
+        );
+    }
     in_memory_order(xs, |xs| {
         let span = profile::forward(name);
         let dtype = xs.dtype();

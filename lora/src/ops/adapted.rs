@@ -4,14 +4,11 @@ use super::contiguous::copy;
 use super::dropout::{dropout, mask};
 use super::{Compute, linear, record};
 use crate::adapter::wider;
-use crate::kernels::adapted::{Adapted, Dropout, LowRank, UpdateGrads};
-use crate::kernels::blocks::{blocks, take};
+use crate::kernels::adapted::{Adapted, Dropout, LowRank, Pass, UpdateGrads};
 use crate::kernels::buffer::{Cpu, CpuMatrix, buffer, tensor};
-use crate::kernels::matrix::Threads;
 use crate::kernels::simd::Element;
 use crate::profile;
-use candle_core::{D, DType, Result, Tensor, bail};
-use rayon::prelude::*;
+use candle_core::{DType, Result, Tensor, bail};
 
 /// A linear layer as the ops read it: what is frozen and what is tracked follows from the tensors.
 #[derive(Clone, Debug)]
@@ -82,13 +79,14 @@ impl UpdateParts {
 /// The layer's result for `xs` of shape (.., in): (.., out).
 pub(crate) fn adapted_linear(xs: &Tensor, layer: &LinearParts) -> Result<Tensor> {
     let compute = Compute::of(xs);
-    let fits = xs.rank() > 0
+    let (outputs, inputs) = layer.weight.dims2()?;
+    // What does not fit for an error's sake gets that error from the single ops.
+    let fits = inputs * outputs > 0
+        && xs.dims().last() == Some(&inputs)
         && xs.dtype() == layer.weight.dtype()
-        && xs.dim(D::Minus1)? == layer.weight.dim(1)?
-        && !layer
-            .bias
-            .as_ref()
-            .is_some_and(|bias| bias.dtype() != xs.dtype());
+        && layer.bias.as_ref().is_none_or(|bias| {
+            bias.dims() == [outputs] && bias.dtype() == xs.dtype() && bias.is_contiguous()
+        });
     match (compute, layer.fused()) {
         (Compute::F32, Ok(Some(update))) if fits => fused::<f32>(xs, layer, update),
         (Compute::F64, Ok(Some(update))) if fits => fused::<f64>(xs, layer, update),
@@ -131,7 +129,7 @@ fn fused<T: Element>(xs: &Tensor, layer: &LinearParts, update: &UpdateParts) -> 
     let mut shape = xs.dims().to_vec();
     let xs_shape = xs.shape().clone();
     shape[xs.rank() - 1] = outputs;
-    let rows = xs.elem_count().checked_div(inputs).unwrap_or(0);
+    let rows = xs.elem_count() / inputs;
     let x = copy(&xs.detach())?;
     let frozen = Frozen {
         layer: layer.detached(),
@@ -173,31 +171,17 @@ struct Frozen {
     rows: usize,
 }
 
+/// The gradients of the input and of the update.
+type InputAndUpdate<T> = (Option<Vec<T>>, Option<UpdateGrads<T>>);
+
 impl Frozen {
     /// The result, and t of every row if it is `kept`.
     fn forward<T: Element>(&self, x: &Tensor, kept: bool) -> Result<(Vec<T>, Vec<T>)> {
         let (operands, x) = (Operands::<T>::of(&self.layer)?, Cpu::<T>::of(x)?);
-        let layer = operands.layer(self.mask, self.rows);
-        let (inputs, outputs) = (layer.inputs, layer.outputs);
-        let rank = if kept { layer.rank() } else { 0 };
-        let mut y = buffer(self.rows * outputs);
-        let mut t = buffer(self.rows * rank);
-        let (size, threads) = self.blocks::<T>(inputs, outputs);
-        let (mut of_y, mut of_t) = (&mut y[..], &mut t[..]);
-        let blocks = (0..self.rows).step_by(size).map(|first| {
-            let rows = size.min(self.rows - first);
-            let y = take(&mut of_y, rows * outputs);
-            (first, rows, y, take(&mut of_t, rows * rank))
-        });
-        let run = |(first, rows, y, t): (usize, usize, &mut [T], &mut [T])| {
-            let x = &x[first * inputs..][..rows * inputs];
-            layer.forward(x, y, t, first, threads);
-        };
-        let blocks: Vec<_> = blocks.collect();
-        match threads {
-            Threads::All => blocks.into_iter().for_each(run),
-            Threads::One => blocks.into_par_iter().for_each(run),
-        }
+        let layer = operands.layer(self.mask, self.rows, Pass::Forward);
+        let mut y = buffer(self.rows * layer.outputs);
+        let mut t = buffer(if kept { self.rows * layer.rank() } else { 0 });
+        layer.forward_all(&x, &mut y, &mut t);
         Ok((y, t))
     }
 
@@ -209,51 +193,13 @@ impl Frozen {
         t: &[T],
         on_x: bool,
         on_update: bool,
-    ) -> Result<(Option<Vec<T>>, Option<UpdateGrads<T>>)> {
+    ) -> Result<InputAndUpdate<T>> {
         let (operands, x) = (Operands::<T>::of(&self.layer)?, Cpu::<T>::of(x)?);
+        let layer = operands.layer(self.mask, self.rows, Pass::Backward);
         let grad = Cpu::<T>::of(grad)?;
-        let layer = operands.layer(self.mask, self.rows);
-        let (inputs, outputs, rank) = (layer.inputs, layer.outputs, layer.rank());
-        let per_row = if on_x { inputs } else { 0 };
-        let mut of_x = buffer(self.rows * per_row);
-        let (size, threads) = self.blocks::<T>(inputs, outputs);
-        let mut rest = &mut of_x[..];
-        let blocks = (0..self.rows).step_by(size).map(|first| {
-            let rows = size.min(self.rows - first);
-            (first, rows, take(&mut rest, rows * per_row))
-        });
-        let run = |(first, rows, of_x): (usize, usize, &mut [T])| {
-            let mut grads = layer.no_grads().filter(|_| on_update);
-            layer.backward(
-                &grad[first * outputs..][..rows * outputs],
-                &x[first * inputs..][..rows * inputs],
-                &t[first * rank..][..rows * rank],
-                on_x.then_some(of_x),
-                grads.as_mut(),
-                first,
-                threads,
-            );
-            grads
-        };
-        let blocks: Vec<_> = blocks.collect();
-        let parts: Vec<Option<UpdateGrads<T>>> = match threads {
-            Threads::All => blocks.into_iter().map(run).collect(),
-            Threads::One => blocks.into_par_iter().map(run).collect(),
-        };
-        let mut sum = layer.no_grads().filter(|_| on_update);
-        if let Some(sum) = &mut sum {
-            parts.iter().flatten().for_each(|part| sum.add(part));
-        }
-        Ok((on_x.then_some(of_x), sum))
-    }
-
-    fn blocks<T>(&self, inputs: usize, outputs: usize) -> (usize, Threads) {
-        let size = size_of::<T>();
-        blocks(
-            self.rows,
-            inputs.max(outputs) * size,
-            inputs * outputs * size,
-        )
+        let mut of_x = on_x.then(|| buffer(self.rows * layer.inputs));
+        let grads = layer.backward_all(&grad, &x, t, of_x.as_deref_mut(), on_update);
+        Ok((of_x, grads))
     }
 }
 
@@ -277,7 +223,7 @@ impl<'a, T: Element> Operands<'a, T> {
         })
     }
 
-    pub(crate) fn layer(&self, mask: Option<Dropout>, rows: usize) -> Adapted<'_, T> {
+    pub(crate) fn layer(&self, mask: Option<Dropout>, rows: usize, pass: Pass) -> Adapted<'_, T> {
         let update = self.update.as_ref().map(|(parts, a, b)| LowRank {
             a,
             b,
@@ -285,6 +231,6 @@ impl<'a, T: Element> Operands<'a, T> {
             scaling: parts.scaling,
             dropout: mask,
         });
-        Adapted::new(self.weight.view(), self.bias.as_deref(), update, rows)
+        Adapted::new(self.weight.view(), self.bias.as_deref(), update, rows, pass)
     }
 }

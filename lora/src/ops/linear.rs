@@ -1,10 +1,11 @@
 //! The linear map, y = x·Wᵀ + b.
 
 use super::{Compute, record, working};
+use crate::kernels::adapted::{Adapted, Pass};
 use crate::kernels::buffer::{Cpu, CpuMatrix, buffer, tensor};
 use crate::kernels::matrix::{Threads, multiply};
 use crate::kernels::simd::Element;
-use crate::{kernels, profile};
+use crate::profile;
 use candle_core::{D, Result, Tensor, bail};
 
 /// y = x·Wᵀ + b, as [`candle_nn::Linear`] computes it.
@@ -68,6 +69,7 @@ pub fn linear(xs: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Ten
     let x = weight.track_op().then_some(x);
     // A missing bias is an argument that nothing tracks.
     let bias = bias.unwrap_or(&w).clone();
+    let bias_shape = bias.shape().clone();
     let args = [xs, weight, &bias];
     let w = w.clone();
     record(
@@ -82,7 +84,7 @@ pub fn linear(xs: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Ten
             });
             let on_weight = x.as_ref().filter(|_| on_weight);
             let on_weight = on_weight.map(|x| product(&grad.t()?, x)?.to_dtype(dtype));
-            let on_bias = on_bias.then(|| grad.sum(0)?.to_dtype(dtype));
+            let on_bias = on_bias.then(|| grad.sum(0)?.to_dtype(dtype)?.reshape(&bias_shape));
             Ok([
                 on_xs.transpose()?,
                 on_weight.transpose()?,
@@ -95,12 +97,12 @@ pub fn linear(xs: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Ten
 /// x·wᵀ + bias of matrices, in the working precision.
 fn forward(x: &Tensor, w: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
     let bias = bias.map(|bias| working(bias)?.contiguous()).transpose()?;
-    let w = working(w)?.t()?;
+    let w = working(w)?;
     match Compute::of(x) {
         Compute::F32 => on_cpu::<f32>(x, &w, bias.as_ref()),
         Compute::F64 => on_cpu::<f64>(x, &w, bias.as_ref()),
         Compute::Tensors => {
-            let y = product(x, &w)?;
+            let y = product(x, &w.t()?)?;
             match bias {
                 Some(bias) => y.broadcast_add(&bias),
                 None => Ok(y),
@@ -110,12 +112,12 @@ fn forward(x: &Tensor, w: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
 }
 
 fn on_cpu<T: Element>(x: &Tensor, w: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
-    let (rows, inputs, outputs) = (x.dim(0)?, x.dim(1)?, w.dim(1)?);
-    let mut y = buffer::<T>(rows * outputs);
+    let (rows, outputs) = (x.dim(0)?, w.dim(0)?);
     let bias = bias.map(Cpu::<T>::of).transpose()?;
     let (x, w) = (Cpu::<T>::of(x)?, CpuMatrix::<T>::of(w)?);
-    let shape = (inputs, outputs);
-    kernels::linear::forward(&mut y, &x, w.view(), bias.as_deref(), shape);
+    let mut y = buffer(rows * outputs);
+    let layer = Adapted::new(w.view(), bias.as_deref(), None, rows, Pass::Forward);
+    layer.forward_all(&x, &mut y, &mut []);
     tensor(y, (rows, outputs))
 }
 

@@ -4,7 +4,7 @@ use super::adapted::{LinearParts, Operands, adapted_linear};
 use super::contiguous::copy;
 use super::{Compute, affine, dropout, gelu, gelu_erf, norm, record, relu, residual, silu};
 use crate::kernels::activation::{Function, GeluErf, GeluTanh, Relu, Silu};
-use crate::kernels::adapted::Dropout;
+use crate::kernels::adapted::{Dropout, Pass};
 use crate::kernels::buffer::{Cpu, buffer, tensor};
 use crate::kernels::mlp::{self, Grads, Keep, Kept};
 use crate::kernels::simd::Element;
@@ -173,7 +173,9 @@ fn fused<T: Element, F: Function + 'static>(
     let kept = {
         let shortcut = shortcut.transpose()?;
         let shortcut = shortcut.as_ref().map(Cpu::<T>::of).transpose()?;
-        block.run(|mlp, x| mlp.forward(x, shortcut.as_deref(), &mut y, keep))?
+        block.run(Pass::Forward, |mlp, x| {
+            mlp.forward(x, shortcut.as_deref(), &mut y, keep)
+        })?
     };
     let y = tensor(y, shape)?;
     span.end([&y].into_iter());
@@ -209,7 +211,11 @@ type InputAndUpdates<T> = (Option<Vec<T>>, [Option<Tensor>; 4]);
 
 impl<F: Function> Block<F> {
     /// Calls `f` with the block as slices, and x.
-    fn run<T: Element, R>(&self, f: impl FnOnce(&mlp::Mlp<'_, T, F>, &[T]) -> R) -> Result<R> {
+    fn run<T: Element, R>(
+        &self,
+        pass: Pass,
+        f: impl FnOnce(&mlp::Mlp<'_, T, F>, &[T]) -> R,
+    ) -> Result<R> {
         let Self { x, parts, .. } = self;
         let (fc1, fc2) = (
             Operands::<T>::of(&parts.fc1)?,
@@ -234,9 +240,9 @@ impl<F: Function> Block<F> {
         let x = Cpu::<T>::of(x)?;
         let mlp = mlp::Mlp {
             norm,
-            fc1: fc1.layer(self.masks[0], self.rows),
+            fc1: fc1.layer(self.masks[0], self.rows, pass),
             act: PhantomData,
-            fc2: fc2.layer(self.masks[1], self.rows),
+            fc2: fc2.layer(self.masks[1], self.rows, pass),
             gamma: gamma.as_deref(),
         };
         Ok(f(&mlp, &x))
@@ -250,8 +256,9 @@ impl<F: Function> Block<F> {
     ) -> Result<InputAndUpdates<T>> {
         let mut on_x = on_xs.then(|| buffer(self.x.elem_count()));
         let grad = Cpu::<T>::of(grad)?;
-        let Grads { fc1, fc2 } =
-            self.run(|mlp, x| mlp.backward(x, &grad, kept, on_x.as_deref_mut()))?;
+        let Grads { fc1, fc2 } = self.run(Pass::Backward, |mlp, x| {
+            mlp.backward(x, &grad, kept, on_x.as_deref_mut())
+        })?;
         let mut on_updates = [None, None, None, None];
         for (layer, (parts, grads)) in [(&self.parts.fc1, fc1), (&self.parts.fc2, fc2)]
             .into_iter()

@@ -32,7 +32,7 @@ pub use norm::{group_norm, layer_norm, rms_norm};
 pub use rope::{rope, rope_i, rope_thd};
 pub use softmax::{softmax, softmax_last_dim};
 #[doc(hidden)]
-pub use {adapted::LinearParts, mlp::NormParts};
+pub use {adapted::LinearParts, mlp::NormParts, tape::recorded_values};
 
 pub(crate) use adapted::{UpdateParts, adapted_linear};
 pub(crate) use dropout::{dropout, dropout_state};

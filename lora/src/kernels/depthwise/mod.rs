@@ -3,20 +3,22 @@
 //! Maps are (height, width, channels), weights (kernel height · kernel width, channels). Maps of
 //! planes, (channels, height, width), are turned block by block.
 
+mod ring;
 mod rows;
 #[cfg(test)]
 mod tests;
 
-use super::buffer::buffer;
-use super::conv::transpose_block;
+use super::buffer::room;
+use super::layout::transpose_block;
 use super::simd::{Element, run};
 use super::window::Window;
 use rayon::prelude::*;
-use rows::{Pass, WeightRows};
+use ring::Pass;
+use rows::WeightRows;
 use std::ops::Range;
 
 /// Bytes of a map that stay in a core's cache while its channels are visited in turn.
-const CACHE: usize = 1 << 19;
+const CACHE: usize = 1 << 18;
 
 /// Products that are worth a thread.
 const WORK: usize = 1 << 18;
@@ -50,7 +52,8 @@ pub(crate) fn grad_input<T: Element>(
     });
 }
 
-/// Calls `f` with the blocks of rows of a batch of `size` maps: their image, first row and values.
+/// Calls `f` with blocks of rows of a batch of maps of this height and width: the image, the first
+/// row and the values.
 fn each_block<T: Element>(
     window: &Window,
     channels: usize,
@@ -68,23 +71,30 @@ fn each_block<T: Element>(
     let blocks = (size_of::<T>() * height * row / CACHE + 1).max(wanted);
     let rows = height.div_ceil(blocks);
     let work = maps.len() * window.taps();
-    each_part(maps, height * row, rows * row, work, |image, block, y| {
-        f(image, block * rows, y);
-    });
+    each_part(
+        maps,
+        height * row,
+        rows * row,
+        work,
+        |image, block, y, _| {
+            f(image, block * rows, y);
+        },
+    );
 }
 
-/// Calls `f` with the parts of each map: the image, the part's number and values.
+/// Calls `f` with the parts of each map: the image, the part's number and values, and memory to use.
 fn each_part<T: Element>(
     maps: &mut [T],
     map: usize,
     part: usize,
     work: usize,
-    f: impl Fn(usize, usize, &mut [T]) + Sync,
+    f: impl Fn(usize, usize, &mut [T], &mut [Vec<T>; 3]) + Sync,
 ) {
     if work < WORK {
+        let mut memory = Default::default();
         for (image, map) in maps.chunks_mut(map).enumerate() {
             let parts = map.chunks_mut(part).enumerate();
-            parts.for_each(|(part, values)| f(image, part, values));
+            parts.for_each(|(part, values)| f(image, part, values, &mut memory));
         }
         return;
     }
@@ -93,7 +103,9 @@ fn each_part<T: Element>(
         let parts = map.par_chunks_mut(part).enumerate();
         parts.map(move |(part, values)| (image, part, values))
     });
-    parts.for_each(|(image, part, values)| f(image, part, values));
+    parts.for_each_init(Default::default, |memory, (image, part, values)| {
+        f(image, part, values, memory);
+    });
 }
 
 /// Batches of maps of (channels, height, width), weights (channels, taps): y = x * w + bias, on all
@@ -142,20 +154,27 @@ fn each_plane<T: Element>(
     if y.is_empty() {
         return;
     }
-    let block = CACHE / 2 / (size_of::<T>() * (from + to));
+    let block = CACHE / (size_of::<T>() * (from + to));
     let block = (block / 16 * 16).clamp(16, channels.max(16));
     let (taps, work) = (window.taps(), y.len() * window.taps());
-    each_part(y, channels * to, block * to, work, |image, part, y| {
-        let (first, count) = (part * block, y.len() / to);
-        let x = &x[(image * channels + first) * from..][..count * from];
-        let w = &w[first * taps..][..count * taps];
-        let (mut x_last, mut w_last) = (buffer(x.len()), buffer(w.len()));
-        transpose_block(x, &mut x_last, 0, count, from);
-        transpose_block(w, &mut w_last, 0, count, taps);
-        let mut y_last = buffer(y.len());
-        f(&x_last, &w_last, &mut y_last, first..first + count);
-        transpose_block(&y_last, y, 0, to, count);
-    });
+    each_part(
+        y,
+        channels * to,
+        block * to,
+        work,
+        |image, part, y, memory| {
+            let (first, count) = (part * block, y.len() / to);
+            let x = &x[(image * channels + first) * from..][..count * from];
+            let w = &w[first * taps..][..count * taps];
+            let [x_last, w_last, y_last] = memory;
+            let (x_last, w_last) = (room(x_last, x.len()), room(w_last, w.len()));
+            transpose_block(x, x_last, 0, count, from);
+            transpose_block(w, w_last, 0, count, taps);
+            let y_last = room(y_last, y.len());
+            f(x_last, w_last, y_last, first..first + count);
+            transpose_block(y_last, y, 0, to, count);
+        },
+    );
 }
 
 /// One map: the rows of the result that fill `y`, from row `first` on, on this thread.

@@ -1,11 +1,13 @@
 //! Convolutions by the CPU kernels.
 
 use super::{Order, Shapes};
+use crate::kernels::adapted::{Adapted, Pass};
 use crate::kernels::buffer::{Cpu, buffer, tensor};
-use crate::kernels::conv::{column_sums, each_chunk, transpose};
+use crate::kernels::conv::each_chunk;
+use crate::kernels::depthwise;
+use crate::kernels::layout::{column_sums, transpose};
 use crate::kernels::matrix::{Matrix, Threads, multiply};
 use crate::kernels::simd::Element;
-use crate::kernels::{depthwise, linear};
 use crate::ops::linear::product;
 use candle_core::{Result, Tensor};
 
@@ -38,8 +40,10 @@ pub(super) fn forward<T: Element>(
             per_image(&mut y, outputs, &x, inputs, window.pixels(), w, bias);
         }
         Order::Last if shapes.is_pointwise() => {
-            let w = Matrix::new(&w, outputs, inputs).t();
-            linear::forward(&mut y, &x, w, bias, (inputs, outputs));
+            let w = Matrix::new(&w, outputs, inputs);
+            let rows = y.len().checked_div(outputs).unwrap_or(0);
+            let layer = Adapted::new(w, bias, None, rows, Pass::Forward);
+            layer.forward_all(&x, &mut y, &mut []);
         }
         Order::First => {
             let x = transposed(&x, inputs, window.pixels());
@@ -81,7 +85,7 @@ pub(super) fn grad_input<T: Element>(
             per_image(&mut x, inputs, &grad, outputs, window.pixels(), w, None);
         }
         Order::Last if shapes.is_pointwise() => {
-            let grad = Matrix::new(&grad, pixels(&x, inputs), outputs);
+            let grad = Matrix::new(&grad, shapes.batch * window.pixels(), outputs);
             let w = Matrix::new(&w, outputs, inputs);
             multiply(&mut x, grad, w, T::ONE, false, Threads::All);
         }
@@ -170,7 +174,7 @@ fn per_image<T: Element>(
     if y.is_empty() {
         return;
     }
-    each_chunk(y, outputs * pixels, |image, y, threads| {
+    each_chunk(y, outputs * pixels, |image, y, _, threads| {
         if let Some(bias) = bias {
             for (y, &bias) in y.chunks_exact_mut(pixels).zip(bias) {
                 y.fill(bias);
@@ -187,8 +191,4 @@ fn transposed<T: Element>(x: &[T], rows: usize, columns: usize) -> Vec<T> {
     let mut y = buffer(x.len());
     transpose(x, &mut y, rows, columns);
     y
-}
-
-fn pixels<T>(maps: &[T], channels: usize) -> usize {
-    maps.len() / channels.max(1)
 }

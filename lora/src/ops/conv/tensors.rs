@@ -127,3 +127,56 @@ fn matrix(w: &Tensor) -> Result<Tensor> {
 fn places(x: &Tensor) -> Result<Tensor> {
     x.contiguous()?.flatten_from(2)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::conv::cpu;
+    use candle_core::{DType, Device};
+    use candle_nn::Conv2dConfig;
+
+    #[track_caller]
+    fn assert_same(what: &str, a: &Tensor, b: &Tensor) {
+        assert_eq!(a.dims(), b.dims(), "{what}");
+        let difference = (a - b).unwrap().abs().unwrap().sum_all().unwrap();
+        assert!(difference.to_scalar::<f64>().unwrap() < 1e-9, "{what}");
+    }
+
+    #[test]
+    fn agree_with_the_kernels() {
+        let device = Device::Cpu;
+        let normal = |shape: [usize; 4]| Tensor::randn(0.0, 1.0, &shape, &device).unwrap();
+        let cases = [
+            ([2, 3, 5, 4], [4, 3, 3, 3], (1, 1), 1, 1, 1),
+            ([2, 4, 7, 6], [6, 2, 3, 2], (2, 2), 2, 2, 2),
+            ([2, 3, 1, 8], [3, 1, 1, 3], (0, 2), 2, 1, 3),
+            ([1, 3, 4, 5], [2, 3, 1, 1], (0, 0), 1, 1, 1),
+            ([1, 6, 4, 5], [2, 6, 3, 3], (1, 1), 1, 1, 1),
+            ([0, 6, 4, 5], [2, 6, 3, 3], (1, 1), 1, 1, 1),
+        ];
+        for (input, kernel, padding, stride, dilation, groups) in cases {
+            let (x, w) = (normal(input), normal(kernel));
+            let bias = Tensor::randn(0.0, 1.0, kernel[0], &device).unwrap();
+            let config = Conv2dConfig {
+                padding: padding.0,
+                stride,
+                dilation,
+                groups,
+                cudnn_fwd_algo: None,
+            };
+            let shapes = Shapes::new(&x, &w, Some(&bias), &config, padding).unwrap();
+            assert_eq!(x.dtype(), DType::F64);
+            let order = Order::First;
+            let y = forward(&shapes, &x, &w, Some(&bias)).unwrap();
+            let by_kernel = cpu::forward::<f64>(&shapes, order, &x, &w, Some(&bias)).unwrap();
+            assert_same("result", &y, &by_kernel);
+            let grad = normal(shapes.output(order));
+            let by_kernel = cpu::grad_input::<f64>(&shapes, order, &grad, &w).unwrap();
+            let on_x = grad_input(&shapes, &grad, &w).unwrap();
+            assert_same("gradient of the input", &on_x, &by_kernel);
+            let by_kernel = cpu::grad_weight::<f64>(&shapes, order, &grad, &x).unwrap();
+            let on_w = grad_weight(&shapes, &grad, &x).unwrap();
+            assert_same("gradient of the weight", &on_w, &by_kernel);
+        }
+    }
+}
