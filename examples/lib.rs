@@ -3,5 +3,6 @@
 pub mod checkpoint;
 pub mod finetune;
 pub mod images;
+pub mod memory;
 pub mod training;
 pub mod user_convnext;

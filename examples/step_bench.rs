@@ -13,7 +13,7 @@ use clap::Parser;
 use lora::models::convnext::{ConvNext, ConvNextConfig};
 use lora::models::{self, Architecture, Options, Weights};
 use lora::{Lora, LoraConfig, LoraModel, LoraModule, profile};
-use lora_examples::user_convnext;
+use lora_examples::{memory::keep_freed, user_convnext};
 use rand::rngs::ChaCha8Rng;
 use rand::{RngExt, SeedableRng};
 use std::process::ExitCode;
@@ -111,6 +111,7 @@ enum Written {
 }
 
 fn main() -> ExitCode {
+    keep_freed();
     let args = Args::parse();
     let result = match args.written {
         Written::Library => run::<ConvNext>(&args, "library"),

@@ -2,6 +2,7 @@
 
 use clap::Parser;
 use lora_examples::finetune::{Options, run};
+use lora_examples::memory::keep_freed;
 use std::env;
 use std::process::{Command, ExitCode, ExitStatus};
 
@@ -9,6 +10,7 @@ use std::process::{Command, ExitCode, ExitStatus};
 const THREADS: &str = "RAYON_NUM_THREADS";
 
 fn main() -> ExitCode {
+    keep_freed();
     let options = Options::parse();
     if let Some(status) = with_threads(&options) {
         let code = status.code().and_then(|code| u8::try_from(code).ok());

@@ -11,6 +11,7 @@ use lora::{LoraConfig, LoraModel, LoraModule};
 use lora_examples::checkpoint::{Checkpoint, Input};
 use lora_examples::finetune::bundled;
 use lora_examples::images::{Dataset, read_sheets};
+use lora_examples::memory::keep_freed;
 use lora_examples::training::{Recipe, accuracy, logits, predictions, train};
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -36,6 +37,7 @@ struct Args {
 }
 
 fn main() -> ExitCode {
+    keep_freed();
     match run(&Args::parse()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
