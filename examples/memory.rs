@@ -4,9 +4,9 @@
 ///
 /// A training step allocates and frees the same large tensors as the one before. glibc maps each
 /// buffer beyond 32 MB anew and returns what is free at the end of its heap, so that every step
-/// faults in its memory page by page again: a quarter of its processor time, see
-/// docs/performance.md. Call this first in `main`, and train on the main thread: glibc gives other
-/// threads heaps of 64 MB at most. Elsewhere than with glibc it does nothing.
+/// faults in its memory page by page again: a fifth of its time, see docs/performance.md. Call this
+/// first in `main`, and train on the main thread: glibc gives other threads heaps of 64 MB at most.
+/// Elsewhere than with glibc it does nothing.
 pub fn keep_freed() {
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
     // SAFETY: sets two numbers of the allocator, under its lock.
