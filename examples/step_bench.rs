@@ -60,6 +60,10 @@ struct Args {
     #[arg(long, default_value = "library")]
     written: Written,
 
+    /// Merge the adapters before the forward passes are timed.
+    #[arg(long)]
+    merge: bool,
+
     /// What the backward pass computes anew instead of keeping it, in the library's model: nothing,
     /// the hidden values of each MLP, or each block.
     #[arg(long, default_value = "none")]
@@ -159,6 +163,9 @@ where
     }
     let trained = memory("VmHWM:");
     model.eval();
+    if args.merge {
+        model.merge()?;
+    }
     let forward = || {
         // Reads a value, so that the time holds the whole pass on any device.
         let logit = model.forward(&images)?.i((0, 0))?;

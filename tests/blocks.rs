@@ -156,6 +156,32 @@ fn f32_blocks_of_any_size_agree_with_f64() {
 }
 
 #[test]
+fn half_types_agree_with_f64_to_their_precision() {
+    let base = Parts::new(33, 70, Activation::Gelu, F64);
+    let exact = base.to_lora(&LoraConfig::new(3).seed(1)).unwrap();
+    fill_adapters(&exact);
+    let x = fixed((50, 33), F64, 9);
+    let grads_of = |model: &LoraParts, dtype| {
+        let x = x.to_dtype(dtype).unwrap();
+        let y = model.as_one(&x, &x, false).unwrap();
+        assert_eq!(y.dtype(), dtype);
+        let loss = y.to_dtype(F64).unwrap() * fixed((50, 33), F64, 8);
+        let grads = model.backward(&loss.unwrap().sum_all().unwrap()).unwrap();
+        let mut all = vec![y.detach()];
+        let vars = model.trainable_vars();
+        all.extend(vars.iter().map(|var| grads.get(var).unwrap().clone()));
+        all
+    };
+    let expected = grads_of(&exact, F64);
+    for dtype in [DType::BF16, DType::F16] {
+        let model = exact.to_dtype(dtype).unwrap();
+        for (actual, expected) in grads_of(&model, dtype).iter().zip(&expected) {
+            assert_close(&format!("{dtype:?}"), actual, expected, 2e-2);
+        }
+    }
+}
+
+#[test]
 fn an_empty_batch_runs() {
     let model = lora_parts(3, 5, Activation::Gelu, &LoraConfig::new(2));
     let x = Var::zeros((0, 3), F64, &Device::Cpu).unwrap();

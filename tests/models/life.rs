@@ -42,6 +42,9 @@ where
     for _ in 0..8 {
         let loss = loss(&mut model);
         let grads = model.backward(&loss).unwrap();
+        let vars = model.trainable_vars();
+        assert!(vars.iter().all(|var| grads.get(var).is_some()));
+        assert_eq!(grads.get_ids().count(), vars.len(), "gradients");
         optimizer.step(&grads).unwrap();
     }
     let last = loss(&mut model).to_scalar::<f32>().unwrap();

@@ -2,26 +2,56 @@
 //!
 //! Matrices are stored row by row. The functions run on one thread; callers split the rows.
 
+use super::matrix::{Matrix, Threads, multiply};
 use super::simd::{Element, Vector, run};
 use pulp::{Simd, WithSimd};
 
-/// t = x·aᵀ, or t += x·aᵀ with `add`: x is (rows, width), a (rank, width), t (rows, rank).
+/// The rank from which general matrix products are faster.
+const GENERAL: usize = 8;
+
+/// t = x·aᵀ: x is (rows, width), a (rank, width), t (rows, rank).
 pub(crate) fn dots<T: Element>(x: &[T], a: &[T], t: &mut [T], width: usize) {
-    let rank = a.len().checked_div(width).unwrap_or(0);
-    if rank == 0 {
-        return;
+    match a.len().checked_div(width).unwrap_or(0) {
+        0 => {}
+        rank if rank < GENERAL => run(Dots { x, a, t, width }),
+        rank => {
+            let (x, a) = (
+                Matrix::new(x, x.len() / width, width),
+                Matrix::new(a, rank, width),
+            );
+            multiply(t, x, a.t(), T::ONE, false, Threads::One);
+        }
     }
-    run(Dots { x, a, t, width });
 }
 
 /// y += t·b: t is (rows, rank), b (rank, width), y (rows, width).
 pub(crate) fn add_product<T: Element>(y: &mut [T], t: &[T], b: &[T], width: usize) {
-    run(AddProduct { y, t, b, width });
+    match b.len().checked_div(width).unwrap_or(0) {
+        0 => {}
+        rank if rank < GENERAL => run(AddProduct { y, t, b, width }),
+        rank => {
+            let (t, b) = (
+                Matrix::new(t, t.len() / rank, rank),
+                Matrix::new(b, rank, width),
+            );
+            multiply(y, t, b, T::ONE, true, Threads::One);
+        }
+    }
 }
 
 /// sum += uᵀ·x: u is (rows, rank), x (rows, width), sum (rank, width).
 pub(crate) fn add_outer<T: Element>(sum: &mut [T], u: &[T], x: &[T], width: usize) {
-    run(AddOuter { sum, u, x, width });
+    match sum.len().checked_div(width).unwrap_or(0) {
+        0 => {}
+        rank if rank < GENERAL => run(AddOuter { sum, u, x, width }),
+        rank => {
+            let (u, x) = (
+                Matrix::new(u, u.len() / rank, rank),
+                Matrix::new(x, x.len() / width, width),
+            );
+            multiply(sum, u.t(), x, T::ONE, true, Threads::One);
+        }
+    }
 }
 
 /// Runs `$body` for blocks of 4, 2 and 1 of `$count` items, from `$start` on.

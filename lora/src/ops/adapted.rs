@@ -2,7 +2,7 @@
 
 use super::contiguous::copy;
 use super::dropout::{dropout, mask};
-use super::{Compute, linear, record};
+use super::{Compute, linear, record, working};
 use crate::adapter::wider;
 use crate::kernels::adapted::{Adapted, Dropout, LowRank, Pass, UpdateGrads};
 use crate::kernels::buffer::{Cpu, CpuMatrix, buffer, tensor};
@@ -64,15 +64,32 @@ impl LinearParts {
             updates: self.updates.iter().map(update).collect(),
         }
     }
+
+    /// The same in the precision to compute in.
+    pub(crate) fn working(&self) -> Result<Self> {
+        Ok(Self {
+            weight: working(&self.weight)?,
+            bias: self.bias.as_ref().map(working).transpose()?,
+            updates: self.updates.clone(),
+        })
+    }
 }
 
 impl UpdateParts {
+    /// Whether the update is in the precision that the kernels compute with: f32 on a half base.
     fn fits(&self, weight: &Tensor) -> bool {
-        let same = |tensor: &Tensor| {
-            tensor.dtype() == weight.dtype() && tensor.device().same_device(weight.device())
+        let precision = match weight.dtype() {
+            DType::F64 => DType::F64,
+            _ => DType::F32,
         };
-        let exact = matches!(weight.dtype(), DType::F32 | DType::F64);
-        exact && same(&self.a) && same(&self.b) && self.a.is_contiguous() && self.b.is_contiguous()
+        let same = |tensor: &Tensor| {
+            tensor.dtype() == precision && tensor.device().same_device(weight.device())
+        };
+        let known = matches!(
+            weight.dtype(),
+            DType::BF16 | DType::F16 | DType::F32 | DType::F64
+        );
+        known && same(&self.a) && same(&self.b) && self.a.is_contiguous() && self.b.is_contiguous()
     }
 }
 
@@ -140,7 +157,8 @@ fn fused<T: Element>(xs: &Tensor, layer: &LinearParts, update: &UpdateParts) -> 
     let args = [xs, &update.a, &update.b, bias];
     let tracked = args.iter().any(|arg| arg.track_op());
     let (y, t) = frozen.forward::<T>(&x, tracked)?;
-    let y = tensor(y, shape)?;
+    let dtype = xs.dtype();
+    let y = tensor(y, shape)?.to_dtype(dtype)?;
     span.end([&y].into_iter());
     let bias = bias.clone();
     let args = [xs, &update.a, &update.b, &bias];
@@ -151,15 +169,16 @@ fn fused<T: Element>(xs: &Tensor, layer: &LinearParts, update: &UpdateParts) -> 
         args,
         y,
         move |grad, [on_xs, on_a, on_b, on_bias]| {
-            let (on_x, grads) = frozen.backward::<T>(&x, grad, &t, on_xs, on_a || on_b)?;
-            let on_x = on_x.map(|on_x| tensor(on_x, &xs_shape)).transpose()?;
+            let grad = working(grad)?;
+            let (on_x, grads) = frozen.backward::<T>(&x, &grad, &t, on_xs, on_a || on_b)?;
+            let on_x = on_x.map(|on_x| tensor(on_x, &xs_shape)?.to_dtype(dtype));
             let (mut a, mut b) = (None, None);
             if let Some(grads) = grads {
                 let (of_a, of_b) = grads.finish(a_shape.dims()[0], scaling);
                 (a, b) = (Some(tensor(of_a, &a_shape)?), Some(tensor(of_b, &b_shape)?));
             }
-            let on_bias = on_bias.then(|| grad.reshape((rows, outputs))?.sum(0));
-            Ok([on_x, a, b, on_bias.transpose()?])
+            let on_bias = on_bias.then(|| grad.reshape((rows, outputs))?.sum(0)?.to_dtype(dtype));
+            Ok([on_x.transpose()?, a, b, on_bias.transpose()?])
         },
     )
 }
@@ -177,7 +196,8 @@ type InputAndUpdate<T> = (Option<Vec<T>>, Option<UpdateGrads<T>>);
 impl Frozen {
     /// The result, and t of every row if it is `kept`.
     fn forward<T: Element>(&self, x: &Tensor, kept: bool) -> Result<(Vec<T>, Vec<T>)> {
-        let (operands, x) = (Operands::<T>::of(&self.layer)?, Cpu::<T>::of(x)?);
+        let (layer, x) = (self.layer.working()?, working(x)?);
+        let (operands, x) = (Operands::<T>::of(&layer)?, Cpu::<T>::of(&x)?);
         let layer = operands.layer(self.mask, self.rows, Pass::Forward);
         let mut y = buffer(self.rows * layer.outputs);
         let mut t = buffer(if kept { self.rows * layer.rank() } else { 0 });
@@ -194,7 +214,8 @@ impl Frozen {
         on_x: bool,
         on_update: bool,
     ) -> Result<InputAndUpdate<T>> {
-        let (operands, x) = (Operands::<T>::of(&self.layer)?, Cpu::<T>::of(x)?);
+        let (layer, x) = (self.layer.working()?, working(x)?);
+        let (operands, x) = (Operands::<T>::of(&layer)?, Cpu::<T>::of(&x)?);
         let layer = operands.layer(self.mask, self.rows, Pass::Backward);
         let grad = Cpu::<T>::of(grad)?;
         let mut of_x = on_x.then(|| buffer(self.rows * layer.inputs));

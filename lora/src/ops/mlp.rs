@@ -2,7 +2,9 @@
 
 use super::adapted::{LinearParts, Operands, adapted_linear};
 use super::contiguous::copy;
-use super::{Compute, affine, dropout, gelu, gelu_erf, norm, record, relu, residual, silu};
+use super::{
+    Compute, affine, dropout, gelu, gelu_erf, norm, record, relu, residual, silu, working,
+};
 use crate::kernels::activation::{Function, GeluErf, GeluTanh, Relu, Silu};
 use crate::kernels::adapted::{Dropout, Pass};
 use crate::kernels::buffer::{Cpu, buffer, tensor};
@@ -79,8 +81,10 @@ impl MlpParts {
         };
         let norm = self.norm.as_ref();
         let dims = xs.dims();
-        matches!(xs.dtype(), DType::F32 | DType::F64)
-            && fc1.dtype() == xs.dtype()
+        matches!(
+            xs.dtype(),
+            DType::BF16 | DType::F16 | DType::F32 | DType::F64
+        ) && fc1.dtype() == xs.dtype()
             && fc2.dtype() == xs.dtype()
             && dims.last() == Some(&width)
             && width > 0
@@ -168,7 +172,7 @@ fn fused<T: Element, F: Function + 'static>(
         rows,
         act: PhantomData,
     };
-    let shortcut = shortcut.map(|shortcut| copy(&shortcut.detach()));
+    let shortcut = shortcut.map(|shortcut| working(&copy(&shortcut.detach())?));
     let mut y = buffer::<T>(rows * outputs);
     let kept = {
         let shortcut = shortcut.transpose()?;
@@ -177,11 +181,13 @@ fn fused<T: Element, F: Function + 'static>(
             mlp.forward(x, shortcut.as_deref(), &mut y, keep)
         })?
     };
-    let y = tensor(y, shape)?;
+    let dtype = xs.dtype();
+    let y = tensor(y, shape)?.to_dtype(dtype)?;
     span.end([&y].into_iter());
     record("mlp", args, y, move |grad, [on_xs, on_shortcut, ..]| {
         let (on_x, [a1, b1, a2, b2]) = block.backward::<T>(grad, &kept, on_xs)?;
-        let on_x = on_x.map(|on_x| tensor(on_x, &xs_shape)).transpose()?;
+        let on_x = on_x.map(|on_x| tensor(on_x, &xs_shape)?.to_dtype(dtype));
+        let on_x = on_x.transpose()?;
         let on_shortcut = on_shortcut.then(|| grad.clone());
         Ok([on_x, on_shortcut, a1, b1, a2, b2])
     })
@@ -195,6 +201,24 @@ impl MlpParts {
             fc2: self.fc2.detached(),
             ..self.clone()
         }
+    }
+
+    /// The same in the precision to compute in.
+    fn working(&self) -> Result<Self> {
+        let norm = self.norm.as_ref().map(|norm| {
+            Ok::<_, candle_core::Error>(NormParts {
+                weight: working(&norm.weight)?,
+                bias: norm.bias.as_ref().map(working).transpose()?,
+                ..*norm
+            })
+        });
+        Ok(Self {
+            norm: norm.transpose()?,
+            fc1: self.fc1.working()?,
+            fc2: self.fc2.working()?,
+            gamma: self.gamma.as_ref().map(working).transpose()?,
+            ..self.clone()
+        })
     }
 }
 
@@ -216,7 +240,7 @@ impl<F: Function> Block<F> {
         pass: Pass,
         f: impl FnOnce(&mlp::Mlp<'_, T, F>, &[T]) -> R,
     ) -> Result<R> {
-        let Self { x, parts, .. } = self;
+        let (x, parts) = (working(&self.x)?, self.parts.working()?);
         let (fc1, fc2) = (
             Operands::<T>::of(&parts.fc1)?,
             Operands::<T>::of(&parts.fc2)?,
@@ -237,7 +261,7 @@ impl<F: Function> Block<F> {
             eps: norm.eps,
             remove_mean: norm.remove_mean,
         });
-        let x = Cpu::<T>::of(x)?;
+        let x = Cpu::<T>::of(&x)?;
         let mlp = mlp::Mlp {
             norm,
             fc1: fc1.layer(self.masks[0], self.rows, pass),
@@ -255,7 +279,8 @@ impl<F: Function> Block<F> {
         on_xs: bool,
     ) -> Result<InputAndUpdates<T>> {
         let mut on_x = on_xs.then(|| buffer(self.x.elem_count()));
-        let grad = Cpu::<T>::of(grad)?;
+        let grad = working(grad)?;
+        let grad = Cpu::<T>::of(&grad)?;
         let Grads { fc1, fc2 } = self.run(Pass::Backward, |mlp, x| {
             mlp.backward(x, &grad, kept, on_x.as_deref_mut())
         })?;
