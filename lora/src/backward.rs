@@ -9,7 +9,7 @@ use candle_core::backprop::GradStore;
 pub(crate) const CAUSES: &str = "\
 usual causes:
   - a function between the loss and these layers records no gradient: candle's layer_norm, \
-rms_norm, softmax_last_dim, rope, rope_i and rope_thd do not; those of lora::ops take the same \
+rms_norm, softmax_last_dim, rope, rope_i, rope_thd and sdpa do not; those of lora::ops take the same \
 arguments and do
   - the loss does not depend on them: a branch that was not taken, a detached tensor, an \
 empty batch
