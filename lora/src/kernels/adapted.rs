@@ -32,6 +32,9 @@ const FAR_APART: usize = 1024;
 /// Rows of a product from which a copy of the weight in a better order pays.
 const MANY_ROWS: usize = 64;
 
+/// Bytes of a weight up to which it is copied: the head of a language model is not.
+const LARGEST_COPY: usize = 1 << 26;
+
 /// The pass that a layer is made for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Pass {
@@ -121,12 +124,13 @@ impl<'a, T: Element> Adapted<'a, T> {
     /// with so many rows gain more by it than the copy costs.
     fn lay_out(&mut self, rows: usize, pass: Pass) {
         let (inputs, outputs) = (self.inputs, self.outputs);
-        if self.steps != (inputs, 1) || inputs * outputs == 0 {
+        let count = inputs * outputs;
+        if self.steps != (inputs, 1) || count == 0 || count * size_of::<T>() > LARGEST_COPY {
             return;
         }
         // The branch costs rank·(in + out) a row; the copy rank·in·out and a pass over the weight.
         let merged = self.update.as_ref().filter(|update| {
-            let worth = rows * (inputs + outputs) > 3 * inputs * outputs;
+            let worth = rows * (inputs + outputs) > 3 * count;
             worth && update.low_rank.dropout.is_none()
         });
         // The forward product reads the weight along its columns; when they are far apart, products
@@ -147,7 +151,7 @@ impl<'a, T: Element> Adapted<'a, T> {
                 (t, low_rank.a)
             }
         });
-        let mut copy = buffer(outputs * inputs);
+        let mut copy = buffer(count);
         let part = ((1 << 15) / width + 1).next_multiple_of(16);
         let parts = copy.par_chunks_mut(part * width).enumerate();
         parts.for_each(|(index, copy)| {
