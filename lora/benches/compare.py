@@ -8,9 +8,10 @@
 
 Each round runs every program once, so that a change of the machine's speed meets all of them. It
 still wants an idle machine: threads of PyTorch's that wait for each other spin, and lose most where
-others run. The line above the table says how busy it was before. The
-table holds the medians over the rounds, and in brackets their share of PEFT's. Memory is the peak
-of the resident set above what it was before the first step.
+others run. The line above the table says how busy it was before.
+
+The table holds the medians over the rounds, and in brackets their share of PEFT's. Memory is the
+peak of the resident set above what it was before the first step.
 """
 
 import argparse
