@@ -6,9 +6,12 @@
     python lora/benches/compare.py
     python lora/benches/compare.py --batch 2 --ours "" --ours "--written user"
 
-Each round runs every program once, so that a change of the machine's speed meets all of them. The
-table holds the medians over the rounds, and in brackets their share of PEFT's. Memory is the peak
-of the resident set above what it was before the first step.
+Each round runs every program once, so that a change of the machine's speed meets all of them. It
+still wants an idle machine: threads of PyTorch's that wait for each other spin, and lose most where
+others run. The line above the table says how busy it was before.
+
+The table holds the medians over the rounds, and in brackets their share of PEFT's. Memory is the
+peak of the resident set above what it was before the first step.
 """
 
 import argparse
@@ -119,6 +122,7 @@ def table(lines):
 def main():
     args = arguments()
     found = programs(args)
+    load = os.getloadavg()[0]
     lines = {name: [] for name in found}
     for index in range(args.rounds):
         for name, (command, environment) in found.items():
@@ -129,7 +133,7 @@ def main():
     print(
         f"{first['model']}, {first['mode']}, rank {first['rank']}, batch {first['batch']} at "
         f"{first['size']}x{first['size']}, {first['threads']} threads, "
-        f"medians of {args.rounds} rounds\n"
+        f"medians of {args.rounds} rounds, load average before them {load:.1f}\n"
     )
     print(table(lines))
 
