@@ -32,7 +32,7 @@ pub struct Case {
     pub inputs: BTreeMap<String, Tensor>,
     /// The result.
     pub output: Tensor,
-    /// The gradients of sum(output · [`upstream`](Self::upstream)), by the inputs' names.
+    /// The gradients of sum(output · fixed(shape, F32, 77)), by the inputs' names.
     pub grads: BTreeMap<String, Tensor>,
 }
 
