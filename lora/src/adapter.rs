@@ -92,7 +92,7 @@ impl Adapters {
         seen(tensor, self.training)
     }
 
-    /// The updates that the forward pass of a linear layer is to compute: none while merged.
+    /// The updates that the forward pass is to compute: none while merged.
     pub(crate) fn updates(&self) -> Vec<ops::UpdateParts> {
         if self.is_merged() {
             return Vec::new();
@@ -110,36 +110,14 @@ impl Adapters {
         self.list.iter().map(update).collect()
     }
 
-    /// The base result plus what each adapter adds.
-    ///
-    /// `branch` maps an input, A and B to the unscaled update. The input is cast to the adapter's
-    /// dtype, the sum is taken in the wider of both dtypes and cast back, as in PEFT.
+    /// The base result plus what each adapter adds: nothing while merged. See [`ops::add_updates`].
     pub(crate) fn add_to(
         &self,
         base: Tensor,
         xs: &Tensor,
         branch: impl Fn(&Tensor, &Tensor, &Tensor) -> candle_core::Result<Tensor>,
     ) -> candle_core::Result<Tensor> {
-        if self.is_merged() || self.list.is_empty() {
-            return Ok(base);
-        }
-        let dtype = base.dtype();
-        let mut sum = base;
-        for adapter in &self.list {
-            let (a, b) = (self.seen(&adapter.a), self.seen(&adapter.b));
-            let mut xs = xs.clone();
-            // Indices of an embedding are neither cast nor dropped.
-            if xs.dtype().is_float() {
-                xs = xs.to_dtype(a.dtype())?;
-                if self.training && adapter.settings.dropout > 0.0 {
-                    xs = ops::dropout(&xs, adapter.settings.dropout)?;
-                }
-            }
-            let update = (branch(&xs, &a, &b)? * adapter.settings.scaling)?;
-            let wide = wider(sum.dtype(), update.dtype());
-            sum = (sum.to_dtype(wide)? + update.to_dtype(wide)?)?;
-        }
-        sum.to_dtype(dtype)
+        ops::add_updates(base, xs, &self.updates(), branch)
     }
 }
 

@@ -126,20 +126,15 @@ fn normal_density<T: Element, S: Simd>(x: Vector<T, S>) -> Vector<T, S> {
     (x * x * x.all(-0.5)).exp() * x.all((0.5 / PI).sqrt())
 }
 
-/// y = f(x), on all threads.
-pub(crate) fn apply<F: Function, T: Element>(_: F, x: &[T], y: &mut [T]) {
-    value_on::<F, T>(Threads::All, x, y);
-}
-
 /// y = grad·f'(x), on all threads.
-pub(crate) fn apply_slope<F: Function, T: Element>(_: F, x: &[T], grad: &[T], y: &mut [T]) {
+pub(crate) fn apply_slope<F: Function, T: Element>(x: &[T], grad: &[T], y: &mut [T]) {
     let chunks = x.par_chunks(CHUNK).zip(grad.par_chunks(CHUNK));
     let chunks = chunks.zip(y.par_chunks_mut(CHUNK));
     chunks.for_each(|((x, grad), y)| slope::<F, T>(x, grad, y));
 }
 
 /// y = f(x)
-pub(crate) fn value<F: Function, T: Element>(x: &[T], y: &mut [T]) {
+fn value<F: Function, T: Element>(x: &[T], y: &mut [T]) {
     struct Value<'a, F, T>(&'a [T], &'a mut [T], PhantomData<F>);
 
     impl<F: Function, T: Element> WithSimd for Value<'_, F, T> {
@@ -159,7 +154,7 @@ pub(crate) fn value<F: Function, T: Element>(x: &[T], y: &mut [T]) {
 }
 
 /// y = grad·f'(x)
-pub(crate) fn slope<F: Function, T: Element>(x: &[T], grad: &[T], y: &mut [T]) {
+fn slope<F: Function, T: Element>(x: &[T], grad: &[T], y: &mut [T]) {
     struct Slope<'a, F, T>(&'a [T], &'a [T], &'a mut [T], PhantomData<F>);
 
     impl<F: Function, T: Element> WithSimd for Slope<'_, F, T> {

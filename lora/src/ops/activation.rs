@@ -3,6 +3,7 @@
 use super::{Compute, in_memory_order, record, working};
 use crate::kernels::activation::{self, Function, GeluErf, GeluTanh, Relu, Silu};
 use crate::kernels::buffer::{Cpu, buffer, tensor};
+use crate::kernels::matrix::Threads;
 use crate::kernels::simd::Element;
 use crate::profile;
 use candle_core::{Result, Tensor, bail};
@@ -14,7 +15,7 @@ use std::f64::consts::{FRAC_1_SQRT_2, PI};
 /// # Errors
 /// If the dtype is not a floating-point one.
 pub fn gelu_erf(xs: &Tensor) -> Result<Tensor> {
-    unary("gelu-erf", GeluErf, xs, Tensor::gelu_erf, |x| {
+    unary::<GeluErf>("gelu-erf", xs, Tensor::gelu_erf, |x| {
         let phi = ((x.sqr()? * -0.5)?.exp()? * (0.5 / PI).sqrt())?;
         let cumulative = (((x * FRAC_1_SQRT_2)?.erf()? + 1.0)? * 0.5)?;
         cumulative + (x * phi)?
@@ -27,7 +28,7 @@ pub fn gelu_erf(xs: &Tensor) -> Result<Tensor> {
 /// # Errors
 /// If the dtype is not a floating-point one.
 pub fn gelu(xs: &Tensor) -> Result<Tensor> {
-    unary("gelu", GeluTanh, xs, Tensor::gelu, |x| {
+    unary::<GeluTanh>("gelu", xs, Tensor::gelu, |x| {
         // 0.5·(1 + t) + 0.5·x·(1 − t²)·u', t = tanh(u), u = √(2/π)·(x + 0.044715·x³)
         let root = (2.0 / PI).sqrt();
         let square = x.sqr()?;
@@ -44,7 +45,7 @@ pub fn gelu(xs: &Tensor) -> Result<Tensor> {
 /// # Errors
 /// If the dtype is not a number's.
 pub fn relu(xs: &Tensor) -> Result<Tensor> {
-    unary("relu", Relu, xs, Tensor::relu, |x| {
+    unary::<Relu>("relu", xs, Tensor::relu, |x| {
         x.gt(&x.zeros_like()?)?.to_dtype(x.dtype())
     })
 }
@@ -54,7 +55,7 @@ pub fn relu(xs: &Tensor) -> Result<Tensor> {
 /// # Errors
 /// If the dtype is not a floating-point one.
 pub fn silu(xs: &Tensor) -> Result<Tensor> {
-    unary("silu", Silu, xs, Tensor::silu, |x| {
+    unary::<Silu>("silu", xs, Tensor::silu, |x| {
         let sigmoid = candle_nn::ops::sigmoid(x)?;
         let rest = ((1.0 - &sigmoid)? * x)?;
         sigmoid * (rest + 1.0)?
@@ -67,7 +68,6 @@ type Map = fn(&Tensor) -> Result<Tensor>;
 /// kernels where they serve, else by `value` and `slope`.
 fn unary<F: Function + 'static>(
     name: &'static str,
-    function: F,
     xs: &Tensor,
     value: Map,
     slope: Map,
@@ -84,16 +84,16 @@ fn unary<F: Function + 'static>(
         let dtype = xs.dtype();
         let x = xs.detach();
         let y = match Compute::of(&x) {
-            Compute::F32 => values::<F, f32>(function, &working(&x)?)?,
-            Compute::F64 => values::<F, f64>(function, &x)?,
+            Compute::F32 => values::<F, f32>(&working(&x)?)?,
+            Compute::F64 => values::<F, f64>(&x)?,
             Compute::Tensors => value(&working(&x)?)?,
         };
         let y = y.to_dtype(dtype)?;
         span.end([&y].into_iter());
         record(name, [xs], y, move |grad, _| {
             let grad = match Compute::of(&x) {
-                Compute::F32 => slopes::<F, f32>(function, &working(&x)?, &working(grad)?)?,
-                Compute::F64 => slopes::<F, f64>(function, &x, grad)?,
+                Compute::F32 => slopes::<F, f32>(&working(&x)?, &working(grad)?)?,
+                Compute::F64 => slopes::<F, f64>(&x, grad)?,
                 Compute::Tensors => (working(grad)? * slope(&working(&x)?)?)?,
             };
             Ok([Some(grad.to_dtype(dtype)?)])
@@ -101,14 +101,14 @@ fn unary<F: Function + 'static>(
     })
 }
 
-fn values<F: Function, T: Element>(function: F, x: &Tensor) -> Result<Tensor> {
+fn values<F: Function, T: Element>(x: &Tensor) -> Result<Tensor> {
     let mut y = buffer::<T>(x.elem_count());
-    activation::apply(function, &Cpu::of(x)?, &mut y);
+    activation::value_on::<F, T>(Threads::All, &Cpu::of(x)?, &mut y);
     tensor(y, x.shape())
 }
 
-fn slopes<F: Function, T: Element>(function: F, x: &Tensor, grad: &Tensor) -> Result<Tensor> {
+fn slopes<F: Function, T: Element>(x: &Tensor, grad: &Tensor) -> Result<Tensor> {
     let mut y = buffer::<T>(x.elem_count());
-    activation::apply_slope(function, &Cpu::of(x)?, &Cpu::of(grad)?, &mut y);
+    activation::apply_slope::<F, T>(&Cpu::of(x)?, &Cpu::of(grad)?, &mut y);
     tensor(y, x.shape())
 }

@@ -112,21 +112,35 @@ pub(crate) fn adapted_linear(xs: &Tensor, layer: &LinearParts) -> Result<Tensor>
 }
 
 /// One op for the layer and one for each factor of each update: any dtype, device and number of
-/// updates. Updates are computed in their own dtype, the sum is taken in the wider one, as in PEFT.
+/// updates.
 fn composed(xs: &Tensor, layer: &LinearParts) -> Result<Tensor> {
-    let mut sum = linear(xs, &layer.weight, layer.bias.as_ref())?;
-    let dtype = sum.dtype();
-    for UpdateParts {
-        a,
-        b,
-        scaling,
-        dropout: probability,
-    } in &layer.updates
-    {
-        let xs = dropout(&xs.to_dtype(a.dtype())?, *probability)?;
-        let update = (linear(&linear(&xs, a, None)?, b, None)? * *scaling)?;
-        let wide = wider(sum.dtype(), update.dtype());
-        sum = (sum.to_dtype(wide)? + update.to_dtype(wide)?)?;
+    let base = linear(xs, &layer.weight, layer.bias.as_ref())?;
+    add_updates(base, xs, &layer.updates, |xs, a, b| {
+        linear(&linear(xs, a, None)?, b, None)
+    })
+}
+
+/// The base result plus what each update adds.
+///
+/// `branch` maps an input, A and B to the unscaled update. The input is cast to the update's dtype,
+/// the sum is taken in the wider of both dtypes and cast back, as in PEFT.
+pub(crate) fn add_updates(
+    base: Tensor,
+    xs: &Tensor,
+    updates: &[UpdateParts],
+    branch: impl Fn(&Tensor, &Tensor, &Tensor) -> Result<Tensor>,
+) -> Result<Tensor> {
+    let dtype = base.dtype();
+    let mut sum = base;
+    for update in updates {
+        let mut xs = xs.clone();
+        // Indices of an embedding are neither cast nor dropped.
+        if xs.dtype().is_float() {
+            xs = dropout(&xs.to_dtype(update.a.dtype())?, update.dropout)?;
+        }
+        let added = (branch(&xs, &update.a, &update.b)? * update.scaling)?;
+        let wide = wider(sum.dtype(), added.dtype());
+        sum = (sum.to_dtype(wide)? + added.to_dtype(wide)?)?;
     }
     sum.to_dtype(dtype)
 }

@@ -46,20 +46,25 @@ pub(crate) fn residual_mlp(
     if !parts.fit(xs, shortcut) {
         return composed(xs, shortcut, parts);
     }
-    match (Compute::of(xs), parts.act) {
-        (Compute::F32, Activation::Gelu) => fused::<f32, GeluErf>(xs, shortcut, parts),
-        (Compute::F64, Activation::Gelu) => fused::<f64, GeluErf>(xs, shortcut, parts),
-        (Compute::F32, Activation::NewGelu | Activation::GeluPytorchTanh) => {
-            fused::<f32, GeluTanh>(xs, shortcut, parts)
-        }
-        (Compute::F64, Activation::NewGelu | Activation::GeluPytorchTanh) => {
-            fused::<f64, GeluTanh>(xs, shortcut, parts)
-        }
-        (Compute::F32, Activation::Relu) => fused::<f32, Relu>(xs, shortcut, parts),
-        (Compute::F64, Activation::Relu) => fused::<f64, Relu>(xs, shortcut, parts),
-        (Compute::F32, Activation::Silu) => fused::<f32, Silu>(xs, shortcut, parts),
-        (Compute::F64, Activation::Silu) => fused::<f64, Silu>(xs, shortcut, parts),
+    match parts.act {
+        Activation::Gelu => with::<GeluErf>(xs, shortcut, parts),
+        Activation::NewGelu | Activation::GeluPytorchTanh => with::<GeluTanh>(xs, shortcut, parts),
+        Activation::Relu => with::<Relu>(xs, shortcut, parts),
+        Activation::Silu => with::<Silu>(xs, shortcut, parts),
         _ => composed(xs, shortcut, parts),
+    }
+}
+
+/// The block with this activation, in the precision to compute in.
+fn with<F: Function + 'static>(
+    xs: &Tensor,
+    shortcut: Option<&Tensor>,
+    parts: &MlpParts,
+) -> Result<Tensor> {
+    match Compute::of(xs) {
+        Compute::F32 => fused::<f32, F>(xs, shortcut, parts),
+        Compute::F64 => fused::<f64, F>(xs, shortcut, parts),
+        Compute::Tensors => composed(xs, shortcut, parts),
     }
 }
 

@@ -34,8 +34,8 @@ pub use softmax::{softmax, softmax_last_dim};
 #[doc(hidden)]
 pub use {adapted::LinearParts, mlp::NormParts, tape::recorded_values};
 
-pub(crate) use adapted::{UpdateParts, adapted_linear};
-pub(crate) use dropout::{dropout, dropout_state};
+pub(crate) use adapted::{UpdateParts, adapted_linear, add_updates};
+pub(crate) use dropout::dropout_state;
 pub(crate) use mlp::{MlpParts, activate, residual_mlp};
 pub(crate) use norm::norm;
 
