@@ -1,6 +1,6 @@
 //! [`LoraConfig`]: what to adapt, with which rank, and what else to train.
 
-use crate::{Error, Result};
+use crate::{Error, Init, Result};
 use indexmap::IndexMap;
 use serde::{Deserialize, Serialize};
 
@@ -73,6 +73,42 @@ pub struct LoraConfig {
     /// Scale by alpha / √r instead of alpha / r (rsLoRA, <https://arxiv.org/abs/2312.03732>).
     #[serde(rename = "lora_use_rslora")]
     pub use_rslora: bool,
+    /// Learn the size of each output's weights apart from their direction (DoRA,
+    /// <https://arxiv.org/abs/2402.09353>).
+    #[serde(rename = "lora_use_dora")]
+    pub use_dora: bool,
+    /// Give B a bias of its own, which is trained: the update is s·(B·A·x + b).
+    #[serde(rename = "lora_bias")]
+    pub lora_bias: bool,
+    /// Adapt only layers of these numbers; empty for all. The number is the first one in a layer's
+    /// path that follows two names (`model.layers.3.q_proj`), or what
+    /// [`layers_pattern`](Self::layers_pattern) says. A target that is given with its whole path is
+    /// adapted in any case. With a list of targets only.
+    #[serde(
+        rename = "lora_layers_to_transform",
+        skip_serializing_if = "Vec::is_empty"
+    )]
+    pub layers_to_transform: Vec<usize>,
+    /// Names of the lists whose numbers [`layers_to_transform`](Self::layers_to_transform) means:
+    /// `layers` for `model.layers.3.q_proj`. Each is a regular expression.
+    #[serde(rename = "lora_layers_pattern", skip_serializing_if = "Vec::is_empty")]
+    pub layers_pattern: Vec<String>,
+    /// Rows of embeddings that are trained, by the embedding's name.
+    #[serde(
+        rename = "lora_trainable_token_indices",
+        skip_serializing_if = "IndexMap::is_empty"
+    )]
+    pub trainable_token_indices: IndexMap<String, Vec<u32>>,
+    /// Bare weights to adapt, such as those of experts in one tensor: names of
+    /// [`Weight`](crate::layers::Weight) fields, by dot-aligned end.
+    #[serde(
+        rename = "lora_target_parameters",
+        skip_serializing_if = "Vec::is_empty"
+    )]
+    pub target_parameters: Vec<String>,
+    /// What is adapted or trained of an embedding acts on the head that shares its weight, too.
+    #[serde(rename = "lora_ensure_weight_tying")]
+    pub ensure_weight_tying: bool,
     /// Initial values of the adapters.
     #[serde(rename = "lora_init")]
     pub init: Init,
@@ -109,6 +145,13 @@ impl LoraConfig {
             alpha_pattern: IndexMap::new(),
             train_bias: TrainBias::None,
             use_rslora: false,
+            use_dora: false,
+            lora_bias: false,
+            layers_to_transform: Vec::new(),
+            layers_pattern: Vec::new(),
+            trainable_token_indices: IndexMap::new(),
+            target_parameters: Vec::new(),
+            ensure_weight_tying: false,
             init: Init::Default,
             recompute: None,
             seed: None,
@@ -166,6 +209,57 @@ impl LoraConfig {
     /// Sets [`use_rslora`](Self::use_rslora).
     pub fn use_rslora(mut self, use_rslora: bool) -> Self {
         self.use_rslora = use_rslora;
+        self
+    }
+
+    /// Sets [`use_dora`](Self::use_dora).
+    pub fn use_dora(mut self, use_dora: bool) -> Self {
+        self.use_dora = use_dora;
+        self
+    }
+
+    /// Sets [`lora_bias`](Self::lora_bias).
+    pub fn lora_bias(mut self, lora_bias: bool) -> Self {
+        self.lora_bias = lora_bias;
+        self
+    }
+
+    /// Sets [`layers_to_transform`](Self::layers_to_transform).
+    pub fn layers_to_transform(mut self, numbers: impl IntoIterator<Item = usize>) -> Self {
+        self.layers_to_transform = numbers.into_iter().collect();
+        self
+    }
+
+    /// Sets [`layers_pattern`](Self::layers_pattern).
+    pub fn layers_pattern<S: Into<String>>(mut self, names: impl IntoIterator<Item = S>) -> Self {
+        self.layers_pattern = names.into_iter().map(Into::into).collect();
+        self
+    }
+
+    /// Adds an entry to [`trainable_token_indices`](Self::trainable_token_indices).
+    pub fn trainable_token_indices(
+        mut self,
+        embedding: impl Into<String>,
+        indices: impl IntoIterator<Item = u32>,
+    ) -> Self {
+        let indices = indices.into_iter().collect();
+        self.trainable_token_indices
+            .insert(embedding.into(), indices);
+        self
+    }
+
+    /// Sets [`target_parameters`](Self::target_parameters).
+    pub fn target_parameters<S: Into<String>>(
+        mut self,
+        names: impl IntoIterator<Item = S>,
+    ) -> Self {
+        self.target_parameters = names.into_iter().map(Into::into).collect();
+        self
+    }
+
+    /// Sets [`ensure_weight_tying`](Self::ensure_weight_tying).
+    pub fn ensure_weight_tying(mut self, ensure_weight_tying: bool) -> Self {
+        self.ensure_weight_tying = ensure_weight_tying;
         self
     }
 
@@ -253,20 +347,6 @@ pub enum TrainBias {
     LoraOnly,
     /// Every bias of the model, those of norms and heads too.
     All,
-}
-
-/// How adapters start, PEFT's `init_lora_weights`. The update is zero at first but for
-/// [`Random`](Init::Random).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Init {
-    /// A from U(−1/√fan_in, 1/√fan_in) and B zero; for an embedding A zero and B from N(0, 1).
-    #[default]
-    Default,
-    /// A from N(0, 1/r) and B zero; for an embedding as [`Default`](Init::Default).
-    Gaussian,
-    /// A and B both random, so that a fresh adapter changes the output. For tests.
-    Random,
 }
 
 /// A choice of modules by path, with PEFT's matching rules.
