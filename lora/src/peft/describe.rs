@@ -1,6 +1,7 @@
 //! A LoRA model in PEFT's terms: which layers are adapted, what is trained in full, which biases,
 //! and the key of each tensor in the file.
 
+use crate::adapter::copies::{self, Own};
 use crate::matching::{is_bias, is_or_ends_with, is_or_starts_with, modules_above};
 use crate::params::each_layer;
 use crate::path::join;
@@ -25,9 +26,11 @@ pub(super) struct Site {
     pub kind: &'static str,
     /// It can carry adapters.
     pub adaptable: bool,
-    pub merged: bool,
     pub adapter: Option<Settings>,
-    pub params: Vec<Param<Tensor>>,
+    /// The layer's own parameters, as they are while the adapter acts.
+    pub own: Vec<Own>,
+    /// The adapter's parameters.
+    pub adapters: Vec<Param<Tensor>>,
 }
 
 /// A tensor of the adapter.
@@ -46,8 +49,8 @@ impl Site {
         self.kind == "Tensor"
     }
 
-    fn base_params(&self) -> impl Iterator<Item = &Param<Tensor>> {
-        self.params.iter().filter(|param| param.role == Role::Base)
+    fn base_params(&self) -> impl Iterator<Item = &Own> {
+        self.own.iter().filter(|own| own.param.role == Role::Base)
     }
 
     fn is_bias(&self, param: &Param<Tensor>) -> bool {
@@ -58,7 +61,7 @@ impl Site {
     /// Something beside the bias is trained.
     fn is_trained(&self) -> bool {
         self.base_params()
-            .any(|param| param.tensor.is_variable() && !self.is_bias(param))
+            .any(|own| own.trained && !self.is_bias(&own.param))
     }
 
     /// Key of a bias that is trained for itself.
@@ -77,19 +80,22 @@ impl Description {
         each_layer(model, |path, layer| {
             let adapted = layer.adapted();
             let adapters = adapted.map(|adapted| adapted.parts().2);
-            let of_name = adapters.and_then(|list| list.iter().find(|a| a.name() == adapter));
-            let params = layer.params().into_iter().map(|param| Param {
-                name: param.name,
-                role: param.role,
-                tensor: param.tensor.clone(),
+            let of_name = adapters.and_then(|adapters| adapters.get(adapter));
+            let params = of_name
+                .map(|of_name| of_name.tensors())
+                .into_iter()
+                .flatten();
+            let params = params.filter_map(|(part, tensor)| {
+                let name = adapted?.part_name(part, adapter);
+                Some(Param::new(name, Role::Adapter(part), tensor.clone()))
             });
             sites.push(Site {
                 path: path.into(),
                 kind: layer.kind(),
                 adaptable: adapted.is_some(),
-                merged: adapters.is_some_and(|adapters| adapters.is_merged()),
                 adapter: of_name.map(|adapter| adapter.settings()),
-                params: params.collect(),
+                own: copies::seen_by(layer, adapter),
+                adapters: params.collect(),
             });
         });
         let mut description = Self {
@@ -134,9 +140,7 @@ impl Description {
             .sites
             .iter()
             .filter(|site| is_or_starts_with(&site.path, module));
-        sites
-            .flat_map(Site::base_params)
-            .all(|param| param.tensor.is_variable())
+        sites.flat_map(Site::base_params).all(|own| own.trained)
     }
 
     fn is_saved(&self, site: &Site) -> bool {
@@ -177,9 +181,9 @@ impl Description {
     pub fn biases(&self) -> Vec<(String, bool, bool)> {
         let mut biases = Vec::new();
         for site in self.sites.iter().filter(|site| !self.is_saved(site)) {
-            for param in site.params.iter().filter(|param| site.is_bias(param)) {
-                let trained = param.tensor.is_variable();
-                biases.push((site.bias_key(param), site.adapter.is_some(), trained));
+            for own in site.own.iter().filter(|own| site.is_bias(&own.param)) {
+                let key = site.bias_key(&own.param);
+                biases.push((key, site.adapter.is_some(), own.trained));
             }
         }
         biases
@@ -190,27 +194,31 @@ impl Description {
         let mut entries = Vec::new();
         for site in &self.sites {
             let saved = self.is_saved(site);
-            for param in &site.params {
-                let key = match param.role {
-                    Role::Adapter(_) => match without_adapter(&param.name, adapter) {
-                        Some(name) => join(&site.path, &name),
-                        None => continue,
-                    },
-                    Role::Base if saved => join(&site.path, &param.name),
-                    Role::Buffer if saved && param.tensor.dtype().is_float() => {
-                        join(&site.path, &param.name)
-                    }
-                    Role::Base if site.is_bias(param) && param.tensor.is_variable() => {
-                        site.bias_key(param)
-                    }
-                    _ => continue,
-                };
+            let mut add = |key: String, param: &Param<Tensor>| {
                 entries.push(Entry {
                     key,
                     path: site.path.clone(),
                     name: param.name.clone(),
                     tensor: param.tensor.clone(),
                 });
+            };
+            for own in &site.own {
+                let param = &own.param;
+                let is_saved = saved
+                    && match param.role {
+                        Role::Buffer => param.tensor.dtype().is_float(),
+                        _ => true,
+                    };
+                if is_saved {
+                    add(join(&site.path, &param.name), param);
+                } else if own.trained && site.is_bias(param) {
+                    add(site.bias_key(param), param);
+                }
+            }
+            for param in &site.adapters {
+                if let Some(name) = without_adapter(&param.name, adapter) {
+                    add(join(&site.path, &name), param);
+                }
             }
         }
         entries
@@ -222,7 +230,7 @@ impl Description {
         let mut planned = IndexMap::new();
         for site in self.sites.iter().filter(|site| site.adaptable) {
             let path = site.path.as_str();
-            let targeted = selection.targets(path)?.unwrap_or(false);
+            let targeted = selection.chooses(path, site.kind, false)?;
             if targeted && !selection.saves(path)? && !selection.excludes(path)? {
                 let settings = selection.settings(path, Overrides::default())?;
                 planned.insert(path.to_string(), settings);
@@ -326,9 +334,10 @@ impl Description {
 
 /// `lora_A.weight` for `lora_A.default.weight`, if the name is of that adapter.
 fn without_adapter(name: &str, adapter: &str) -> Option<String> {
-    let (matrix, rest) = name.split_once('.')?;
-    let rest = rest.strip_prefix(adapter)?;
-    (rest.is_empty() || rest.starts_with('.')).then(|| format!("{matrix}{rest}"))
+    let mut segments: Vec<&str> = name.split('.').collect();
+    let place = segments.iter().rposition(|segment| *segment == adapter)?;
+    segments.remove(place);
+    Some(segments.join("."))
 }
 
 #[cfg(test)]

@@ -23,6 +23,7 @@ mod config;
 mod describe;
 mod files;
 mod load;
+mod name;
 mod parse;
 mod save;
 mod weights;
@@ -30,8 +31,9 @@ mod weights;
 pub use config::{AdapterConfig, TaskType};
 pub use save::SaveOptions;
 
-pub(crate) use load::{load, load_new};
-pub(crate) use save::save;
+pub(crate) use load::{add, load, load_new, swap};
+pub(crate) use name::check_name;
+pub(crate) use save::save_all;
 
 /// The file that describes an adapter.
 pub const CONFIG_FILE: &str = "adapter_config.json";

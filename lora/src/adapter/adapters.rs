@@ -1,0 +1,135 @@
+//! [`Adapters`]: all that a layer's adapters are, and which of them act.
+
+use super::{Adapted, Adapter, Copies, Rows, seen};
+use candle_core::Tensor;
+
+/// The adapters of one layer: which it has, which are active, and the layer's own weight while some
+/// are merged into it.
+#[derive(Clone, Debug)]
+pub struct Adapters {
+    /// The layer's path in its model, for messages.
+    pub(crate) path: String,
+    pub(crate) list: Vec<Adapter>,
+    /// The names of those that act, in the order in which they apply. A name that this layer has no
+    /// adapter of stays here: the list is the whole model's.
+    pub(crate) active: Vec<String>,
+    /// `Some` exactly while merged.
+    pub(crate) merged: Option<Merged>,
+    /// The layer's own parameters, where adapters have copies of them.
+    pub(crate) copies: Copies,
+    /// Which adapter acts on which row of a batch, in a view for mixed batches.
+    pub(crate) rows: Option<Rows>,
+    pub(crate) training: bool,
+}
+
+/// A layer's state while adapters are merged into its weight.
+#[derive(Clone, Debug)]
+pub(crate) struct Merged {
+    /// The merged adapters, in order.
+    pub(crate) names: Vec<String>,
+    /// The weight and bias as they were.
+    pub(crate) weight: Tensor,
+    pub(crate) bias: Option<Tensor>,
+}
+
+impl Adapters {
+    pub(crate) fn new(path: &str) -> Self {
+        Self {
+            path: path.into(),
+            list: Vec::new(),
+            active: Vec::new(),
+            merged: None,
+            copies: Copies::default(),
+            rows: None,
+            training: true,
+        }
+    }
+
+    /// The adapters, in the order in which they were added.
+    pub fn iter(&self) -> std::slice::Iter<'_, Adapter> {
+        self.list.iter()
+    }
+
+    /// The adapter of this name.
+    pub fn get(&self, name: &str) -> Option<&Adapter> {
+        self.list.iter().find(|adapter| adapter.name == name)
+    }
+
+    pub(crate) fn get_mut(&mut self, name: &str) -> Option<&mut Adapter> {
+        self.list.iter_mut().find(|adapter| adapter.name == name)
+    }
+
+    /// Gives an adapter another name, wherever it stands.
+    pub(crate) fn rename(&mut self, from: &str, to: &str) {
+        let merged = self.merged.as_mut().map(|merged| &mut merged.names);
+        let listed = self.list.iter_mut().map(|adapter| &mut adapter.name);
+        let names = listed
+            .chain(&mut self.active)
+            .chain(merged.into_iter().flatten());
+        for name in names.filter(|name| *name == from) {
+            *name = to.into();
+        }
+    }
+
+    /// The adapters that act, in the order in which they apply, merged ones included.
+    pub fn active(&self) -> impl Iterator<Item = &Adapter> {
+        self.active.iter().filter_map(|name| self.get(name))
+    }
+
+    /// True if the layer has no adapter.
+    pub fn is_empty(&self) -> bool {
+        self.list.is_empty()
+    }
+
+    /// True while adapters are merged into the weight.
+    pub fn is_merged(&self) -> bool {
+        self.merged.is_some()
+    }
+
+    /// The names of the merged adapters, in order.
+    pub fn merged(&self) -> &[String] {
+        self.merged.as_ref().map_or(&[], |merged| &merged.names)
+    }
+
+    /// While merged: the layer's own weight or bias as it was.
+    pub(crate) fn original(&self, name: &str) -> Option<&Tensor> {
+        let merged = self.merged.as_ref()?;
+        match name {
+            "weight" => Some(&merged.weight),
+            "bias" => merged.bias.as_ref(),
+            _ => None,
+        }
+    }
+
+    /// The adapters that the forward pass is to compute: active ones that are not merged.
+    pub(crate) fn to_compute(&self) -> impl Iterator<Item = &Adapter> {
+        let merged = self.merged();
+        self.active()
+            .filter(move |adapter| !merged.contains(&adapter.name))
+    }
+
+    /// The names of all adapters that a merged weight is to hold: those merged, then those active.
+    pub(crate) fn to_merge(&self) -> Vec<String> {
+        let mut names = self.merged().to_vec();
+        names.extend(self.to_compute().map(|adapter| adapter.name.clone()));
+        names
+    }
+
+    /// In a view for mixed batches: each group of rows with its layer, as `f` reads it.
+    pub(crate) fn row_parts<L: Adapted + Clone, T>(
+        &self,
+        layer: &L,
+        f: impl Fn(&L) -> candle_core::Result<T>,
+    ) -> candle_core::Result<Vec<(Vec<u32>, T)>> {
+        let Some(rows) = &self.rows else {
+            return Ok(Vec::new());
+        };
+        let layers = rows.layers(layer)?.into_iter();
+        layers.map(|(rows, layer)| Ok((rows, f(&layer)?))).collect()
+    }
+
+    /// The tensor as the layer's forward pass is to see it.
+    pub(crate) fn seen(&self, tensor: &Tensor) -> Tensor {
+        seen(tensor, self.training)
+    }
+}
