@@ -277,3 +277,22 @@ fn the_settings_can_be_read_alone() -> Result {
     assert_eq!(ranks.collect::<Vec<_>>(), [3, 4]);
     Ok(())
 }
+
+/// Read and written again, a file of PEFT's has the same bytes.
+#[test]
+fn configurations_are_written_as_peft_writes_them() -> Result {
+    for (name, _) in cases() {
+        let dir = Fixture::new(&name).adapter();
+        let bytes = std::fs::read(dir.join("adapter_config.json"))?;
+        let config = lora::peft::AdapterConfig::read(&dir)?;
+        let written = config.to_json()?;
+        // PEFT sorts the patterns; here they keep their order, which is PEFT's in its own files.
+        assert_eq!(
+            String::from_utf8(written)?,
+            String::from_utf8(bytes)?,
+            "{name}"
+        );
+        config.to_lora_config()?;
+    }
+    Ok(())
+}

@@ -23,11 +23,13 @@ mod config;
 mod describe;
 mod files;
 mod load;
+mod lora_config;
 mod parse;
 mod save;
 mod weights;
+mod write_json;
 
-pub use config::{AdapterConfig, TaskType};
+pub use config::{AdapterConfig, InitWeights, OneOrMany, TaskType, TokenIndices};
 pub use save::SaveOptions;
 
 pub(crate) use load::{load, load_new};

@@ -58,7 +58,7 @@ pub(crate) fn save<M: LoraModule>(model: &M, dir: &Path, options: &SaveOptions) 
     let batch_norms: Vec<String> = batch_norms.map(|site| site.path.clone()).collect();
     let weights =
         weights::to_bytes(&model.entries(DEFAULT_ADAPTER), &batch_norms).map_err(failed)?;
-    let json = config.to_json().map_err(|error| Error::file(dir, error))?;
+    let json = config.to_json()?;
     files::write(dir, &json, &weights)
 }
 
