@@ -290,8 +290,8 @@ pub(crate) fn for_rows<M: LoraModule>(model: &M, rows: &[Option<&str>]) -> Resul
 
 /// What is wrong with the name of a new adapter.
 fn check_new<M: LoraModule>(model: &M, name: &str, problems: &mut Vec<String>) {
-    if let Err(problem) = check_name(name) {
-        problems.push(problem);
+    if let Err(Error::Config(bad)) = check_name(name) {
+        problems.extend(bad);
     }
     if names(model).iter().any(|known| known == name) {
         problems.push(format!("there is an adapter `{name}` already"));

@@ -6,7 +6,7 @@ use crate::matching::{is_bias, is_or_ends_with, is_or_starts_with, modules_above
 use crate::params::each_layer;
 use crate::path::join;
 use crate::selection::{Overrides, Selection};
-use crate::{LoraConfig, LoraModule, Param, Result, Role, Settings, TrainBias};
+use crate::{LoraConfig, LoraModule, Param, Part, Result, Role, Settings, TrainBias};
 use candle_core::Tensor;
 use indexmap::IndexMap;
 use std::collections::BTreeSet;
@@ -153,6 +153,12 @@ impl Description {
     pub fn saved_module(&self, key: &str) -> Option<&str> {
         let mut modules = self.saved.iter().map(String::as_str);
         modules.find(|module| is_or_starts_with(key, module))
+    }
+
+    /// True if some layer's adapter has such a tensor.
+    pub fn has(&self, part: Part) -> bool {
+        let mut params = self.sites.iter().flat_map(|site| &site.adapters);
+        params.any(|param| param.role == Role::Adapter(part))
     }
 
     pub fn site(&self, path: &str) -> Option<&Site> {

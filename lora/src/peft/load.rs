@@ -2,7 +2,7 @@
 
 use super::describe::Description;
 use super::weights::Weights;
-use super::{AdapterConfig, files};
+use super::{AdapterConfig, CONFIG_FILE, files};
 use crate::builder::Builder;
 use crate::path::join;
 use crate::transfer::assign_to_adapter;
@@ -18,7 +18,7 @@ struct Files<'a> {
 
 impl<'a> Files<'a> {
     fn read(dir: &'a Path) -> Result<Self> {
-        let config = AdapterConfig::read(dir)?.to_lora_config();
+        let config = settings(dir)?;
         let bytes = files::read_weights(dir)?;
         Ok(Self { dir, config, bytes })
     }
@@ -99,4 +99,52 @@ pub(crate) fn load_new<B: LoraModel>(base: &B, dir: &Path) -> Result<B::Lora> {
     files.put(&mut model, DEFAULT_ADAPTER)?;
     model.eval();
     Ok(model)
+}
+
+/// The settings of the directory, where a model can have them.
+fn settings(dir: &Path) -> Result<LoraConfig> {
+    let file = AdapterConfig::read(dir)?;
+    let settings = file.lora_config().and_then(|config| {
+        let mut problems = refused(&config);
+        if file.init_lora_weights.changes_base() {
+            problems.push(format!(
+                "`init_lora_weights` is \"{}\", which changes the base model: convert the adapter \
+                 with PEFT's path_initial_model_for_weight_conversion",
+                config.init
+            ));
+        }
+        if problems.is_empty() {
+            Ok(config)
+        } else {
+            Err(problems)
+        }
+    });
+    settings.map_err(|problems| Error::File {
+        path: dir.join(CONFIG_FILE),
+        problems,
+    })
+}
+
+/// Settings that layers do not have.
+fn refused(config: &LoraConfig) -> Vec<String> {
+    let features = [
+        (
+            "trainable_token_indices",
+            !config.trainable_token_indices.is_empty(),
+            "trained tokens",
+        ),
+        (
+            "target_parameters",
+            !config.target_parameters.is_empty(),
+            "adapters on parameters",
+        ),
+        (
+            "ensure_weight_tying",
+            config.ensure_weight_tying,
+            "tied adapters",
+        ),
+    ];
+    let on = features.iter().filter(|(_, on, _)| *on);
+    on.map(|(key, _, what)| format!("`{key}` is set: {what} cannot be loaded into a model"))
+        .collect()
 }

@@ -3,7 +3,9 @@
 use super::describe::Description;
 use super::{AdapterConfig, TaskType, files, weights};
 use crate::matching::{is_or_ends_with, is_or_starts_with};
-use crate::{DEFAULT_ADAPTER, Error, LoraModule, Result, Settings, Targets, TrainBias, manage};
+use crate::{
+    DEFAULT_ADAPTER, Error, LoraModule, Part, Result, Settings, Targets, TrainBias, manage,
+};
 use std::path::Path;
 
 /// What a saved adapter says of its model, beside what the model itself knows.
@@ -93,7 +95,7 @@ fn save<M: LoraModule>(model: &M, name: &str, dir: &Path, options: &SaveOptions)
         .filter(|site| site.kind == "BatchNorm" && model.saved_module(&site.path).is_some());
     let batch_norms: Vec<String> = batch_norms.map(|site| site.path.clone()).collect();
     let weights = weights::to_bytes(&model.entries(name), &batch_norms).map_err(failed)?;
-    let json = config.to_json().map_err(|error| Error::file(dir, error))?;
+    let json = config.to_json()?;
     files::write(dir, &json, &weights)
 }
 
@@ -125,6 +127,8 @@ fn describe(model: &Description, options: &SaveOptions) -> Result<AdapterConfig,
     config.lora_alpha = alpha;
     config.lora_dropout = most_common(layers.iter().map(|(_, s)| s.dropout)).unwrap_or(0.0);
     config.use_rslora = use_rslora;
+    config.use_dora = model.has(Part::Magnitude);
+    config.lora_bias = model.has(Part::Bias);
     config.bias = bias;
     config.task_type = options.task_type;
     config.base_model_name_or_path = options.base_model.clone();
