@@ -138,7 +138,8 @@ mod tests {
 
     /// A·Aᵀ for A of shape (k, rank), of values without a pattern.
     fn gram(k: usize, rank: usize) -> Tensor {
-        let value = |i: usize| ((i + 1) as f64 * 0.618_033_988_749_895).fract() * 2.0 - 1.0;
+        let value =
+            |i: usize| (((i + 1) * (i + 1)) as f64 * 0.618_033_988_749_895).fract() * 2.0 - 1.0;
         let a = Tensor::from_vec(
             (0..k * rank).map(value).collect(),
             (1, k, rank),
