@@ -51,6 +51,10 @@ pub enum Error {
         problems: Vec<String>,
     },
 
+    /// What an optimiser or a helper of it cannot work with.
+    #[error("the optimiser:{}", list(.0))]
+    Optimizer(Vec<String>),
+
     /// A name that no model has.
     #[error("no model is called `{name}`{}", suggest(.near))]
     UnknownModel {

@@ -42,6 +42,7 @@
 //! - What a LoRA model can do: the methods of [`LoraModule`].
 //! - The layers themselves, for use by hand: [`layers`].
 //! - Functions of candle's signatures that pass the gradient where candle's do not: [`ops`].
+//! - Optimisers, groups, schedules, gradient clipping: [`optim`].
 //! - Adapters as files: [`peft`]. Weights from model to model: [`transfer_weights`].
 //! - Chains of layers as one node: [`blocks`]; parts that keep no inner values: [`checkpoint`].
 //! - Ready models: [`models`]. Where the time of a step goes: [`profile`].
@@ -90,6 +91,7 @@ mod model;
 pub mod models;
 mod module;
 pub mod ops;
+pub mod optim;
 mod params;
 mod path;
 pub mod peft;
