@@ -37,7 +37,7 @@ pub(super) fn pairs<M: LoraModule>(model: &M) -> Vec<Pair> {
                 layer: path.into(),
                 adapter: adapter.name().into(),
                 linear: layer.kind() != "Embedding" && is_matrix(&a) && is_matrix(&b),
-                scaling: adapter.settings().scaling,
+                scaling: adapter.scaling(),
                 a,
                 b,
             });
