@@ -24,6 +24,7 @@ impl AsLinear for Linear {
             weight: self.weight().clone(),
             bias: self.bias().cloned(),
             updates: Vec::new(),
+            tokens: Vec::new(),
             rows: Vec::new(),
         })
     }

@@ -112,8 +112,11 @@ impl<'a> Builder<'a> {
             builder.mark = Some(Mark::rank());
         }
         let mut lora = model.adapt(&mut builder)?;
-        builder.finish()?;
         manage::activate(&mut lora, &[name])?;
+        if let Some(attach) = &mut builder.attach {
+            attach.problems.extend(manage::ties(&lora, name, config));
+        }
+        builder.finish()?;
         Ok(lora)
     }
 

@@ -1,5 +1,6 @@
 //! Moving a model to another device or dtype.
 
+use crate::adapter::tie::retie;
 use crate::init::adapter_dtype;
 use crate::params::each_layer_mut;
 use crate::{Copies, Error, LoraModule, Part, Result, Role, merge};
@@ -65,6 +66,7 @@ fn map<M: LoraModule>(model: &M, f: impl Fn(&Tensor, Role) -> Result<Tensor>) ->
     if let Some(error) = failed {
         return Err(error);
     }
+    retie(&mut mapped)?;
     merge::merge_like(model, &mut mapped)?;
     Ok(mapped)
 }

@@ -102,4 +102,6 @@ pub enum Part {
     Bias,
     /// DoRA's magnitudes.
     Magnitude,
+    /// Trained rows of an embedding.
+    Tokens,
 }

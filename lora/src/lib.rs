@@ -103,7 +103,7 @@ mod transfer;
 mod visit;
 mod with_lora;
 
-pub use adapter::{Adapted, Adapter, Adapters, Copies, DEFAULT_ADAPTER, Settings};
+pub use adapter::{Adapted, Adapter, Adapters, Copies, DEFAULT_ADAPTER, Settings, Tokens};
 pub use builder::{Builder, Mark};
 pub use checkpoint::checkpoint;
 pub use config::{LoraConfig, Targets, TrainBias};

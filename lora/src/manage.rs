@@ -1,5 +1,6 @@
 //! Several adapters on one model: which it has, which of them act, are trained, are merged.
 
+use crate::adapter::tie::{self, retie};
 use crate::adapter::{Attach, Rows, copies};
 use crate::params::{each_layer, each_layer_mut};
 use crate::peft::check_name;
@@ -20,8 +21,8 @@ pub(crate) fn names<M: LoraModule>(model: &M) -> Vec<String> {
 
 fn names_at(layer: &dyn Layer) -> Vec<&str> {
     let adapters = layer.adapted().into_iter();
-    let adapters = adapters.flat_map(|layer| layer.parts().2.iter());
-    let mut names: Vec<&str> = adapters.map(|adapter| adapter.name()).collect();
+    let tensors = adapters.flat_map(|layer| layer.parts().2.tensors());
+    let mut names: Vec<&str> = tensors.map(|(name, ..)| name).collect();
     names.extend(layer.copies().iter().flat_map(|copies| copies.adapters()));
     names
 }
@@ -66,15 +67,13 @@ pub(crate) fn activate_layer(layer: &mut dyn Layer, names: &[&str]) -> Result<()
 }
 
 fn set_layer_trainable(layer: &mut dyn Layer, name: &str, trainable: bool) -> Result<()> {
-    if let Some(adapted) = layer.adapted_mut()
-        && let Some(adapter) = adapted.parts_mut().2.get_mut(name)
-    {
-        adapter.set_trainable(trainable)?;
+    if let Some(adapted) = layer.adapted_mut() {
+        adapted.parts_mut().2.set_trainable(name, trainable)?;
     }
     copies::set_copy_trainable(layer, name, trainable)
 }
 
-/// Calls `f` with each layer until it fails.
+/// Calls `f` with each layer until it fails; then ties are made anew, as tensors may be others.
 fn try_each_layer<M: LoraModule>(
     model: &mut M,
     mut f: impl FnMut(&str, &mut dyn Layer) -> Result<()>,
@@ -85,7 +84,7 @@ fn try_each_layer<M: LoraModule>(
             result = f(path, layer);
         }
     });
-    result
+    result.and_then(|()| retie(model))
 }
 
 pub(crate) fn set_active<M: LoraModule>(model: &mut M, names: &[&str]) -> Result<()> {
@@ -127,9 +126,9 @@ pub(crate) fn reactivate<M: LoraModule>(model: &mut M, names: &[String]) -> Resu
 pub(crate) fn is_trained<M: LoraModule>(model: &M, name: &str) -> bool {
     let mut trained = false;
     each_layer(model, |_, layer| {
-        let adapter = layer.adapted().and_then(|layer| layer.parts().2.get(name));
-        let tensors = adapter.into_iter().flat_map(|adapter| adapter.tensors());
-        trained |= tensors.into_iter().any(|(_, tensor)| tensor.is_variable());
+        let adapters = layer.adapted().map(|layer| layer.parts().2).into_iter();
+        let mut tensors = adapters.flat_map(|adapters| adapters.tensors());
+        trained |= tensors.any(|(of, _, tensor)| of == name && tensor.is_variable());
         let has_copy = layer.copies().is_some_and(|copies| copies.has(name));
         let mut own = copies::seen_by(layer, name).into_iter();
         trained |= has_copy && own.any(|own| own.param.tensor.is_variable());
@@ -186,9 +185,18 @@ pub(crate) fn add<M: LoraModule>(
         }
         set_layer_trainable(layer, name, false)
     })?;
+    attach.problems.extend(ties(&changed, name, config));
     attach.finish(Vec::new())?;
     *model = changed;
     Ok(())
+}
+
+/// What keeps `ensure_weight_tying` from having its effect, where it is set.
+pub(crate) fn ties<M: LoraModule>(model: &M, name: &str, config: &LoraConfig) -> Vec<String> {
+    match config.ensure_weight_tying {
+        true => tie::problems(model, name),
+        false => Vec::new(),
+    }
 }
 
 pub(crate) fn disabled<M: LoraModule>(model: &M) -> Result<M> {
@@ -216,6 +224,7 @@ pub(crate) fn delete<M: LoraModule>(model: &mut M, name: &str) -> Result<()> {
         if let Some(adapted) = layer.adapted_mut() {
             let adapters = adapted.parts_mut().2;
             adapters.list.retain(|adapter| adapter.name() != name);
+            adapters.tokens.retain(|tokens| tokens.adapter() != name);
             adapters.active.retain(|active| active != name);
         }
         Ok(())

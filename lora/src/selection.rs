@@ -13,6 +13,7 @@ pub(crate) struct Selection<'a> {
     rank: Patterns,
     alpha: Patterns,
     recompute: Option<Patterns>,
+    tokens: Patterns,
 }
 
 /// What target_modules says.
@@ -59,6 +60,7 @@ impl<'a> Selection<'a> {
             let targets = targets.as_ref();
             targets.map(|t| Patterns::targets(setting, t)).transpose()
         };
+        let tokens: Vec<String> = config.trainable_token_indices.keys().cloned().collect();
         Ok(Self {
             config,
             targets: config
@@ -72,6 +74,7 @@ impl<'a> Selection<'a> {
             rank: Patterns::suffixes("rank_pattern", config.rank_pattern.keys())?,
             alpha: Patterns::suffixes("alpha_pattern", config.alpha_pattern.keys())?,
             recompute: targets("recompute", &config.recompute)?,
+            tokens: Patterns::names("trainable_token_indices", &tokens),
         })
     }
 
@@ -129,6 +132,12 @@ impl<'a> Selection<'a> {
         }
     }
 
+    /// The rows of this layer that are trained.
+    pub(crate) fn tokens(&mut self, path: &str) -> Result<Option<&'a [u32]>> {
+        let found = self.tokens.find(path, false)?;
+        Ok(found.map(|index| &self.config.trainable_token_indices[index][..]))
+    }
+
     /// The adapter of a layer that is adapted.
     pub(crate) fn settings(&mut self, path: &str, overrides: Overrides) -> Result<Settings> {
         let config = self.config;
@@ -153,7 +162,7 @@ impl<'a> Selection<'a> {
         let targets = self.targets.as_ref().and_then(Chosen::patterns);
         let optional = [&self.exclude, &self.recompute].into_iter().flatten();
         let all = targets.into_iter().chain(optional);
-        let all = all.chain([&self.save, &self.rank, &self.alpha]);
+        let all = all.chain([&self.save, &self.rank, &self.alpha, &self.tokens]);
         let layers = self.layers.iter().flat_map(LayerNumbers::unused);
         all.flat_map(Patterns::unused).chain(layers)
     }

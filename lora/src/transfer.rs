@@ -16,6 +16,7 @@ pub const LORA_WEIGHT_NAMES: &[&str] = &[
     "lora_embedding_A",
     "lora_embedding_B",
     "lora_magnitude_vector",
+    "token_adapter",
 ];
 
 /// Puts the weights of `src` into `dst`, by path. Both can be any models.

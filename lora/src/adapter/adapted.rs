@@ -65,6 +65,7 @@ pub trait Adapted: Debug {
             Part::B => format!("lora_B.{adapter}.weight"),
             Part::Bias => format!("lora_B.{adapter}.bias"),
             Part::Magnitude => format!("lora_magnitude_vector.{adapter}"),
+            Part::Tokens => format!("token_adapter.trainable_tokens_delta.{adapter}"),
         }
     }
 
@@ -155,7 +156,7 @@ pub trait Adapted: Debug {
     /// As [`merge_weight`](Self::merge_weight).
     fn set_merged(&mut self, names: &[String]) -> Result<()> {
         let adapters = self.parts().2;
-        let names = names.iter().filter(|name| adapters.get(name).is_some());
+        let names = names.iter().filter(|name| adapters.has(name));
         let names: Vec<String> = names.cloned().collect();
         if names == adapters.merged() {
             return Ok(());
@@ -194,6 +195,9 @@ pub trait Adapted: Debug {
         }
         let wide = wider(weight.dtype(), DType::F32);
         let mut sum = self.widened(&weight.detach().to_dtype(wide)?)?;
+        for tokens in names.iter().filter_map(|name| adapters.tokens_of(name)) {
+            sum = tokens.put_into(&sum)?;
+        }
         let mut added: Option<Tensor> = None;
         for adapter in names.iter().filter_map(|name| adapters.get(name)) {
             let adapter = adapter.detached();
@@ -259,11 +263,9 @@ impl<T: Adapted> Layer for T {
     fn params(&self) -> Vec<Param<&Tensor>> {
         let (weight, bias, adapters) = self.parts();
         let mut params = Param::weight_and_bias(weight, bias);
-        for adapter in &adapters.list {
-            for (part, tensor) in adapter.tensors() {
-                let name = self.part_name(part, &adapter.name);
-                params.push(Param::new(name, Role::Adapter(part), tensor));
-            }
+        for (adapter, part, tensor) in adapters.tensors() {
+            let name = self.part_name(part, adapter);
+            params.push(Param::new(name, Role::Adapter(part), tensor));
         }
         params
     }
@@ -277,9 +279,7 @@ impl<T: Adapted> Layer for T {
         let (weight, bias, adapters) = self.parts_mut();
         let mut tensors = vec![weight];
         tensors.extend(bias);
-        for adapter in &mut adapters.list {
-            tensors.extend(adapter.tensors_mut().map(|(_, tensor)| tensor));
-        }
+        tensors.extend(adapters.tensors_mut());
         let params = names.into_iter().zip(tensors);
         let params = params.map(|((name, role), tensor)| Param::new(name, role, tensor));
         params.collect()

@@ -1,6 +1,7 @@
 //! [`Adapters`]: all that a layer's adapters are, and which of them act.
 
-use super::{Adapted, Adapter, Copies, Rows, seen};
+use super::{Adapted, Adapter, Copies, Rows, Tie, Tokens, seen, set_trainable};
+use crate::{Part, Result};
 use candle_core::Tensor;
 
 /// The adapters of one layer: which it has, which are active, and the layer's own weight while some
@@ -10,6 +11,8 @@ pub struct Adapters {
     /// The layer's path in its model, for messages.
     pub(crate) path: String,
     pub(crate) list: Vec<Adapter>,
+    /// The rows of an embedding that adapters train; the embedding's, at a head that shares them.
+    pub(crate) tokens: Vec<Tokens>,
     /// The names of those that act, in the order in which they apply. A name that this layer has no
     /// adapter of stays here: the list is the whole model's.
     pub(crate) active: Vec<String>,
@@ -37,6 +40,7 @@ impl Adapters {
         Self {
             path: path.into(),
             list: Vec::new(),
+            tokens: Vec::new(),
             active: Vec::new(),
             merged: None,
             copies: Copies::default(),
@@ -59,11 +63,27 @@ impl Adapters {
         self.list.iter_mut().find(|adapter| adapter.name == name)
     }
 
+    /// Makes an adapter trained, or frozen. A view of another layer's follows that.
+    pub(crate) fn set_trainable(&mut self, name: &str, trainable: bool) -> Result<()> {
+        if let Some(adapter) = self.get_mut(name)
+            && adapter.tie != Tie::Shared
+        {
+            adapter.set_trainable(trainable)?;
+        }
+        let tokens = self.tokens.iter_mut().filter(|tokens| tokens.adapter == name);
+        for tokens in tokens {
+            set_trainable(&mut tokens.rows, trainable)?;
+        }
+        Ok(())
+    }
+
     /// Gives an adapter another name, wherever it stands.
     pub(crate) fn rename(&mut self, from: &str, to: &str) {
         let merged = self.merged.as_mut().map(|merged| &mut merged.names);
         let listed = self.list.iter_mut().map(|adapter| &mut adapter.name);
+        let tokens = self.tokens.iter_mut().map(|tokens| &mut tokens.adapter);
         let names = listed
+            .chain(tokens)
             .chain(&mut self.active)
             .chain(merged.into_iter().flatten());
         for name in names.filter(|name| *name == from) {
@@ -79,6 +99,41 @@ impl Adapters {
     /// True if the layer has no adapter.
     pub fn is_empty(&self) -> bool {
         self.list.is_empty()
+    }
+
+    /// The rows of an embedding that adapters train; at a head that shares the embedding's weight,
+    /// the embedding's.
+    pub fn tokens(&self) -> &[Tokens] {
+        &self.tokens
+    }
+
+    pub(crate) fn tokens_of(&self, name: &str) -> Option<&Tokens> {
+        self.tokens.iter().find(|tokens| tokens.adapter == name)
+    }
+
+    /// True if the adapter of this name changes what the layer computes, copies aside.
+    pub(crate) fn has(&self, name: &str) -> bool {
+        self.get(name).is_some() || self.tokens_of(name).is_some()
+    }
+
+    /// The tensors of all adapters, in the order of parameters, with the name of each's adapter.
+    /// What is a view of another layer's is not among them.
+    pub(crate) fn tensors(&self) -> impl Iterator<Item = (&str, Part, &Tensor)> {
+        let own = self.list.iter().filter(|adapter| adapter.tie != Tie::Shared);
+        let own = own.flat_map(|adapter| {
+            let tensors = adapter.tensors();
+            tensors.map(|(part, tensor)| (adapter.name.as_str(), part, tensor))
+        });
+        let tokens = self.tokens.iter();
+        own.chain(tokens.map(|t| (t.adapter.as_str(), Part::Tokens, &t.rows)))
+    }
+
+    /// The same tensors, to be changed.
+    pub(crate) fn tensors_mut(&mut self) -> impl Iterator<Item = &mut Tensor> {
+        let own = self.list.iter_mut();
+        let own = own.filter(|adapter| adapter.tie != Tie::Shared);
+        let own = own.flat_map(|adapter| adapter.tensors_mut().map(|(_, tensor)| tensor));
+        own.chain(self.tokens.iter_mut().map(|tokens| &mut tokens.rows))
     }
 
     /// True while adapters are merged into the weight.
@@ -108,10 +163,23 @@ impl Adapters {
             .filter(move |adapter| !merged.contains(&adapter.name))
     }
 
+    /// The rows that the forward pass is to put in place of the base's.
+    pub(crate) fn tokens_to_compute(&self) -> impl Iterator<Item = Tokens> {
+        let merged = self.merged();
+        let acting = self.active.iter().filter(move |name| !merged.contains(name));
+        let acting = acting.filter_map(|name| self.tokens_of(name));
+        acting.map(|tokens| tokens.with_rows(self.seen(&tokens.rows)))
+    }
+
     /// The names of all adapters that a merged weight is to hold: those merged, then those active.
     pub(crate) fn to_merge(&self) -> Vec<String> {
         let mut names = self.merged().to_vec();
-        names.extend(self.to_compute().map(|adapter| adapter.name.clone()));
+        let more = self.active.iter().filter(|name| self.has(name));
+        for name in more {
+            if !names.contains(name) {
+                names.push(name.clone());
+            }
+        }
         names
     }
 

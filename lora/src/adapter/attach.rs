@@ -1,7 +1,7 @@
 //! [`Attach`]: gives each layer what a configuration asks for, when a model is converted and when
 //! an adapter is added.
 
-use super::{copies, fresh, set_trainable};
+use super::{Tokens, copies, fresh, set_trainable};
 use crate::builder::Mark;
 use crate::matching::{is_bias, modules_above};
 use crate::path::join;
@@ -72,7 +72,33 @@ impl<'a> Attach<'a> {
                 }
             }
         }
+        self.tokens(path, layer, settings.is_some() || trainable)?;
         self.copies(path, layer, trainable, train_bias)
+    }
+
+    /// Gives an embedding the rows that are trained.
+    fn tokens(&mut self, path: &str, layer: &mut dyn Layer, is_taken: bool) -> Result<()> {
+        let Some(ids) = self.selection.tokens(path)? else {
+            return Ok(());
+        };
+        let kind = layer.kind();
+        let embedding = layer.adapted_mut().filter(|layer| layer.is_lookup());
+        match embedding {
+            _ if is_taken => self.problems.push(format!(
+                "`{path}` is to have trained rows and is adapted or trained in full: choose one"
+            )),
+            None => self.problems.push(format!(
+                "trainable_token_indices names `{path}`, a {kind}: rows of an Embedding can be \
+                 trained, and act on a head that shares its weight"
+            )),
+            Some(layer) => {
+                let table = layer.unmerged_weight().clone();
+                let tokens = Tokens::new(path, self.name, ids, &table)?;
+                layer.parts_mut().2.tokens.push(tokens);
+                self.trained += 1;
+            }
+        }
+        Ok(())
     }
 
     /// The adapter of a layer that is a target.

@@ -1,6 +1,6 @@
 //! A fresh adapter for a layer.
 
-use super::{Adapted, Adapter, Settings};
+use super::{Adapted, Adapter, Settings, Tie};
 use crate::init::AdapterInit;
 use crate::{LoraConfig, Result};
 use candle_core::Var;
@@ -29,6 +29,10 @@ pub(crate) fn fresh(
         settings,
         scale: 1.0,
         keeps_b: false,
+        tie: match config.ensure_weight_tying && layer.is_lookup() {
+            true => Tie::Shares,
+            false => Tie::None,
+        },
         initial: None,
         a,
         b,

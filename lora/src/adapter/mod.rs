@@ -6,6 +6,8 @@ mod attach;
 pub(crate) mod copies;
 mod fresh;
 mod rows;
+pub(crate) mod tie;
+mod tokens;
 
 pub use adapted::Adapted;
 pub use adapters::Adapters;
@@ -13,6 +15,8 @@ pub(crate) use adapters::Merged;
 pub(crate) use attach::Attach;
 pub use copies::Copies;
 pub(crate) use rows::{Rows, by_rows};
+pub(crate) use tie::Tie;
+pub use tokens::Tokens;
 
 use crate::{Part, Result};
 use candle_core::{DType, Tensor, Var};
@@ -36,6 +40,7 @@ pub struct Adapter {
     pub(crate) scale: f64,
     /// B stays as it started, as MiCA asks.
     pub(crate) keeps_b: bool,
+    pub(crate) tie: Tie,
     /// A and B as they started, where the base weight lost what they began with.
     pub(crate) initial: Option<(Tensor, Tensor)>,
 }
@@ -90,6 +95,11 @@ impl Adapter {
     /// [`set_scale`](crate::LoraModule::set_scale) said.
     pub fn scaling(&self) -> f64 {
         self.settings.scaling * self.scale
+    }
+
+    /// True if it is a view of that of the embedding which the layer shares its weight with.
+    pub fn is_tied(&self) -> bool {
+        self.tie == Tie::Shared
     }
 
     /// The tensors, in the order of parameters.

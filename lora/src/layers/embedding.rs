@@ -61,7 +61,11 @@ impl Module for LoraEmbedding {
         }
         .run(
             ids,
-            |ids, _| ops::embedding(ids, &weight),
+            |ids, _| {
+                let rows = ops::embedding(ids, &weight)?;
+                let mut tokens = self.adapters.tokens_to_compute();
+                tokens.try_fold(rows, |rows, tokens| tokens.after_lookup(ids, &rows))
+            },
             |ids, update| ops::linear(&ops::embedding(ids, &update.a.t()?)?, &update.b, None),
         )
     }
@@ -141,6 +145,7 @@ impl Adapted for LoraEmbedding {
             Part::B => format!("lora_embedding_B.{adapter}"),
             Part::Bias => format!("lora_embedding_B_bias.{adapter}"),
             Part::Magnitude => format!("lora_magnitude_vector.{adapter}"),
+            Part::Tokens => format!("token_adapter.trainable_tokens_delta.{adapter}"),
         }
     }
 }

@@ -51,6 +51,7 @@ impl LoraLinear {
             weight: self.adapters.seen(&self.weight),
             bias: self.bias.as_ref().map(|bias| self.adapters.seen(bias)),
             updates: self.updates()?,
+            tokens: self.adapters.tokens_to_compute().collect(),
             rows: self.adapters.row_parts(self, Self::parts_of_forward)?,
         })
     }

@@ -107,6 +107,7 @@ impl LoraTransposedLinear {
             weight: self.adapters.seen(&self.weight).t()?,
             bias: self.bias.as_ref().map(|bias| self.adapters.seen(bias)),
             updates: self.updates()?,
+            tokens: Vec::new(),
             rows: self.adapters.row_parts(self, Self::parts_of_forward)?,
         })
     }

@@ -3,7 +3,7 @@
 use super::contiguous::copy;
 use super::dropout::{dropout, mask};
 use super::{Compute, affine, linear, record, working};
-use crate::adapter::{by_rows, wider};
+use crate::adapter::{Tokens, by_rows, wider};
 use crate::kernels::adapted::{Adapted, Dropout, LowRank, Pass, UpdateGrads};
 use crate::kernels::buffer::{Cpu, CpuMatrix, buffer, tensor};
 use crate::kernels::simd::Element;
@@ -18,6 +18,8 @@ pub struct LinearParts {
     /// (out)
     pub(crate) bias: Option<Tensor>,
     pub(crate) updates: Vec<UpdateParts>,
+    /// At a head: rows of the weight that others stand in place of.
+    pub(crate) tokens: Vec<Tokens>,
     /// In a mixed batch: the rows that each of these layers computes, in place of this one.
     pub(crate) rows: Vec<(Vec<u32>, LinearParts)>,
 }
@@ -44,7 +46,7 @@ impl LinearParts {
     pub(crate) fn fused(&self) -> std::result::Result<Option<&UpdateParts>, ()> {
         let frozen = !self.weight.track_op();
         match &self.updates[..] {
-            _ if !self.rows.is_empty() => Err(()),
+            _ if !self.rows.is_empty() || !self.tokens.is_empty() => Err(()),
             [] if frozen => Ok(None),
             [update] if frozen && update.fits(&self.weight) => Ok(Some(update)),
             _ => Err(()),
@@ -71,6 +73,7 @@ impl LinearParts {
             weight: self.weight.detach(),
             bias: self.bias.as_ref().map(Tensor::detach),
             updates: self.updates.iter().map(update).collect(),
+            tokens: Vec::new(),
             rows: Vec::new(),
         }
     }
@@ -81,6 +84,7 @@ impl LinearParts {
             weight: working(&self.weight)?,
             bias: self.bias.as_ref().map(working).transpose()?,
             updates: self.updates.clone(),
+            tokens: Vec::new(),
             rows: Vec::new(),
         })
     }
@@ -139,7 +143,18 @@ fn composed(xs: &Tensor, layer: &LinearParts) -> Result<Tensor> {
     }
     .run(
         xs,
-        |xs, bias| linear(xs, &layer.weight, bias),
+        |xs, bias| {
+            if layer.tokens.is_empty() {
+                return linear(xs, &layer.weight, bias);
+            }
+            let ys = linear(xs, &layer.weight, None)?;
+            let mut tokens = layer.tokens.iter();
+            let ys = tokens.try_fold(ys, |ys, tokens| tokens.after_head(xs, &ys))?;
+            match bias {
+                Some(bias) => ys.broadcast_add(bias),
+                None => Ok(ys),
+            }
+        },
         |xs, update| {
             linear(
                 &linear(xs, &update.a, None)?,

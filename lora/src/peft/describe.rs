@@ -9,7 +9,7 @@ use crate::selection::{Overrides, Selection};
 use crate::{LoraConfig, LoraModule, Param, Part, Result, Role, Settings, TrainBias};
 use candle_core::Tensor;
 use indexmap::IndexMap;
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 
 /// What a walk sees of a model.
 pub(super) struct Description {
@@ -27,6 +27,10 @@ pub(super) struct Site {
     /// It can carry adapters.
     pub adaptable: bool,
     pub adapter: Option<Settings>,
+    /// The adapter is a view of that of the embedding at this path.
+    pub tied_to: Option<String>,
+    /// The rows of an embedding that the adapter trains.
+    pub tokens: Option<Vec<u32>>,
     /// The layer's own parameters, as they are while the adapter acts.
     pub own: Vec<Own>,
     /// The adapter's parameters.
@@ -41,6 +45,8 @@ pub(super) struct Entry {
     pub path: String,
     pub name: String,
     pub tensor: Tensor,
+    /// The key of the tensor that this one is the transpose of.
+    pub tied_to: Option<String>,
 }
 
 impl Site {
@@ -77,25 +83,43 @@ impl Description {
     /// Describes a model and its adapter of this name.
     pub fn of<M: LoraModule>(model: &M, adapter: &str) -> Self {
         let mut sites = Vec::new();
+        // A head comes after the embedding that it shares its weight with.
+        let mut embeddings = HashMap::new();
         each_layer(model, |path, layer| {
             let adapted = layer.adapted();
             let adapters = adapted.map(|adapted| adapted.parts().2);
             let of_name = adapters.and_then(|adapters| adapters.get(adapter));
-            let params = of_name
-                .map(|of_name| of_name.tensors())
-                .into_iter()
-                .flatten();
-            let params = params.filter_map(|(part, tensor)| {
+            let tensors = of_name.map(|of_name| of_name.tensors()).into_iter().flatten();
+            let named = tensors.filter_map(|(part, tensor)| {
                 let name = adapted?.part_name(part, adapter);
                 Some(Param::new(name, Role::Adapter(part), tensor.clone()))
             });
+            let mut params: Vec<_> = named.collect();
+            let (mut tied_to, mut tokens) = (None, None);
+            if let Some(adapted) = adapted {
+                let id = adapted.unmerged_weight().id();
+                if adapted.is_lookup() {
+                    embeddings.insert(id, path.to_string());
+                    let of_name = adapters.and_then(|adapters| adapters.tokens_of(adapter));
+                    if let Some(of_name) = of_name {
+                        let name = adapted.part_name(Part::Tokens, adapter);
+                        let rows = of_name.rows().clone();
+                        params.push(Param::new(name, Role::Adapter(Part::Tokens), rows));
+                        tokens = Some(of_name.ids().to_vec());
+                    }
+                } else if of_name.is_some_and(|adapter| adapter.is_tied()) {
+                    tied_to = embeddings.get(&id).cloned();
+                }
+            }
             sites.push(Site {
                 path: path.into(),
                 kind: layer.kind(),
                 adaptable: adapted.is_some(),
                 adapter: of_name.map(|adapter| adapter.settings()),
+                tied_to,
+                tokens,
                 own: copies::seen_by(layer, adapter),
-                adapters: params.collect(),
+                adapters: params,
             });
         });
         let mut description = Self {
@@ -167,6 +191,8 @@ impl Description {
 
     pub fn adapted(&self) -> impl Iterator<Item = (&str, Settings)> {
         let sites = self.sites.iter();
+        // A tied adapter follows from that of its embedding.
+        let sites = sites.filter(|site| site.tied_to.is_none());
         sites.filter_map(|site| Some((site.path.as_str(), site.adapter?)))
     }
 
@@ -201,8 +227,14 @@ impl Description {
         for site in &self.sites {
             let saved = self.is_saved(site);
             let mut add = |key: String, param: &Param<Tensor>| {
+                let tied_to = site.tied_to.as_deref().and_then(|embedding| match param.role {
+                    Role::Adapter(Part::A) => Some(join(embedding, "lora_embedding_B")),
+                    Role::Adapter(Part::B) => Some(join(embedding, "lora_embedding_A")),
+                    _ => None,
+                });
                 entries.push(Entry {
                     key,
+                    tied_to,
                     path: site.path.clone(),
                     name: param.name.clone(),
                     tensor: param.tensor.clone(),
@@ -228,6 +260,25 @@ impl Description {
             }
         }
         entries
+    }
+
+    /// The rows of embeddings that the adapter trains, by the embedding's path.
+    pub fn tokens(&self) -> IndexMap<String, Vec<u32>> {
+        let sites = self.sites.iter();
+        let tokens = sites.filter_map(|site| Some((site.path.clone(), site.tokens.clone()?)));
+        tokens.collect()
+    }
+
+    /// The rows of embeddings that a configuration trains, by the embedding's path.
+    pub fn planned_tokens(&self, config: &LoraConfig) -> Result<IndexMap<String, Vec<u32>>> {
+        let mut selection = Selection::new(config)?;
+        let mut planned = IndexMap::new();
+        for site in self.sites.iter().filter(|site| site.kind == "Embedding") {
+            if let Some(ids) = selection.tokens(&site.path)? {
+                planned.insert(site.path.clone(), ids.to_vec());
+            }
+        }
+        Ok(planned)
     }
 
     /// The layers that a configuration adapts, and how. PEFT's rules, without its strictness.
@@ -290,6 +341,13 @@ impl Description {
             ));
         }
         self.compare_saved(config, &mut problems);
+        if self.planned_tokens(config)? != self.tokens() {
+            problems.push(format!(
+                "trainable_token_indices are {:?} in the file, {:?} in the model",
+                self.planned_tokens(config)?,
+                self.tokens()
+            ));
+        }
         for (key, adapted, trained) in self.biases() {
             let wanted = match config.train_bias {
                 TrainBias::None => false,

@@ -1,12 +1,13 @@
 //! Loading an adapter.
 
-use super::describe::Description;
+use super::describe::{Description, Entry};
 use super::weights::Weights;
 use super::{AdapterConfig, CONFIG_FILE, files};
 use crate::builder::Builder;
 use crate::path::join;
 use crate::transfer::assign_to_adapter;
 use crate::{DEFAULT_ADAPTER, Error, LoraConfig, LoraModel, LoraModule, Result, manage};
+use candle_core::Tensor;
 use std::path::Path;
 
 /// A directory's contents: its configuration, and its weights as bytes.
@@ -50,9 +51,34 @@ impl<'a> Files<'a> {
         let entries = description.entries(name);
         let values = weights.values(&entries, &description, &mut problems);
         self.checked(problems)?;
+        self.checked(untied(&entries, &values)?)?;
         let paths = entries.iter().map(|entry| join(&entry.path, &entry.name));
         assign_to_adapter(model, name, &paths.zip(values).collect())
     }
+}
+
+/// Tensors that are a view of others in the model, and differ from them in the file.
+fn untied(entries: &[Entry], values: &[Tensor]) -> Result<Vec<String>> {
+    let mut problems = Vec::new();
+    for (entry, value) in entries.iter().zip(values) {
+        let Some(key) = &entry.tied_to else {
+            continue;
+        };
+        let source = entries.iter().position(|other| other.key == *key);
+        let source = source.map(|place| values[place].t()).transpose()?;
+        let is_same = source.map(|source| value.to_device(source.device())?.eq(&source));
+        let is_same = match is_same.transpose()? {
+            Some(same) => same.min_all()?.to_scalar::<u8>()? == 1,
+            None => false,
+        };
+        if !is_same {
+            problems.push(format!(
+                "`{}` is not the transpose of `{key}`, which ensure_weight_tying asks for",
+                entry.key
+            ));
+        }
+    }
+    Ok(problems)
 }
 
 /// Loads an adapter into the active one, of the same form.
@@ -129,19 +155,9 @@ fn settings(dir: &Path) -> Result<LoraConfig> {
 fn refused(config: &LoraConfig) -> Vec<String> {
     let features = [
         (
-            "trainable_token_indices",
-            !config.trainable_token_indices.is_empty(),
-            "trained tokens",
-        ),
-        (
             "target_parameters",
             !config.target_parameters.is_empty(),
             "adapters on parameters",
-        ),
-        (
-            "ensure_weight_tying",
-            config.ensure_weight_tying,
-            "tied adapters",
         ),
     ];
     let on = features.iter().filter(|(_, on, _)| *on);

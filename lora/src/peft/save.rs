@@ -1,7 +1,7 @@
 //! Saving an adapter.
 
 use super::describe::Description;
-use super::{AdapterConfig, TaskType, files, weights};
+use super::{AdapterConfig, TaskType, TokenIndices, files, weights};
 use crate::matching::{is_or_ends_with, is_or_starts_with};
 use crate::{
     DEFAULT_ADAPTER, Error, LoraModule, Part, Result, Settings, Targets, TrainBias, manage,
@@ -103,7 +103,7 @@ fn save<M: LoraModule>(model: &M, name: &str, dir: &Path, options: &SaveOptions)
 fn describe(model: &Description, options: &SaveOptions) -> Result<AdapterConfig, Vec<String>> {
     let mut problems = model.problems.clone();
     let layers: Vec<(&str, Settings)> = model.adapted().collect();
-    if layers.is_empty() {
+    if layers.is_empty() && model.tokens().is_empty() {
         problems.push("cannot be written: the model has no adapter".into());
     }
     if layers.iter().any(|(path, _)| path.is_empty()) {
@@ -126,6 +126,9 @@ fn describe(model: &Description, options: &SaveOptions) -> Result<AdapterConfig,
     config.r = rank;
     config.lora_alpha = alpha;
     config.lora_dropout = most_common(layers.iter().map(|(_, s)| s.dropout)).unwrap_or(0.0);
+    let tokens = model.tokens();
+    config.trainable_token_indices = (!tokens.is_empty()).then_some(TokenIndices::Modules(tokens));
+    config.ensure_weight_tying = model.sites.iter().any(|site| site.tied_to.is_some());
     config.use_rslora = use_rslora;
     config.use_dora = model.has(Part::Magnitude);
     config.lora_bias = model.has(Part::Bias);
