@@ -182,7 +182,7 @@ fn candles_interface_counts_variables() {
     assert!(<AdamW as Optimizer>::empty(FIXTURE_PARAMS).is_ok());
 }
 
-/// An adapter of bf16 has moments of f32: small steps add up in them.
+/// A parameter of bf16 has moments of f32.
 #[test]
 fn half_precision_keeps_wide_moments() {
     let weight = Var::from_tensor(&Tensor::full(1f32, 3, &Device::Cpu).unwrap()).unwrap();
@@ -208,4 +208,15 @@ fn half_precision_keeps_wide_moments() {
         weight.as_tensor(),
         4.0 * 2f64.powi(-9),
     );
+    let directory = tempfile::tempdir().unwrap();
+    let state = |optimizer: &AdamW| {
+        let path = directory.path().join("optimizer.safetensors");
+        optimizer.save_state(&path).unwrap();
+        candle_core::safetensors::load(path, &Device::Cpu).unwrap()
+    };
+    let (wide, narrow) = (state(&wide), state(&narrow));
+    for key in ["0.exp_avg", "0.exp_avg_sq"] {
+        assert_eq!(narrow[key].dtype(), DType::F32);
+        assert_eq!(values(&narrow[key]).unwrap(), values(&wide[key]).unwrap());
+    }
 }

@@ -1,11 +1,11 @@
 //! The steps of PEFT and PyTorch.
 
-use crate::support::{FIXTURE_PARAMS, Fixture, grads_of, vars};
+use crate::support::{FIXTURE_PARAMS, Fixture, LoraNet, grads_of, vars};
 use candle_core::{DType, Var};
 use candle_nn::{Conv2d, Conv2dConfig, Optimizer, ParamsAdamW};
 use lora::optim::{AdamW, Group, LoraFa, LoraPlus, Riemannian};
 use lora::{LoraConfig, LoraModel, LoraModule};
-use lora_tests::{fill_adapters, fixed};
+use lora_tests::{fill_adapters, fixed, values};
 
 const RIEMANNIAN_PARAMS: ParamsAdamW = ParamsAdamW {
     lr: 0.01,
@@ -76,6 +76,27 @@ fn embeddings_take_part_in_lora_fa_but_are_not_preconditioned() {
     let adamw = AdamW::for_model(&model, RIEMANNIAN_PARAMS).unwrap();
     let mut optimizer = Riemannian::new(&model, adamw, 0.01).unwrap();
     fixture.check(&model, 1e-9, |grads| optimizer.step(grads));
+}
+
+#[test]
+fn a_frozen_matrix_is_saved_and_loaded() {
+    let fixture = Fixture::read("lorafa");
+    let mut model = fixture.model(&["head"]);
+    let params = |model: &LoraNet| {
+        let params = model.named_params().into_iter();
+        let params = params.map(|param| (param.path, values(&param.tensor).unwrap()));
+        params.collect::<Vec<_>>()
+    };
+    LoraFa::new(&mut model, 0.01, 0.1).unwrap();
+    let before = params(&model);
+    let directory = tempfile::tempdir().unwrap();
+    model.save_adapter(directory.path()).unwrap();
+    let mut other = fixture.model(&["head"]);
+    fill_adapters(&other);
+    LoraFa::new(&mut other, 0.01, 0.1).unwrap();
+    assert_ne!(params(&other), before);
+    other.load_adapter(directory.path()).unwrap();
+    assert_eq!(params(&other), before);
 }
 
 #[test]

@@ -352,8 +352,8 @@ impl Optimizer for AdamW {
 
     /// The present learning rate of the first group whose own is not 0.
     fn learning_rate(&self) -> f64 {
-        let rates = self.rates.iter().map(|rate| rate.lr);
-        rates.filter(|&lr| lr > 0.0).next().unwrap_or(0.0) * self.lr_factor
+        let first = self.rates.iter().find(|rate| rate.lr > 0.0);
+        first.map_or(0.0, |rate| rate.lr * self.lr_factor)
     }
 
     /// Sets the learning rate of the first group whose own is not 0; those of the other groups

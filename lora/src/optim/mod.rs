@@ -5,7 +5,7 @@
 //! | train with groups of parameters, and resume | [`AdamW`], [`Group`], [`weight_decay_groups`] |
 //! | train B faster than A | [`LoraPlus`] |
 //! | train B alone, in the direction of the full gradient | [`LoraFa`] |
-//! | make the step independent of the sizes of A and B | [`Riemannian`] |
+//! | free the gradients from how B·A is split into B and A | [`Riemannian`] |
 //! | bound the gradients | [`clip_grad_norm`], [`clip_grad_value`] |
 //! | make one step of several micro-batches | [`Accumulator`] |
 //! | let the learning rate rise and fall | [`Schedule`] |

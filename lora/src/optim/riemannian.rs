@@ -6,8 +6,8 @@ use crate::{Error, LoraModule, Result};
 use candle_core::backprop::GradStore;
 use candle_nn::Optimizer;
 
-/// AdamW on gradients in a Riemannian metric, <https://arxiv.org/abs/2402.02347>: a step changes
-/// B·A the same way however the product is split into B and A.
+/// AdamW on gradients in a Riemannian metric, <https://arxiv.org/abs/2402.02347>: what they change
+/// in B·A does not depend on how the product is split into B and A, up to `reg` and AdamW's moments.
 ///
 /// The gradient of A becomes (BᵀB + reg)⁻¹·g, that of B g·(AAᵀ + reg)⁻¹, with the matrices as they
 /// are before the step. As PEFT's `create_riemannian_optimizer`: only linear layers are
