@@ -70,7 +70,10 @@ impl Adapters {
         {
             adapter.set_trainable(trainable)?;
         }
-        let tokens = self.tokens.iter_mut().filter(|tokens| tokens.adapter == name);
+        let tokens = self
+            .tokens
+            .iter_mut()
+            .filter(|tokens| tokens.adapter == name);
         for tokens in tokens {
             set_trainable(&mut tokens.rows, trainable)?;
         }
@@ -119,7 +122,10 @@ impl Adapters {
     /// The tensors of all adapters, in the order of parameters, with the name of each's adapter.
     /// What is a view of another layer's is not among them.
     pub(crate) fn tensors(&self) -> impl Iterator<Item = (&str, Part, &Tensor)> {
-        let own = self.list.iter().filter(|adapter| adapter.tie != Tie::Shared);
+        let own = self
+            .list
+            .iter()
+            .filter(|adapter| adapter.tie != Tie::Shared);
         let own = own.flat_map(|adapter| {
             let tensors = adapter.tensors();
             tensors.map(|(part, tensor)| (adapter.name.as_str(), part, tensor))
@@ -166,7 +172,10 @@ impl Adapters {
     /// The rows that the forward pass is to put in place of the base's.
     pub(crate) fn tokens_to_compute(&self) -> impl Iterator<Item = Tokens> {
         let merged = self.merged();
-        let acting = self.active.iter().filter(move |name| !merged.contains(name));
+        let acting = self
+            .active
+            .iter()
+            .filter(move |name| !merged.contains(name));
         let acting = acting.filter_map(|name| self.tokens_of(name));
         acting.map(|tokens| tokens.with_rows(self.seen(&tokens.rows)))
     }

@@ -98,8 +98,12 @@ impl Tokens {
         let scores = ops::linear(xs, &self.rows.to_dtype(xs.dtype())?, None)?;
         let none = scores.narrow(D::Minus1, 0, 1)?.zeros_like()?;
         let scores = Tensor::cat(&[&none, &scores], D::Minus1)?;
-        let scores = scores.contiguous()?.index_select(&self.slots, scores.rank() - 1)?;
-        let mask = self.mask(self.slots.elem_count())?.broadcast_as(ys.shape())?;
+        let scores = scores
+            .contiguous()?
+            .index_select(&self.slots, scores.rank() - 1)?;
+        let mask = self
+            .mask(self.slots.elem_count())?
+            .broadcast_as(ys.shape())?;
         mask.where_cond(&scores, ys)
     }
 

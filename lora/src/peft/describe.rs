@@ -89,7 +89,10 @@ impl Description {
             let adapted = layer.adapted();
             let adapters = adapted.map(|adapted| adapted.parts().2);
             let of_name = adapters.and_then(|adapters| adapters.get(adapter));
-            let tensors = of_name.map(|of_name| of_name.tensors()).into_iter().flatten();
+            let tensors = of_name
+                .map(|of_name| of_name.tensors())
+                .into_iter()
+                .flatten();
             let named = tensors.filter_map(|(part, tensor)| {
                 let name = adapted?.part_name(part, adapter);
                 Some(Param::new(name, Role::Adapter(part), tensor.clone()))
@@ -227,11 +230,14 @@ impl Description {
         for site in &self.sites {
             let saved = self.is_saved(site);
             let mut add = |key: String, param: &Param<Tensor>| {
-                let tied_to = site.tied_to.as_deref().and_then(|embedding| match param.role {
-                    Role::Adapter(Part::A) => Some(join(embedding, "lora_embedding_B")),
-                    Role::Adapter(Part::B) => Some(join(embedding, "lora_embedding_A")),
-                    _ => None,
-                });
+                let tied_to = site
+                    .tied_to
+                    .as_deref()
+                    .and_then(|embedding| match param.role {
+                        Role::Adapter(Part::A) => Some(join(embedding, "lora_embedding_B")),
+                        Role::Adapter(Part::B) => Some(join(embedding, "lora_embedding_A")),
+                        _ => None,
+                    });
                 entries.push(Entry {
                     key,
                     tied_to,
@@ -316,6 +322,10 @@ impl Description {
     pub fn disagreements(&self, config: &LoraConfig) -> Result<Vec<String>> {
         let mut problems = self.problems.clone();
         let mut planned = self.planned(config)?;
+        let tied = self.sites.iter().filter(|site| site.tied_to.is_some());
+        for site in tied {
+            planned.shift_remove(&site.path);
+        }
         for (path, mine) in self.adapted() {
             let Some(theirs) = planned.shift_remove(path) else {
                 problems.push(format!(

@@ -153,13 +153,11 @@ fn settings(dir: &Path) -> Result<LoraConfig> {
 
 /// Settings that layers do not have.
 fn refused(config: &LoraConfig) -> Vec<String> {
-    let features = [
-        (
-            "target_parameters",
-            !config.target_parameters.is_empty(),
-            "adapters on parameters",
-        ),
-    ];
+    let features = [(
+        "target_parameters",
+        !config.target_parameters.is_empty(),
+        "adapters on parameters",
+    )];
     let on = features.iter().filter(|(_, on, _)| *on);
     on.map(|(key, _, what)| format!("`{key}` is set: {what} cannot be loaded into a model"))
         .collect()
