@@ -76,6 +76,8 @@ mod backward;
 pub mod blocks;
 mod builder;
 mod checkpoint;
+#[allow(dead_code)] // until models combine adapters
+mod combine;
 mod config;
 mod convert;
 mod error;
@@ -83,6 +85,7 @@ mod init;
 mod kernels;
 mod layer;
 pub mod layers;
+mod linalg;
 mod matching;
 mod merge;
 mod model;
@@ -94,6 +97,7 @@ pub mod peft;
 pub mod profile;
 mod selection;
 mod summary;
+mod targets;
 mod transfer;
 mod visit;
 mod with_lora;
@@ -101,14 +105,19 @@ mod with_lora;
 pub use adapter::{Adapted, Adapter, Adapters, DEFAULT_ADAPTER, Settings};
 pub use builder::{Builder, Mark, Plan};
 pub use checkpoint::checkpoint;
-pub use config::{LoraConfig, Targets, TrainBias};
+pub use combine::{Combination, CombineOptions, MajoritySign};
+pub use config::{LoraConfig, TrainBias};
 pub use error::{Error, Result};
-pub use init::Init;
+pub use init::{
+    CordaConfig, CordaMethod, EvaConfig, Init, LoftqConfig, LoraGaConfig, LoraGaDirection,
+    LoraGaScale,
+};
 pub use layer::{Layer, Param, Part, Role};
 pub use lora_derive::{LoraModel, forward};
 pub use model::{Lora, LoraLayer, LoraModel, LoraModule};
 pub use params::NamedParam;
 pub use summary::{Summary, SummaryRow};
+pub use targets::Targets;
 pub use transfer::{LORA_WEIGHT_NAMES, transfer_weights};
 pub use visit::{Cursor, CursorMut};
 pub use with_lora::WithLora;

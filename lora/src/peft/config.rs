@@ -193,8 +193,9 @@ fn numbers<S: Serializer>(map: &IndexMap<String, f64>, serializer: S) -> Result<
 
 fn init<S: Serializer>(init: &Init, serializer: S) -> Result<S::Ok, S::Error> {
     match init {
-        Init::Default => serializer.serialize_bool(true),
         Init::Gaussian => serializer.serialize_str("gaussian"),
         Init::Random => serializer.serialize_bool(false),
+        // Of others PEFT would compute the start anew from the base, and some change it.
+        _ => serializer.serialize_bool(true),
     }
 }
