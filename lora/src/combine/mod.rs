@@ -264,7 +264,7 @@ impl Shapes {
                     ranks.push(*rank);
                     *rank == width * groups
                         && *rank > 0
-                        && out % groups == 0
+                        && out.is_multiple_of(groups)
                         && !inputs.is_empty()
                         && ones.iter().all(|dim| *dim == 1)
                 }
@@ -319,7 +319,7 @@ impl Shapes {
             shapes.rank = options.svd_rank.unwrap_or(largest);
             let most = groups * (shapes.out / groups).min(shapes.inputs);
             let rank = shapes.rank;
-            if rank == 0 || rank > most || rank % groups != 0 {
+            if rank == 0 || rank > most || !rank.is_multiple_of(groups) {
                 problems.push(format!(
                     "svd_rank is {rank}: for this layer it must be at least 1 and at most {most}, \
                      and {groups} must divide it"

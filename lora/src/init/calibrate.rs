@@ -32,7 +32,7 @@ struct Layer {
 
 #[derive(Clone, Debug)]
 enum Seen {
-    Components(IncrementalPca),
+    Components(Box<IncrementalPca>),
     Covariance(Mean),
     Gradient(Mean),
 }
@@ -104,7 +104,8 @@ impl Calibration {
         let seen = match self.config.init {
             Init::Eva => {
                 let most = (rank as f64 * self.config.eva_config.rho).round();
-                Seen::Components(IncrementalPca::new((most as usize).min(inputs), inputs))
+                let wanted = (most as usize).min(inputs);
+                Seen::Components(Box::new(IncrementalPca::new(wanted, inputs)))
             }
             Init::LoraGa => Seen::Gradient(Mean::default()),
             _ => Seen::Covariance(Mean::default()),

@@ -135,7 +135,7 @@ impl<'a> Starting<'a> {
 
     fn orthogonal(&self, rng: &mut impl Rng) -> Result<Start> {
         let rank = self.target.rank;
-        if rank % 2 != 0 {
+        if !rank.is_multiple_of(2) {
             let message = format!("rank {rank} is odd: `orthogonal` needs an even one");
             return Err(Error::layer(self.target.path, message));
         }
@@ -254,7 +254,7 @@ impl<'a> Starting<'a> {
         let rank = self.target.rank;
         let quantiser = config.loftq_config.quantiser;
         let (inputs, block) = (self.weight.ncols(), quantiser.block_size());
-        if inputs % block != 0 {
+        if !inputs.is_multiple_of(block) {
             let message = format!(
                 "{quantiser:?} takes {block} inputs at a time, the layer has {inputs}: take \
                  another quantiser for `loftq`"
