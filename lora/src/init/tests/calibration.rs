@@ -1,5 +1,6 @@
 //! What calibrations find.
 
+use super::super::pca::IncrementalPca;
 use super::*;
 
 /// Observes the fixture's batches, again and again, until all has converged.
@@ -89,6 +90,28 @@ fn components_of_many_batches_are_those_of_all_rows() -> Result<()> {
         for i in 0..3 {
             let cosine = components.vectors.row(i) * svd.v.col(i);
             assert!((cosine.abs() - 1.0).abs() < 1e-9, "{cosine}");
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn all_components_explain_all_variance() -> Result<()> {
+    let rows = linalg::random(80, 4, &mut rng());
+    let drifting = faer::Mat::from_fn(80, 4, |i, j| rows[(i, j)] + (i * j) as f64 / 20.0);
+    let values = linalg::to_values(drifting.as_ref());
+    let ratios = |batch: usize| -> Result<Vec<f64>> {
+        let mut pca = IncrementalPca::new(4, 4);
+        for batch in values.chunks(batch * 4) {
+            pca.fit(batch.to_vec(), 0.99)?;
+        }
+        Ok(pca.ratios().to_vec())
+    };
+    let whole = ratios(80)?;
+    assert!((whole.iter().sum::<f64>() - 1.0).abs() < 1e-12, "{whole:?}");
+    for batch in [7, 33] {
+        for (part, whole) in ratios(batch)?.iter().zip(&whole) {
+            assert!((part - whole).abs() < 1e-12, "{part} {whole}");
         }
     }
     Ok(())

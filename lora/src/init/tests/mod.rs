@@ -350,6 +350,15 @@ fn loftq_leaves_the_rest_of_the_best_update() -> Result<()> {
     };
     let (one, five) = (left(1)?, left(5)?);
     assert!(five < one, "{one} {five}");
+    // The scaling changes A and B, not what they amount to.
+    let settings = LoftqConfig::default().iterations(3);
+    let config = LoraConfig::new(rank)
+        .init(Init::Loftq)
+        .loftq_config(settings);
+    let plain = begin(&weight, rank, 1.0, &config)?;
+    let scaled = begin(&weight, rank, 4.0, &config)?;
+    assert_close("base", &scaled.base.unwrap(), &plain.base.unwrap(), 0.0);
+    assert_close("A", &(scaled.a * 2.0)?, &plain.a, 0.0);
 
     let config = LoraConfig::new(2).init(Init::Loftq);
     let settings = LoftqConfig::default().quantiser(GgmlDType::Q4K);
@@ -426,6 +435,35 @@ fn what_cannot_start_is_an_error() -> Result<()> {
     let bad = (&good / 0.0)?;
     for init in [Init::Pissa, Init::Olora, Init::Mica, Init::Loftq] {
         fails(&bad, 1.0, init, "40 of the (5, 8) values are not finite");
+    }
+    Ok(())
+}
+
+#[test]
+fn only_drawn_values_are_for_every_layer() -> Result<()> {
+    let weight = weight(5, 8, DType::F32);
+    let draw = |init, embedding| {
+        let layer = AdapterInit {
+            a: (2, 5).into(),
+            b: (8, 2).into(),
+            embedding,
+            weight: &weight,
+        };
+        layer.draw(&LoraConfig::new(2).init(init), "model.embed", 2)
+    };
+    for embedding in [false, true] {
+        let error = draw(Init::PissaNiter(4), embedding)
+            .unwrap_err()
+            .to_string();
+        assert!(error.starts_with("model.embed: "), "{error}");
+        assert!(
+            error.contains("`pissa_niter_4` is for linear layers"),
+            "{error}"
+        );
+        let (a, b) = draw(Init::Random, embedding)?;
+        assert!(norm(&a) > 0.0 && norm(&b) > 0.0);
+        let (a, b) = draw(Init::Gaussian, embedding)?;
+        assert_eq!((norm(&a) > 0.0, norm(&b) > 0.0), (!embedding, embedding));
     }
     Ok(())
 }
