@@ -4,7 +4,7 @@ mod calibration;
 mod settings;
 
 use super::calibrate::{Calibrated, Calibration};
-use super::convert::{convert, converted_config};
+use super::convert::convert;
 use super::start::{Start, Target, start};
 use super::*;
 use crate::linalg;
