@@ -9,26 +9,29 @@ use crate::layers::{LoraLayerNorm, LoraLinear, LoraRmsNorm};
 use crate::ops::{LinearParts, MlpParts, NormParts, residual_mlp};
 use candle_core::{Result, Tensor};
 use candle_nn::{Activation, LayerNorm, Linear, Module, RmsNorm};
+use std::fmt::Debug;
 
 /// A linear layer that blocks can run: [`Linear`] or [`LoraLinear`].
-pub trait AsLinear: Module {
+pub trait AsLinear: Module + Debug {
     /// Weight, bias and updates.
     #[doc(hidden)]
-    fn as_linear(&self) -> LinearParts;
+    fn as_linear(&self) -> Result<LinearParts>;
 }
 
 impl AsLinear for Linear {
-    fn as_linear(&self) -> LinearParts {
-        LinearParts {
+    fn as_linear(&self) -> Result<LinearParts> {
+        Ok(LinearParts {
             weight: self.weight().clone(),
             bias: self.bias().cloned(),
             updates: Vec::new(),
-        }
+            tokens: Vec::new(),
+            rows: Vec::new(),
+        })
     }
 }
 
 impl AsLinear for LoraLinear {
-    fn as_linear(&self) -> LinearParts {
+    fn as_linear(&self) -> Result<LinearParts> {
         self.parts_of_forward()
     }
 }
@@ -96,36 +99,39 @@ impl AsNorm for LoraRmsNorm {
 /// ```
 #[derive(Clone, Debug)]
 #[must_use]
-pub struct Mlp {
-    parts: MlpParts,
+pub struct Mlp<'a> {
+    norm: Option<NormParts>,
+    fc1: &'a dyn AsLinear,
+    act: Activation,
+    fc2: &'a dyn AsLinear,
+    gamma: Option<Tensor>,
+    recompute: bool,
     shortcut: Option<Tensor>,
 }
 
-impl Mlp {
+impl<'a> Mlp<'a> {
     /// `fc2(act(fc1(x)))`
-    pub fn new(fc1: &impl AsLinear, act: &Activation, fc2: &impl AsLinear) -> Self {
+    pub fn new(fc1: &'a impl AsLinear, act: &Activation, fc2: &'a impl AsLinear) -> Self {
         Self {
-            parts: MlpParts {
-                norm: None,
-                fc1: fc1.as_linear(),
-                act: *act,
-                fc2: fc2.as_linear(),
-                gamma: None,
-                recompute: false,
-            },
+            norm: None,
+            fc1,
+            act: *act,
+            fc2,
+            gamma: None,
+            recompute: false,
             shortcut: None,
         }
     }
 
     /// Puts a norm in front of the first layer.
     pub fn norm(mut self, norm: &impl AsNorm) -> Self {
-        self.parts.norm = Some(norm.as_norm());
+        self.norm = Some(norm.as_norm());
         self
     }
 
     /// Multiplies the result by a factor for each channel, (out), before the shortcut is added.
     pub fn gamma(mut self, gamma: Option<&Tensor>) -> Self {
-        self.parts.gamma = gamma.cloned();
+        self.gamma = gamma.cloned();
         self
     }
 
@@ -138,7 +144,7 @@ impl Mlp {
     /// Computes the hidden values anew in the backward pass instead of keeping them: less memory for
     /// the time of one more product.
     pub fn recompute(mut self, recompute: bool) -> Self {
-        self.parts.recompute = recompute;
+        self.recompute = recompute;
         self
     }
 
@@ -147,6 +153,14 @@ impl Mlp {
     /// # Errors
     /// If the shapes or dtypes do not fit.
     pub fn forward(&self, xs: &Tensor) -> Result<Tensor> {
-        residual_mlp(xs, self.shortcut.as_ref(), &self.parts)
+        let parts = MlpParts {
+            norm: self.norm.clone(),
+            fc1: self.fc1.as_linear()?,
+            act: self.act,
+            fc2: self.fc2.as_linear()?,
+            gamma: self.gamma.clone(),
+            recompute: self.recompute,
+        };
+        residual_mlp(xs, self.shortcut.as_ref(), &parts)
     }
 }

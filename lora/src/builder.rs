@@ -1,15 +1,13 @@
 //! [`Builder`]: the walk that converts a base model, deciding for each layer what is trained.
 
-use crate::adapter::{Adapter, DEFAULT_ADAPTER, Settings};
-use crate::init::AdapterInit;
-use crate::matching::modules_above;
+use crate::adapter::{Attach, DEFAULT_ADAPTER};
+use crate::manage;
 use crate::params::each_layer;
 use crate::path::Path;
-use crate::selection::{Overrides, Selection};
-use crate::{Error, Lora, LoraConfig, LoraModel, LoraModule, Result, TrainBias, WithLora};
-use candle_core::{Device, Tensor, TensorId, Var};
-use indexmap::IndexSet;
-use std::collections::{BTreeSet, HashMap, HashSet};
+use crate::selection::Overrides;
+use crate::{Error, Layer, Lora, LoraConfig, LoraModel, LoraModule, Result, WithLora};
+use candle_core::{Device, Tensor, TensorId};
+use std::collections::{HashMap, HashSet};
 
 /// The walk over a base model that builds its LoRA model, handed to [`LoraModel::adapt`].
 ///
@@ -35,10 +33,12 @@ pub struct Builder<'a> {
     config: &'a LoraConfig,
     path: Path,
     mark: Option<Mark>,
-    for_values: bool,
-    freeze: bool,
-    selection: Selection<'a>,
-    seen: Seen,
+    /// What gives the layers their adapters; `None` where the model only changes its type.
+    attach: Option<Attach<'a>>,
+    paths: HashSet<String>,
+    /// The parts that `recompute` may name.
+    recomputable: Vec<String>,
+    problems: Vec<String>,
     /// Base tensors by identity, so that tied weights stay tied.
     frozen: HashMap<TensorId, Tensor>,
     devices: Vec<Device>,
@@ -83,89 +83,60 @@ impl Mark {
     pub const fn trainable() -> Self {
         Self(Kind::Trainable)
     }
-}
 
-/// What the walk has come by, for the check at its end and for its messages.
-#[derive(Default)]
-struct Seen {
-    layers: Vec<(String, &'static str)>,
-    paths: HashSet<String>,
-    trained: usize,
-    /// The parts that `recompute` may name.
-    recomputable: Vec<String>,
-    problems: Vec<String>,
-}
-
-/// What is trained of one layer. Made by [`Builder::layer`].
-#[derive(Clone, Copy, Debug, PartialEq)]
-#[non_exhaustive]
-pub struct Plan {
-    /// The adapter to add.
-    pub adapter: Option<Settings>,
-    /// The layer's own parameters are trained.
-    pub trainable: bool,
-    /// The layer's bias is trained.
-    pub train_bias: bool,
-}
-
-impl Plan {
-    /// The adapter's rank; 1 where there is no adapter and the rank does not matter.
-    pub(crate) fn rank(&self) -> usize {
-        self.adapter.map_or(1, |settings| settings.rank)
+    /// What a mark of a rank says beside.
+    pub(crate) fn overrides(self) -> Option<Overrides> {
+        match self.0 {
+            Kind::Rank(overrides) => Some(overrides),
+            Kind::Trainable => None,
+        }
     }
 }
 
 impl<'a> Builder<'a> {
     pub(crate) fn convert<M: LoraModel>(model: &M, config: &'a LoraConfig) -> Result<Lora<M>> {
-        Self::convert_with(model, config, false)
+        Self::convert_as(model, DEFAULT_ADAPTER, config, false)
     }
 
-    /// Converts for an adapter that comes with its values: the configuration alone decides, not
-    /// the model's attributes. A pattern without effect is no error, as every value must find its
-    /// place anyway.
-    pub(crate) fn convert_for_values<M: LoraModel>(
+    /// Converts, with an adapter of this name. If it comes with its values (`for_values`), the
+    /// configuration alone decides, not the model's attributes.
+    pub(crate) fn convert_as<M: LoraModel>(
         model: &M,
-        config: &'a LoraConfig,
-    ) -> Result<Lora<M>> {
-        Self::convert_with(model, config, true)
-    }
-
-    fn convert_with<M: LoraModel>(
-        model: &M,
+        name: &'a str,
         config: &'a LoraConfig,
         for_values: bool,
     ) -> Result<Lora<M>> {
-        config.validate()?;
-        let mut builder = Self::new(config, Selection::new(config)?, false);
-        builder.for_values = for_values;
-        if !for_values && is_layer(&Self::freeze(model)?) {
+        let attach = Attach::new(name, config, for_values)?;
+        let mut builder = Self::new(config, Some(attach));
+        if is_layer(&Self::freeze(model)?) {
             builder.mark = Some(Mark::rank());
         }
-        let lora = model.adapt(&mut builder)?;
+        let mut lora = model.adapt(&mut builder)?;
+        manage::activate(&mut lora, &[name])?;
+        if let Some(attach) = &mut builder.attach {
+            attach.problems.extend(manage::ties(&lora, name, config));
+        }
         builder.finish()?;
         Ok(lora)
     }
 
     pub(crate) fn freeze<M: LoraModel>(model: &M) -> Result<Lora<M>> {
         let config = LoraConfig::default();
-        let selection = Selection::new(&config)?;
-        let mut builder = Builder::new(&config, selection, true);
+        let mut builder = Builder::new(&config, None);
         let lora = model.adapt(&mut builder)?;
-        match builder.seen.problems {
-            problems if problems.is_empty() => Ok(lora),
-            problems => Err(Error::Config(problems)),
-        }
+        builder.finish()?;
+        Ok(lora)
     }
 
-    fn new(config: &'a LoraConfig, selection: Selection<'a>, freeze: bool) -> Self {
+    fn new(config: &'a LoraConfig, attach: Option<Attach<'a>>) -> Self {
         Self {
             config,
             path: Path::default(),
             mark: None,
-            for_values: false,
-            freeze,
-            selection,
-            seen: Seen::default(),
+            attach,
+            paths: HashSet::new(),
+            recomputable: Vec::new(),
+            problems: Vec::new(),
             frozen: HashMap::new(),
             devices: vec![Device::Cpu],
         }
@@ -208,7 +179,6 @@ impl<'a> Builder<'a> {
     /// What is below a fully trained module is trained in full, whatever its own mark says.
     fn stronger(&self, mark: Mark) -> Option<Mark> {
         match self.mark {
-            _ if self.for_values => None,
             Some(Mark(Kind::Trainable)) => Some(Mark::trainable()),
             _ => Some(mark),
         }
@@ -228,138 +198,46 @@ impl<'a> Builder<'a> {
         result
     }
 
-    /// Registers a layer at the present path and says what is trained of it.
-    ///
-    /// `kind` is the name for messages, `adaptable` whether it can carry an adapter. Called once by
-    /// every layer, before it asks for its tensors with [`parameter`](Self::parameter).
+    /// Registers the layer at the present path and gives it what is to be trained of it: an
+    /// adapter, or copies of its own parameters. Called once by every layer, which comes with its
+    /// parameters frozen, see [`parameter`](Self::parameter).
     ///
     /// # Errors
-    /// If a pattern takes too long to match.
-    pub fn layer(&mut self, kind: &'static str, adaptable: bool) -> Result<Plan> {
+    /// If a pattern takes too long to match, or an adapter cannot be made.
+    pub fn layer<L: Layer>(&mut self, mut layer: L) -> Result<L> {
         let path = self.path.as_str().to_string();
-        // Looked up in any case, so that the pattern counts as used.
-        let saved = self.selection.saves(&path)?;
-        let trainable = !self.freeze && (saved || self.mark == Some(Mark::trainable()));
-        let adapter = self.target(&path, kind, adaptable)?;
-        let adapter = adapter.filter(|_| !self.freeze && !trainable);
-        let train_bias = !self.freeze
-            && match self.config.train_bias {
-                TrainBias::None => false,
-                TrainBias::LoraOnly => adapter.is_some(),
-                TrainBias::All => true,
-            };
-        if !self.seen.paths.insert(path.clone()) {
+        if let Some(copies) = layer.copies_mut() {
+            copies.mark = self.mark;
+        }
+        if let Some(attach) = &mut self.attach {
+            attach.marked_layer(&path, self.mark, &mut layer)?;
+        }
+        if !self.paths.insert(path.clone()) {
             let problem =
                 format!("two layers are called `{path}`; `#[lora(name = \"..\")]` renames one");
-            self.seen.problems.push(problem);
+            self.problems.push(problem);
         }
-        self.seen.layers.push((path, kind));
-        self.seen.trained += usize::from(adapter.is_some() || trainable);
-        Ok(Plan {
-            adapter,
-            trainable,
-            train_bias: train_bias || trainable,
-        })
+        Ok(layer)
     }
 
-    fn target(
-        &mut self,
-        path: &str,
-        kind: &'static str,
-        adaptable: bool,
-    ) -> Result<Option<Settings>> {
-        // Each is looked up in any case, so that the pattern counts as used.
-        let excluded = self.selection.excludes(path)?;
-        let mark = match self.mark {
-            Some(Mark(Kind::Rank(overrides))) => Some(overrides),
-            _ => None,
-        };
-        let targeted = self.selection.targets(path)?;
-        let targeted = targeted.unwrap_or(mark.is_some());
-        if !targeted || excluded || self.freeze {
-            return Ok(None);
-        }
-        if !adaptable {
-            self.seen.problems.push(format!(
-                "`{path}` is a {kind}, which takes no adapter (Linear, Conv1d, Conv2d and Embedding \
-                 do); to train it in full, put it into modules_to_save"
-            ));
-            return Ok(None);
-        }
-        let settings = self.selection.settings(path, mark.unwrap_or_default())?;
-        // Attributes come checked from the derive, but not from code by hand.
-        if let Err(Error::Config(problems)) = LoraConfig::new(settings.rank)
-            .alpha(settings.alpha)
-            .dropout(settings.dropout)
-            .validate()
-        {
-            problems
-                .into_iter()
-                .for_each(|problem| self.problem(problem));
-            return Ok(None);
-        }
-        Ok(Some(settings))
-    }
-
-    /// A tensor of the base model as a parameter: shared and frozen, or copied into a variable.
-    /// Tied tensors that are frozen stay tied; one that is trained is a copy of its own at each
-    /// place, as in PEFT.
-    ///
-    /// # Errors
-    /// If the copy cannot be made.
-    pub fn parameter(&mut self, tensor: &Tensor, trainable: bool) -> Result<Tensor> {
+    /// A tensor of the base model as a frozen parameter: shared, not copied. Tied tensors stay
+    /// tied.
+    pub fn parameter(&mut self, tensor: &Tensor) -> Tensor {
         let device = tensor.device();
         if !self.devices.iter().any(|known| known.same_device(device)) {
             self.devices.push(device.clone());
         }
-        if trainable && tensor.dtype().is_float() {
-            // A copy even of a variable: training must not reach into the base model.
-            return Ok(Var::from_tensor(&tensor.detach())?.into_inner());
-        }
         let frozen = self.frozen.entry(tensor.id());
-        Ok(frozen.or_insert_with(|| tensor.detach()).clone())
-    }
-
-    /// The weight and bias of a layer, as [`parameter`](Self::parameter)s of its plan.
-    pub(crate) fn weight_and_bias(
-        &mut self,
-        plan: &Plan,
-        weight: &Tensor,
-        bias: Option<&Tensor>,
-    ) -> Result<(Tensor, Option<Tensor>)> {
-        let weight = self.parameter(weight, plan.trainable)?;
-        let bias = bias.map(|bias| self.parameter(bias, plan.train_bias));
-        Ok((weight, bias.transpose()?))
-    }
-
-    /// A fresh adapter for the layer at the present path, if its plan has one.
-    pub(crate) fn adapter(
-        &mut self,
-        plan: &Plan,
-        init: AdapterInit<'_>,
-    ) -> Result<Option<Adapter>> {
-        let Some(settings) = plan.adapter else {
-            return Ok(None);
-        };
-        let (a, b) = init.draw(self.config, self.path.as_str(), settings.rank)?;
-        Ok(Some(Adapter {
-            name: DEFAULT_ADAPTER.into(),
-            a,
-            b,
-            settings,
-        }))
+        frozen.or_insert_with(|| tensor.detach()).clone()
     }
 
     /// Whether the part at the present path is to be computed anew in the backward pass.
     pub(crate) fn recomputes(&mut self) -> Result<bool> {
-        self.seen.recomputable.push(self.path.as_str().to_string());
-        self.selection.recomputes(self.path.as_str())
-    }
-
-    /// Notes something that keeps the model from being converted, for the list at the end.
-    pub(crate) fn problem(&mut self, problem: impl Into<String>) {
-        let problem = format!("`{}`: {}", self.path.as_str(), problem.into());
-        self.seen.problems.push(problem);
+        self.recomputable.push(self.path.as_str().to_string());
+        match &mut self.attach {
+            Some(attach) => attach.selection.recomputes(self.path.as_str()),
+            None => Ok(false),
+        }
     }
 
     /// The CPU, and the devices of the tensors met so far.
@@ -371,42 +249,16 @@ impl<'a> Builder<'a> {
         self.path.as_str()
     }
 
-    /// The end of the walk: every pattern must have been of use, and something must be trained.
-    fn finish(mut self) -> Result<()> {
-        let mut problems = std::mem::take(&mut self.seen.problems);
-        let layers = std::mem::take(&mut self.seen.layers);
-        let modules: BTreeSet<&str> = layers
-            .iter()
-            .flat_map(|(path, _)| modules_above(path))
-            .collect();
-        for module in modules {
-            if self.selection.targets(module)? == Some(true) {
-                problems.push(format!(
-                    "target_modules matches `{module}`, which is a module that holds layers; \
-                     name the layers themselves"
-                ));
+    /// The end of the walk: nothing stood in the way.
+    fn finish(self) -> Result<()> {
+        match self.attach {
+            Some(mut attach) => {
+                attach.problems.extend(self.problems);
+                attach.finish(self.recomputable)
             }
+            None if self.problems.is_empty() => Ok(()),
+            None => Err(Error::Config(self.problems)),
         }
-        if !self.for_values || self.seen.trained == 0 {
-            problems.extend(self.selection.unused());
-        }
-        if problems.is_empty() && self.seen.trained == 0 {
-            problems.push(
-                "nothing is adapted or trained: mark fields with `#[lora(rank)]` or set \
-                 target_modules"
-                    .into(),
-            );
-        }
-        if problems.is_empty() {
-            return Ok(());
-        }
-        problems.push(format!("the model has: {}", outline(&layers)));
-        if self.config.recompute.is_some() {
-            let parts = std::mem::take(&mut self.seen.recomputable).into_iter();
-            let parts: Vec<_> = parts.map(|path| (path, "Recompute")).collect();
-            problems.push(format!("parts that can be recomputed: {}", outline(&parts)));
-        }
-        Err(Error::Config(problems))
     }
 }
 
@@ -418,23 +270,4 @@ fn is_layer<M: LoraModule>(model: &M) -> bool {
         count += 1;
     });
     lone && count == 1
-}
-
-/// The layers, with the numbers of repeated ones left out: `layers.*.fc1 (Linear)`.
-fn outline(layers: &[(String, &'static str)]) -> String {
-    let mut lines = IndexSet::new();
-    for (path, kind) in layers {
-        let segments = path
-            .split('.')
-            .map(|segment| match segment.parse::<usize>() {
-                Ok(_) => "*",
-                Err(_) => segment,
-            });
-        let path = segments.collect::<Vec<_>>().join(".");
-        lines.insert(format!("{path} ({kind})"));
-    }
-    if lines.is_empty() {
-        return "none".into();
-    }
-    lines.into_iter().collect::<Vec<_>>().join(", ")
 }

@@ -99,8 +99,7 @@ pub struct LoraConfig {
         skip_serializing_if = "IndexMap::is_empty"
     )]
     pub trainable_token_indices: IndexMap<String, Vec<u32>>,
-    /// Bare weights to adapt, such as those of experts in one tensor: names of
-    /// [`Weight`](crate::layers::Weight) fields, by dot-aligned end.
+    /// Bare weights to adapt, such as those of experts in one tensor, by dot-aligned end.
     #[serde(
         rename = "lora_target_parameters",
         skip_serializing_if = "Vec::is_empty"
@@ -324,6 +323,15 @@ impl LoraConfig {
                 format!("alpha_pattern `{pattern}` is {alpha}: it must be finite"),
             );
         }
+        let by_number = !self.layers_to_transform.is_empty();
+        check(
+            by_number || self.layers_pattern.is_empty(),
+            "layers_pattern is of no use without layers_to_transform".into(),
+        );
+        check(
+            !by_number || !matches!(self.target_modules, Some(Targets::Regex(_))),
+            "layers_to_transform needs a list of target_modules, not a regular expression".into(),
+        );
         check(
             !self.modules_to_save.iter().any(|name| name.is_empty()),
             "modules_to_save has an empty name".into(),

@@ -1,8 +1,9 @@
 //! Moving a model to another device or dtype.
 
+use crate::adapter::tie::retie;
 use crate::init::adapter_dtype;
 use crate::params::each_layer_mut;
-use crate::{Error, LoraModule, Result, Role, merge};
+use crate::{Copies, Error, LoraModule, Part, Result, Role, merge};
 use candle_core::{DType, Device, Tensor, TensorId, Var};
 use std::collections::HashMap;
 
@@ -29,31 +30,44 @@ pub(crate) fn to_dtype<M: LoraModule>(model: &M, dtype: DType) -> Result<M> {
 /// tied. A merged model is merged again from the mapped parts.
 fn map<M: LoraModule>(model: &M, f: impl Fn(&Tensor, Role) -> Result<Tensor>) -> Result<M> {
     let mut mapped = model.clone();
-    let merged = merge::is_merged(model);
     merge::unmerge(&mut mapped);
     let mut tied = HashMap::<(TensorId, Role), Tensor>::new();
     let mut failed = None;
+    let mut change = |tensor: &mut Tensor, role: Role| {
+        let key = (tensor.id(), role);
+        let new = match tied.get(&key) {
+            Some(tensor) => Ok(tensor.clone()),
+            None => replace(tensor, |tensor| f(tensor, role)),
+        };
+        match new {
+            Ok(new) => {
+                tied.insert(key, new.clone());
+                *tensor = new;
+            }
+            Err(error) => failed = Some(error),
+        }
+    };
     each_layer_mut(&mut mapped, |_, layer| {
         for param in layer.params_mut() {
-            let key = (param.tensor.id(), param.role);
-            let new = match tied.get(&key) {
-                Some(tensor) => Ok(tensor.clone()),
-                None => replace(param.tensor, |tensor| f(tensor, param.role)),
-            };
-            match new {
-                Ok(new) => {
-                    tied.insert(key, new.clone());
-                    *param.tensor = new;
+            change(param.tensor, param.role);
+        }
+        let parked = layer.copies_mut().into_iter();
+        parked
+            .flat_map(Copies::parked_mut)
+            .for_each(|tensor| change(tensor, Role::Base));
+        if let Some(layer) = layer.adapted_mut() {
+            for adapter in &mut layer.parts_mut().2.list {
+                for tensor in adapter.started_mut() {
+                    change(tensor, Role::Adapter(Part::A));
                 }
-                Err(error) => failed = Some(error),
             }
         }
     });
-    match failed {
-        Some(error) => return Err(error),
-        None if merged => merge::merge(&mut mapped)?,
-        None => {}
+    if let Some(error) = failed {
+        return Err(error);
     }
+    retie(&mut mapped)?;
+    merge::merge_like(model, &mut mapped)?;
     Ok(mapped)
 }
 

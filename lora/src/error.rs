@@ -38,6 +38,10 @@ pub enum Error {
     #[error("the weights do not fit the model:{}", list(.0))]
     Weights(Vec<String>),
 
+    /// Something asked of a model's adapters that they cannot do.
+    #[error("the model's adapters:{}", list(.0))]
+    Adapter(Vec<String>),
+
     /// A file that cannot be read, written or understood.
     #[error("{}:{}", .path.display(), list(.problems))]
     File {
@@ -46,6 +50,10 @@ pub enum Error {
         /// Everything wrong with it.
         problems: Vec<String>,
     },
+
+    /// What an optimiser or a helper of it cannot work with.
+    #[error("the optimiser:{}", list(.0))]
+    Optimizer(Vec<String>),
 
     /// A name that no model has.
     #[error("no model is called `{name}`{}", suggest(.near))]

@@ -1,6 +1,6 @@
 //! [`Layer`]: what the walk sees of a leaf, and the [`Param`]s it holds.
 
-use crate::adapter::Adapted;
+use crate::adapter::{Adapted, Copies};
 use candle_core::Tensor;
 use std::fmt::Debug;
 
@@ -22,6 +22,17 @@ pub trait Layer: Debug {
 
     /// Switches between training (`true`) and evaluation, where no graph is recorded.
     fn set_training(&mut self, _training: bool) {}
+
+    /// The copies that adapters have of the layer's own parameters; `None` for a layer that has no
+    /// room for them, which one adapter alone can train.
+    fn copies(&self) -> Option<&Copies> {
+        None
+    }
+
+    /// The copies that adapters have of the layer's own parameters, to be changed.
+    fn copies_mut(&mut self) -> Option<&mut Copies> {
+        None
+    }
 
     /// The layer as one that may carry adapters, if it is.
     fn adapted(&self) -> Option<&dyn Adapted> {
@@ -51,6 +62,11 @@ impl<T> Param<T> {
         Self { name, role, tensor }
     }
 
+    /// True for a parameter of an adapter.
+    pub(crate) fn is_adapters(&self) -> bool {
+        matches!(self.role, Role::Adapter(_))
+    }
+
     /// `weight` and, where there is one, `bias`.
     pub(crate) fn weight_and_bias(weight: T, bias: Option<T>) -> Vec<Self> {
         let bias = bias.map(|bias| Self::new("bias", Role::Base, bias));
@@ -74,7 +90,7 @@ pub enum Role {
     Adapter(Part),
 }
 
-/// Which matrix of an adapter a parameter is.
+/// Which tensor of an adapter a parameter is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Part {
@@ -82,4 +98,10 @@ pub enum Part {
     A,
     /// B, which maps r values to the output.
     B,
+    /// The bias of B.
+    Bias,
+    /// DoRA's magnitudes.
+    Magnitude,
+    /// Trained rows of an embedding.
+    Tokens,
 }

@@ -42,6 +42,7 @@
 //! - What a LoRA model can do: the methods of [`LoraModule`].
 //! - The layers themselves, for use by hand: [`layers`].
 //! - Functions of candle's signatures that pass the gradient where candle's do not: [`ops`].
+//! - Optimisers, groups, schedules, gradient clipping: [`optim`].
 //! - Adapters as files: [`peft`]. Weights from model to model: [`transfer_weights`].
 //! - Chains of layers as one node: [`blocks`]; parts that keep no inner values: [`checkpoint`].
 //! - Ready models: [`models`]. Where the time of a step goes: [`profile`].
@@ -83,31 +84,37 @@ mod init;
 mod kernels;
 mod layer;
 pub mod layers;
+mod manage;
 mod matching;
 mod merge;
 mod model;
 pub mod models;
+mod module;
 pub mod ops;
+pub mod optim;
 mod params;
 mod path;
 pub mod peft;
 pub mod profile;
 mod selection;
+mod status;
 mod summary;
 mod transfer;
 mod visit;
 mod with_lora;
 
-pub use adapter::{Adapted, Adapter, Adapters, DEFAULT_ADAPTER, Settings};
-pub use builder::{Builder, Mark, Plan};
+pub use adapter::{Adapted, Adapter, Adapters, Copies, DEFAULT_ADAPTER, Settings, Tokens};
+pub use builder::{Builder, Mark};
 pub use checkpoint::checkpoint;
 pub use config::{LoraConfig, Targets, TrainBias};
 pub use error::{Error, Result};
 pub use init::Init;
 pub use layer::{Layer, Param, Part, Role};
 pub use lora_derive::{LoraModel, forward};
-pub use model::{Lora, LoraLayer, LoraModel, LoraModule};
+pub use model::{Lora, LoraLayer, LoraModel};
+pub use module::LoraModule;
 pub use params::NamedParam;
+pub use status::{LayerStatus, ModelStatus, State};
 pub use summary::{Summary, SummaryRow};
 pub use transfer::{LORA_WEIGHT_NAMES, transfer_weights};
 pub use visit::{Cursor, CursorMut};

@@ -1,6 +1,6 @@
 //! PEFT's rules for which paths a pattern means, with a note of the patterns that were of use.
 
-use crate::{Error, Result, Targets};
+use crate::{Error, LoraConfig, Result, Targets};
 use fancy_regex::Regex;
 
 /// True when `path` is `name` or ends with `.name`.
@@ -37,12 +37,34 @@ struct Entry {
     used: bool,
 }
 
+impl Entry {
+    fn matches(&self, setting: &str, path: &str) -> Result<bool> {
+        match &self.regex {
+            None => Ok(is_or_ends_with(path, &self.source)),
+            Some(regex) => {
+                let matches = regex.is_match(path);
+                matches.map_err(|error| self.too_slow(setting, path, error))
+            }
+        }
+    }
+
+    /// A pattern that backtracks without end is an error, not a mismatch.
+    fn too_slow(&self, setting: &str, path: &str, error: fancy_regex::Error) -> Error {
+        Error::Config(vec![format!(
+            "{setting} `{}` on `{path}`: {error}",
+            self.source
+        )])
+    }
+}
+
 impl Patterns {
     /// `target_modules`, `exclude_modules`: names by suffix, or one regular expression.
     pub(crate) fn targets(setting: &'static str, targets: &Targets) -> Result<Self> {
         match targets {
             Targets::Names(names) => Ok(Self::names(setting, names)),
-            Targets::Regex(regex) => Self::regexes(setting, [(regex, format!("^(?:{regex})$"))]),
+            Targets::Regex(regex) => {
+                Self::regexes(setting, [(regex.as_str(), format!("^(?:{regex})$"))])
+            }
         }
     }
 
@@ -67,20 +89,20 @@ impl Patterns {
         let keys = keys.into_iter();
         Self::regexes(
             setting,
-            keys.map(|key| (key, format!(r"^(?:.*\.)?(?:{key})$"))),
+            keys.map(|key| (key.as_str(), format!(r"^(?:.*\.)?(?:{key})$"))),
         )
     }
 
     fn regexes<'a>(
         setting: &'static str,
-        patterns: impl IntoIterator<Item = (&'a String, String)>,
+        patterns: impl IntoIterator<Item = (&'a str, String)>,
     ) -> Result<Self> {
         let mut entries = Vec::new();
         let mut problems = Vec::new();
         for (source, pattern) in patterns {
             match Regex::new(&pattern) {
                 Ok(regex) => entries.push(Entry {
-                    source: source.clone(),
+                    source: source.into(),
                     regex: Some(regex),
                     used: false,
                 }),
@@ -99,16 +121,7 @@ impl Patterns {
     pub(crate) fn find(&mut self, path: &str, first_only: bool) -> Result<Option<usize>> {
         let mut found = None;
         for (index, entry) in self.entries.iter_mut().enumerate() {
-            let matches = match &entry.regex {
-                None => is_or_ends_with(path, &entry.source),
-                // A pattern that backtracks without end is an error, not a mismatch.
-                Some(regex) => regex.is_match(path).map_err(|error| {
-                    Error::Config(vec![format!(
-                        "{} `{}` on `{path}`: {error}",
-                        self.setting, entry.source
-                    )])
-                })?,
-            };
+            let matches = entry.matches(self.setting, path)?;
             if matches {
                 entry.used = true;
                 found = found.or(Some(index));
@@ -120,10 +133,86 @@ impl Patterns {
         Ok(found)
     }
 
+    /// What the first pattern that matches captures, as a number.
+    fn number(&mut self, path: &str) -> Result<Option<usize>> {
+        for entry in &mut self.entries {
+            let captures = match &entry.regex {
+                Some(regex) => regex.captures(path),
+                None => Ok(None),
+            };
+            let captures = captures.map_err(|error| entry.too_slow(self.setting, path, error))?;
+            if let Some(number) = captures.and_then(|captures| captures.get(captures.len() - 1)) {
+                entry.used = true;
+                return Ok(number.as_str().parse().ok());
+            }
+        }
+        Ok(None)
+    }
+
+    /// True if the path itself is one of the names.
+    pub(crate) fn holds(&self, path: &str) -> bool {
+        let mut entries = self.entries.iter();
+        entries.any(|entry| entry.regex.is_none() && entry.source == path)
+    }
+
     /// The patterns that matched nothing, as problems.
     pub(crate) fn unused(&self) -> impl Iterator<Item = String> {
         let unused = self.entries.iter().filter(|entry| !entry.used);
         unused.map(|entry| format!("{} `{}` matches nothing", self.setting, entry.source))
+    }
+}
+
+/// `layers_to_transform` and `layers_pattern`: which layers of a list are meant.
+pub(crate) struct LayerNumbers {
+    /// The numbers, each with whether it was met.
+    numbers: Vec<(usize, bool)>,
+    patterns: Patterns,
+}
+
+impl LayerNumbers {
+    /// `None` where the configuration takes them all.
+    pub(crate) fn new(config: &LoraConfig) -> Result<Option<Self>> {
+        if config.layers_to_transform.is_empty() {
+            return Ok(None);
+        }
+        let numbers = config.layers_to_transform.iter();
+        let patterns = match config.layers_pattern.is_empty() {
+            // PEFT's: a name must come before the list.
+            true => vec![("", r"^.*?\.[^.]*\.(\d+)\.".to_string())],
+            false => {
+                let names = config.layers_pattern.iter();
+                let regex = |name: &String| format!(r"^(?:^|.*?\.)(?:{name})\.(\d+)\.");
+                names.map(|name| (name.as_str(), regex(name))).collect()
+            }
+        };
+        Ok(Some(Self {
+            numbers: numbers.map(|&number| (number, false)).collect(),
+            patterns: Patterns::regexes("layers_pattern", patterns)?,
+        }))
+    }
+
+    /// True if the path is in a layer of one of the numbers.
+    pub(crate) fn has(&mut self, path: &str) -> Result<bool> {
+        let Some(number) = self.patterns.number(path)? else {
+            return Ok(false);
+        };
+        let mut found = false;
+        for (known, used) in &mut self.numbers {
+            if *known == number {
+                (*used, found) = (true, true);
+            }
+        }
+        Ok(found)
+    }
+
+    /// The numbers and names that no target has, as problems.
+    pub(crate) fn unused(&self) -> impl Iterator<Item = String> {
+        let numbers = self.numbers.iter().filter(|(_, used)| !used);
+        let numbers = numbers.map(|(number, _)| {
+            format!("layers_to_transform: no target is in a layer of number {number}")
+        });
+        let names = self.patterns.unused();
+        numbers.chain(names.filter(|_| self.patterns.entries[0].source != ""))
     }
 }
 

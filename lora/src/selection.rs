@@ -1,17 +1,49 @@
 //! What a configuration selects: PEFT's rules, in one place for conversion and for files.
 
-use crate::matching::{Patterns, modules_above};
-use crate::{LoraConfig, Result, Settings};
+use crate::matching::{LayerNumbers, Patterns, modules_above};
+use crate::{LoraConfig, Result, Settings, Targets};
 
 /// A configuration with its patterns compiled. Each notes whether it was of use.
 pub(crate) struct Selection<'a> {
     config: &'a LoraConfig,
-    targets: Option<Patterns>,
+    targets: Option<Chosen>,
+    layers: Option<LayerNumbers>,
     exclude: Option<Patterns>,
     save: Patterns,
     rank: Patterns,
     alpha: Patterns,
     recompute: Option<Patterns>,
+    tokens: Patterns,
+}
+
+/// What target_modules says.
+enum Chosen {
+    /// `all-linear`, in any case.
+    AllLinear,
+    Named(Patterns),
+}
+
+impl Chosen {
+    fn new(targets: &Targets) -> Result<Self> {
+        match targets {
+            Targets::Regex(word) if word.eq_ignore_ascii_case("all-linear") => Ok(Self::AllLinear),
+            targets => Ok(Self::Named(Patterns::targets("target_modules", targets)?)),
+        }
+    }
+
+    fn patterns(&self) -> Option<&Patterns> {
+        match self {
+            Self::AllLinear => None,
+            Self::Named(patterns) => Some(patterns),
+        }
+    }
+}
+
+/// True for the layer that gives a language model's scores: `all-linear` leaves it out, as PEFT
+/// does.
+fn is_output_embedding(path: &str) -> bool {
+    let name = path.rsplit('.').next().unwrap_or(path);
+    ["lm_head", "embed_out", "output_layer"].contains(&name)
 }
 
 /// What stands in place of the configuration's values where no pattern says otherwise.
@@ -28,14 +60,21 @@ impl<'a> Selection<'a> {
             let targets = targets.as_ref();
             targets.map(|t| Patterns::targets(setting, t)).transpose()
         };
+        let tokens: Vec<String> = config.trainable_token_indices.keys().cloned().collect();
         Ok(Self {
             config,
-            targets: targets("target_modules", &config.target_modules)?,
+            targets: config
+                .target_modules
+                .as_ref()
+                .map(Chosen::new)
+                .transpose()?,
+            layers: LayerNumbers::new(config)?,
             exclude: targets("exclude_modules", &config.exclude_modules)?,
             save: Patterns::names("modules_to_save", &config.modules_to_save),
             rank: Patterns::suffixes("rank_pattern", config.rank_pattern.keys())?,
             alpha: Patterns::suffixes("alpha_pattern", config.alpha_pattern.keys())?,
             recompute: targets("recompute", &config.recompute)?,
+            tokens: Patterns::names("trainable_token_indices", &tokens),
         })
     }
 
@@ -48,13 +87,33 @@ impl<'a> Selection<'a> {
         Ok(saves)
     }
 
-    /// True if target_modules names this path; `None` where it is not set.
-    pub(crate) fn targets(&mut self, path: &str) -> Result<Option<bool>> {
-        let targets = self.targets.as_mut();
-        let found = targets
-            .map(|targets| targets.find(path, false))
-            .transpose()?;
-        Ok(found.map(|found| found.is_some()))
+    /// True if the layer is to be adapted: target_modules names it, or, where that is not set, its
+    /// attribute does (`marked`); and layers_to_transform has its number.
+    pub(crate) fn chooses(&mut self, path: &str, kind: &str, marked: bool) -> Result<bool> {
+        let chosen = match &mut self.targets {
+            None => marked,
+            Some(Chosen::AllLinear) => kind.ends_with("Linear") && !is_output_embedding(path),
+            Some(Chosen::Named(patterns)) => {
+                let found = patterns.find(path, false)?.is_some();
+                // A target that is given with its whole path needs no number.
+                if found && patterns.holds(path) {
+                    return Ok(true);
+                }
+                found
+            }
+        };
+        match &mut self.layers {
+            Some(layers) if chosen => layers.has(path),
+            _ => Ok(chosen),
+        }
+    }
+
+    /// True if target_modules names this path, whatever is there.
+    pub(crate) fn names(&mut self, path: &str) -> Result<bool> {
+        match &mut self.targets {
+            Some(Chosen::Named(patterns)) => Ok(patterns.find(path, false)?.is_some()),
+            _ => Ok(false),
+        }
     }
 
     /// True if exclude_modules names this path.
@@ -71,6 +130,12 @@ impl<'a> Selection<'a> {
             Some(recompute) => Ok(recompute.find(path, false)?.is_some()),
             None => Ok(false),
         }
+    }
+
+    /// The rows of this layer that are trained.
+    pub(crate) fn tokens(&mut self, path: &str) -> Result<Option<&'a [u32]>> {
+        let found = self.tokens.find(path, false)?;
+        Ok(found.map(|index| &self.config.trainable_token_indices[index][..]))
     }
 
     /// The adapter of a layer that is adapted.
@@ -94,9 +159,11 @@ impl<'a> Selection<'a> {
 
     /// The patterns that were of no use, as problems.
     pub(crate) fn unused(&self) -> impl Iterator<Item = String> {
-        let optional = [&self.targets, &self.exclude, &self.recompute];
-        let optional = optional.into_iter().flatten();
-        let all = optional.chain([&self.save, &self.rank, &self.alpha]);
-        all.flat_map(Patterns::unused)
+        let targets = self.targets.as_ref().and_then(Chosen::patterns);
+        let optional = [&self.exclude, &self.recompute].into_iter().flatten();
+        let all = targets.into_iter().chain(optional);
+        let all = all.chain([&self.save, &self.rank, &self.alpha, &self.tokens]);
+        let layers = self.layers.iter().flat_map(LayerNumbers::unused);
+        all.flat_map(Patterns::unused).chain(layers)
     }
 }

@@ -32,7 +32,7 @@ pub struct SummaryRow {
     pub kind: &'static str,
     /// The shape of its first parameter.
     pub shape: Vec<usize>,
-    /// The rank of its adapter.
+    /// The rank of its active adapter, or else of its first.
     pub rank: Option<usize>,
     /// Number of values in its parameters, without tied ones counted before.
     pub total: usize,
@@ -53,15 +53,18 @@ impl Summary {
                 path: path.into(),
                 kind: layer.kind(),
                 shape: params.first().map_or(vec![], |p| p.tensor.dims().into()),
-                rank: adapters.and_then(|adapters| Some(adapters.iter().next()?.settings.rank)),
+                rank: adapters.and_then(|adapters| {
+                    let shown = adapters.active().next().or(adapters.iter().next());
+                    Some(shown?.settings.rank)
+                }),
                 total: 0,
                 trainable: 0,
                 tied_to: None,
             };
             for Param { name, role, tensor } in params {
-                // While merged, the weight counts as it was.
-                let original = adapters.and_then(|adapters| adapters.original.as_ref());
-                let tensor = original.filter(|_| name == "weight").unwrap_or(tensor);
+                // While merged, weight and bias count as they were.
+                let original = adapters.and_then(|adapters| adapters.original(&name));
+                let tensor = original.unwrap_or(tensor);
                 if role == Role::Buffer {
                     continue;
                 }

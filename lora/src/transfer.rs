@@ -1,6 +1,6 @@
 //! Carrying weights from one model to another.
 
-use crate::adapter::release;
+use crate::adapter::{copies, release};
 use crate::params::{each_layer_mut, named};
 use crate::path::join;
 use crate::{Error, LoraModule, Result, merge};
@@ -10,8 +10,14 @@ use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 
 /// Patterns for the parameters of adapters, to be ignored by [`transfer_weights`].
-pub const LORA_WEIGHT_NAMES: &[&str] =
-    &["lora_A", "lora_B", "lora_embedding_A", "lora_embedding_B"];
+pub const LORA_WEIGHT_NAMES: &[&str] = &[
+    "lora_A",
+    "lora_B",
+    "lora_embedding_A",
+    "lora_embedding_B",
+    "lora_magnitude_vector",
+    "token_adapter",
+];
 
 /// Puts the weights of `src` into `dst`, by path. Both can be any models.
 ///
@@ -109,6 +115,34 @@ pub(crate) fn assign<M: LoraModule>(model: &mut M, values: &HashMap<String, Tens
             if let Err(error) = set(param.tensor, value) {
                 result = Err(error);
             }
+        }
+    });
+    result
+}
+
+/// As [`assign`], for an adapter's parameters and the base's as that adapter sees them, active or
+/// not. The model must not be merged.
+pub(crate) fn assign_to_adapter<M: LoraModule>(
+    model: &mut M,
+    adapter: &str,
+    values: &HashMap<String, Tensor>,
+) -> Result<()> {
+    let mut result = Ok(());
+    each_layer_mut(model, |path, layer| {
+        let mut put = |name: &str, tensor: &mut Tensor| {
+            if let Some(value) = values.get(&join(path, name))
+                && let Err(error) = set(tensor, value)
+            {
+                result = Err(error);
+            }
+        };
+        for param in layer.params_mut() {
+            if param.is_adapters() {
+                put(&param.name, param.tensor);
+            }
+        }
+        for (name, tensor) in copies::seen_by_mut(layer, adapter) {
+            put(&name, tensor);
         }
     });
     result

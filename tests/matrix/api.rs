@@ -5,9 +5,10 @@ use candle_core::{Shape, Tensor, Var};
 use indexmap::IndexMap;
 use lora::peft::{SaveOptions, TaskType, WEIGHTS_FILE};
 use lora::{
-    DEFAULT_ADAPTER, Init, LoraConfig, LoraModel, LoraModule, NamedParam, Role, Targets, TrainBias,
+    DEFAULT_ADAPTER, Init, LoraConfig, LoraModel, LoraModule, NamedParam, Role, State, Targets,
+    TrainBias,
 };
-use serde_json::Value;
+use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
@@ -25,63 +26,63 @@ pub fn create<M: LoraModel>(base: &M, name: &str, config: &LoraConfig) -> Result
     Ok(model)
 }
 
-fn rename<M: LoraModule>(_: &mut M, _from: &str, _to: &str) -> Result {
-    unconnected("LoraModule::rename_adapter")
+fn rename<M: LoraModule>(model: &mut M, from: &str, to: &str) -> Result {
+    Ok(model.rename_adapter(from, to)?)
 }
 
 /// Adds an adapter, which is not active.
-pub fn add_adapter<M: LoraModule>(_: &mut M, _name: &str, _config: &LoraConfig) -> Result {
-    unconnected("LoraModule::add_adapter")
+pub fn add_adapter<M: LoraModule>(model: &mut M, name: &str, config: &LoraConfig) -> Result {
+    Ok(model.add_adapter(name, config)?)
 }
 
 /// Makes these adapters the active ones, in this order.
-pub fn set_active<M: LoraModule>(_: &mut M, _names: &[&str]) -> Result {
-    unconnected("LoraModule::set_active")
+pub fn set_active<M: LoraModule>(model: &mut M, names: &[&str]) -> Result {
+    Ok(model.set_active(names)?)
 }
 
 /// Switches the training of an adapter on or off.
-pub fn set_trainable<M: LoraModule>(_: &mut M, _name: &str, _on: bool) -> Result {
-    unconnected("LoraModule::set_adapter_trainable")
+pub fn set_trainable<M: LoraModule>(model: &mut M, name: &str, on: bool) -> Result {
+    Ok(model.set_adapter_trainable(name, on)?)
 }
 
 /// Multiplies an adapter's scaling as configured.
-pub fn set_scale<M: LoraModule>(_: &mut M, _name: &str, _factor: f64) -> Result {
-    unconnected("LoraModule::set_scale")
+pub fn set_scale<M: LoraModule>(model: &mut M, name: &str, factor: f64) -> Result {
+    Ok(model.set_scale(name, factor)?)
 }
 
 /// Removes an adapter.
-pub fn delete<M: LoraModule>(_: &mut M, _name: &str) -> Result {
-    unconnected("LoraModule::delete_adapter")
+pub fn delete<M: LoraModule>(model: &mut M, name: &str) -> Result {
+    Ok(model.delete_adapter(name)?)
 }
 
 /// The model with no adapter active.
-pub fn disabled<M: LoraModule>(_: &M) -> Result<M> {
-    unconnected("LoraModule::disabled")
+pub fn disabled<M: LoraModule>(model: &M) -> Result<M> {
+    Ok(model.disabled()?)
 }
 
 /// Merges these adapters.
-pub fn merge<M: LoraModule>(_: &mut M, _names: &[&str]) -> Result {
-    unconnected("LoraModule::merge_adapters")
+pub fn merge<M: LoraModule>(model: &mut M, names: &[&str]) -> Result {
+    Ok(model.merge_adapters(names)?)
 }
 
 /// The model for a batch whose rows have these adapters, `None` for the base model.
-pub fn for_rows<M: LoraModule>(_: &M, _rows: &[Option<&str>]) -> Result<M> {
-    unconnected("LoraModule::for_rows")
+pub fn for_rows<M: LoraModule>(model: &M, rows: &[Option<&str>]) -> Result<M> {
+    Ok(model.for_rows(rows)?)
 }
 
 /// Puts the values of a directory into an adapter, in place.
-pub fn hot_swap<M: LoraModule>(_: &mut M, _name: &str, _dir: &Path) -> Result {
-    unconnected("LoraModule::hot_swap")
+pub fn hot_swap<M: LoraModule>(model: &mut M, name: &str, dir: &Path) -> Result {
+    Ok(model.hot_swap(name, dir)?)
 }
 
 /// The names of all adapters.
-pub fn adapter_names<M: LoraModule>(_: &M) -> Result<Vec<String>> {
-    unconnected("LoraModule::adapter_names")
+pub fn adapter_names<M: LoraModule>(model: &M) -> Result<Vec<String>> {
+    Ok(model.adapter_names())
 }
 
 /// The names of the active adapters, in order.
-pub fn active_adapters<M: LoraModule>(_: &M) -> Result<Vec<String>> {
-    unconnected("LoraModule::active_adapters")
+pub fn active_adapters<M: LoraModule>(model: &M) -> Result<Vec<String>> {
+    Ok(model.active_adapters())
 }
 
 /// Makes a new adapter of others by the rule that PEFT calls `combination`. The options are PEFT's
@@ -98,18 +99,53 @@ pub fn combine<M: LoraModule>(
 
 /// The status of each layer, as JSON with the fields of PEFT's `TunerLayerStatus`; the name without
 /// PEFT's `model.`.
-pub fn layer_status<M: LoraModule>(_: &M) -> Result<Value> {
-    unconnected("LoraModule::layer_status")
+pub fn layer_status<M: LoraModule>(model: &M) -> Result<Value> {
+    let layers = model.layer_status().into_iter();
+    let layers = layers.map(|layer| {
+        json!({
+            "name": layer.name,
+            "module_type": format!("lora.{}", layer.kind),
+            "enabled": layer.enabled,
+            "active_adapters": layer.active_adapters,
+            "merged_adapters": layer.merged_adapters,
+            "requires_grad": flags(&layer.requires_grad),
+            "available_adapters": layer.available_adapters,
+        })
+    });
+    Ok(layers.collect())
+}
+
+fn flags(flags: &IndexMap<String, State<bool>>) -> Value {
+    flags
+        .iter()
+        .map(|(name, flag)| (name.clone(), state(flag)))
+        .collect()
+}
+
+fn state<T: serde::Serialize + PartialEq>(state: &State<T>) -> Value {
+    state
+        .uniform()
+        .map_or(json!("irregular"), |value| json!(value))
 }
 
 /// The status of the model, as JSON with the fields of PEFT's `TunerModelStatus`.
-pub fn model_status<M: LoraModule>(_: &M) -> Result<Value> {
-    unconnected("LoraModule::model_status")
+pub fn model_status<M: LoraModule>(model: &M) -> Result<Value> {
+    let status = model.model_status();
+    Ok(json!({
+        "trainable_params": status.trainable_params,
+        "total_params": status.total_params,
+        "num_adapter_layers": status.num_adapter_layers,
+        "enabled": state(&status.enabled),
+        "active_adapters": state(&status.active_adapters),
+        "merged_adapters": state(&status.merged_adapters),
+        "requires_grad": flags(&status.requires_grad),
+        "available_adapters": status.available_adapters,
+    }))
 }
 
 /// Loads a directory as one more adapter, which is not active.
-pub fn load_as<M: LoraModule>(_: &mut M, _name: &str, _dir: &Path) -> Result {
-    unconnected("LoraModule::load_adapter_as")
+pub fn load_as<M: LoraModule>(model: &mut M, name: &str, dir: &Path) -> Result {
+    Ok(model.load_adapter_as(name, dir)?)
 }
 
 /// Saves every adapter of the model, in the directory or, those of other names, below it.

@@ -5,6 +5,7 @@ use crate::support::Weights;
 use candle_core::{Module, Result, Tensor};
 use candle_nn::{Embedding, Linear};
 use lora::LoraModel;
+use lora::layers::TransposedLinear;
 
 /// The head's weight is the embedding's.
 #[derive(Clone, Debug, LoraModel)]
@@ -27,11 +28,11 @@ impl Twin for Tied {
     }
 }
 
-/// PyTorch's module holds its weights as (in, out).
+/// Weights as (in, out).
 #[derive(Clone, Debug, LoraModel)]
 pub struct Transposed {
-    pub fc1: Linear,
-    pub fc2: Linear,
+    pub fc1: TransposedLinear,
+    pub fc2: TransposedLinear,
 }
 
 forward!(Transposed, LoraTransposed, |self, xs| {
@@ -42,7 +43,7 @@ impl Twin for Transposed {
     fn new(weights: &Weights) -> Self {
         let linear = |name| {
             let (weight, bias) = weights.weight_and_bias(name);
-            Linear::new(weight.t().unwrap(), bias)
+            TransposedLinear::new(weight, bias).unwrap()
         };
         Self {
             fc1: linear("fc1"),

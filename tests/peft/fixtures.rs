@@ -105,6 +105,7 @@ fn saves_the_same<M: LoraModule>(model: &M, fixture: &Fixture) -> Result {
         match key.as_str() {
             // Stated by full names, and in another order.
             "target_modules" | "exclude_modules" | "rank_pattern" | "alpha_pattern" => continue,
+            "auto_mapping" | "peft_version" => assert!(value.is_null(), "{key}"),
             // The commonest of the layers, the others follow by pattern.
             "r" | "lora_alpha" if fixture.name.contains("pattern") => continue,
             "bias" if fixture.name == "conv2d_bias_all" => assert_eq!(value, "all"),
@@ -275,5 +276,24 @@ fn the_settings_can_be_read_alone() -> Result {
         .iter()
         .map(|layer| layer.fc1.adapters().iter().next().unwrap().settings().rank);
     assert_eq!(ranks.collect::<Vec<_>>(), [3, 4]);
+    Ok(())
+}
+
+/// Read and written again, a file of PEFT's has the same bytes.
+#[test]
+fn configurations_are_written_as_peft_writes_them() -> Result {
+    for (name, _) in cases() {
+        let dir = Fixture::new(&name).adapter();
+        let bytes = std::fs::read(dir.join("adapter_config.json"))?;
+        let config = lora::peft::AdapterConfig::read(&dir)?;
+        let written = config.to_json()?;
+        // PEFT sorts the patterns; here they keep their order, which is PEFT's in its own files.
+        assert_eq!(
+            String::from_utf8(written)?,
+            String::from_utf8(bytes)?,
+            "{name}"
+        );
+        config.to_lora_config()?;
+    }
     Ok(())
 }

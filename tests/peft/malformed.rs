@@ -286,18 +286,24 @@ fn a_merged_model() -> Result {
 #[test]
 fn features_that_are_not_supported() {
     let change = |files: &mut Files| {
-        files.config["use_dora"] = json!(true);
-        files.config["init_lora_weights"] = json!("pissa");
+        files.config["arrow_config"] = json!({"top_k": 2});
+        files.config["use_qalora"] = json!(true);
+        files.config["init_lora_weights"] = json!("pizza");
+    };
+    let words = [
+        "`arrow_config` is {\"top_k\":2}: Arrow",
+        "`use_qalora` is true: QALoRA",
+        "`init_lora_weights` is \"pizza\"",
+    ];
+    refuse_changed(change, &words);
+    let change = |files: &mut Files| files.config["init_lora_weights"] = json!("pissa");
+    let words = ["`init_lora_weights` is \"pissa\", which changes the base"];
+    refuse_changed(change, &words);
+    let change = |files: &mut Files| {
         files.config["r"] = json!(3.0);
         files.config["brand_new"] = json!("x");
     };
-    let words = [
-        "`use_dora` is true: DoRA",
-        "`init_lora_weights` is \"pissa\"",
-        "`r` is 3.0",
-        "brand_new",
-    ];
-    refuse_changed(change, &words);
+    refuse_changed(change, &["`r` is 3.0", "brand_new"]);
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! Batch normalisation.
 
-use crate::adapter::{release, seen};
+use crate::adapter::{Copies, release, seen};
 use crate::{Builder, Cursor, CursorMut, Layer, LoraModel, LoraModule, Param, Result, Role, ops};
 use candle_core::{ModuleT, Tensor};
 use candle_nn::BatchNorm;
@@ -17,6 +17,7 @@ pub struct LoraBatchNorm {
     eps: f64,
     momentum: f64,
     training: bool,
+    copies: Copies,
 }
 
 impl LoraBatchNorm {
@@ -70,22 +71,17 @@ impl LoraModel for BatchNorm {
     type Lora = LoraBatchNorm;
 
     fn adapt(&self, cx: &mut Builder<'_>) -> Result<LoraBatchNorm> {
-        let plan = cx.layer("BatchNorm", false)?;
-        let weight_and_bias = match self.weight_and_bias() {
-            None => None,
-            Some((weight, bias)) => Some((
-                cx.parameter(weight, plan.trainable)?,
-                cx.parameter(bias, plan.train_bias)?,
-            )),
-        };
-        Ok(LoraBatchNorm {
-            weight_and_bias,
-            running_mean: cx.parameter(self.running_mean(), false)?,
-            running_var: cx.parameter(self.running_var(), false)?,
+        let weight_and_bias = self.weight_and_bias();
+        let layer = LoraBatchNorm {
+            weight_and_bias: weight_and_bias.map(|(w, b)| (cx.parameter(w), cx.parameter(b))),
+            running_mean: cx.parameter(self.running_mean()),
+            running_var: cx.parameter(self.running_var()),
             eps: self.eps(),
             momentum: self.momentum(),
             training: true,
-        })
+            copies: Copies::default(),
+        };
+        cx.layer(layer)
     }
 }
 
@@ -146,5 +142,13 @@ impl Layer for LoraBatchNorm {
 
     fn set_training(&mut self, training: bool) {
         self.training = training;
+    }
+
+    fn copies(&self) -> Option<&Copies> {
+        Some(&self.copies)
+    }
+
+    fn copies_mut(&mut self) -> Option<&mut Copies> {
+        Some(&mut self.copies)
     }
 }

@@ -1,7 +1,6 @@
 //! The convolutions over one and two dimensions.
 
 use crate::adapter::{Adapted, Adapter, Adapters};
-use crate::init::AdapterInit;
 use crate::{
     Builder, Cursor, CursorMut, Error, LoraConfig, LoraLayer, LoraModel, LoraModule, Result, ops,
 };
@@ -61,16 +60,23 @@ macro_rules! lora_conv {
 
         impl Module for $lora {
             fn forward(&self, xs: &Tensor) -> candle_core::Result<Tensor> {
+                if let Some(rows) = &self.adapters.rows {
+                    return rows.forward(self, xs);
+                }
                 let weight = self.adapters.seen(&self.weight);
                 let bias = self.bias.as_ref().map(|bias| self.adapters.seen(bias));
-                let base = $op(xs, &weight, bias.as_ref(), &self.weight_config())?;
                 // A moves over the input as the base does, but sees all its channels; B mixes the
                 // r results at each place, group by group.
                 let of_a = $config { groups: 1, ..self.config };
                 let of_b = $config { groups: self.config.groups, ..Default::default() };
-                self.adapters.add_to(base, xs, |xs, a, b| {
-                    $op(&$op(xs, a, None, &of_a)?, b, None, &of_b)
-                })
+                ops::Updated { bias: bias.as_ref(), updates: &self.updates()?, channels: 1 }.run(
+                    xs,
+                    |xs, bias| $op(xs, &weight, bias, &self.weight_config()),
+                    |xs, update| {
+                        let inner = $op(xs, &update.a, None, &of_a)?;
+                        $op(&inner, &update.b, update.bias.as_ref(), &of_b)
+                    },
+                )
             }
         }
 
@@ -78,31 +84,19 @@ macro_rules! lora_conv {
             type Lora = $lora;
 
             fn adapt(&self, cx: &mut Builder<'_>) -> Result<$lora> {
-                let mut plan = cx.layer($name, true)?;
-                let (rank, groups) = (plan.rank(), self.config().groups);
+                let groups = self.config().groups;
                 if groups == 0 || self.weight().dim(0)? % groups != 0 {
                     let weight = self.weight().dims();
                     let message = format!("a weight of shape {weight:?} has no {groups} groups");
                     return Err(Error::layer(cx.path(), message));
                 }
-                if plan.adapter.is_some() && rank % groups != 0 {
-                    cx.problem(format!(
-                        "rank {rank} is no multiple of the convolution's {groups} groups"
-                    ));
-                    plan.adapter = None;
-                }
-                let rank = plan.rank();
-                let (a, b) = shapes(self.weight(), rank, groups);
-                let weight = self.weight();
-                let init = AdapterInit { a, b, embedding: false, weight };
-                let adapter = cx.adapter(&plan, init)?;
-                let (weight, bias) = cx.weight_and_bias(&plan, self.weight(), self.bias())?;
-                Ok($lora {
-                    weight,
-                    bias,
+                let layer = $lora {
+                    weight: cx.parameter(self.weight()),
+                    bias: self.bias().map(|bias| cx.parameter(bias)),
                     config: *self.config(),
-                    adapters: Adapters::new(cx.path(), adapter),
-                })
+                    adapters: Adapters::new(cx.path()),
+                };
+                cx.layer(layer)
             }
         }
 
@@ -113,7 +107,7 @@ macro_rules! lora_conv {
 
             fn to_base(&self) -> Result<$base> {
                 let (weight, bias) = self.base_parts()?;
-                let merged = !self.adapters.is_empty();
+                let merged = !self.adapters.to_merge().is_empty();
                 let groups = if merged { 1 } else { self.config.groups };
                 Ok($base::new(weight, bias, $config { groups, ..self.config }))
             }
@@ -138,6 +132,23 @@ macro_rules! lora_conv {
 
             fn parts_mut(&mut self) -> (&mut Tensor, Option<&mut Tensor>, &mut Adapters) {
                 (&mut self.weight, self.bias.as_mut(), &mut self.adapters)
+            }
+
+            fn shapes(&self, rank: usize) -> (Shape, Shape) {
+                shapes(self.unmerged_weight(), rank, self.config.groups)
+            }
+
+            fn magnitude_shape(&self, outputs: usize) -> Shape {
+                let mut shape = vec![1; self.weight.rank()];
+                shape[1] = outputs;
+                shape.into()
+            }
+
+            fn refuses(&self, rank: usize, _bias: bool) -> Option<String> {
+                let groups = self.config.groups;
+                (rank % groups != 0).then(|| {
+                    format!("rank {rank} is no multiple of the convolution's {groups} groups")
+                })
             }
 
             fn delta(&self, adapter: &Adapter) -> Result<Tensor> {
@@ -191,7 +202,7 @@ fn delta(adapter: &Adapter, groups: usize) -> Result<Tensor> {
     let b = b.reshape((groups, out / groups, per_group))?;
     let a = a.reshape((groups, per_group, ()))?;
     let delta = b.contiguous()?.matmul(&a.contiguous()?)?.reshape(shape)?;
-    Ok((delta * adapter.settings.scaling)?)
+    Ok((delta * adapter.scaling())?)
 }
 
 /// A grouped convolution's weight as one over all channels: zero where a group does not look.

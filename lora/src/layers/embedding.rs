@@ -1,11 +1,10 @@
 //! The embedding layer.
 
 use crate::adapter::{Adapted, Adapter, Adapters};
-use crate::init::AdapterInit;
 use crate::{
     Builder, Cursor, CursorMut, LoraConfig, LoraLayer, LoraModel, LoraModule, Part, Result, ops,
 };
-use candle_core::Tensor;
+use candle_core::{Shape, Tensor};
 use candle_nn::{Embedding, Module};
 
 /// An [`Embedding`] layer with low-rank updates: `y = W[i] + s·(Aᵀ)[i]·Bᵀ`.
@@ -35,7 +34,7 @@ impl LoraEmbedding {
     /// only, as in PEFT. In the base model that [`to_base`](LoraModule::to_base) gives, a head that
     /// reads the embedding's table sees the merged one: give such a head a `Linear` of its own.
     pub fn embeddings(&self) -> &Tensor {
-        self.adapters.original.as_ref().unwrap_or(&self.weight)
+        self.unmerged_weight()
     }
 
     /// The size of a row.
@@ -51,10 +50,24 @@ impl LoraEmbedding {
 
 impl Module for LoraEmbedding {
     fn forward(&self, ids: &Tensor) -> candle_core::Result<Tensor> {
-        let base = ops::embedding(ids, &self.adapters.seen(&self.weight))?;
-        self.adapters.add_to(base, ids, |ids, a, b| {
-            ops::linear(&ops::embedding(ids, &a.t()?)?, b, None)
-        })
+        if let Some(rows) = &self.adapters.rows {
+            return rows.forward(self, ids);
+        }
+        let weight = self.adapters.seen(&self.weight);
+        ops::Updated {
+            bias: None,
+            updates: &self.updates()?,
+            channels: ids.rank(),
+        }
+        .run(
+            ids,
+            |ids, _| {
+                let rows = ops::embedding(ids, &weight)?;
+                let mut tokens = self.adapters.tokens_to_compute();
+                tokens.try_fold(rows, |rows, tokens| tokens.after_lookup(ids, &rows))
+            },
+            |ids, update| ops::linear(&ops::embedding(ids, &update.a.t()?)?, &update.b, None),
+        )
     }
 }
 
@@ -62,23 +75,13 @@ impl LoraModel for Embedding {
     type Lora = LoraEmbedding;
 
     fn adapt(&self, cx: &mut Builder<'_>) -> Result<LoraEmbedding> {
-        let plan = cx.layer("Embedding", true)?;
-        let (count, dim) = self.embeddings().dims2()?;
-        let rank = plan.rank();
-        let adapter = cx.adapter(
-            &plan,
-            AdapterInit {
-                a: (rank, count).into(),
-                b: (dim, rank).into(),
-                embedding: true,
-                weight: self.embeddings(),
-            },
-        )?;
-        Ok(LoraEmbedding {
-            weight: cx.parameter(self.embeddings(), plan.trainable)?,
+        self.embeddings().dims2()?;
+        let layer = LoraEmbedding {
+            weight: cx.parameter(self.embeddings()),
             hidden_size: self.hidden_size(),
-            adapters: Adapters::new(cx.path(), adapter),
-        })
+            adapters: Adapters::new(cx.path()),
+        };
+        cx.layer(layer)
     }
 }
 
@@ -114,15 +117,35 @@ impl Adapted for LoraEmbedding {
         (&mut self.weight, None, &mut self.adapters)
     }
 
+    fn shapes(&self, rank: usize) -> (Shape, Shape) {
+        let dims = self.weight.dims();
+        ((rank, dims[0]).into(), (dims[1], rank).into())
+    }
+
+    fn output_dim(&self) -> usize {
+        1
+    }
+
+    fn is_lookup(&self) -> bool {
+        true
+    }
+
+    fn refuses(&self, _rank: usize, bias: bool) -> Option<String> {
+        bias.then(|| "an embedding takes no bias on B (lora_bias)".into())
+    }
+
     fn delta(&self, adapter: &Adapter) -> Result<Tensor> {
         let delta = adapter.b.matmul(&adapter.a)?.t()?;
-        Ok((delta * adapter.settings.scaling)?)
+        Ok((delta * adapter.scaling())?)
     }
 
     fn part_name(&self, part: Part, adapter: &str) -> String {
         match part {
             Part::A => format!("lora_embedding_A.{adapter}"),
             Part::B => format!("lora_embedding_B.{adapter}"),
+            Part::Bias => format!("lora_embedding_B_bias.{adapter}"),
+            Part::Magnitude => format!("lora_magnitude_vector.{adapter}"),
+            Part::Tokens => format!("token_adapter.trainable_tokens_delta.{adapter}"),
         }
     }
 }

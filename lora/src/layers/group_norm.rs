@@ -1,6 +1,6 @@
 //! Group normalisation.
 
-use crate::adapter::{release, seen};
+use crate::adapter::{Copies, release, seen};
 use crate::{Builder, Cursor, CursorMut, Error, Layer, LoraModel, LoraModule, Param, Result, ops};
 use candle_core::{DType, Device, Tensor, Var};
 use candle_nn::{GroupNorm, Module};
@@ -14,6 +14,7 @@ pub struct LoraGroupNorm {
     groups: usize,
     eps: f64,
     training: bool,
+    copies: Copies,
 }
 
 impl LoraGroupNorm {
@@ -42,20 +43,21 @@ impl LoraModel for GroupNorm {
     type Lora = LoraGroupNorm;
 
     fn adapt(&self, cx: &mut Builder<'_>) -> Result<LoraGroupNorm> {
-        let plan = cx.layer("GroupNorm", false)?;
         let parts = Parts::of(self, cx.devices()).map_err(|error| {
             Error::layer(
                 cx.path(),
                 format!("cannot read candle's GroupNorm: {error}"),
             )
         })?;
-        Ok(LoraGroupNorm {
-            weight: cx.parameter(&parts.weight, plan.trainable)?,
-            bias: cx.parameter(&parts.bias, plan.train_bias)?,
+        let layer = LoraGroupNorm {
+            weight: cx.parameter(&parts.weight),
+            bias: cx.parameter(&parts.bias),
             groups: parts.groups,
             eps: parts.eps,
             training: true,
-        })
+            copies: Copies::default(),
+        };
+        cx.layer(layer)
     }
 }
 
@@ -98,6 +100,14 @@ impl Layer for LoraGroupNorm {
 
     fn set_training(&mut self, training: bool) {
         self.training = training;
+    }
+
+    fn copies(&self) -> Option<&Copies> {
+        Some(&self.copies)
+    }
+
+    fn copies_mut(&mut self) -> Option<&mut Copies> {
+        Some(&mut self.copies)
     }
 }
 

@@ -1,6 +1,6 @@
 //! Layer and root-mean-square normalisation.
 
-use crate::adapter::{release, seen};
+use crate::adapter::{Copies, release, seen};
 use crate::{Builder, Cursor, CursorMut, Layer, LoraModel, LoraModule, Param, Result, ops};
 use candle_core::Tensor;
 use candle_nn::{LayerNorm, LayerNormConfig, Module, RmsNorm, VarBuilder};
@@ -14,6 +14,7 @@ pub struct LoraLayerNorm {
     eps: f64,
     training: bool,
     kind: &'static str,
+    copies: Copies,
 }
 
 impl LoraLayerNorm {
@@ -49,16 +50,16 @@ impl LoraLayerNorm {
     }
 
     fn adapt(base: &LayerNorm, kind: &'static str, cx: &mut Builder<'_>) -> Result<Self> {
-        let plan = cx.layer(kind, false)?;
-        let (weight, bias) = cx.weight_and_bias(&plan, base.weight(), base.bias())?;
-        Ok(Self {
-            weight,
-            bias,
+        let layer = Self {
+            weight: cx.parameter(base.weight()),
+            bias: base.bias().map(|bias| cx.parameter(bias)),
             remove_mean: base.remove_mean(),
             eps: base.eps(),
             training: true,
             kind,
-        })
+            copies: Copies::default(),
+        };
+        cx.layer(layer)
     }
 }
 
@@ -131,6 +132,14 @@ impl Layer for LoraLayerNorm {
 
     fn set_training(&mut self, training: bool) {
         self.training = training;
+    }
+
+    fn copies(&self) -> Option<&Copies> {
+        Some(&self.copies)
+    }
+
+    fn copies_mut(&mut self) -> Option<&mut Copies> {
+        Some(&mut self.copies)
     }
 }
 

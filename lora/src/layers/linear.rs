@@ -1,11 +1,10 @@
 //! The linear layer.
 
 use crate::adapter::{Adapted, Adapter, Adapters};
-use crate::init::AdapterInit;
 use crate::{
     Builder, Cursor, CursorMut, LoraConfig, LoraLayer, LoraModel, LoraModule, Result, ops,
 };
-use candle_core::Tensor;
+use candle_core::{Shape, Tensor};
 use candle_nn::{Linear, Module};
 
 /// A [`Linear`] layer with low-rank updates: y = x·Wᵀ + b + s·B·A·x.
@@ -47,18 +46,20 @@ impl LoraLinear {
     }
 
     /// The layer as its forward pass computes it.
-    pub(crate) fn parts_of_forward(&self) -> ops::LinearParts {
-        ops::LinearParts {
+    pub(crate) fn parts_of_forward(&self) -> candle_core::Result<ops::LinearParts> {
+        Ok(ops::LinearParts {
             weight: self.adapters.seen(&self.weight),
             bias: self.bias.as_ref().map(|bias| self.adapters.seen(bias)),
-            updates: self.adapters.updates(),
-        }
+            updates: self.updates()?,
+            tokens: self.adapters.tokens_to_compute().collect(),
+            rows: self.adapters.row_parts(self, Self::parts_of_forward)?,
+        })
     }
 }
 
 impl Module for LoraLinear {
     fn forward(&self, xs: &Tensor) -> candle_core::Result<Tensor> {
-        ops::adapted_linear(xs, &self.parts_of_forward())
+        ops::adapted_linear(xs, &self.parts_of_forward()?)
     }
 }
 
@@ -66,24 +67,13 @@ impl LoraModel for Linear {
     type Lora = LoraLinear;
 
     fn adapt(&self, cx: &mut Builder<'_>) -> Result<LoraLinear> {
-        let plan = cx.layer("Linear", true)?;
-        let (out, input) = self.weight().dims2()?;
-        let rank = plan.rank();
-        let adapter = cx.adapter(
-            &plan,
-            AdapterInit {
-                a: (rank, input).into(),
-                b: (out, rank).into(),
-                embedding: false,
-                weight: self.weight(),
-            },
-        )?;
-        let (weight, bias) = cx.weight_and_bias(&plan, self.weight(), self.bias())?;
-        Ok(LoraLinear {
-            weight,
-            bias,
-            adapters: Adapters::new(cx.path(), adapter),
-        })
+        self.weight().dims2()?;
+        let layer = LoraLinear {
+            weight: cx.parameter(self.weight()),
+            bias: self.bias().map(|bias| cx.parameter(bias)),
+            adapters: Adapters::new(cx.path()),
+        };
+        cx.layer(layer)
     }
 }
 
@@ -119,7 +109,12 @@ impl Adapted for LoraLinear {
         (&mut self.weight, self.bias.as_mut(), &mut self.adapters)
     }
 
+    fn shapes(&self, rank: usize) -> (Shape, Shape) {
+        let dims = self.weight.dims();
+        ((rank, dims[1]).into(), (dims[0], rank).into())
+    }
+
     fn delta(&self, adapter: &Adapter) -> Result<Tensor> {
-        Ok((adapter.b.matmul(&adapter.a)? * adapter.settings.scaling)?)
+        Ok((adapter.b.matmul(&adapter.a)? * adapter.scaling())?)
     }
 }

@@ -1,6 +1,7 @@
 //! The LoRA counterparts of candle-nn's layers.
 //!
-//! [`LoraLinear`], [`LoraConv1d`], [`LoraConv2d`] and [`LoraEmbedding`] carry adapters;
+//! [`LoraLinear`], [`LoraTransposedLinear`], [`LoraConv1d`], [`LoraConv2d`] and [`LoraEmbedding`]
+//! carry adapters;
 //! [`LoraLayerNorm`], [`LoraRmsNorm`], [`LoraGroupNorm`] and [`LoraBatchNorm`] carry none. Without
 //! an adapter each computes what its base layer does, and passes the gradient to its input, which
 //! candle's fused norms do not.
@@ -32,6 +33,7 @@ mod linear;
 mod plain;
 mod recompute;
 mod tensor;
+mod transposed_linear;
 
 pub use activation::LoraActivation;
 pub use batch_norm::LoraBatchNorm;
@@ -41,3 +43,4 @@ pub use group_norm::LoraGroupNorm;
 pub use layer_norm::{LoraLayerNorm, LoraRmsNorm};
 pub use linear::LoraLinear;
 pub use recompute::{LoraRecompute, Recompute};
+pub use transposed_linear::{LoraTransposedLinear, TransposedLinear};

@@ -1,7 +1,6 @@
 //! A tensor that is a field of a model.
 
 use crate::adapter::release;
-use crate::matching::is_bias;
 use crate::{Builder, Cursor, CursorMut, Layer, LoraModel, LoraModule, Param, Result, Role};
 use candle_core::Tensor;
 
@@ -14,9 +13,8 @@ impl LoraModel for Tensor {
     type Lora = Tensor;
 
     fn adapt(&self, cx: &mut Builder<'_>) -> Result<Tensor> {
-        let plan = cx.layer("Tensor", false)?;
-        let bias = plan.train_bias && is_bias(cx.path());
-        cx.parameter(self, plan.trainable || bias)
+        let tensor = cx.parameter(self);
+        cx.layer(tensor)
     }
 }
 

@@ -2,8 +2,8 @@
 
 use super::contiguous::copy;
 use super::dropout::{dropout, mask};
-use super::{Compute, linear, record, working};
-use crate::adapter::wider;
+use super::{Compute, affine, linear, record, working};
+use crate::adapter::{Tokens, by_rows, wider};
 use crate::kernels::adapted::{Adapted, Dropout, LowRank, Pass, UpdateGrads};
 use crate::kernels::buffer::{Cpu, CpuMatrix, buffer, tensor};
 use crate::kernels::simd::Element;
@@ -18,15 +18,23 @@ pub struct LinearParts {
     /// (out)
     pub(crate) bias: Option<Tensor>,
     pub(crate) updates: Vec<UpdateParts>,
+    /// At a head: rows of the weight that others stand in place of.
+    pub(crate) tokens: Vec<Tokens>,
+    /// In a mixed batch: the rows that each of these layers computes, in place of this one.
+    pub(crate) rows: Vec<(Vec<u32>, LinearParts)>,
 }
 
-/// A low-rank update of one.
+/// A low-rank update of a layer.
 #[derive(Clone, Debug)]
 pub struct UpdateParts {
     /// (r, in)
     pub(crate) a: Tensor,
     /// (out, r)
     pub(crate) b: Tensor,
+    /// The bias of B, (out).
+    pub(crate) bias: Option<Tensor>,
+    /// What the output is multiplied by, without the layer's own bias, (out): DoRA's m / ‖V‖.
+    pub(crate) gain: Option<Tensor>,
     pub(crate) scaling: f64,
     /// Probability that an input is dropped, 0 in eval mode.
     pub(crate) dropout: f64,
@@ -38,6 +46,7 @@ impl LinearParts {
     pub(crate) fn fused(&self) -> std::result::Result<Option<&UpdateParts>, ()> {
         let frozen = !self.weight.track_op();
         match &self.updates[..] {
+            _ if !self.rows.is_empty() || !self.tokens.is_empty() => Err(()),
             [] if frozen => Ok(None),
             [update] if frozen && update.fits(&self.weight) => Ok(Some(update)),
             _ => Err(()),
@@ -56,12 +65,16 @@ impl LinearParts {
         let update = |update: &UpdateParts| UpdateParts {
             a: update.a.detach(),
             b: update.b.detach(),
+            bias: update.bias.as_ref().map(Tensor::detach),
+            gain: update.gain.as_ref().map(Tensor::detach),
             ..*update
         };
         Self {
             weight: self.weight.detach(),
             bias: self.bias.as_ref().map(Tensor::detach),
             updates: self.updates.iter().map(update).collect(),
+            tokens: Vec::new(),
+            rows: Vec::new(),
         }
     }
 
@@ -71,13 +84,19 @@ impl LinearParts {
             weight: working(&self.weight)?,
             bias: self.bias.as_ref().map(working).transpose()?,
             updates: self.updates.clone(),
+            tokens: Vec::new(),
+            rows: Vec::new(),
         })
     }
 }
 
 impl UpdateParts {
-    /// Whether the update is in the precision that the kernels compute with: f32 on a half base.
+    /// Whether the update is a plain one in the precision that the kernels compute with: f32 on a
+    /// half base.
     fn fits(&self, weight: &Tensor) -> bool {
+        if self.bias.is_some() || self.gain.is_some() {
+            return false;
+        }
         let precision = match weight.dtype() {
             DType::F64 => DType::F64,
             _ => DType::F32,
@@ -95,6 +114,9 @@ impl UpdateParts {
 
 /// The layer's result for `xs` of shape (.., in): (.., out).
 pub(crate) fn adapted_linear(xs: &Tensor, layer: &LinearParts) -> Result<Tensor> {
+    if !layer.rows.is_empty() {
+        return by_rows(xs, &layer.rows, |layer, xs| adapted_linear(xs, layer));
+    }
     let compute = Compute::of(xs);
     let (outputs, inputs) = layer.weight.dims2()?;
     // What does not fit for an error's sake gets that error from the single ops.
@@ -114,35 +136,90 @@ pub(crate) fn adapted_linear(xs: &Tensor, layer: &LinearParts) -> Result<Tensor>
 /// One op for the layer and one for each factor of each update: any dtype, device and number of
 /// updates.
 fn composed(xs: &Tensor, layer: &LinearParts) -> Result<Tensor> {
-    let base = linear(xs, &layer.weight, layer.bias.as_ref())?;
-    add_updates(base, xs, &layer.updates, |xs, a, b| {
-        linear(&linear(xs, a, None)?, b, None)
-    })
+    Updated {
+        bias: layer.bias.as_ref(),
+        updates: &layer.updates,
+        channels: xs.rank().saturating_sub(1),
+    }
+    .run(
+        xs,
+        |xs, bias| {
+            if layer.tokens.is_empty() {
+                return linear(xs, &layer.weight, bias);
+            }
+            let ys = linear(xs, &layer.weight, None)?;
+            let mut tokens = layer.tokens.iter();
+            let ys = tokens.try_fold(ys, |ys, tokens| tokens.after_head(xs, &ys))?;
+            match bias {
+                Some(bias) => ys.broadcast_add(bias),
+                None => Ok(ys),
+            }
+        },
+        |xs, update| {
+            linear(
+                &linear(xs, &update.a, None)?,
+                &update.b,
+                update.bias.as_ref(),
+            )
+        },
+    )
 }
 
-/// The base result plus what each update adds.
-///
-/// `branch` maps an input, A and B to the unscaled update. The input is cast to the update's dtype,
-/// the sum is taken in the wider of both dtypes and cast back, as in PEFT.
-pub(crate) fn add_updates(
-    base: Tensor,
-    xs: &Tensor,
-    updates: &[UpdateParts],
-    branch: impl Fn(&Tensor, &Tensor, &Tensor) -> Result<Tensor>,
-) -> Result<Tensor> {
-    let dtype = base.dtype();
-    let mut sum = base;
-    for update in updates {
-        let mut xs = xs.clone();
-        // Indices of an embedding are neither cast nor dropped.
-        if xs.dtype().is_float() {
-            xs = dropout(&xs.to_dtype(update.a.dtype())?, update.dropout)?;
+/// A layer's bias and updates, with the dimension of its output that they act along.
+pub(crate) struct Updated<'a> {
+    pub(crate) bias: Option<&'a Tensor>,
+    pub(crate) updates: &'a [UpdateParts],
+    pub(crate) channels: usize,
+}
+
+impl Updated<'_> {
+    /// The layer's result with what each update does to it, in order, as in PEFT: a plain one adds
+    /// s·B·A·x; DoRA's multiplies the sum so far and s·B·A·x by its gain, without the layer's bias.
+    ///
+    /// `base` computes the layer's own product with this bias, `branch` an update without its
+    /// scaling. The input is cast to the update's dtype, the sum is taken in the wider of both dtypes
+    /// and cast back.
+    pub(crate) fn run(
+        &self,
+        xs: &Tensor,
+        base: impl Fn(&Tensor, Option<&Tensor>) -> Result<Tensor>,
+        branch: impl Fn(&Tensor, &UpdateParts) -> Result<Tensor>,
+    ) -> Result<Tensor> {
+        // Where a gain acts, the bias comes last.
+        let gains = self.updates.iter().any(|update| update.gain.is_some());
+        let mut sum = base(xs, self.bias.filter(|_| !gains))?;
+        let dtype = sum.dtype();
+        for update in self.updates {
+            let mut input = xs.clone();
+            // Indices of an embedding are neither cast nor dropped.
+            if xs.dtype().is_float() {
+                input = dropout(&xs.to_dtype(update.a.dtype())?, update.dropout)?;
+            }
+            let added = (branch(&input, update)? * update.scaling)?;
+            let wide = wider(sum.dtype(), added.dtype());
+            let (before, added) = (sum.to_dtype(wide)?, added.to_dtype(wide)?);
+            sum = match &update.gain {
+                None => (before + added)?,
+                Some(gain) => {
+                    let gain = gain.to_dtype(wide)?;
+                    if xs.dtype().is_float() && update.dropout > 0.0 {
+                        // The base's part sees the dropped input, too: y + (g − 1)·W·drop(x).
+                        let dropped = base(&input.to_dtype(xs.dtype())?, None)?.to_dtype(wide)?;
+                        let scaled = affine(&(&dropped + added)?, &gain, None, self.channels)?;
+                        ((before + scaled)? - dropped)?
+                    } else {
+                        affine(&(before + added)?, &gain, None, self.channels)?
+                    }
+                }
+            };
         }
-        let added = (branch(&xs, &update.a, &update.b)? * update.scaling)?;
-        let wide = wider(sum.dtype(), added.dtype());
-        sum = (sum.to_dtype(wide)? + added.to_dtype(wide)?)?;
+        if let Some(bias) = self.bias.filter(|_| gains) {
+            let mut shape = vec![1; sum.rank()];
+            shape[self.channels] = bias.elem_count();
+            sum = sum.broadcast_add(&bias.to_dtype(sum.dtype())?.reshape(shape)?)?;
+        }
+        sum.to_dtype(dtype)
     }
-    sum.to_dtype(dtype)
 }
 
 /// One op for all, which keeps x and the r numbers of each row between A and B.

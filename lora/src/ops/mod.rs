@@ -32,9 +32,9 @@ pub use norm::{group_norm, layer_norm, rms_norm};
 pub use rope::{rope, rope_i, rope_thd};
 pub use softmax::{softmax, softmax_last_dim};
 #[doc(hidden)]
-pub use {adapted::LinearParts, mlp::NormParts, tape::recorded_values};
+pub use {adapted::LinearParts, adapted::UpdateParts, mlp::NormParts, tape::recorded_values};
 
-pub(crate) use adapted::{UpdateParts, adapted_linear, add_updates};
+pub(crate) use adapted::{Updated, adapted_linear};
 pub(crate) use dropout::dropout_state;
 pub(crate) use mlp::{MlpParts, activate, residual_mlp};
 pub(crate) use norm::norm;

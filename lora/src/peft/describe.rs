@@ -1,14 +1,15 @@
 //! A LoRA model in PEFT's terms: which layers are adapted, what is trained in full, which biases,
 //! and the key of each tensor in the file.
 
+use crate::adapter::copies::{self, Own};
 use crate::matching::{is_bias, is_or_ends_with, is_or_starts_with, modules_above};
 use crate::params::each_layer;
 use crate::path::join;
 use crate::selection::{Overrides, Selection};
-use crate::{LoraConfig, LoraModule, Param, Result, Role, Settings, TrainBias};
+use crate::{LoraConfig, LoraModule, Param, Part, Result, Role, Settings, TrainBias};
 use candle_core::Tensor;
 use indexmap::IndexMap;
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 
 /// What a walk sees of a model.
 pub(super) struct Description {
@@ -25,9 +26,15 @@ pub(super) struct Site {
     pub kind: &'static str,
     /// It can carry adapters.
     pub adaptable: bool,
-    pub merged: bool,
     pub adapter: Option<Settings>,
-    pub params: Vec<Param<Tensor>>,
+    /// The adapter is a view of that of the embedding at this path.
+    pub tied_to: Option<String>,
+    /// The rows of an embedding that the adapter trains.
+    pub tokens: Option<Vec<u32>>,
+    /// The layer's own parameters, as they are while the adapter acts.
+    pub own: Vec<Own>,
+    /// The adapter's parameters.
+    pub adapters: Vec<Param<Tensor>>,
 }
 
 /// A tensor of the adapter.
@@ -38,6 +45,8 @@ pub(super) struct Entry {
     pub path: String,
     pub name: String,
     pub tensor: Tensor,
+    /// The key of the tensor that this one is the transpose of.
+    pub tied_to: Option<String>,
 }
 
 impl Site {
@@ -46,8 +55,8 @@ impl Site {
         self.kind == "Tensor"
     }
 
-    fn base_params(&self) -> impl Iterator<Item = &Param<Tensor>> {
-        self.params.iter().filter(|param| param.role == Role::Base)
+    fn base_params(&self) -> impl Iterator<Item = &Own> {
+        self.own.iter().filter(|own| own.param.role == Role::Base)
     }
 
     fn is_bias(&self, param: &Param<Tensor>) -> bool {
@@ -58,7 +67,7 @@ impl Site {
     /// Something beside the bias is trained.
     fn is_trained(&self) -> bool {
         self.base_params()
-            .any(|param| param.tensor.is_variable() && !self.is_bias(param))
+            .any(|own| own.trained && !self.is_bias(&own.param))
     }
 
     /// Key of a bias that is trained for itself.
@@ -74,22 +83,46 @@ impl Description {
     /// Describes a model and its adapter of this name.
     pub fn of<M: LoraModule>(model: &M, adapter: &str) -> Self {
         let mut sites = Vec::new();
+        // A head comes after the embedding that it shares its weight with.
+        let mut embeddings = HashMap::new();
         each_layer(model, |path, layer| {
             let adapted = layer.adapted();
             let adapters = adapted.map(|adapted| adapted.parts().2);
-            let of_name = adapters.and_then(|list| list.iter().find(|a| a.name() == adapter));
-            let params = layer.params().into_iter().map(|param| Param {
-                name: param.name,
-                role: param.role,
-                tensor: param.tensor.clone(),
+            let of_name = adapters.and_then(|adapters| adapters.get(adapter));
+            let tensors = of_name
+                .map(|of_name| of_name.tensors())
+                .into_iter()
+                .flatten();
+            let named = tensors.filter_map(|(part, tensor)| {
+                let name = adapted?.part_name(part, adapter);
+                Some(Param::new(name, Role::Adapter(part), tensor.clone()))
             });
+            let mut params: Vec<_> = named.collect();
+            let (mut tied_to, mut tokens) = (None, None);
+            if let Some(adapted) = adapted {
+                let id = adapted.unmerged_weight().id();
+                if adapted.is_lookup() {
+                    embeddings.insert(id, path.to_string());
+                    let of_name = adapters.and_then(|adapters| adapters.tokens_of(adapter));
+                    if let Some(of_name) = of_name {
+                        let name = adapted.part_name(Part::Tokens, adapter);
+                        let rows = of_name.rows().clone();
+                        params.push(Param::new(name, Role::Adapter(Part::Tokens), rows));
+                        tokens = Some(of_name.ids().to_vec());
+                    }
+                } else if of_name.is_some_and(|adapter| adapter.is_tied()) {
+                    tied_to = embeddings.get(&id).cloned();
+                }
+            }
             sites.push(Site {
                 path: path.into(),
                 kind: layer.kind(),
                 adaptable: adapted.is_some(),
-                merged: adapters.is_some_and(|adapters| adapters.is_merged()),
                 adapter: of_name.map(|adapter| adapter.settings()),
-                params: params.collect(),
+                tied_to,
+                tokens,
+                own: copies::seen_by(layer, adapter),
+                adapters: params,
             });
         });
         let mut description = Self {
@@ -134,9 +167,7 @@ impl Description {
             .sites
             .iter()
             .filter(|site| is_or_starts_with(&site.path, module));
-        sites
-            .flat_map(Site::base_params)
-            .all(|param| param.tensor.is_variable())
+        sites.flat_map(Site::base_params).all(|own| own.trained)
     }
 
     fn is_saved(&self, site: &Site) -> bool {
@@ -151,12 +182,20 @@ impl Description {
         modules.find(|module| is_or_starts_with(key, module))
     }
 
+    /// True if some layer's adapter has such a tensor.
+    pub fn has(&self, part: Part) -> bool {
+        let mut params = self.sites.iter().flat_map(|site| &site.adapters);
+        params.any(|param| param.role == Role::Adapter(part))
+    }
+
     pub fn site(&self, path: &str) -> Option<&Site> {
         self.sites.iter().find(|site| site.path == path)
     }
 
     pub fn adapted(&self) -> impl Iterator<Item = (&str, Settings)> {
         let sites = self.sites.iter();
+        // A tied adapter follows from that of its embedding.
+        let sites = sites.filter(|site| site.tied_to.is_none());
         sites.filter_map(|site| Some((site.path.as_str(), site.adapter?)))
     }
 
@@ -177,9 +216,9 @@ impl Description {
     pub fn biases(&self) -> Vec<(String, bool, bool)> {
         let mut biases = Vec::new();
         for site in self.sites.iter().filter(|site| !self.is_saved(site)) {
-            for param in site.params.iter().filter(|param| site.is_bias(param)) {
-                let trained = param.tensor.is_variable();
-                biases.push((site.bias_key(param), site.adapter.is_some(), trained));
+            for own in site.own.iter().filter(|own| site.is_bias(&own.param)) {
+                let key = site.bias_key(&own.param);
+                biases.push((key, site.adapter.is_some(), own.trained));
             }
         }
         biases
@@ -190,30 +229,62 @@ impl Description {
         let mut entries = Vec::new();
         for site in &self.sites {
             let saved = self.is_saved(site);
-            for param in &site.params {
-                let key = match param.role {
-                    Role::Adapter(_) => match without_adapter(&param.name, adapter) {
-                        Some(name) => join(&site.path, &name),
-                        None => continue,
-                    },
-                    Role::Base if saved => join(&site.path, &param.name),
-                    Role::Buffer if saved && param.tensor.dtype().is_float() => {
-                        join(&site.path, &param.name)
-                    }
-                    Role::Base if site.is_bias(param) && param.tensor.is_variable() => {
-                        site.bias_key(param)
-                    }
-                    _ => continue,
-                };
+            let mut add = |key: String, param: &Param<Tensor>| {
+                let tied_to = site
+                    .tied_to
+                    .as_deref()
+                    .and_then(|embedding| match param.role {
+                        Role::Adapter(Part::A) => Some(join(embedding, "lora_embedding_B")),
+                        Role::Adapter(Part::B) => Some(join(embedding, "lora_embedding_A")),
+                        _ => None,
+                    });
                 entries.push(Entry {
                     key,
+                    tied_to,
                     path: site.path.clone(),
                     name: param.name.clone(),
                     tensor: param.tensor.clone(),
                 });
+            };
+            for own in &site.own {
+                let param = &own.param;
+                let is_saved = saved
+                    && match param.role {
+                        Role::Buffer => param.tensor.dtype().is_float(),
+                        _ => true,
+                    };
+                if is_saved {
+                    add(join(&site.path, &param.name), param);
+                } else if own.trained && site.is_bias(param) {
+                    add(site.bias_key(param), param);
+                }
+            }
+            for param in &site.adapters {
+                if let Some(name) = without_adapter(&param.name, adapter) {
+                    add(join(&site.path, &name), param);
+                }
             }
         }
         entries
+    }
+
+    /// The rows of embeddings that the adapter trains, by the embedding's path.
+    pub fn tokens(&self) -> IndexMap<String, Vec<u32>> {
+        let sites = self.sites.iter();
+        let tokens = sites.filter_map(|site| Some((site.path.clone(), site.tokens.clone()?)));
+        tokens.collect()
+    }
+
+    /// The rows of embeddings that a configuration trains, by the embedding's path.
+    pub fn planned_tokens(&self, config: &LoraConfig) -> Result<IndexMap<String, Vec<u32>>> {
+        let mut selection = Selection::new(config)?;
+        let mut planned = IndexMap::new();
+        for site in self.sites.iter().filter(|site| site.kind == "Embedding") {
+            if let Some(ids) = selection.tokens(&site.path)? {
+                planned.insert(site.path.clone(), ids.to_vec());
+            }
+        }
+        Ok(planned)
     }
 
     /// The layers that a configuration adapts, and how. PEFT's rules, without its strictness.
@@ -222,7 +293,7 @@ impl Description {
         let mut planned = IndexMap::new();
         for site in self.sites.iter().filter(|site| site.adaptable) {
             let path = site.path.as_str();
-            let targeted = selection.targets(path)?.unwrap_or(false);
+            let targeted = selection.chooses(path, site.kind, false)?;
             if targeted && !selection.saves(path)? && !selection.excludes(path)? {
                 let settings = selection.settings(path, Overrides::default())?;
                 planned.insert(path.to_string(), settings);
@@ -276,6 +347,13 @@ impl Description {
             ));
         }
         self.compare_saved(config, &mut problems);
+        if self.planned_tokens(config)? != self.tokens() {
+            problems.push(format!(
+                "trainable_token_indices are {:?} in the file, {:?} in the model",
+                self.planned_tokens(config)?,
+                self.tokens()
+            ));
+        }
         for (key, adapted, trained) in self.biases() {
             let wanted = match config.train_bias {
                 TrainBias::None => false,
@@ -326,9 +404,10 @@ impl Description {
 
 /// `lora_A.weight` for `lora_A.default.weight`, if the name is of that adapter.
 fn without_adapter(name: &str, adapter: &str) -> Option<String> {
-    let (matrix, rest) = name.split_once('.')?;
-    let rest = rest.strip_prefix(adapter)?;
-    (rest.is_empty() || rest.starts_with('.')).then(|| format!("{matrix}{rest}"))
+    let mut segments: Vec<&str> = name.split('.').collect();
+    let place = segments.iter().rposition(|segment| *segment == adapter)?;
+    segments.remove(place);
+    Some(segments.join("."))
 }
 
 #[cfg(test)]

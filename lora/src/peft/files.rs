@@ -1,5 +1,6 @@
 //! Reading and writing the two files of a directory.
 
+use super::tensor_file::TensorFile;
 use super::{CONFIG_FILE, WEIGHTS_FILE};
 use crate::{Error, Result};
 use std::fs::{self, File};
@@ -18,20 +19,35 @@ pub(super) fn read_config(dir: &Path) -> Result<Vec<u8>> {
             "is no directory; an adapter is one, as PEFT saves it",
         ));
     }
+    read_bounded(&path)
+}
+
+/// A JSON file, if it is of a size that is sensible.
+pub(super) fn read_bounded(path: &Path) -> Result<Vec<u8>> {
+    let failed = |error| Error::file(path, error);
     let mut bytes = Vec::new();
-    let file = File::open(&path).map_err(|error| Error::file(&path, error))?;
+    let file = File::open(path).map_err(failed)?;
     let read = file.take(MAX_CONFIG + 1).read_to_end(&mut bytes);
-    read.map_err(|error| Error::file(&path, error))?;
+    read.map_err(failed)?;
     if bytes.len() as u64 > MAX_CONFIG {
         return Err(Error::file(
-            &path,
-            "is larger than 16 MiB: not an adapter's configuration",
+            path,
+            "is larger than 16 MiB: not a configuration",
         ));
     }
     Ok(bytes)
 }
 
+/// The weights' bytes. The header is checked first, so that nothing is read of a file that claims
+/// to be larger than it is, or the other way round.
 pub(super) fn read_weights(dir: &Path) -> Result<Vec<u8>> {
+    let path = weights_path(dir)?;
+    TensorFile::open(&path)?;
+    fs::read(&path).map_err(|error| Error::file(path, error))
+}
+
+/// The file with the weights, which is no pickle.
+pub(super) fn weights_path(dir: &Path) -> Result<PathBuf> {
     let path = dir.join(WEIGHTS_FILE);
     let pickle = dir.join("adapter_model.bin");
     if !path.exists() && pickle.exists() {
@@ -41,7 +57,7 @@ pub(super) fn read_weights(dir: &Path) -> Result<Vec<u8>> {
              adapter again in PEFT with safe_serialization=True",
         ));
     }
-    fs::read(&path).map_err(|error| Error::file(path, error))
+    Ok(path)
 }
 
 /// Writes both files, or changes nothing.
@@ -80,16 +96,21 @@ pub(super) fn write(dir: &Path, config: &[u8], weights: &[u8]) -> Result<()> {
 }
 
 /// A file of the directory with these contents and a temporary name.
-fn stage(dir: &Path, bytes: &[u8]) -> io::Result<NamedTempFile> {
+pub(super) fn stage(dir: &Path, bytes: &[u8]) -> io::Result<NamedTempFile> {
+    let mut file = temporary(dir)?;
+    file.write_all(bytes)?;
+    file.as_file().sync_all()?;
+    Ok(file)
+}
+
+/// An empty file of the directory with a temporary name.
+pub(super) fn temporary(dir: &Path) -> io::Result<NamedTempFile> {
     let mut builder = tempfile::Builder::new();
     builder.prefix(".adapter-");
     // As any new file: the process's mask applies.
     #[cfg(unix)]
     builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
-    let mut file = builder.tempfile_in(dir)?;
-    file.write_all(bytes)?;
-    file.as_file().sync_all()?;
-    Ok(file)
+    builder.tempfile_in(dir)
 }
 
 /// A file that was moved aside; it moves back unless it is discarded.
@@ -128,7 +149,7 @@ impl Drop for Aside {
 }
 
 /// Makes the renames durable where directories can be flushed.
-fn sync(dir: &Path) {
+pub(super) fn sync(dir: &Path) {
     if let Ok(dir) = File::open(dir) {
         let _ = dir.sync_all();
     }

@@ -1,63 +1,164 @@
 //! Loading an adapter.
 
-use super::describe::Description;
+use super::describe::{Description, Entry};
 use super::weights::Weights;
-use super::{AdapterConfig, files};
+use super::{AdapterConfig, CONFIG_FILE, files};
 use crate::builder::Builder;
 use crate::path::join;
-use crate::transfer::assign;
-use crate::{DEFAULT_ADAPTER, Error, LoraModel, LoraModule, Result};
+use crate::transfer::assign_to_adapter;
+use crate::{DEFAULT_ADAPTER, Error, LoraConfig, LoraModel, LoraModule, Result, manage};
+use candle_core::Tensor;
 use std::path::Path;
 
-/// Loads an adapter into a model that has one of the same form.
+/// A directory's contents: its configuration, and its weights as bytes.
+struct Files<'a> {
+    dir: &'a Path,
+    config: LoraConfig,
+    bytes: Vec<u8>,
+}
+
+impl<'a> Files<'a> {
+    fn read(dir: &'a Path) -> Result<Self> {
+        let config = settings(dir)?;
+        let bytes = files::read_weights(dir)?;
+        Ok(Self { dir, config, bytes })
+    }
+
+    fn checked(&self, problems: Vec<String>) -> Result<()> {
+        match problems.is_empty() {
+            true => Ok(()),
+            false => Err(Error::File {
+                path: self.dir.into(),
+                problems,
+            }),
+        }
+    }
+
+    /// Checks that the weights have the ranks that the configuration claims, before anything of
+    /// their size is made.
+    fn check_ranks<M: LoraModule>(&self, model: &M) -> Result<()> {
+        let weights = Weights::parse(self.dir, &self.bytes)?;
+        let planned = Description::of(model, "").planned(&self.config)?;
+        self.checked(weights.check_ranks(&planned))
+    }
+
+    /// Checks everything, then puts the values into the model's adapter of this name.
+    fn put<M: LoraModule>(&self, model: &mut M, name: &str) -> Result<()> {
+        let weights = Weights::parse(self.dir, &self.bytes)?;
+        let description = Description::of(model, name);
+        let mut problems = description.disagreements(&self.config)?;
+        manage::refuse_merged(model, &mut problems);
+        let entries = description.entries(name);
+        let values = weights.values(&entries, &description, &mut problems);
+        self.checked(problems)?;
+        self.checked(untied(&entries, &values)?)?;
+        let paths = entries.iter().map(|entry| join(&entry.path, &entry.name));
+        assign_to_adapter(model, name, &paths.zip(values).collect())
+    }
+}
+
+/// Tensors that are a view of others in the model, and differ from them in the file.
+fn untied(entries: &[Entry], values: &[Tensor]) -> Result<Vec<String>> {
+    let mut problems = Vec::new();
+    for (entry, value) in entries.iter().zip(values) {
+        let Some(key) = &entry.tied_to else {
+            continue;
+        };
+        let source = entries.iter().position(|other| other.key == *key);
+        let source = source.map(|place| values[place].t()).transpose()?;
+        let is_same = source.map(|source| value.to_device(source.device())?.eq(&source));
+        let is_same = match is_same.transpose()? {
+            Some(same) => same.min_all()?.to_scalar::<u8>()? == 1,
+            None => false,
+        };
+        if !is_same {
+            problems.push(format!(
+                "`{}` is not the transpose of `{key}`, which ensure_weight_tying asks for",
+                entry.key
+            ));
+        }
+    }
+    Ok(problems)
+}
+
+/// Loads an adapter into the active one, of the same form.
 pub(crate) fn load<M: LoraModule>(model: &mut M, dir: &Path) -> Result<()> {
-    let config = AdapterConfig::read(dir)?;
-    let bytes = files::read_weights(dir)?;
-    let weights = Weights::parse(dir, &bytes)?;
-    put(model, &config, weights, dir)
+    let files = Files::read(dir)?;
+    match &manage::active(model)[..] {
+        [name] => files.put(model, name),
+        active => manage::checked(vec![format!(
+            "values are loaded into the one adapter that acts, but {} do: call set_active() first",
+            active.len()
+        )]),
+    }
+}
+
+/// Loads an adapter as a further one of the model.
+pub(crate) fn add<M: LoraModule>(model: &mut M, name: &str, dir: &Path) -> Result<()> {
+    let files = Files::read(dir)?;
+    let mut changed = model.clone();
+    files.check_ranks(&changed)?;
+    manage::add(&mut changed, name, &files.config, true)?;
+    files.put(&mut changed, name)?;
+    *model = changed;
+    Ok(())
+}
+
+/// Loads an adapter in place of another.
+pub(crate) fn swap<M: LoraModule>(model: &mut M, name: &str, dir: &Path) -> Result<()> {
+    let mut changed = model.clone();
+    let active = manage::active(model);
+    let is_trained = manage::is_trained(model, name);
+    manage::delete(&mut changed, name)?;
+    add(&mut changed, name, dir)?;
+    manage::reactivate(&mut changed, &active)?;
+    manage::set_adapter_trainable(&mut changed, name, is_trained)?;
+    *model = changed;
+    Ok(())
 }
 
 /// The LoRA model that the directory describes, in eval mode.
 pub(crate) fn load_new<B: LoraModel>(base: &B, dir: &Path) -> Result<B::Lora> {
-    let config = AdapterConfig::read(dir)?;
-    let bytes = files::read_weights(dir)?;
-    let weights = Weights::parse(dir, &bytes)?;
-
-    let frozen = Description::of(&base.to_frozen()?, DEFAULT_ADAPTER);
-    let lora = config.to_lora_config();
-    let problems = weights.check_ranks(&frozen.planned(&lora)?);
-    if !problems.is_empty() {
-        return Err(Error::File {
-            path: dir.into(),
-            problems,
-        });
-    }
-    let mut model = Builder::convert_for_values(base, &lora)?;
-    put(&mut model, &config, weights, dir)?;
+    let files = Files::read(dir)?;
+    files.check_ranks(&base.to_frozen()?)?;
+    let mut model = Builder::convert_as(base, DEFAULT_ADAPTER, &files.config, true)?;
+    files.put(&mut model, DEFAULT_ADAPTER)?;
     model.eval();
     Ok(model)
 }
 
-/// Checks everything, then puts the values into the model.
-fn put<M: LoraModule>(
-    model: &mut M,
-    config: &AdapterConfig,
-    weights: Weights<'_>,
-    dir: &Path,
-) -> Result<()> {
-    let description = Description::of(model, DEFAULT_ADAPTER);
-    let mut problems = description.disagreements(&config.to_lora_config())?;
-    if description.sites.iter().any(|site| site.merged) {
-        problems.push("the model is merged: call unmerge() before loading".into());
-    }
-    let entries = description.entries(DEFAULT_ADAPTER);
-    let values = weights.values(&entries, &description, &mut problems);
-    if !problems.is_empty() {
-        return Err(Error::File {
-            path: dir.into(),
-            problems,
-        });
-    }
-    let paths = entries.iter().map(|entry| join(&entry.path, &entry.name));
-    assign(model, &paths.zip(values).collect())
+/// The settings of the directory, where a model can have them.
+fn settings(dir: &Path) -> Result<LoraConfig> {
+    let file = AdapterConfig::read(dir)?;
+    let settings = file.lora_config().and_then(|config| {
+        let mut problems = refused(&config);
+        if file.init_lora_weights.changes_base() {
+            problems.push(format!(
+                "`init_lora_weights` is \"{}\", which changes the base model: convert the adapter \
+                 with PEFT's path_initial_model_for_weight_conversion",
+                config.init
+            ));
+        }
+        if problems.is_empty() {
+            Ok(config)
+        } else {
+            Err(problems)
+        }
+    });
+    settings.map_err(|problems| Error::File {
+        path: dir.join(CONFIG_FILE),
+        problems,
+    })
+}
+
+/// Settings that layers do not have.
+fn refused(config: &LoraConfig) -> Vec<String> {
+    let features = [(
+        "target_parameters",
+        !config.target_parameters.is_empty(),
+        "adapters on parameters",
+    )];
+    let on = features.iter().filter(|(_, on, _)| *on);
+    on.map(|(key, _, what)| format!("`{key}` is set: {what} cannot be loaded into a model"))
+        .collect()
 }

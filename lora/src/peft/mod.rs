@@ -23,15 +23,26 @@ mod config;
 mod describe;
 mod files;
 mod load;
+mod lora_config;
+mod merge;
+mod names;
 mod parse;
 mod save;
+mod tensor_file;
+mod update;
 mod weights;
+mod write_json;
 
-pub use config::{AdapterConfig, TaskType};
+pub use config::{AdapterConfig, InitWeights, OneOrMany, TaskType, TokenIndices};
+pub use merge::{
+    MergeCheck, MergeOptions, MergeReport, merge_checkpoint, merge_checkpoint_with,
+    merged_var_builder, merged_var_builder_with,
+};
+pub use names::{adapters_in, check_name};
 pub use save::SaveOptions;
 
-pub(crate) use load::{load, load_new};
-pub(crate) use save::save;
+pub(crate) use load::{add, load, load_new, swap};
+pub(crate) use save::save_all;
 
 /// The file that describes an adapter.
 pub const CONFIG_FILE: &str = "adapter_config.json";

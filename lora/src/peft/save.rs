@@ -1,9 +1,11 @@
 //! Saving an adapter.
 
 use super::describe::Description;
-use super::{AdapterConfig, TaskType, files, weights};
+use super::{AdapterConfig, TaskType, TokenIndices, files, weights};
 use crate::matching::{is_or_ends_with, is_or_starts_with};
-use crate::{DEFAULT_ADAPTER, Error, LoraModule, Result, Settings, Targets, TrainBias};
+use crate::{
+    DEFAULT_ADAPTER, Error, LoraModule, Part, Result, Settings, Targets, TrainBias, manage,
+};
 use std::path::Path;
 
 /// What a saved adapter says of its model, beside what the model itself knows.
@@ -23,6 +25,8 @@ pub struct SaveOptions {
     pub base_model: Option<String>,
     /// What the model is used for.
     pub task_type: Option<TaskType>,
+    /// The adapters to save; `None` for all.
+    pub adapters: Option<Vec<String>>,
 }
 
 impl SaveOptions {
@@ -37,6 +41,12 @@ impl SaveOptions {
         self
     }
 
+    /// Sets [`adapters`](Self::adapters).
+    pub fn adapters<S: Into<String>>(mut self, names: impl IntoIterator<Item = S>) -> Self {
+        self.adapters = Some(names.into_iter().map(Into::into).collect());
+        self
+    }
+
     /// Sets [`task_type`](Self::task_type).
     pub fn task_type(mut self, task_type: TaskType) -> Self {
         self.task_type = Some(task_type);
@@ -44,21 +54,48 @@ impl SaveOptions {
     }
 }
 
-pub(crate) fn save<M: LoraModule>(model: &M, dir: &Path, options: &SaveOptions) -> Result<()> {
+/// Saves the adapters that the options name, or all of them.
+pub(crate) fn save_all<M: LoraModule>(model: &M, dir: &Path, options: &SaveOptions) -> Result<()> {
+    let all = manage::names(model);
+    let chosen = match &options.adapters {
+        Some(names) => names.clone(),
+        None => all.clone(),
+    };
+    let names: Vec<&str> = chosen.iter().map(String::as_str).collect();
+    manage::checked(manage::unknown(model, &names))?;
+    if names.is_empty() {
+        return Err(Error::file(
+            dir,
+            "cannot be written: the model has no adapter",
+        ));
+    }
+    for name in names {
+        let is_top = name == DEFAULT_ADAPTER || all.len() == 1;
+        let place = if is_top {
+            dir.to_path_buf()
+        } else {
+            dir.join(name)
+        };
+        save(model, name, &place, options)?;
+    }
+    Ok(())
+}
+
+/// Saves the model's adapter of this name into the directory itself.
+fn save<M: LoraModule>(model: &M, name: &str, dir: &Path, options: &SaveOptions) -> Result<()> {
     let failed = |problems| Error::File {
         path: dir.into(),
         problems,
     };
-    let model = Description::of(model, DEFAULT_ADAPTER);
+    let model = Description::of(model, name);
     let config = describe(&model, options).map_err(failed)?;
     let batch_norms = model
         .sites
         .iter()
         .filter(|site| site.kind == "BatchNorm" && model.saved_module(&site.path).is_some());
     let batch_norms: Vec<String> = batch_norms.map(|site| site.path.clone()).collect();
-    let weights =
-        weights::to_bytes(&model.entries(DEFAULT_ADAPTER), &batch_norms).map_err(failed)?;
-    let json = config.to_json().map_err(|error| Error::file(dir, error))?;
+    let weights = weights::to_bytes(&model.entries(name), &batch_norms).map_err(failed)?;
+    let json = config.to_json()?;
     files::write(dir, &json, &weights)
 }
 
@@ -66,7 +103,7 @@ pub(crate) fn save<M: LoraModule>(model: &M, dir: &Path, options: &SaveOptions) 
 fn describe(model: &Description, options: &SaveOptions) -> Result<AdapterConfig, Vec<String>> {
     let mut problems = model.problems.clone();
     let layers: Vec<(&str, Settings)> = model.adapted().collect();
-    if layers.is_empty() {
+    if layers.is_empty() && model.tokens().is_empty() {
         problems.push("cannot be written: the model has no adapter".into());
     }
     if layers.iter().any(|(path, _)| path.is_empty()) {
@@ -89,7 +126,12 @@ fn describe(model: &Description, options: &SaveOptions) -> Result<AdapterConfig,
     config.r = rank;
     config.lora_alpha = alpha;
     config.lora_dropout = most_common(layers.iter().map(|(_, s)| s.dropout)).unwrap_or(0.0);
+    let tokens = model.tokens();
+    config.trainable_token_indices = (!tokens.is_empty()).then_some(TokenIndices::Modules(tokens));
+    config.ensure_weight_tying = model.sites.iter().any(|site| site.tied_to.is_some());
     config.use_rslora = use_rslora;
+    config.use_dora = model.has(Part::Magnitude);
+    config.lora_bias = model.has(Part::Bias);
     config.bias = bias;
     config.task_type = options.task_type;
     config.base_model_name_or_path = options.base_model.clone();

@@ -145,9 +145,9 @@ fn unexpected(key: &str, view: &TensorView<'_>, model: &Description) -> Option<S
     if let Some(path) = key.strip_suffix(".base_layer.weight")
         && let Some(site) = model.site(path)
         && site.adapter.is_some()
-        && let Some(base) = site.params.first()
+        && let Some(base) = site.own.first()
     {
-        return match equals(view, &base.tensor) {
+        return match equals(view, &base.param.tensor) {
             true => None,
             false => Some(
                 "differs from the model's own weight: the adapter was saved with another base \

@@ -1,0 +1,212 @@
+//! [`Adapters`]: all that a layer's adapters are, and which of them act.
+
+use super::{Adapted, Adapter, Copies, Rows, Tie, Tokens, seen, set_trainable};
+use crate::{Part, Result};
+use candle_core::Tensor;
+
+/// The adapters of one layer: which it has, which are active, and the layer's own weight while some
+/// are merged into it.
+#[derive(Clone, Debug)]
+pub struct Adapters {
+    /// The layer's path in its model, for messages.
+    pub(crate) path: String,
+    pub(crate) list: Vec<Adapter>,
+    /// The rows of an embedding that adapters train; the embedding's, at a head that shares them.
+    pub(crate) tokens: Vec<Tokens>,
+    /// The names of those that act, in the order in which they apply. A name that this layer has no
+    /// adapter of stays here: the list is the whole model's.
+    pub(crate) active: Vec<String>,
+    /// `Some` exactly while merged.
+    pub(crate) merged: Option<Merged>,
+    /// The layer's own parameters, where adapters have copies of them.
+    pub(crate) copies: Copies,
+    /// Which adapter acts on which row of a batch, in a view for mixed batches.
+    pub(crate) rows: Option<Rows>,
+    pub(crate) training: bool,
+}
+
+/// A layer's state while adapters are merged into its weight.
+#[derive(Clone, Debug)]
+pub(crate) struct Merged {
+    /// The merged adapters, in order.
+    pub(crate) names: Vec<String>,
+    /// The weight and bias as they were.
+    pub(crate) weight: Tensor,
+    pub(crate) bias: Option<Tensor>,
+}
+
+impl Adapters {
+    pub(crate) fn new(path: &str) -> Self {
+        Self {
+            path: path.into(),
+            list: Vec::new(),
+            tokens: Vec::new(),
+            active: Vec::new(),
+            merged: None,
+            copies: Copies::default(),
+            rows: None,
+            training: true,
+        }
+    }
+
+    /// The adapters, in the order in which they were added.
+    pub fn iter(&self) -> std::slice::Iter<'_, Adapter> {
+        self.list.iter()
+    }
+
+    /// The adapter of this name.
+    pub fn get(&self, name: &str) -> Option<&Adapter> {
+        self.list.iter().find(|adapter| adapter.name == name)
+    }
+
+    pub(crate) fn get_mut(&mut self, name: &str) -> Option<&mut Adapter> {
+        self.list.iter_mut().find(|adapter| adapter.name == name)
+    }
+
+    /// Makes an adapter trained, or frozen. A view of another layer's follows that.
+    pub(crate) fn set_trainable(&mut self, name: &str, trainable: bool) -> Result<()> {
+        if let Some(adapter) = self.get_mut(name)
+            && adapter.tie != Tie::Shared
+        {
+            adapter.set_trainable(trainable)?;
+        }
+        let tokens = self
+            .tokens
+            .iter_mut()
+            .filter(|tokens| tokens.adapter == name);
+        for tokens in tokens {
+            set_trainable(&mut tokens.rows, trainable)?;
+        }
+        Ok(())
+    }
+
+    /// Gives an adapter another name, wherever it stands.
+    pub(crate) fn rename(&mut self, from: &str, to: &str) {
+        let merged = self.merged.as_mut().map(|merged| &mut merged.names);
+        let listed = self.list.iter_mut().map(|adapter| &mut adapter.name);
+        let tokens = self.tokens.iter_mut().map(|tokens| &mut tokens.adapter);
+        let names = listed
+            .chain(tokens)
+            .chain(&mut self.active)
+            .chain(merged.into_iter().flatten());
+        for name in names.filter(|name| *name == from) {
+            *name = to.into();
+        }
+    }
+
+    /// The adapters that act, in the order in which they apply, merged ones included.
+    pub fn active(&self) -> impl Iterator<Item = &Adapter> {
+        self.active.iter().filter_map(|name| self.get(name))
+    }
+
+    /// True if the layer has no adapter.
+    pub fn is_empty(&self) -> bool {
+        self.list.is_empty()
+    }
+
+    /// The rows of an embedding that adapters train; at a head that shares the embedding's weight,
+    /// the embedding's.
+    pub fn tokens(&self) -> &[Tokens] {
+        &self.tokens
+    }
+
+    pub(crate) fn tokens_of(&self, name: &str) -> Option<&Tokens> {
+        self.tokens.iter().find(|tokens| tokens.adapter == name)
+    }
+
+    /// True if the adapter of this name changes what the layer computes, copies aside.
+    pub(crate) fn has(&self, name: &str) -> bool {
+        self.get(name).is_some() || self.tokens_of(name).is_some()
+    }
+
+    /// The tensors of all adapters, in the order of parameters, with the name of each's adapter.
+    /// What is a view of another layer's is not among them.
+    pub(crate) fn tensors(&self) -> impl Iterator<Item = (&str, Part, &Tensor)> {
+        let own = self
+            .list
+            .iter()
+            .filter(|adapter| adapter.tie != Tie::Shared);
+        let own = own.flat_map(|adapter| {
+            let tensors = adapter.tensors();
+            tensors.map(|(part, tensor)| (adapter.name.as_str(), part, tensor))
+        });
+        let tokens = self.tokens.iter();
+        own.chain(tokens.map(|t| (t.adapter.as_str(), Part::Tokens, &t.rows)))
+    }
+
+    /// The same tensors, to be changed.
+    pub(crate) fn tensors_mut(&mut self) -> impl Iterator<Item = &mut Tensor> {
+        let own = self.list.iter_mut();
+        let own = own.filter(|adapter| adapter.tie != Tie::Shared);
+        let own = own.flat_map(|adapter| adapter.tensors_mut().map(|(_, tensor)| tensor));
+        own.chain(self.tokens.iter_mut().map(|tokens| &mut tokens.rows))
+    }
+
+    /// True while adapters are merged into the weight.
+    pub fn is_merged(&self) -> bool {
+        self.merged.is_some()
+    }
+
+    /// The names of the merged adapters, in order.
+    pub fn merged(&self) -> &[String] {
+        self.merged.as_ref().map_or(&[], |merged| &merged.names)
+    }
+
+    /// While merged: the layer's own weight or bias as it was.
+    pub(crate) fn original(&self, name: &str) -> Option<&Tensor> {
+        let merged = self.merged.as_ref()?;
+        match name {
+            "weight" => Some(&merged.weight),
+            "bias" => merged.bias.as_ref(),
+            _ => None,
+        }
+    }
+
+    /// The adapters that the forward pass is to compute: active ones that are not merged.
+    pub(crate) fn to_compute(&self) -> impl Iterator<Item = &Adapter> {
+        let merged = self.merged();
+        self.active()
+            .filter(move |adapter| !merged.contains(&adapter.name))
+    }
+
+    /// The rows that the forward pass is to put in place of the base's.
+    pub(crate) fn tokens_to_compute(&self) -> impl Iterator<Item = Tokens> {
+        let merged = self.merged();
+        let acting = self
+            .active
+            .iter()
+            .filter(move |name| !merged.contains(name));
+        let acting = acting.filter_map(|name| self.tokens_of(name));
+        acting.map(|tokens| tokens.with_rows(self.seen(&tokens.rows)))
+    }
+
+    /// The names of all adapters that a merged weight is to hold: those merged, then those active.
+    pub(crate) fn to_merge(&self) -> Vec<String> {
+        let mut names = self.merged().to_vec();
+        let more = self.active.iter().filter(|name| self.has(name));
+        for name in more {
+            if !names.contains(name) {
+                names.push(name.clone());
+            }
+        }
+        names
+    }
+
+    /// In a view for mixed batches: each group of rows with its layer, as `f` reads it.
+    pub(crate) fn row_parts<L: Adapted + Clone, T>(
+        &self,
+        layer: &L,
+        f: impl Fn(&L) -> candle_core::Result<T>,
+    ) -> candle_core::Result<Vec<(Vec<u32>, T)>> {
+        let Some(rows) = &self.rows else {
+            return Ok(Vec::new());
+        };
+        let layers = rows.layers(layer)?.into_iter();
+        layers.map(|(rows, layer)| Ok((rows, f(&layer)?))).collect()
+    }
+
+    /// The tensor as the layer's forward pass is to see it.
+    pub(crate) fn seen(&self, tensor: &Tensor) -> Tensor {
+        seen(tensor, self.training)
+    }
+}

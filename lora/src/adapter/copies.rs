@@ -1,0 +1,249 @@
+//! [`Copies`]: the copies of a layer's own parameters that adapters have.
+
+use super::set_trainable;
+use crate::builder::Mark;
+use crate::{Error, Layer, Param, Result};
+use candle_core::Tensor;
+
+/// The copies of a layer's own parameters that adapters have: PEFT's `modules_to_save`, trained
+/// biases, and weights that an adapter's start took something out of.
+///
+/// The copy of an active adapter is in the layer itself, and the base's parameters are kept here
+/// meanwhile.
+#[derive(Clone, Debug, Default)]
+pub struct Copies {
+    /// What the attribute on the layer's field said, for adapters that are added later.
+    pub(crate) mark: Option<Mark>,
+    /// The base's tensors, kept while a copy is in the layer.
+    base: Vec<Tensor>,
+    list: Vec<Copied>,
+    /// The adapter whose copy is in the layer.
+    current: Option<String>,
+}
+
+#[derive(Clone, Debug)]
+struct Copied {
+    adapter: String,
+    /// Which of the tensors are trained.
+    trained: Vec<bool>,
+    /// In the order of the layer's parameters; out of date while they are in the layer.
+    tensors: Vec<Tensor>,
+}
+
+impl Copies {
+    /// The adapters that have a copy.
+    pub fn adapters(&self) -> impl Iterator<Item = &str> {
+        self.list.iter().map(|copy| copy.adapter.as_str())
+    }
+
+    /// The adapter whose copy the layer computes with at present.
+    pub fn current(&self) -> Option<&str> {
+        self.current.as_deref()
+    }
+
+    fn get(&self, adapter: &str) -> Option<&Copied> {
+        self.list.iter().find(|copy| copy.adapter == adapter)
+    }
+
+    pub(crate) fn has(&self, adapter: &str) -> bool {
+        self.get(adapter).is_some()
+    }
+
+    pub(crate) fn rename(&mut self, from: &str, to: &str) {
+        for copy in self.list.iter_mut().filter(|copy| copy.adapter == from) {
+            copy.adapter = to.into();
+        }
+        if self.current() == Some(from) {
+            self.current = Some(to.into());
+        }
+    }
+
+    /// Forgets an adapter's copy, which must not be in the layer.
+    pub(crate) fn remove(&mut self, adapter: &str) {
+        self.list.retain(|copy| copy.adapter != adapter);
+    }
+
+    /// The tensors that are kept here and not in the layer, to be mapped.
+    pub(crate) fn parked_mut(&mut self) -> impl Iterator<Item = &mut Tensor> {
+        let (base, current) = (&mut self.base, self.current.as_deref());
+        let parked = self.list.iter_mut();
+        let parked = parked.filter(move |copy| Some(copy.adapter.as_str()) != current);
+        base.iter_mut()
+            .chain(parked.flat_map(|copy| &mut copy.tensors))
+    }
+}
+
+/// Gives an adapter its copy of the layer's own parameters. `trained` says, by position, which are
+/// trained.
+pub(crate) fn add(
+    layer: &mut dyn Layer,
+    path: &str,
+    adapter: &str,
+    tensors: Vec<Tensor>,
+    trained: Vec<bool>,
+) -> Result<()> {
+    let copy = Copied {
+        adapter: adapter.into(),
+        trained,
+        tensors,
+    };
+    match layer.copies_mut() {
+        Some(copies) => copies.list.push(copy),
+        // A tensor that is a field of a model has no room for copies.
+        None => {
+            let mut own = own_mut(layer);
+            if own.iter().any(|tensor| tensor.is_variable()) {
+                let message = format!(
+                    "a tensor that is a field can be trained by one adapter only, and is already; \
+                     `{adapter}` cannot train it too"
+                );
+                return Err(Error::layer(path, message));
+            }
+            for ((tensor, new), trained) in own.iter_mut().zip(copy.tensors).zip(copy.trained) {
+                **tensor = new;
+                set_trainable(tensor, trained)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Puts the copy of this adapter into the layer, or the base's own parameters. The layer must not be
+/// merged.
+pub(crate) fn switch(layer: &mut dyn Layer, adapter: Option<&str>) -> Result<()> {
+    let Some(copies) = layer.copies() else {
+        return Ok(());
+    };
+    let adapter = adapter.filter(|name| copies.has(name));
+    if copies.current() == adapter {
+        return Ok(());
+    }
+    let mut copies = copies.clone();
+    let present: Vec<Tensor> = own_mut(layer)
+        .iter()
+        .map(|tensor| (**tensor).clone())
+        .collect();
+    let current = copies.current.take();
+    match copies
+        .list
+        .iter_mut()
+        .find(|copy| Some(&copy.adapter) == current.as_ref())
+    {
+        Some(copy) => copy.tensors = present,
+        None => copies.base = present,
+    }
+    let new = match adapter.and_then(|name| copies.get(name)) {
+        Some(copy) => copy.tensors.clone(),
+        None => std::mem::take(&mut copies.base),
+    };
+    copies.current = adapter.map(String::from);
+    for (tensor, new) in own_mut(layer).into_iter().zip(new) {
+        *tensor = new;
+    }
+    if let Some(place) = layer.copies_mut() {
+        *place = copies;
+    }
+    Ok(())
+}
+
+/// Makes what an adapter has copied trainable, or not.
+pub(crate) fn set_copy_trainable(
+    layer: &mut dyn Layer,
+    adapter: &str,
+    trainable: bool,
+) -> Result<()> {
+    let Some(copies) = layer.copies() else {
+        return Ok(());
+    };
+    let Some(trained) = copies.get(adapter).map(|copy| copy.trained.clone()) else {
+        return Ok(());
+    };
+    let tensors = seen_by_mut(layer, adapter).into_iter();
+    for ((_, tensor), trained) in tensors.zip(trained) {
+        if trained {
+            set_trainable(tensor, trainable)?;
+        }
+    }
+    Ok(())
+}
+
+/// A parameter or buffer of a layer's own, as an adapter sees it.
+pub(crate) struct Own {
+    pub(crate) param: Param<Tensor>,
+    /// The adapter trains it.
+    pub(crate) trained: bool,
+}
+
+/// The layer's own parameters as they are while this adapter is active and nothing is merged.
+pub(crate) fn seen_by(layer: &dyn Layer, adapter: &str) -> Vec<Own> {
+    let originals = layer.adapted().map(|adapted| adapted.parts().2);
+    let own = layer
+        .params()
+        .into_iter()
+        .filter(|param| !param.is_adapters());
+    let mut own: Vec<Own> = own
+        .map(|Param { name, role, tensor }| {
+            let original = originals.and_then(|adapters| adapters.original(&name));
+            let tensor = original.unwrap_or(tensor).clone();
+            Own {
+                // Only where there is no room for copies.
+                trained: layer.copies().is_none() && tensor.is_variable(),
+                param: Param { name, role, tensor },
+            }
+        })
+        .collect();
+    let Some(copies) = layer.copies() else {
+        return own;
+    };
+    let is_present = copies.current() == Some(adapter);
+    match copies.get(adapter) {
+        Some(copy) => {
+            for (index, own) in own.iter_mut().enumerate() {
+                own.trained = copy.trained[index];
+                if !is_present {
+                    own.param.tensor = copy.tensors[index].clone();
+                }
+            }
+        }
+        None if copies.current.is_some() => {
+            for (own, base) in own.iter_mut().zip(&copies.base) {
+                own.param.tensor = base.clone();
+            }
+        }
+        None => {}
+    }
+    own
+}
+
+/// The tensors of the copy that this adapter has, by name, to be changed; the layer's own where it
+/// has no room for copies. The layer must not be merged.
+pub(crate) fn seen_by_mut<'a>(
+    layer: &'a mut dyn Layer,
+    adapter: &str,
+) -> Vec<(String, &'a mut Tensor)> {
+    let own = layer
+        .params()
+        .into_iter()
+        .filter(|param| !param.is_adapters());
+    let names: Vec<String> = own.map(|param| param.name).collect();
+    let is_parked = layer
+        .copies()
+        .is_some_and(|copies| copies.current() != Some(adapter));
+    let tensors: Vec<&mut Tensor> = match is_parked {
+        false => own_mut(layer),
+        true => {
+            let copies = layer.copies_mut().into_iter();
+            let copies = copies.flat_map(|copies| &mut copies.list);
+            let copy = copies.filter(|copy| copy.adapter == adapter);
+            copy.flat_map(|copy| &mut copy.tensors).collect()
+        }
+    };
+    names.into_iter().zip(tensors).collect()
+}
+
+/// The layer's own tensors: parameters and buffers, no adapter's.
+pub(crate) fn own_mut(layer: &mut dyn Layer) -> Vec<&mut Tensor> {
+    let params = layer.params_mut().into_iter();
+    let own = params.filter(|param| !param.is_adapters());
+    own.map(|param| param.tensor).collect()
+}

@@ -1,0 +1,184 @@
+//! What an adapter holds at a layer, and what a layer that may carry adapters can do.
+
+mod adapted;
+mod adapters;
+mod attach;
+pub(crate) mod copies;
+mod fresh;
+mod rows;
+pub(crate) mod tie;
+mod tokens;
+
+pub use adapted::Adapted;
+pub use adapters::Adapters;
+pub(crate) use adapters::Merged;
+pub(crate) use attach::Attach;
+pub use copies::Copies;
+pub(crate) use rows::{Rows, by_rows};
+pub(crate) use tie::Tie;
+pub use tokens::Tokens;
+
+use crate::{Part, Result};
+use candle_core::{DType, Tensor, Var};
+
+/// The name of the adapter that conversion creates, as in PEFT.
+pub const DEFAULT_ADAPTER: &str = "default";
+
+/// One low-rank update of a layer's weight: W + s·B·A.
+///
+/// With a magnitude m it is DoRA's, <https://arxiv.org/abs/2402.09353>: m ⊙ V / ‖V‖ with
+/// V = W + s·B·A and a norm for each output, which counts as a constant in the backward pass.
+#[derive(Clone, Debug)]
+pub struct Adapter {
+    pub(crate) name: String,
+    pub(crate) a: Tensor,
+    pub(crate) b: Tensor,
+    pub(crate) bias: Option<Tensor>,
+    pub(crate) magnitude: Option<Tensor>,
+    pub(crate) settings: Settings,
+    /// What the scaling is multiplied by at run time.
+    pub(crate) scale: f64,
+    /// B stays as it started, as MiCA asks.
+    pub(crate) keeps_b: bool,
+    pub(crate) tie: Tie,
+    /// A and B as they started, where the base weight lost what they began with.
+    pub(crate) initial: Option<(Tensor, Tensor)>,
+}
+
+/// Size and strength of one adapter.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Settings {
+    /// Rank r.
+    pub rank: usize,
+    /// Numerator of the scaling.
+    pub alpha: f64,
+    /// The factor s of the update.
+    pub scaling: f64,
+    /// Probability that an input of the low-rank branch is dropped in training.
+    pub dropout: f64,
+}
+
+impl Adapter {
+    /// Its name, [`DEFAULT_ADAPTER`] for the one that conversion creates.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// A, of shape (r, in) for a linear layer. The shapes of the others stand at each layer.
+    pub fn a(&self) -> &Tensor {
+        &self.a
+    }
+
+    /// B, of shape (out, r) for a linear layer.
+    pub fn b(&self) -> &Tensor {
+        &self.b
+    }
+
+    /// The bias of B, (out), with [`LoraConfig::lora_bias`](crate::LoraConfig::lora_bias).
+    pub fn bias(&self) -> Option<&Tensor> {
+        self.bias.as_ref()
+    }
+
+    /// The magnitude of each output's weights, with
+    /// [`LoraConfig::use_dora`](crate::LoraConfig::use_dora): (out), for a convolution
+    /// (1, out, 1, ..), for an embedding (dim).
+    pub fn magnitude(&self) -> Option<&Tensor> {
+        self.magnitude.as_ref()
+    }
+
+    /// Rank, alpha, scaling and dropout.
+    pub fn settings(&self) -> Settings {
+        self.settings
+    }
+
+    /// The factor of the update at present: its scaling times what
+    /// [`set_scale`](crate::LoraModule::set_scale) said.
+    pub fn scaling(&self) -> f64 {
+        self.settings.scaling * self.scale
+    }
+
+    /// True if it is a view of that of the embedding which the layer shares its weight with.
+    pub fn is_tied(&self) -> bool {
+        self.tie == Tie::Shared
+    }
+
+    /// The tensors, in the order of parameters.
+    pub(crate) fn tensors(&self) -> impl Iterator<Item = (Part, &Tensor)> {
+        let both = [(Part::A, &self.a), (Part::B, &self.b)];
+        let bias = self.bias.as_ref().map(|bias| (Part::Bias, bias));
+        let magnitude = self.magnitude.as_ref().map(|m| (Part::Magnitude, m));
+        both.into_iter().chain(bias).chain(magnitude)
+    }
+
+    /// The tensors, to be changed, in the same order.
+    pub(crate) fn tensors_mut(&mut self) -> impl Iterator<Item = (Part, &mut Tensor)> {
+        let both = [(Part::A, &mut self.a), (Part::B, &mut self.b)];
+        let bias = self.bias.as_mut().map(|bias| (Part::Bias, bias));
+        let magnitude = self.magnitude.as_mut().map(|m| (Part::Magnitude, m));
+        both.into_iter().chain(bias).chain(magnitude)
+    }
+
+    /// A and B as they started, to be mapped.
+    pub(crate) fn started_mut(&mut self) -> impl Iterator<Item = &mut Tensor> {
+        let initial = self.initial.as_mut().into_iter();
+        initial.flat_map(|(a, b)| [a, b])
+    }
+
+    /// The same without its graph.
+    pub(crate) fn detached(&self) -> Self {
+        let mut adapter = self.clone();
+        adapter
+            .tensors_mut()
+            .for_each(|(_, tensor)| *tensor = tensor.detach());
+        adapter
+    }
+
+    pub(crate) fn set_trainable(&mut self, trainable: bool) -> Result<()> {
+        let keeps_b = self.keeps_b;
+        for (part, tensor) in self.tensors_mut() {
+            set_trainable(tensor, trainable && !(keeps_b && part == Part::B))?;
+        }
+        Ok(())
+    }
+}
+
+/// Makes a tensor a variable, or takes that away from it. One that is already as asked stays the
+/// very tensor.
+pub(crate) fn set_trainable(tensor: &mut Tensor, trainable: bool) -> Result<()> {
+    if tensor.is_variable() != trainable {
+        *tensor = match trainable {
+            true => Var::from_tensor(&tensor.detach())?.into_inner(),
+            false => tensor.detach(),
+        };
+    }
+    Ok(())
+}
+
+/// A tensor as the forward pass is to see it: with its graph in training, without in eval.
+pub(crate) fn seen(tensor: &Tensor, training: bool) -> Tensor {
+    if training {
+        tensor.clone()
+    } else {
+        tensor.detach()
+    }
+}
+
+/// A parameter for a base layer: a frozen one is shared, a trained one copied, so that further
+/// training does not reach it.
+pub(crate) fn release(tensor: &Tensor) -> Result<Tensor> {
+    let detached = tensor.detach();
+    Ok(if tensor.is_variable() {
+        detached.copy()?
+    } else {
+        detached
+    })
+}
+
+/// The dtype that holds the values of both floating-point dtypes.
+pub(crate) fn wider(a: DType, b: DType) -> DType {
+    match (a, b) {
+        (a, b) if a == b => a,
+        (DType::F64, _) | (_, DType::F64) => DType::F64,
+        _ => DType::F32,
+    }
+}

@@ -1,0 +1,80 @@
+//! Mixed batches: another adapter for each row.
+
+use super::{Adapted, copies};
+use crate::Layer;
+use candle_core::{Device, Module, Result, Tensor, bail};
+
+/// Which rows of a batch go to which adapter.
+#[derive(Clone, Debug)]
+pub(crate) struct Rows {
+    /// The adapter (`None` for the base alone) and its rows.
+    groups: Vec<(Option<String>, Vec<u32>)>,
+}
+
+impl Rows {
+    pub(crate) fn new(names: &[Option<&str>]) -> Self {
+        let mut groups: Vec<(Option<String>, Vec<u32>)> = Vec::new();
+        for (row, name) in names.iter().enumerate() {
+            let row = row as u32;
+            match groups
+                .iter_mut()
+                .find(|(known, _)| known.as_deref() == *name)
+            {
+                Some((_, rows)) => rows.push(row),
+                None => groups.push((name.map(String::from), vec![row])),
+            }
+        }
+        Self { groups }
+    }
+
+    /// A layer for each group of rows, with that group's adapter alone.
+    pub(crate) fn layers<L: Adapted + Clone>(&self, layer: &L) -> Result<Vec<(Vec<u32>, L)>> {
+        let alone = |(name, rows): &(Option<String>, Vec<u32>)| {
+            let mut alone = layer.clone();
+            let adapters = alone.parts_mut().2;
+            adapters.rows = None;
+            adapters.active = name.iter().cloned().collect();
+            copies::switch(&mut alone as &mut dyn Layer, name.as_deref())?;
+            Ok((rows.clone(), alone))
+        };
+        self.groups.iter().map(alone).collect()
+    }
+
+    /// What the layer computes, each row with its own adapter.
+    pub(crate) fn forward<L: Adapted + Module + Clone>(
+        &self,
+        layer: &L,
+        xs: &Tensor,
+    ) -> Result<Tensor> {
+        by_rows(xs, &self.layers(layer)?, |layer, xs| layer.forward(xs))
+    }
+}
+
+/// The results of `f` on the rows of each group, put together again in the order of rows.
+pub(crate) fn by_rows<L>(
+    xs: &Tensor,
+    groups: &[(Vec<u32>, L)],
+    f: impl Fn(&L, &Tensor) -> Result<Tensor>,
+) -> Result<Tensor> {
+    let count: usize = groups.iter().map(|(rows, _)| rows.len()).sum();
+    if xs.dims().first() != Some(&count) {
+        bail!(
+            "lora: an input of shape {:?} in a mixed batch of {count} rows, each with an adapter of \
+             its own: every adapted layer must see the batch as its first dimension",
+            xs.dims()
+        );
+    }
+    let mut parts = Vec::new();
+    let mut places = vec![0; count];
+    let mut place = 0;
+    for (rows, layer) in groups {
+        let index = Tensor::new(&rows[..], &Device::Cpu)?.to_device(xs.device())?;
+        parts.push(f(layer, &xs.index_select(&index, 0)?)?);
+        for &row in rows {
+            places[row as usize] = place;
+            place += 1;
+        }
+    }
+    let places = Tensor::new(&places[..], &Device::Cpu)?.to_device(xs.device())?;
+    Tensor::cat(&parts, 0)?.index_select(&places, 0)
+}

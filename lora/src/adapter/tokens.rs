@@ -1,0 +1,119 @@
+//! [`Tokens`]: rows of an embedding that are trained, PEFT's `trainable_token_indices`.
+
+use crate::init::adapter_dtype;
+use crate::ops;
+use crate::{Error, Result};
+use candle_core::{D, Device, Tensor, Var};
+
+/// Rows of an embedding's table that an adapter trains in place of the base's. A head that shares
+/// the table shares the rows.
+#[derive(Clone, Debug)]
+pub struct Tokens {
+    pub(crate) adapter: String,
+    /// Which rows, each once.
+    pub(crate) ids: Vec<u32>,
+    /// Their values, (ids, dim).
+    pub(crate) rows: Tensor,
+    /// For each row of the table, its place in `rows` from 1, or 0: (n).
+    slots: Tensor,
+}
+
+impl Tokens {
+    /// Rows that start as the table's.
+    pub(crate) fn new(path: &str, adapter: &str, ids: &[u32], table: &Tensor) -> Result<Self> {
+        let count = table.dim(0)?;
+        let mut slots = vec![0u32; count];
+        let mut problems = Vec::new();
+        for (place, &id) in ids.iter().enumerate() {
+            match slots.get_mut(id as usize) {
+                None => problems.push(format!("there is no row {id} of {count}")),
+                Some(slot) if *slot > 0 => problems.push(format!("row {id} is named twice")),
+                Some(slot) => *slot = place as u32 + 1,
+            }
+        }
+        if ids.is_empty() {
+            problems.push("no row is named".into());
+        }
+        if !problems.is_empty() {
+            let message = format!("trainable_token_indices: {}", problems.join(", "));
+            return Err(Error::layer(path, message));
+        }
+        let device = table.device();
+        let index = Tensor::new(ids, &Device::Cpu)?.to_device(device)?;
+        let rows = table.detach().index_select(&index, 0)?;
+        let rows = rows.to_dtype(adapter_dtype(table.dtype()))?;
+        Ok(Self {
+            adapter: adapter.into(),
+            ids: ids.to_vec(),
+            rows: Var::from_tensor(&rows)?.into_inner(),
+            slots: Tensor::new(slots, &Device::Cpu)?.to_device(device)?,
+        })
+    }
+
+    /// The adapter that trains the rows.
+    pub fn adapter(&self) -> &str {
+        &self.adapter
+    }
+
+    /// Which rows, in the order of [`rows`](Self::rows).
+    pub fn ids(&self) -> &[u32] {
+        &self.ids
+    }
+
+    /// The trained rows, (ids, dim): values, not differences.
+    pub fn rows(&self) -> &Tensor {
+        &self.rows
+    }
+
+    /// The same with other rows.
+    pub(crate) fn with_rows(&self, rows: Tensor) -> Self {
+        Self {
+            rows,
+            ..self.clone()
+        }
+    }
+
+    /// The table with the rows in it: (n, dim).
+    pub(crate) fn put_into(&self, table: &Tensor) -> Result<Tensor> {
+        let rows = self.rows.detach().to_dtype(table.dtype())?;
+        let mask = self.mask((table.dim(0)?, 1))?.broadcast_as(table.shape())?;
+        Ok(mask.where_cond(&self.by_slot(&rows, &self.slots)?, table)?)
+    }
+
+    /// The result of a lookup, `ys` (ids.., dim), with the rows in place of the base's.
+    pub(crate) fn after_lookup(&self, ids: &Tensor, ys: &Tensor) -> candle_core::Result<Tensor> {
+        let slots = self.slots.to_device(ids.device())?;
+        let flat = ids.flatten_all()?;
+        let slots = slots.index_select(&flat, 0)?;
+        let rows = self.by_slot(&self.rows.to_dtype(ys.dtype())?, &slots)?;
+        let mut shape = ids.dims().to_vec();
+        shape.push(1);
+        let mask = slots.gt(0u32)?.reshape(shape)?.broadcast_as(ys.shape())?;
+        mask.where_cond(&rows.reshape(ys.shape())?, ys)
+    }
+
+    /// The result of a head that shares the table, `ys` (.., n) for `xs` (.., dim), with the rows in
+    /// place of the base's.
+    pub(crate) fn after_head(&self, xs: &Tensor, ys: &Tensor) -> candle_core::Result<Tensor> {
+        let scores = ops::linear(xs, &self.rows.to_dtype(xs.dtype())?, None)?;
+        let none = scores.narrow(D::Minus1, 0, 1)?.zeros_like()?;
+        let scores = Tensor::cat(&[&none, &scores], D::Minus1)?;
+        let scores = scores
+            .contiguous()?
+            .index_select(&self.slots, scores.rank() - 1)?;
+        let mask = self
+            .mask(self.slots.elem_count())?
+            .broadcast_as(ys.shape())?;
+        mask.where_cond(&scores, ys)
+    }
+
+    /// For each slot its row, 0 for none: (slots, dim).
+    fn by_slot(&self, rows: &Tensor, slots: &Tensor) -> candle_core::Result<Tensor> {
+        let none = rows.narrow(0, 0, 1)?.zeros_like()?;
+        ops::embedding(slots, &Tensor::cat(&[&none, rows], 0)?)
+    }
+
+    fn mask(&self, shape: impl Into<candle_core::Shape>) -> candle_core::Result<Tensor> {
+        self.slots.gt(0u32)?.reshape(shape.into())
+    }
+}

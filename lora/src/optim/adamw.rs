@@ -1,0 +1,378 @@
+//! AdamW with groups and a state that can be saved.
+
+use super::trained::trained;
+use super::{Group, state};
+use crate::adapter::wider;
+use crate::{Error, LoraModule, Result};
+use candle_core::backprop::GradStore;
+use candle_core::{DType, Tensor, Var};
+use candle_nn::{Optimizer, ParamsAdamW};
+use std::collections::HashMap;
+use std::path::Path;
+
+/// AdamW, <https://arxiv.org/abs/1711.05101>, as `torch.optim.AdamW` computes it.
+///
+/// Each [`Group`] has a learning rate and a weight decay of its own; a factor on all rates is for a
+/// [`Schedule`](super::Schedule). The state can be saved and loaded.
+///
+/// A parameter without a gradient is left out of a step, as in PyTorch:
+/// [`LoraModule::backward`] makes sure that there is none. Moments are kept in at least f32, and
+/// each update is rounded to the parameter's dtype once.
+///
+/// ```
+/// use candle_core::{DType, Device, Module, Tensor};
+/// use candle_nn::{Linear, Optimizer, ParamsAdamW};
+/// use lora::optim::AdamW;
+/// use lora::{LoraConfig, LoraModel, LoraModule};
+///
+/// let weight = Tensor::ones((2, 3), DType::F32, &Device::Cpu)?;
+/// let model = Linear::new(weight, None).to_lora(&LoraConfig::new(2))?;
+/// let mut optimizer = AdamW::for_model(&model, ParamsAdamW::default())?;
+/// let input = Tensor::ones((1, 3), DType::F32, &Device::Cpu)?;
+/// let before = model.forward(&input)?.sqr()?.sum_all()?;
+/// optimizer.step(&model.backward(&before)?)?;
+/// let after = model.forward(&input)?.sqr()?.sum_all()?;
+/// assert!(after.to_scalar::<f32>()? < before.to_scalar::<f32>()?);
+/// # Ok::<(), lora::Error>(())
+/// ```
+#[derive(Debug)]
+pub struct AdamW {
+    pub(super) slots: Vec<Slot>,
+    rates: Vec<Rate>,
+    lr_factor: f64,
+    beta1: f64,
+    beta2: f64,
+    eps: f64,
+    order: Order,
+}
+
+/// A parameter and its state.
+#[derive(Debug)]
+pub(super) struct Slot {
+    pub path: String,
+    pub var: Var,
+    pub state: State,
+    group: usize,
+}
+
+/// The moments of a parameter's gradient, and the number of steps that they come from.
+#[derive(Clone, Debug)]
+pub(super) struct State {
+    pub first: Tensor,
+    pub second: Tensor,
+    pub steps: u32,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Rate {
+    lr: f64,
+    weight_decay: f64,
+}
+
+/// Where the two common forms of AdamW differ.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Order {
+    /// PyTorch's: decay, then update; eps is added to the corrected root.
+    DecayFirst,
+    /// That of transformers: update, then decay; eps is added before the correction.
+    DecayLast,
+}
+
+impl AdamW {
+    /// For all trained parameters of the model, as one group.
+    ///
+    /// # Errors
+    /// If a number is out of range.
+    pub fn for_model<M: LoraModule>(model: &M, params: ParamsAdamW) -> Result<Self> {
+        let group = Group::new(&model.trainable_vars(), params.lr);
+        let group = group.weight_decay(params.weight_decay);
+        let optimizer = Self::grouped(model, [group])?;
+        optimizer.betas(params.beta1, params.beta2)?.eps(params.eps)
+    }
+
+    /// For the parameters in these groups; what is in none is not trained. The betas are 0.9 and
+    /// 0.999, eps is 10⁻⁸.
+    ///
+    /// Groups hold the variables of the model as it is: make them anew after
+    /// [`to_dtype`](LoraModule::to_dtype) or [`to_device`](LoraModule::to_device).
+    ///
+    /// # Errors
+    /// Lists the variables that are not the model's or in two groups, and the numbers out of range.
+    pub fn grouped<M: LoraModule>(
+        model: &M,
+        groups: impl IntoIterator<Item = Group>,
+    ) -> Result<Self> {
+        let params = trained(model).into_iter();
+        let mut paths: HashMap<_, _> = params.map(|p| (p.var.id(), Some(p.path))).collect();
+        let mut problems = Vec::new();
+        let named = |var: &Var, group: usize| match paths.get_mut(&var.id()) {
+            Some(path) => path
+                .take()
+                .ok_or_else(|| format!("a parameter of group {group} is in a group already")),
+            None => Err(format!(
+                "a variable of shape {:?} in group {group} is no trained parameter of the model; \
+                 make groups after the model is as it is to be trained",
+                var.dims()
+            )),
+        };
+        let optimizer = Self::with_names(groups, &mut problems, named)?;
+        fail_on(problems)?;
+        Ok(optimizer)
+    }
+
+    fn with_names(
+        groups: impl IntoIterator<Item = Group>,
+        problems: &mut Vec<String>,
+        mut name: impl FnMut(&Var, usize) -> Result<String, String>,
+    ) -> Result<Self> {
+        let (mut slots, mut rates) = (Vec::new(), Vec::new());
+        for (index, group) in groups.into_iter().enumerate() {
+            let Group {
+                vars,
+                lr,
+                weight_decay,
+            } = group;
+            for (what, number) in [("learning rate", lr), ("weight decay", weight_decay)] {
+                if !(number >= 0.0 && number.is_finite()) {
+                    problems.push(format!(
+                        "the {what} of group {index} is {number}: it must be 0 or more"
+                    ));
+                }
+            }
+            rates.push(Rate { lr, weight_decay });
+            for var in vars {
+                match name(&var, index) {
+                    Ok(path) => slots.push(Slot::new(path, var, index)?),
+                    Err(problem) => problems.push(problem),
+                }
+            }
+        }
+        if slots.is_empty() && problems.is_empty() {
+            problems.push("there is no parameter to train in any group".into());
+        }
+        Ok(Self {
+            slots,
+            rates,
+            lr_factor: 1.0,
+            beta1: 0.9,
+            beta2: 0.999,
+            eps: 1e-8,
+            order: Order::DecayFirst,
+        })
+    }
+
+    /// Sets how slowly the two moments change: 0.9 and 0.999 if it is not called.
+    ///
+    /// # Errors
+    /// Unless both are in 0..1.
+    pub fn betas(mut self, beta1: f64, beta2: f64) -> Result<Self> {
+        let mut problems = Vec::new();
+        for (name, beta) in [("beta1", beta1), ("beta2", beta2)] {
+            if !(0.0..1.0).contains(&beta) {
+                problems.push(format!(
+                    "{name} is {beta}: it must be at least 0 and below 1"
+                ));
+            }
+        }
+        fail_on(problems)?;
+        (self.beta1, self.beta2) = (beta1, beta2);
+        Ok(self)
+    }
+
+    /// Sets what is added to the root of the second moment: 10⁻⁸ if it is not called.
+    ///
+    /// # Errors
+    /// If it is negative or not finite.
+    pub fn eps(mut self, eps: f64) -> Result<Self> {
+        if !(eps >= 0.0 && eps.is_finite()) {
+            fail_on(vec![format!("eps is {eps}: it must be 0 or more")])?;
+        }
+        self.eps = eps;
+        Ok(self)
+    }
+
+    pub(super) fn order(mut self, order: Order) -> Self {
+        self.order = order;
+        self
+    }
+
+    /// Sets the factor on the learning rates of all groups; 1 at first.
+    pub fn set_lr_factor(&mut self, factor: f64) {
+        self.lr_factor = factor;
+    }
+
+    /// The paths of the parameters, in the order of the groups.
+    ///
+    /// An optimiser that [`Optimizer::new`] made knows no paths and counts: `0`, `1`, ..
+    pub fn paths(&self) -> impl Iterator<Item = &str> {
+        self.slots.iter().map(|slot| slot.path.as_str())
+    }
+
+    /// The present learning rate of the parameter with this path.
+    pub fn rate_of(&self, path: &str) -> Option<f64> {
+        let slot = self.slots.iter().find(|slot| slot.path == path)?;
+        Some(self.rates[slot.group].lr * self.lr_factor)
+    }
+
+    /// The number of steps so far: of the parameter that took most.
+    pub fn steps(&self) -> usize {
+        let steps = self.slots.iter().map(|slot| slot.state.steps);
+        steps.max().unwrap_or(0) as usize
+    }
+
+    /// Writes the moments and step counts as a safetensors file, under the parameters' paths.
+    /// Learning rates and other settings are not in it.
+    ///
+    /// The file is replaced as a whole or not at all.
+    ///
+    /// # Errors
+    /// If the file cannot be written.
+    pub fn save_state(&self, path: impl AsRef<Path>) -> Result<()> {
+        state::save(&self.slots, path.as_ref())
+    }
+
+    /// Reads the state that [`save_state`](Self::save_state) wrote, of an optimiser for the same
+    /// parameters. They may be in other groups.
+    ///
+    /// # Errors
+    /// Lists everything missing, unexpected, of another shape or not finite; the state is then as
+    /// it was.
+    pub fn load_state(&mut self, path: impl AsRef<Path>) -> Result<()> {
+        state::load(&mut self.slots, path.as_ref())
+    }
+
+    /// One step, with the gradient that `grad` gives for a parameter.
+    fn step_with<'a>(&mut self, grad: impl Fn(&Var) -> Option<&'a Tensor>) -> Result<()> {
+        if !(self.lr_factor >= 0.0 && self.lr_factor.is_finite()) {
+            fail_on(vec![format!(
+                "the factor of the learning rate is {}: it must be 0 or more",
+                self.lr_factor
+            )])?;
+        }
+        for slot in &mut self.slots {
+            let Some(grad) = grad(&slot.var) else {
+                continue;
+            };
+            let Rate { lr, weight_decay } = self.rates[slot.group];
+            let lr = lr * self.lr_factor;
+            let state = slot.state.next(grad, self.beta1, self.beta2)?;
+            let steps = f64::from(state.steps);
+            let first_bias = 1.0 - self.beta1.powf(steps);
+            let second_bias = (1.0 - self.beta2.powf(steps)).sqrt();
+            let root = state.second.sqrt()?;
+            let kept = 1.0 - lr * weight_decay;
+            let value = slot.var.as_tensor().detach();
+            let value = value.to_dtype(state.first.dtype())?;
+            let value = match self.order {
+                Order::DecayFirst => {
+                    let update = (&state.first / ((root / second_bias)? + self.eps)?)?;
+                    ((value * kept)? - (update * (lr / first_bias))?)?
+                }
+                Order::DecayLast => {
+                    let update = (&state.first / (root + self.eps)?)?;
+                    ((value - (update * (lr * second_bias / first_bias))?)? * kept)?
+                }
+            };
+            slot.var.set(&value.to_dtype(slot.var.dtype())?)?;
+            slot.state = state;
+        }
+        Ok(())
+    }
+
+    /// The gradients of this optimiser's parameters.
+    pub(super) fn own(&self, grads: &GradStore) -> GradStore {
+        let mut own = GradStore::default();
+        for Slot { var, .. } in &self.slots {
+            if let Some(grad) = grads.get(var) {
+                own.insert(var, grad.clone());
+            }
+        }
+        own
+    }
+}
+
+impl Slot {
+    fn new(path: String, var: Var, group: usize) -> Result<Self> {
+        let moment = Tensor::zeros(var.dims(), wider(var.dtype(), DType::F32), var.device())?;
+        let state = State {
+            first: moment.clone(),
+            second: moment,
+            steps: 0,
+        };
+        Ok(Self {
+            path,
+            var,
+            state,
+            group,
+        })
+    }
+}
+
+impl State {
+    fn next(&self, grad: &Tensor, beta1: f64, beta2: f64) -> Result<Self> {
+        let grad = grad.detach().to_dtype(self.first.dtype())?;
+        let first = ((&self.first * beta1)? + (&grad * (1.0 - beta1))?)?;
+        let second = ((&self.second * beta2)? + (grad.sqr()? * (1.0 - beta2))?)?;
+        Ok(Self {
+            first,
+            second,
+            steps: self.steps.saturating_add(1),
+        })
+    }
+}
+
+/// Without a model: the state's paths are the variables' positions.
+impl Optimizer for AdamW {
+    type Config = ParamsAdamW;
+
+    fn new(vars: Vec<Var>, params: ParamsAdamW) -> candle_core::Result<Self> {
+        let group = Group::new(&vars, params.lr).weight_decay(params.weight_decay);
+        let (mut count, mut problems) = (0.., Vec::new());
+        let mut seen = std::collections::HashSet::new();
+        let name = |var: &Var, _: usize| {
+            let path = count.next().unwrap_or(0).to_string();
+            if seen.insert(var.id()) {
+                Ok(path)
+            } else {
+                Err(format!("variable {path} is there twice"))
+            }
+        };
+        let optimizer = Self::with_names([group], &mut problems, name)?;
+        // Candle's loops may begin without a variable.
+        problems.retain(|_| !vars.is_empty());
+        fail_on(problems)?;
+        Ok(optimizer
+            .betas(params.beta1, params.beta2)?
+            .eps(params.eps)?)
+    }
+
+    fn step(&mut self, grads: &GradStore) -> candle_core::Result<()> {
+        Ok(self.step_with(|var| grads.get(var))?)
+    }
+
+    /// The present learning rate of the first group whose own is not 0.
+    fn learning_rate(&self) -> f64 {
+        let first = self.rates.iter().find(|rate| rate.lr > 0.0);
+        first.map_or(0.0, |rate| rate.lr * self.lr_factor)
+    }
+
+    /// Sets the learning rate of the first group whose own is not 0; those of the other groups
+    /// change in proportion. In place of the factor that was set before.
+    fn set_learning_rate(&mut self, lr: f64) {
+        match self.rates.iter().find(|rate| rate.lr > 0.0) {
+            Some(first) => self.lr_factor = lr / first.lr,
+            None => {
+                self.lr_factor = 1.0;
+                self.rates.iter_mut().for_each(|rate| rate.lr = lr);
+            }
+        }
+    }
+}
+
+fn fail_on(problems: Vec<String>) -> Result<()> {
+    if problems.is_empty() {
+        Ok(())
+    } else {
+        Err(Error::Optimizer(problems))
+    }
+}

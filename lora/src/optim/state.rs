@@ -1,0 +1,137 @@
+//! The optimiser's state as a file.
+
+use super::adamw::{Slot, State};
+use crate::{Error, Result, ops};
+use candle_core::safetensors::Load;
+use candle_core::{Device, Tensor};
+use safetensors::SafeTensors;
+use safetensors::tensor::TensorView;
+use std::collections::{BTreeMap, HashMap};
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::path::Path;
+
+/// Ends of the keys, in PyTorch's words.
+const FIRST: &str = "exp_avg";
+const SECOND: &str = "exp_avg_sq";
+const STEPS: &str = "step";
+
+pub(super) fn save(slots: &[Slot], path: &Path) -> Result<()> {
+    let mut tensors = Vec::new();
+    for Slot {
+        path,
+        state: State {
+            first,
+            second,
+            steps,
+        },
+        ..
+    } in slots
+    {
+        let steps = Tensor::new(i64::from(*steps), &Device::Cpu)?;
+        for (end, tensor) in [(FIRST, first), (SECOND, second), (STEPS, &steps)] {
+            let tensor = tensor.to_device(&Device::Cpu)?.contiguous()?;
+            tensors.push((format!("{path}.{end}"), tensor));
+        }
+    }
+    let metadata = HashMap::from([("format".to_string(), "pt".to_string())]);
+    let bytes = safetensors::serialize(tensors, Some(metadata));
+    let bytes = bytes.map_err(|error| Error::file(path, error))?;
+    replace(path, &bytes).map_err(|error| Error::file(path, format!("cannot be written: {error}")))
+}
+
+pub(super) fn load(slots: &mut [Slot], path: &Path) -> Result<()> {
+    let bytes = fs::read(path).map_err(|error| Error::file(path, error))?;
+    let file = SafeTensors::deserialize(&bytes);
+    let file = file.map_err(|error| Error::file(path, format!("is no valid file: {error}")))?;
+    let mut views: BTreeMap<String, TensorView<'_>> = file.tensors().into_iter().collect();
+    let mut states = Vec::new();
+    let mut problems = Vec::new();
+    for slot in slots.iter() {
+        let mut read = |end: &str, like: Option<&Tensor>| {
+            let key = format!("{}.{end}", slot.path);
+            let value = match views.remove(&key) {
+                Some(view) => value(&view, like),
+                None => Err("is missing".into()),
+            };
+            let value = value.map_err(|problem| problems.push(format!("`{key}` {problem}")));
+            value.ok()
+        };
+        let State { first, second, .. } = &slot.state;
+        let first = read(FIRST, Some(first));
+        let second = read(SECOND, Some(second));
+        let steps = read(STEPS, None);
+        let (Some(first), Some(second), Some(steps)) = (first, second, steps) else {
+            continue;
+        };
+        match steps.to_scalar::<i64>().map(u32::try_from) {
+            Ok(Ok(steps)) => states.push(State {
+                first,
+                second,
+                steps,
+            }),
+            _ => problems.push(format!("`{}.{STEPS}` is no number of steps", slot.path)),
+        }
+    }
+    problems.extend(
+        views
+            .keys()
+            .map(|key| format!("`{key}` is of no parameter of this optimiser")),
+    );
+    if !problems.is_empty() {
+        return Err(Error::File {
+            path: path.into(),
+            problems,
+        });
+    }
+    for (slot, state) in slots.iter_mut().zip(states) {
+        slot.state = state;
+    }
+    Ok(())
+}
+
+/// A tensor of the file in the form of a moment; or, without one, as it is.
+fn value(view: &TensorView<'_>, like: Option<&Tensor>) -> Result<Tensor, String> {
+    let unread = |error: candle_core::Error| format!("cannot be read: {error}");
+    let value = view.load(&Device::Cpu).map_err(unread)?;
+    let Some(like) = like else {
+        return Ok(value);
+    };
+    if value.dims() != like.dims() {
+        let (found, own) = (value.dims(), like.dims());
+        return Err(format!("has shape {found:?}, the parameter {own:?}"));
+    }
+    if !value.dtype().is_float() {
+        return Err(format!(
+            "is of {:?}, not a floating-point dtype",
+            value.dtype()
+        ));
+    }
+    let value = value.to_dtype(like.dtype()).map_err(unread)?;
+    if !ops::is_finite(&value).map_err(|error| error.to_string())? {
+        return Err("holds values that are not finite".into());
+    }
+    value.to_device(like.device()).map_err(unread)
+}
+
+/// Writes the file under a temporary name, flushes it and moves it into place.
+fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let dir = match path.parent() {
+        Some(dir) if !dir.as_os_str().is_empty() => dir,
+        _ => Path::new("."),
+    };
+    let mut builder = tempfile::Builder::new();
+    builder.prefix(".optimizer-");
+    // As any new file: the process's mask applies.
+    #[cfg(unix)]
+    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
+    let mut file = builder.tempfile_in(dir)?;
+    file.write_all(bytes)?;
+    file.as_file().sync_all()?;
+    file.persist(path).map_err(|error| error.error)?;
+    // Makes the renaming durable where directories can be flushed.
+    if let Ok(dir) = File::open(dir) {
+        let _ = dir.sync_all();
+    }
+    Ok(())
+}

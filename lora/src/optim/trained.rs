@@ -1,0 +1,61 @@
+//! The trained parameters with what the optimisers' groups go by.
+
+use crate::params::each_layer;
+use crate::path::join;
+use crate::{LoraModule, Part, Role};
+use candle_core::Var;
+use std::collections::HashSet;
+
+/// A trained parameter.
+pub(super) struct Trained {
+    pub path: String,
+    /// The kind of the layer that holds it.
+    kind: &'static str,
+    role: Role,
+    pub var: Var,
+}
+
+impl Trained {
+    /// True if its layer is a normalisation.
+    pub fn in_norm(&self) -> bool {
+        self.kind.ends_with("Norm")
+    }
+
+    /// True if it has at most one dimension, as biases, norms and magnitudes have.
+    pub fn is_vector(&self) -> bool {
+        self.var.dims().len() <= 1
+    }
+
+    /// True for an adapter's matrix B.
+    pub fn is_b(&self) -> bool {
+        self.role == Role::Adapter(Part::B)
+    }
+
+    /// True for an adapter's matrices A and B beside an embedding.
+    pub fn is_of_embedding(&self) -> bool {
+        self.kind == "Embedding" && matches!(self.role, Role::Adapter(Part::A | Part::B))
+    }
+}
+
+/// The trained parameters in the order of the walk; a tied one comes once, as where it comes first.
+pub(super) fn trained<M: LoraModule>(model: &M) -> Vec<Trained> {
+    let mut seen = HashSet::new();
+    let mut found = Vec::new();
+    each_layer(model, |path, layer| {
+        for param in layer.params() {
+            if !param.tensor.is_variable() || !seen.insert(param.tensor.id()) {
+                continue;
+            }
+            // A variable is returned as it is; only others are copied, which can fail.
+            if let Ok(var) = Var::from_tensor(param.tensor) {
+                found.push(Trained {
+                    path: join(path, &param.name),
+                    kind: layer.kind(),
+                    role: param.role,
+                    var,
+                });
+            }
+        }
+    });
+    found
+}

@@ -1,0 +1,200 @@
+//! The base checkpoint: one file, or shards with their index.
+
+use crate::peft::files::read_bounded;
+use crate::peft::parse::shorten;
+use crate::peft::tensor_file::TensorFile;
+use crate::{Error, Result};
+use candle_core::{DType, Tensor};
+use indexmap::IndexMap;
+use safetensors::tensor::TensorInfo;
+use serde_json::Value;
+use std::path::{Path, PathBuf};
+
+const INDEX: &str = ".safetensors.index.json";
+
+/// The tensors of a checkpoint, wherever they are.
+#[derive(Debug)]
+pub(super) struct Base {
+    /// What was given.
+    pub path: PathBuf,
+    /// The directory of the files; `None` for a file that was given alone.
+    pub dir: Option<PathBuf>,
+    pub shards: Vec<TensorFile>,
+    /// Name and contents of the index.
+    pub index: Option<(String, Value)>,
+    /// The shard of each tensor.
+    places: IndexMap<String, usize>,
+}
+
+impl Base {
+    /// Opens a `.safetensors` file, an index, or a directory with either.
+    pub fn open(path: &Path) -> Result<Self> {
+        if path.is_dir() {
+            return Self::open_dir(path);
+        }
+        let name = path.file_name().map(|name| name.to_string_lossy());
+        if name.is_some_and(|name| name.ends_with(INDEX)) {
+            return Self::open_index(path, path.parent().unwrap_or(Path::new("")));
+        }
+        Self::of(path, None, None, vec![TensorFile::open(path)?])
+    }
+
+    /// Opens several files, each as [`open`](Self::open) does, as one checkpoint.
+    pub fn open_all(paths: &[PathBuf]) -> Result<Self> {
+        let Some(first) = paths.first() else {
+            return Err(Error::Config(vec!["no base files are given".into()]));
+        };
+        let mut shards = Vec::new();
+        for path in paths {
+            shards.extend(Self::open(path)?.shards);
+        }
+        Self::of(first, None, None, shards)
+    }
+
+    fn open_dir(dir: &Path) -> Result<Self> {
+        let failed = |error| Error::file(dir, error);
+        let mut names = Vec::new();
+        for entry in std::fs::read_dir(dir).map_err(failed)? {
+            let name = entry.map_err(failed)?.file_name();
+            names.extend(name.to_str().map(String::from));
+        }
+        let ending = |end: &str| -> Vec<&String> {
+            names.iter().filter(|name| name.ends_with(end)).collect()
+        };
+        let (indices, files) = (ending(INDEX), ending(".safetensors"));
+        match (indices.as_slice(), files.as_slice()) {
+            ([index], _) => Self::open_index(&dir.join(index), dir),
+            ([], [file]) => {
+                let path = dir.join(file);
+                Self::of(dir, Some(dir), None, vec![TensorFile::open(&path)?])
+            }
+            _ => Err(Error::file(
+                dir,
+                format!(
+                    "must hold one `*{INDEX}` or one `*.safetensors`; it holds {} and {}: name the \
+                     file",
+                    indices.len(),
+                    files.len()
+                ),
+            )),
+        }
+    }
+
+    fn open_index(path: &Path, dir: &Path) -> Result<Self> {
+        let wrong = |problem: String| Error::file(path, problem);
+        let index: Value = serde_json::from_slice(&read_bounded(path)?)
+            .map_err(|error| wrong(format!("is not valid JSON: {error}")))?;
+        let map = index.get("weight_map").and_then(Value::as_object);
+        let map = map.ok_or_else(|| wrong("has no object `weight_map`".into()))?;
+        let mut files: Vec<&str> = Vec::new();
+        let mut problems = Vec::new();
+        for (tensor, file) in map {
+            let plain = file
+                .as_str()
+                .filter(|file| !file.starts_with('.') && !file.contains(['/', '\\', ':', '\0']));
+            match plain {
+                Some(file) if files.contains(&file) => {}
+                Some(file) => files.push(file),
+                None => problems.push(format!(
+                    "puts `{}` into {}, which is no plain file name",
+                    shorten(tensor),
+                    crate::peft::parse::show(file)
+                )),
+            }
+        }
+        if !problems.is_empty() {
+            return Err(Error::File {
+                path: path.into(),
+                problems,
+            });
+        }
+        files.sort_unstable();
+        let shards = files.iter().map(|file| TensorFile::open(&dir.join(file)));
+        let shards = shards.collect::<Result<Vec<_>>>()?;
+        for (tensor, file) in map {
+            let shard = files.iter().position(|name| file.as_str() == Some(name));
+            let there = shard.is_some_and(|shard| shards[shard].tensors().contains_key(tensor));
+            if !there {
+                let (tensor, file) = (shorten(tensor), file.as_str().unwrap_or_default());
+                problems.push(format!("puts `{tensor}` into `{file}`, where it is not"));
+            }
+        }
+        if !problems.is_empty() {
+            return Err(Error::File {
+                path: path.into(),
+                problems,
+            });
+        }
+        let name = path.file_name().map(|name| name.to_string_lossy().into());
+        let index = name.map(|name| (name, index));
+        Self::of(path, Some(dir), index, shards)
+    }
+
+    fn of(
+        path: &Path,
+        dir: Option<&Path>,
+        index: Option<(String, Value)>,
+        shards: Vec<TensorFile>,
+    ) -> Result<Self> {
+        let mut places = IndexMap::new();
+        let mut problems = Vec::new();
+        for (place, shard) in shards.iter().enumerate() {
+            for name in shard.tensors().keys() {
+                if places.insert(name.clone(), place).is_some() {
+                    problems.push(format!("holds `{}` in two files", shorten(name)));
+                }
+            }
+        }
+        if problems.is_empty() {
+            Ok(Self {
+                path: path.into(),
+                dir: dir.map(Into::into),
+                shards,
+                index,
+                places,
+            })
+        } else {
+            Err(Error::File {
+                path: path.into(),
+                problems,
+            })
+        }
+    }
+
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.places.keys().map(String::as_str)
+    }
+
+    pub fn contains(&self, name: &str) -> bool {
+        self.places.contains_key(name)
+    }
+
+    pub fn info(&self, name: &str) -> Option<&TensorInfo> {
+        self.shards[*self.places.get(name)?].tensors().get(name)
+    }
+
+    pub fn shape(&self, name: &str) -> Option<&[usize]> {
+        self.info(name).map(|info| info.shape.as_slice())
+    }
+
+    /// The dtype that a tensor of the file has here.
+    pub fn dtype(&self, name: &str) -> Result<DType> {
+        let info = self.info(name);
+        let info = info.ok_or_else(|| Error::file(&self.path, format!("has no `{name}`")))?;
+        Ok(DType::try_from(info.dtype)?)
+    }
+
+    pub fn tensor(&self, name: &str) -> Result<Tensor> {
+        match self.places.get(name) {
+            Some(&place) => self.shards[place].tensor(name),
+            None => Err(Error::file(&self.path, format!("has no tensor `{name}`"))),
+        }
+    }
+
+    /// `config.json` beside the files, if there is one that can be read.
+    pub fn model_config(&self) -> Option<Value> {
+        let dir = self.shards.first()?.path().parent()?;
+        let bytes = read_bounded(&dir.join("config.json")).ok()?;
+        serde_json::from_slice(&bytes).ok()
+    }
+}

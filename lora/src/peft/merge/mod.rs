@@ -1,0 +1,124 @@
+//! Merging an adapter into a checkpoint without the model's code: the keys of the adapter say which
+//! tensors they change, the shapes say how.
+
+mod base;
+mod keys;
+mod layers;
+mod parameters;
+mod paths;
+mod plain;
+mod plan;
+mod var_builder;
+mod write;
+
+pub use var_builder::{MergeCheck, merged_var_builder, merged_var_builder_with};
+pub use write::{MergeReport, merge_checkpoint, merge_checkpoint_with};
+
+use std::sync::Arc;
+
+/// Called with the number of tensors done, of all, and the name of the last.
+type Progress = Arc<dyn Fn(usize, usize, &str) + Send + Sync>;
+
+/// How an adapter is merged, where files alone do not tell or the answer may surprise.
+///
+/// ```
+/// use lora::peft::MergeOptions;
+///
+/// let options = MergeOptions::new()
+///     .copy_files(true)
+///     .progress(|done, all, name| eprintln!("{done}/{all} {name}"));
+/// # let _ = options;
+/// ```
+#[derive(Clone, Default)]
+pub struct MergeOptions {
+    copy_files: bool,
+    new_tensors: bool,
+    residual_base: bool,
+    keep_tied: bool,
+    fan_in_fan_out: Option<bool>,
+    transposed_parameters: Option<bool>,
+    parameter_order: Vec<String>,
+    rename: Vec<(String, String)>,
+    progress: Option<Progress>,
+}
+
+impl MergeOptions {
+    /// Everything that may surprise is an error.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Copies the other files of the base's directory (`config.json`, the tokenizer, ..): those
+    /// directly in it that are not hidden and hold no weights. For a base that is a directory or an
+    /// index.
+    pub fn copy_files(mut self, copy: bool) -> Self {
+        self.copy_files = copy;
+        self
+    }
+
+    /// Accepts what an adapter brings in full where the base has no such tensor (a classifier on a
+    /// bare language model), one of another shape (a larger vocabulary), or an embedding of other
+    /// values.
+    pub fn new_tensors(mut self, accept: bool) -> Self {
+        self.new_tensors = accept;
+        self
+    }
+
+    /// The base is what the adapter's initial value left of the original weights (PiSSA, OLoRA,
+    /// ..), not the original.
+    pub fn residual_base(mut self, residual: bool) -> Self {
+        self.residual_base = residual;
+        self
+    }
+
+    /// Changes an embedding whose weight is also that of the head, although the adapter was trained
+    /// without changing the head. PEFT merges so.
+    pub fn keep_tied(mut self, keep: bool) -> Self {
+        self.keep_tied = keep;
+        self
+    }
+
+    /// Whether square weights of linear layers are stored as (in, out), as transformers' `Conv1D`
+    /// has them. All others tell by their shapes.
+    pub fn fan_in_fan_out(mut self, transposed: bool) -> Self {
+        self.fan_in_fan_out = Some(transposed);
+        self
+    }
+
+    /// Whether experts' square weights are stored as (experts, in, out). All others tell by their
+    /// shapes.
+    pub fn transposed_parameters(mut self, transposed: bool) -> Self {
+        self.transposed_parameters = Some(transposed);
+        self
+    }
+
+    /// The adapted parameters of a module in the order of the model's code, by dot-aligned end.
+    /// Needed where two have the same shape.
+    pub fn parameter_order<S: Into<String>>(mut self, names: impl IntoIterator<Item = S>) -> Self {
+        self.parameter_order = names.into_iter().map(Into::into).collect();
+        self
+    }
+
+    /// A first part of the adapter's paths, and what the checkpoint has in its place; the first that
+    /// fits counts. Without any, one first part more or less is found by itself.
+    pub fn rename(mut self, from: impl Into<String>, to: impl Into<String>) -> Self {
+        self.rename.push((from.into(), to.into()));
+        self
+    }
+
+    /// Called after each tensor that is written: how many are done, of how many, and its name.
+    pub fn progress(mut self, call: impl Fn(usize, usize, &str) + Send + Sync + 'static) -> Self {
+        self.progress = Some(Arc::new(call));
+        self
+    }
+
+    fn renamed(&self, path: &str) -> String {
+        use crate::matching::is_or_starts_with;
+        let mut fitting = self.rename.iter();
+        let fitting = fitting.find(|(from, _)| from.is_empty() || is_or_starts_with(path, from));
+        match fitting {
+            Some((from, to)) => crate::path::join(to, path[from.len()..].trim_start_matches('.')),
+            None => path.into(),
+        }
+    }
+}

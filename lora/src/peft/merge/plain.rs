@@ -1,0 +1,258 @@
+//! Tensors that an adapter brings in full, and what a file must hold beside what it does.
+
+use super::keys::{Keys, without_wrappers};
+use super::paths::Paths;
+use super::plan::Planner;
+use crate::matching::{is_bias, is_or_ends_with, is_or_starts_with, modules_above};
+use crate::{Result, TrainBias};
+use candle_core::{DType, Tensor};
+use serde_json::Value;
+
+/// Names that a language model's embedding has.
+const EMBEDDINGS: [&str; 7] = [
+    "embed_tokens",
+    "wte",
+    "word_embeddings",
+    "tok_embeddings",
+    "embed_in",
+    "embeddings",
+    "shared",
+];
+
+impl Planner<'_> {
+    /// A tensor under the name of one of the base's.
+    pub fn plain(&mut self, name: &str, key: &str, keys: &Keys) -> Result<()> {
+        let bare = without_wrappers(name);
+        let saved = self.saved_module(&bare);
+        if let Some(module) = &saved {
+            // With bias="all" PEFT saves the biases of both copies of a fully trained module.
+            let rest = bare[module.len()..].trim_start_matches('.');
+            let copies = ["modules_to_save.", "original_module."];
+            if is_bias(rest) && copies.iter().any(|copy| rest.starts_with(copy)) {
+                return Ok(());
+            }
+            return self.replace(&bare, key, keys);
+        }
+        if is_bias(&bare) {
+            let allowed = match self.config.bias {
+                TrainBias::All => true,
+                TrainBias::LoraOnly => name.contains("base_layer."),
+                TrainBias::None => false,
+            };
+            if !allowed {
+                self.problems
+                    .push(format!("`{key}` is a bias, which `bias` does not say"));
+                return Ok(());
+            }
+            return self.replace(&bare, key, keys);
+        }
+        let embedding = |end: &str| is_or_ends_with(&bare, &format!("{end}.weight"));
+        let known = EMBEDDINGS.iter().any(|end| embedding(end)) || embedding("lm_head");
+        if name.ends_with("base_layer.weight") || known {
+            // An embedding's base weight comes with its adapter, and must be the base's own.
+            return self.replace_if_new(&bare, key, keys);
+        }
+        self.problems.push(format!(
+            "`{key}` is unexpected: it is no part of an adapter, and not in `modules_to_save`"
+        ));
+        Ok(())
+    }
+
+    /// The module trained in full that a tensor is in, with PEFT's rule for `modules_to_save`: its
+    /// path ends in the letters of an entry.
+    fn saved_module(&self, name: &str) -> Option<String> {
+        let entries = self.config.modules_to_save.as_ref()?;
+        let mut modules = modules_above(name);
+        let found = modules.find(|module| entries.iter().any(|entry| module.ends_with(entry)));
+        found.map(String::from)
+    }
+
+    fn replace(&mut self, bare: &str, key: &str, keys: &Keys) -> Result<()> {
+        let name = self.locate(bare);
+        let Some(info) = self.base.info(&name) else {
+            if self.options.new_tensors {
+                self.change(&name).replace = Some(key.into());
+            } else if !self.is_copy(key, keys)? {
+                self.problems.push(format!(
+                    "`{key}` has no `{name}` in the base to replace; MergeOptions::new_tensors adds \
+                     it"
+                ));
+            }
+            return Ok(());
+        };
+        let theirs = self.shape_of(key).to_vec();
+        if theirs != info.shape && !self.options.new_tensors {
+            self.problems.push(format!(
+                "`{key}` has shape {theirs:?}, the base's `{name}` {:?}; MergeOptions::new_tensors \
+                 replaces it all the same",
+                info.shape
+            ));
+            return Ok(());
+        }
+        // A counter or the like is no number to be converted.
+        let same = self.adapter.tensors().get(key).map(|i| i.dtype) == Some(info.dtype);
+        if (same || self.are_floats(&name, &[key]))
+            && self.change(&name).replace.replace(key.into()).is_some()
+        {
+            self.problems
+                .push(format!("two tensors of the file replace `{name}`"));
+        }
+        Ok(())
+    }
+
+    /// Nothing, where the tensor is the base's own.
+    fn replace_if_new(&mut self, bare: &str, key: &str, keys: &Keys) -> Result<()> {
+        let name = self.locate(bare);
+        let Some(info) = self.base.info(&name) else {
+            return self.replace(bare, key, keys);
+        };
+        if info.shape == self.shape_of(key) && self.are_floats(&name, &[key]) {
+            let (base, own) = (self.base.tensor(&name)?, self.adapter.tensor(key)?);
+            if equal(&base, &own.to_dtype(base.dtype())?)? {
+                return Ok(());
+            }
+        }
+        if self.options.new_tensors {
+            return self.replace(bare, key, keys);
+        }
+        self.problems.push(format!(
+            "`{key}` differs from the base's `{name}`: the adapter was saved with another base, or \
+             with changed embeddings; MergeOptions::new_tensors replaces it"
+        ));
+        Ok(())
+    }
+
+    /// Whether another tensor of the file has the same values and a place in the base: both modules
+    /// share it.
+    fn is_copy(&self, key: &str, keys: &Keys) -> Result<bool> {
+        for (name, other) in &keys.plain {
+            let place = self.locate(&without_wrappers(name));
+            if other != key
+                && self.shape_of(other) == self.shape_of(key)
+                && self.base.contains(&place)
+                && equal(&self.adapter.tensor(other)?, &self.adapter.tensor(key)?)?
+            {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// Whether a head's matrices are those of an adapted embedding, transposed: then its weight is
+    /// the embedding's.
+    pub fn is_shared(&self, a: &str, b: &str, keys: &Keys) -> Result<bool> {
+        use super::keys::Part::{EmbeddingA, EmbeddingB};
+        let turned = |of: &str| -> Vec<usize> {
+            let shape = self.shape_of(of).iter();
+            shape.rev().copied().collect()
+        };
+        for module in keys.modules.values() {
+            let (Some(of_a), Some(of_b)) = (module.get(EmbeddingA), module.get(EmbeddingB)) else {
+                continue;
+            };
+            if turned(of_b) == self.shape_of(a) && turned(of_a) == self.shape_of(b) {
+                let same = |x: &str, y: &str| -> Result<bool> {
+                    equal(&self.adapter.tensor(x)?, &self.adapter.tensor(y)?.t()?)
+                };
+                if same(a, of_b)? && same(b, of_a)? {
+                    return Ok(true);
+                }
+            }
+        }
+        Ok(false)
+    }
+
+    /// What the configuration says is there and is not.
+    pub fn find_missing(&mut self, keys: &Keys) -> Result<()> {
+        // Only where the names are the same is it clear which of the base's are meant.
+        if self.paths != Paths::Same || !self.options.rename.is_empty() {
+            return Ok(());
+        }
+        let adapted = |path: &str| {
+            let mut paths = keys.modules.keys();
+            paths.any(|other| without_wrappers(other) == path)
+        };
+        let names: Vec<&str> = self.base.names().collect();
+        for name in names {
+            if self.saved_module(name).is_some() {
+                if !self.changes.contains_key(name) {
+                    self.problems.push(format!(
+                        "`{name}` is in `modules_to_save`, but not in the adapter"
+                    ));
+                }
+                continue;
+            }
+            let Some(path) = name.strip_suffix(".weight") else {
+                continue;
+            };
+            let matrix = self.base.shape(name).is_some_and(|shape| shape.len() > 1);
+            if !matrix || self.lora.target_modules.is_none() {
+                continue;
+            }
+            // Of what kind a layer is, files do not say: `all-linear` names none here.
+            let targeted = self.selection.chooses(path, "", false)?;
+            if targeted && !self.selection.excludes(path)? && !adapted(path) {
+                self.problems.push(format!(
+                    "`{path}` is a target of the configuration, but the adapter has nothing for it"
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// Refuses to change a weight that a head shares and that the adapter was trained not to share.
+    pub fn check_tying(&mut self, keys: &Keys) {
+        if self.config.ensure_weight_tying || self.options.keep_tied || !self.is_tied() {
+            return;
+        }
+        let mut changed = Vec::new();
+        for (name, change) in &self.changes {
+            let embedding = EMBEDDINGS
+                .iter()
+                .any(|end| is_or_ends_with(name, &format!("{end}.weight")));
+            let unshared = change.low_rank.is_some() || change.replace.is_some();
+            let head = keys.plain.keys().any(|k| is_or_starts_with(k, "lm_head"));
+            if embedding && unshared && !head {
+                changed.push(name.clone());
+            }
+        }
+        for name in changed {
+            self.problems.push(format!(
+                "`{name}` is also the head's weight, for which the adapter was not trained: train \
+                 with ensure_weight_tying, or accept it, as PEFT does, with MergeOptions::keep_tied"
+            ));
+        }
+    }
+
+    /// Whether the model's head has the embedding's weight: its `config.json` says so, or it is a
+    /// language model without a head in the checkpoint.
+    fn is_tied(&self) -> bool {
+        let head = |name: &str| {
+            let heads = ["lm_head.weight", "embed_out.weight", "output.weight"];
+            heads.iter().any(|head| is_or_ends_with(name, head))
+        };
+        if self.base.names().any(head) {
+            return false;
+        }
+        let Some(config) = self.base.model_config() else {
+            return false;
+        };
+        let architectures = config.get("architectures").and_then(Value::as_array);
+        let generates = architectures.into_iter().flatten().any(|name| {
+            let ends = ["LMHeadModel", "ForCausalLM", "ForConditionalGeneration"];
+            let name = name.as_str().unwrap_or_default();
+            ends.iter().any(|end| name.ends_with(end))
+        });
+        let says = config.get("tie_word_embeddings").and_then(Value::as_bool);
+        says.unwrap_or(generates)
+    }
+}
+
+/// The same shape, dtype and values.
+fn equal(a: &Tensor, b: &Tensor) -> Result<bool> {
+    if a.dims() != b.dims() || a.dtype() != b.dtype() {
+        return Ok(false);
+    }
+    let same = a.eq(b)?.flatten_all()?;
+    Ok(same.elem_count() == 0 || same.min(0)?.to_dtype(DType::U32)?.to_scalar::<u32>()? == 1)
+}

@@ -1,0 +1,291 @@
+//! What an adapter does to each tensor of a checkpoint.
+
+use super::MergeOptions;
+use super::base::Base;
+use super::keys::{Keys, Part, without_wrappers, wrappers_behind};
+use super::paths::Paths;
+use crate::peft::config::InitWeights;
+use crate::peft::tensor_file::TensorFile;
+use crate::peft::{AdapterConfig, CONFIG_FILE, files, update};
+use crate::selection::Selection;
+use crate::{Error, LoraConfig, Result, ops};
+use candle_core::{DType, Tensor};
+use indexmap::IndexMap;
+use std::path::Path;
+
+/// Every change, checked against the shapes of the base.
+pub(super) struct Plan {
+    /// By the tensor's name in the checkpoint.
+    pub changes: IndexMap<String, Change>,
+    adapter: TensorFile,
+}
+
+/// What happens to one tensor, in this order. Names are keys of the adapter's file.
+#[derive(Debug, Default)]
+pub(super) struct Change {
+    /// Comes from the adapter in full.
+    pub replace: Option<String>,
+    pub low_rank: Option<LowRank>,
+    /// A multiple of this is added.
+    pub add: Option<(String, f64)>,
+    /// These rows are replaced.
+    pub rows: Option<(String, Vec<u32>)>,
+}
+
+#[derive(Debug)]
+pub(super) struct LowRank {
+    pub a: String,
+    pub b: String,
+    pub magnitude: Option<String>,
+    pub scaling: f64,
+    pub form: Form,
+}
+
+/// How the weight lies.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) enum Form {
+    /// (out, in).
+    Linear,
+    /// (in, out), or an embedding.
+    Transposed,
+    /// (out, in, k..).
+    Conv,
+    /// (experts, out, in), or (experts, in, out).
+    Experts { count: usize, transposed: bool },
+}
+
+impl LowRank {
+    fn apply(&self, weight: &Tensor, read: impl Fn(&str) -> Result<Tensor>) -> Result<Tensor> {
+        let (a, b) = (read(&self.a)?, read(&self.b)?);
+        let delta = match self.form {
+            Form::Linear => update::linear_delta(&a, &b, self.scaling),
+            Form::Transposed => update::transposed_delta(&a, &b, self.scaling),
+            Form::Conv => update::conv_delta(&a, &b, self.scaling),
+            Form::Experts { count, transposed } => {
+                update::experts_delta(&a, &b, count, self.scaling, transposed)
+            }
+        };
+        // A parameter of one expert is a matrix.
+        let sum = (weight + delta?.reshape(weight.shape())?)?;
+        let Some(magnitude) = &self.magnitude else {
+            return Ok(sum);
+        };
+        let axis = usize::from(self.form == Form::Transposed);
+        Ok(update::dora(&sum, &read(magnitude)?, axis)?)
+    }
+}
+
+impl Plan {
+    pub fn new(base: &Base, dir: &Path, options: &MergeOptions) -> Result<Self> {
+        let mut config = AdapterConfig::read(dir)?;
+        let in_config = |problems| Error::File {
+            path: dir.join(CONFIG_FILE),
+            problems,
+        };
+        let mut problems = Vec::new();
+        if config.init_lora_weights.changes_base() {
+            if !options.residual_base {
+                problems.push(
+                    "`init_lora_weights` names an initial value that changes the base: the adapter \
+                     fits only what it left of the base's weights. Convert it with PEFT's \
+                     path_initial_model_for_weight_conversion; or, if the base is what was left, \
+                     say so with MergeOptions::residual_base"
+                        .into(),
+                );
+            }
+            config.init_lora_weights = InitWeights::Flag(true);
+        }
+        let lora = match config.lora_config() {
+            Ok(lora) if problems.is_empty() => lora,
+            Ok(_) => return Err(in_config(problems)),
+            Err(more) => {
+                problems.extend(more);
+                return Err(in_config(problems));
+            }
+        };
+        let adapter = TensorFile::open(&files::weights_path(dir)?)?;
+        let keys = Keys::of(&adapter)?;
+        let modules = keys.modules.keys().map(|path| without_wrappers(path));
+        let plain = keys.plain.keys().map(|name| without_wrappers(name));
+        let all: Vec<String> = modules.chain(plain).collect();
+        let all: Vec<String> = all.iter().map(|path| options.renamed(path)).collect();
+        let mut planner = Planner {
+            base,
+            adapter: &adapter,
+            config: &config,
+            lora: &lora,
+            options,
+            selection: Selection::new(&lora)?,
+            paths: Paths::find(base, all.iter().map(String::as_str)),
+            changes: IndexMap::new(),
+            problems: Vec::new(),
+        };
+        planner.plan(&keys)?;
+        let Planner {
+            changes, problems, ..
+        } = planner;
+        if !problems.is_empty() {
+            return Err(Error::File {
+                path: dir.into(),
+                problems,
+            });
+        }
+        Ok(Self { changes, adapter })
+    }
+
+    /// The merged tensor, in the base's dtype.
+    pub fn apply(&self, name: &str, base: &Base) -> Result<Tensor> {
+        let Some(change) = self.changes.get(name) else {
+            return base.tensor(name);
+        };
+        let start = match &change.replace {
+            Some(key) => self.adapter.tensor(key)?,
+            None => base.tensor(name)?,
+        };
+        let failed = |error: candle_core::Error| {
+            Error::file(self.adapter.path(), format!("merging `{name}`: {error}"))
+        };
+        let dtype = match base.info(name) {
+            Some(_) if change.replace.is_some() => base.dtype(name)?,
+            _ => start.dtype(),
+        };
+        if !dtype.is_float() {
+            return Ok(start);
+        }
+        let wide = if dtype == DType::F64 {
+            dtype
+        } else {
+            DType::F32
+        };
+        let read = |key: &str| -> Result<Tensor> { Ok(self.adapter.tensor(key)?.to_dtype(wide)?) };
+        let merge = || -> Result<Tensor> {
+            let mut weight = start.to_dtype(wide)?;
+            if let Some(low_rank) = &change.low_rank {
+                weight = low_rank.apply(&weight, read)?;
+            }
+            if let Some((key, factor)) = &change.add {
+                weight = (weight + (read(key)? * *factor)?)?;
+            }
+            if let Some((key, rows)) = &change.rows {
+                weight = update::replace_rows(&weight, rows, &read(key)?)?;
+            }
+            Ok(weight.to_dtype(dtype)?)
+        };
+        let merged = merge().map_err(|error| match error {
+            Error::Candle(error) => failed(error),
+            error => error,
+        })?;
+        if !ops::is_finite(&merged)? {
+            let problem = format!("merging `{name}` gives values that are not finite in {dtype:?}");
+            return Err(Error::file(self.adapter.path(), problem));
+        }
+        Ok(merged)
+    }
+
+    /// The tensors that the base does not have: they come from the adapter as they are.
+    pub fn new_tensors<'a>(&'a self, base: &'a Base) -> impl Iterator<Item = (&'a str, &'a str)> {
+        let new = self.changes.iter().filter(|(name, _)| !base.contains(name));
+        new.filter_map(|(name, change)| Some((name.as_str(), change.replace.as_deref()?)))
+    }
+
+    pub fn adapter(&self) -> &TensorFile {
+        &self.adapter
+    }
+}
+
+/// A plan in the making.
+pub(super) struct Planner<'a> {
+    pub base: &'a Base,
+    pub adapter: &'a TensorFile,
+    pub config: &'a AdapterConfig,
+    pub lora: &'a LoraConfig,
+    pub options: &'a MergeOptions,
+    pub selection: Selection<'a>,
+    pub paths: Paths,
+    pub changes: IndexMap<String, Change>,
+    pub problems: Vec<String>,
+}
+
+impl Planner<'_> {
+    fn plan(&mut self, keys: &Keys) -> Result<()> {
+        // What comes in full first, as it may change a shape.
+        for (name, key) in &keys.plain {
+            self.plain(name, key, keys)?;
+        }
+        let mut wrapped = IndexMap::new();
+        let mut square = Vec::new();
+        for (path, module) in &keys.modules {
+            let name = without_wrappers(path);
+            if let Some(key) = module.get(Part::Tokens) {
+                self.tokens(&name, key)?;
+            }
+            let low_rank = module.has(Part::A) || module.has(Part::B);
+            if low_rank && self.is_of_parameters(&name) {
+                let (inner, depth) = wrappers_behind(path);
+                let list: &mut Vec<_> = wrapped.entry(without_wrappers(inner)).or_default();
+                list.push((depth, module));
+                continue;
+            }
+            if low_rank {
+                self.layer(path, module, keys, &mut square)?;
+            } else if module.has(Part::EmbeddingA) || module.has(Part::EmbeddingB) {
+                self.embedding(&name, module)?;
+            } else if !module.has(Part::Tokens) {
+                for key in module.keys() {
+                    let problem = format!("`{key}` stands without `lora_A` and `lora_B`");
+                    self.problems.push(problem);
+                }
+            }
+        }
+        for (module, parts) in wrapped {
+            self.parameters(&module, parts)?;
+        }
+        self.lay_out(square);
+        self.find_missing(keys)?;
+        self.check_tying(keys);
+        Ok(())
+    }
+
+    /// The path in the checkpoint of a path in the adapter.
+    pub fn locate(&self, path: &str) -> String {
+        self.paths.of(&self.options.renamed(path))
+    }
+
+    /// The shape that a tensor has once it is replaced.
+    pub fn shape(&self, name: &str) -> Option<Vec<usize>> {
+        let replaced = self.changes.get(name).and_then(|c| c.replace.as_ref());
+        match replaced {
+            Some(key) => Some(self.shape_of(key).to_vec()),
+            None => self.base.shape(name).map(<[usize]>::to_vec),
+        }
+    }
+
+    pub fn shape_of(&self, key: &str) -> &[usize] {
+        let info = self.adapter.tensors().get(key);
+        info.map(|info| info.shape.as_slice()).unwrap_or_default()
+    }
+
+    pub fn change(&mut self, name: &str) -> &mut Change {
+        self.changes.entry(name.into()).or_default()
+    }
+
+    /// Whether tensors of both can be computed with.
+    pub fn are_floats(&mut self, name: &str, keys: &[&str]) -> bool {
+        use safetensors::Dtype::{BF16, F16, F32, F64};
+        let mut all = true;
+        let base = self.base.info(name).map(|info| (name, info.dtype));
+        let adapter = keys.iter().filter_map(|key| {
+            let info = self.adapter.tensors().get(*key)?;
+            Some((*key, info.dtype))
+        });
+        for (name, dtype) in base.into_iter().chain(adapter) {
+            if !matches!(dtype, F64 | F32 | F16 | BF16) {
+                self.problems.push(format!(
+                    "`{name}` is {dtype:?}: it must be F64, F32, F16 or BF16 to be merged"
+                ));
+                all = false;
+            }
+        }
+        all
+    }
+}

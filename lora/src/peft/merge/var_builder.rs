@@ -1,0 +1,176 @@
+//! A `VarBuilder` whose tensors are merged when they are asked for.
+
+use super::MergeOptions;
+use super::base::Base;
+use super::plan::Plan;
+use crate::{Error, Result};
+use candle_core::{DType, Device, Shape, Tensor};
+use candle_nn::VarBuilder;
+use candle_nn::var_builder::SimpleBackend;
+use std::collections::HashSet;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+
+/// The weights of a checkpoint with an adapter of PEFT's merged into them, for any model that loads
+/// from a [`VarBuilder`]. Each tensor is read and merged when the model asks for it.
+///
+/// The files are as in [`merge_checkpoint`](super::merge_checkpoint), several or one; tensors are
+/// computed in f32 and then have this dtype.
+///
+/// What a model does not ask for it does not get: the second value tells, when the model is loaded,
+/// whether all of the adapter was of use.
+///
+/// ```
+/// # use candle_core::{DType, Device, Tensor};
+/// # use std::collections::HashMap;
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let dir = tempfile::tempdir()?;
+/// # let (base, adapter) = (dir.path().join("model.safetensors"), dir.path().join("adapter"));
+/// # std::fs::create_dir(&adapter)?;
+/// # std::fs::write(adapter.join("adapter_config.json"),
+/// #     r#"{"peft_type": "LORA", "r": 1, "lora_alpha": 2, "target_modules": ["fc"]}"#)?;
+/// # let ones = |shape: (usize, usize)| Tensor::ones(shape, DType::F32, &Device::Cpu);
+/// # candle_core::safetensors::save(&HashMap::from([("fc.weight", ones((2, 3))?)]), &base)?;
+/// # candle_core::safetensors::save(&HashMap::from([
+/// #     ("base_model.model.fc.lora_A.weight", ones((1, 3))?),
+/// #     ("base_model.model.fc.lora_B.weight", ones((2, 1))?),
+/// # ]), adapter.join("adapter_model.safetensors"))?;
+/// use lora::peft::merged_var_builder;
+///
+/// let (vb, check) = merged_var_builder(&[base], adapter, DType::F32, &Device::Cpu)?;
+/// let model = candle_nn::linear_no_bias(3, 2, vb.pp("fc"))?; // or any model
+/// check.finish()?; // nothing of the adapter was left out
+/// assert_eq!(model.weight().to_vec2::<f32>()?, [[3.0; 3]; 2]); // 1 + 2/1 · 1·1
+/// # Ok(())
+/// # }
+/// ```
+///
+/// # Errors
+/// Those of [`merge_checkpoint`](super::merge_checkpoint); a value that is not finite when the
+/// tensor is asked for.
+pub fn merged_var_builder<P: AsRef<Path>>(
+    base: &[P],
+    adapter: impl AsRef<Path>,
+    dtype: DType,
+    device: &Device,
+) -> Result<(VarBuilder<'static>, MergeCheck)> {
+    merged_var_builder_with(base, adapter, dtype, device, &MergeOptions::new())
+}
+
+/// As [`merged_var_builder`], with options.
+///
+/// # Errors
+/// Those of [`merged_var_builder`].
+pub fn merged_var_builder_with<P: AsRef<Path>>(
+    base: &[P],
+    adapter: impl AsRef<Path>,
+    dtype: DType,
+    device: &Device,
+    options: &MergeOptions,
+) -> Result<(VarBuilder<'static>, MergeCheck)> {
+    let paths: Vec<PathBuf> = base.iter().map(|path| path.as_ref().into()).collect();
+    let base = Base::open_all(&paths)?;
+    let plan = Plan::new(&base, adapter.as_ref(), options)?;
+    let check = MergeCheck {
+        adapter: adapter.as_ref().into(),
+        all: plan.changes.keys().cloned().collect(),
+        asked: Arc::default(),
+    };
+    let merged = Merged {
+        base,
+        plan,
+        asked: check.asked.clone(),
+    };
+    let builder = VarBuilder::from_backend(Box::new(merged), dtype, device.clone());
+    Ok((builder, check))
+}
+
+/// Which tensors that an adapter changes were asked for.
+#[derive(Clone, Debug)]
+#[must_use = "call finish() once the model is loaded: what it did not ask for is left out in silence"]
+pub struct MergeCheck {
+    adapter: PathBuf,
+    all: Vec<String>,
+    asked: Arc<Mutex<HashSet<String>>>,
+}
+
+impl MergeCheck {
+    /// Names of the tensors that the adapter changes and that nobody has asked for so far.
+    pub fn unused(&self) -> Vec<String> {
+        let asked = self
+            .asked
+            .lock()
+            .unwrap_or_else(|broken| broken.into_inner());
+        let unused = self.all.iter().filter(|name| !asked.contains(*name));
+        unused.cloned().collect()
+    }
+
+    /// Checks that all were asked for.
+    ///
+    /// # Errors
+    /// Lists those that were not: the model is not the one that the adapter is for, or has other
+    /// names.
+    pub fn finish(&self) -> Result<()> {
+        let unused = self.unused();
+        if unused.is_empty() {
+            return Ok(());
+        }
+        let problem = |name| format!("changes `{name}`, which the model did not load");
+        Err(Error::File {
+            path: self.adapter.clone(),
+            problems: unused.into_iter().map(problem).collect(),
+        })
+    }
+}
+
+struct Merged {
+    base: Base,
+    plan: Plan,
+    asked: Arc<Mutex<HashSet<String>>>,
+}
+
+impl SimpleBackend for Merged {
+    fn get(
+        &self,
+        shape: Shape,
+        name: &str,
+        _: candle_nn::Init,
+        dtype: DType,
+        device: &Device,
+    ) -> candle_core::Result<Tensor> {
+        let tensor = self.get_unchecked(name, dtype, device)?;
+        if *tensor.shape() != shape {
+            let error = candle_core::Error::UnexpectedShape {
+                msg: format!("shape mismatch for {name}"),
+                expected: shape,
+                got: tensor.shape().clone(),
+            };
+            return Err(error.bt());
+        }
+        Ok(tensor)
+    }
+
+    fn get_unchecked(
+        &self,
+        name: &str,
+        dtype: DType,
+        device: &Device,
+    ) -> candle_core::Result<Tensor> {
+        if !self.contains_tensor(name) {
+            let path = name.to_string();
+            return Err(candle_core::Error::CannotFindTensor { path }.bt());
+        }
+        let tensor = self.plan.apply(name, &self.base)?;
+        let mut asked = self
+            .asked
+            .lock()
+            .unwrap_or_else(|broken| broken.into_inner());
+        asked.insert(name.into());
+        drop(asked);
+        tensor.to_device(device)?.to_dtype(dtype)
+    }
+
+    fn contains_tensor(&self, name: &str) -> bool {
+        self.base.contains(name) || self.plan.changes.contains_key(name)
+    }
+}

@@ -1,0 +1,287 @@
+//! Writing a merged checkpoint.
+
+use super::MergeOptions;
+use super::base::Base;
+use super::plan::Plan;
+use crate::peft::files::{stage, sync, temporary};
+use crate::peft::tensor_file::TensorFile;
+use crate::{Error, Result};
+use candle_core::Tensor;
+use safetensors::tensor::{Dtype, Metadata, TensorInfo};
+use serde_json::{Value, json};
+use std::collections::HashMap;
+use std::io::{self, BufWriter, Write};
+use std::path::{Path, PathBuf};
+use tempfile::NamedTempFile;
+
+/// What a merge did.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct MergeReport {
+    /// Names of the tensors that the adapter changed or added.
+    pub changed: Vec<String>,
+    /// Number of tensors that are as they were.
+    pub unchanged: usize,
+    /// The files written.
+    pub files: Vec<PathBuf>,
+}
+
+/// Merges an adapter of PEFT's into a checkpoint, without the model's code.
+///
+/// `base` is a `.safetensors` file, and `out` then is one, too; or it is a directory that holds one,
+/// or the index of shards (or its directory), and `out` is a directory that gets the same files. One
+/// tensor at a time is in memory, computed in f32 (f64 for f64 weights) and rounded once. The files
+/// appear under their names when all are written.
+///
+/// Merged are adapters of linear layers (stored as (out, in) or (in, out)), convolutions without
+/// groups, embeddings, attention layers and bare parameters, with rsLoRA, DoRA, patterns, and a bias
+/// on B; and modules, biases and tokens that were trained in full.
+///
+/// ```no_run
+/// use lora::peft::merge_checkpoint;
+///
+/// merge_checkpoint("llama/model.safetensors", "my-adapter", "merged.safetensors")?;
+/// # Ok::<(), lora::Error>(())
+/// ```
+///
+/// # Errors
+/// If a tensor of the adapter has no place in the base, or a target none in the adapter; shapes do
+/// not fit or leave two readings; a merged value is not finite; a file is damaged or cannot be
+/// written. All problems are listed, and nothing is written. See [`MergeOptions`] for what can be
+/// allowed.
+pub fn merge_checkpoint(
+    base: impl AsRef<Path>,
+    adapter: impl AsRef<Path>,
+    out: impl AsRef<Path>,
+) -> Result<MergeReport> {
+    merge_checkpoint_with(base, adapter, out, &MergeOptions::new())
+}
+
+/// As [`merge_checkpoint`], with options.
+///
+/// # Errors
+/// Those of [`merge_checkpoint`].
+pub fn merge_checkpoint_with(
+    base: impl AsRef<Path>,
+    adapter: impl AsRef<Path>,
+    out: impl AsRef<Path>,
+    options: &MergeOptions,
+) -> Result<MergeReport> {
+    let (adapter, out) = (adapter.as_ref(), out.as_ref());
+    let base = Base::open(base.as_ref())?;
+    let plan = Plan::new(&base, adapter, options)?;
+    let dir = match &base.dir {
+        Some(_) => out,
+        None => match out.parent() {
+            Some(dir) if !dir.as_os_str().is_empty() => dir,
+            _ => Path::new("."),
+        },
+    };
+    let failed = |error: io::Error| Error::file(out, format!("cannot be written: {error}"));
+    std::fs::create_dir_all(dir).map_err(failed)?;
+    let mut staged = Vec::new();
+    let mut work = Work {
+        base: &base,
+        plan: &plan,
+        options,
+        done: 0,
+        all: base.names().count() + plan.new_tensors(&base).count(),
+    };
+    let mut added = 0;
+    for (place, shard) in base.shards.iter().enumerate() {
+        let path = match (&base.dir, shard.path().file_name()) {
+            (Some(_), Some(name)) => dir.join(name),
+            _ => out.into(),
+        };
+        let same = |a: &Path, b: &Path| a.canonicalize().ok().zip(b.canonicalize().ok());
+        if same(&path, shard.path()).is_some_and(|(a, b)| a == b) {
+            return Err(Error::file(&path, "is the base itself: name another place"));
+        }
+        let last = place + 1 == base.shards.len();
+        let file = temporary(dir).map_err(failed)?;
+        let file = work.shard(shard, last, file)?;
+        staged.push((file, path));
+    }
+    if let Some((name, index)) = &base.index {
+        let index = updated(index, &base, &plan, &mut added);
+        let bytes = crate::peft::write_json::to_vec(&index).map_err(|e| Error::file(out, e))?;
+        staged.push((stage(dir, &bytes).map_err(failed)?, dir.join(name)));
+    }
+    if options.copy_files
+        && let Some(from) = &base.dir
+    {
+        copy_files(from, dir, &mut staged)?;
+    }
+    let mut files = Vec::new();
+    for (file, path) in staged {
+        file.persist(&path).map_err(|error| failed(error.error))?;
+        files.push(path);
+    }
+    sync(dir);
+    let changed: Vec<String> = plan.changes.keys().cloned().collect();
+    let touched = changed.iter().filter(|name| base.contains(name)).count();
+    Ok(MergeReport {
+        unchanged: base.names().count() - touched,
+        changed,
+        files,
+    })
+}
+
+/// A merge on its way.
+struct Work<'a> {
+    base: &'a Base,
+    plan: &'a Plan,
+    options: &'a MergeOptions,
+    done: usize,
+    all: usize,
+}
+
+impl Work<'_> {
+    /// Writes a shard with its changes, and the new tensors behind the last one's.
+    fn shard(
+        &mut self,
+        shard: &TensorFile,
+        last: bool,
+        file: NamedTempFile,
+    ) -> Result<NamedTempFile> {
+        let (base, plan) = (self.base, self.plan);
+        let mut infos = Vec::new();
+        let mut end = 0;
+        let mut add = |name: &str, dtype: Dtype, shape: &[usize]| {
+            let count: usize = shape.iter().product();
+            let start = end;
+            end += count * dtype.bitsize() / 8;
+            let info = TensorInfo {
+                dtype,
+                shape: shape.to_vec(),
+                data_offsets: (start, end),
+            };
+            infos.push((name.to_string(), info));
+        };
+        for (name, info) in shard.tensors() {
+            let replaced = plan.changes.get(name).and_then(|c| c.replace.as_ref());
+            let shape = replaced.and_then(|key| plan.adapter().tensors().get(key));
+            add(
+                name,
+                info.dtype,
+                shape.map_or(&info.shape, |own| &own.shape),
+            );
+        }
+        if last {
+            for (name, key) in plan.new_tensors(base) {
+                if let Some(info) = plan.adapter().tensors().get(key) {
+                    add(name, info.dtype, &info.shape);
+                }
+            }
+        }
+        let path = base.path.clone();
+        let wrong = |error: &dyn std::fmt::Display| Error::file(&path, error.to_string());
+        let metadata = shard.metadata().cloned();
+        let metadata = metadata.or_else(|| Some(HashMap::from([("format".into(), "pt".into())])));
+        let names: Vec<String> = infos.iter().map(|(name, _)| name.clone()).collect();
+        let header = Metadata::new(metadata, infos).map_err(|error| wrong(&error))?;
+        let mut header = serde_json::to_vec(&header).map_err(|error| wrong(&error))?;
+        header.resize(header.len().next_multiple_of(8), b' ');
+        let mut out = BufWriter::new(file);
+        let failed = |error: io::Error| Error::file(&path, format!("writing it merged: {error}"));
+        let length = (header.len() as u64).to_le_bytes();
+        out.write_all(&length).map_err(failed)?;
+        out.write_all(&header).map_err(failed)?;
+        for name in &names {
+            match plan.changes.contains_key(name) {
+                true => out
+                    .write_all(&bytes(&plan.apply(name, base)?)?)
+                    .map_err(failed)?,
+                false => shard.copy(name, &mut out)?,
+            }
+            self.done += 1;
+            if let Some(progress) = &self.options.progress {
+                progress(self.done, self.all, name);
+            }
+        }
+        let file = out
+            .into_inner()
+            .map_err(|error| failed(error.into_error()))?;
+        file.as_file().sync_all().map_err(failed)?;
+        Ok(file)
+    }
+}
+
+/// The bytes of a tensor as a file has them.
+fn bytes(tensor: &Tensor) -> Result<Vec<u8>> {
+    use safetensors::View;
+    let tensor = tensor.contiguous()?;
+    Ok((&tensor).data().into_owned())
+}
+
+/// The index with the new tensors in it.
+fn updated(index: &Value, base: &Base, plan: &Plan, added: &mut u64) -> Value {
+    let mut index = index.clone();
+    let size = |info: &TensorInfo| (info.data_offsets.1 - info.data_offsets.0) as u64;
+    let mut removed = 0;
+    for (name, change) in &plan.changes {
+        let own = change.replace.as_ref();
+        let own = own.and_then(|key| plan.adapter().tensors().get(key));
+        if let Some(own) = own {
+            let elements: usize = own.shape.iter().product();
+            match base.info(name) {
+                Some(info) => {
+                    *added += (elements * info.dtype.bitsize() / 8) as u64;
+                    removed += size(info);
+                }
+                None => *added += size(own),
+            }
+        }
+    }
+    if let Some(total) = index.pointer_mut("/metadata/total_size")
+        && let Some(number) = total.as_u64()
+    {
+        *total = json!((number + *added).saturating_sub(removed));
+    }
+    let last = base
+        .shards
+        .last()
+        .and_then(|shard| shard.path().file_name());
+    if let Some(last) = last.and_then(|name| name.to_str())
+        && let Some(map) = index.get_mut("weight_map").and_then(Value::as_object_mut)
+    {
+        for (name, _) in plan.new_tensors(base) {
+            map.insert(name.into(), json!(last));
+        }
+    }
+    index
+}
+
+/// Stages what is beside the weights.
+fn copy_files(from: &Path, dir: &Path, staged: &mut Vec<(NamedTempFile, PathBuf)>) -> Result<()> {
+    let failed = |error: io::Error| Error::file(from, format!("cannot be copied: {error}"));
+    let weights = [
+        ".safetensors",
+        ".bin",
+        ".pt",
+        ".pth",
+        ".gguf",
+        ".h5",
+        ".msgpack",
+        ".onnx",
+    ];
+    for entry in std::fs::read_dir(from).map_err(failed)? {
+        let path = entry.map_err(failed)?.path();
+        let Some(name) = path.file_name() else {
+            continue;
+        };
+        let text = name.to_string_lossy();
+        let skipped = text.starts_with('.')
+            || text.ends_with(".index.json")
+            || weights.iter().any(|end| text.ends_with(end));
+        if skipped || !path.is_file() {
+            continue;
+        }
+        let mut source = std::fs::File::open(&path).map_err(failed)?;
+        let mut file = temporary(dir).map_err(failed)?;
+        io::copy(&mut source, &mut file).map_err(failed)?;
+        file.as_file().sync_all().map_err(failed)?;
+        staged.push((file, dir.join(name)));
+    }
+    Ok(())
+}
