@@ -199,6 +199,23 @@ pub fn set<M: LoraModule>(model: &mut M, path: &str, value: &Tensor) -> Result {
     Ok(Var::from_tensor(&param.tensor)?.set(&value)?)
 }
 
+/// Gives a parameter of a module that an adapter trains in full a value: `rest` is the adapter's
+/// name, a dot and the parameter's. The copy is in the model while its adapter is active.
+pub fn set_saved<M: LoraModule>(model: &mut M, module: &str, rest: &str, value: &Tensor) -> Result {
+    let (adapter, name) = rest.split_once('.').ok_or("no adapter")?;
+    let active = model.active_adapters();
+    let others = active != [adapter];
+    if others {
+        set_active(model, &[adapter])?;
+    }
+    set(model, &format!("{module}.{name}"), value)?;
+    if others {
+        let active: Vec<&str> = active.iter().map(String::as_str).collect();
+        set_active(model, &active)?;
+    }
+    Ok(())
+}
+
 pub fn mismatch(what: &str, ours: &Shape, theirs: &Shape) -> Error {
     format!("{what}: shape {ours:?} here, {theirs:?} in PEFT").into()
 }

@@ -15,6 +15,8 @@ struct Run<T: Twin> {
     configs: Value,
     tensors: Weights,
     model: Option<T::Lora>,
+    /// An adapter was swapped and none was activated since.
+    swapped: bool,
 }
 
 impl<T: Twin> Run<T> {
@@ -37,13 +39,43 @@ impl<T: Twin> Run<T> {
         match name.as_str().unwrap_or_default() {
             "create" => {}
             "add" => api::add_adapter(model, text(0), &api::config(&self.configs[text(0)])?)?,
-            "set" => api::set_active(model, &names()?)?,
+            "set" => {
+                if model.is_merged() {
+                    // PEFT takes the adapters out of the weights without a word.
+                    let refused = api::set_active(model, &names()?);
+                    let refused = refused.is_err_and(|error| error.to_string().contains("merged"));
+                    same("refused while merged", refused, true)?;
+                    model.unmerge()?;
+                }
+                api::set_active(model, &names()?)?;
+                self.swapped = false;
+            }
             "train" => api::set_trainable(model, text(0), args[1] == true)?,
-            "delete" => api::delete(model, text(0))?,
+            "delete" => {
+                let active = api::active_adapters(model)?;
+                api::delete(model, text(0))?;
+                let left: Vec<_> = active.into_iter().filter(|name| name != text(0)).collect();
+                same(
+                    "active after deletion",
+                    api::active_adapters(model)?,
+                    left.clone(),
+                )?;
+                if left.is_empty() {
+                    // PEFT chooses one that is left, the first by name.
+                    let first = api::adapter_names(model)?.into_iter().min();
+                    api::set_active(model, &[&first.ok_or("no adapter left")?])?;
+                }
+            }
             "merge" => api::merge(model, &names()?)?,
             "unmerge" => model.unmerge()?,
             "scale" => api::set_scale(model, text(0), args[1].as_f64().ok_or("a factor")?)?,
-            "hot_swap" => api::hot_swap(model, text(0), &folder("lifecycle").join(text(1)))?,
+            "hot_swap" => {
+                let before = training(model);
+                api::hot_swap(model, text(0), &folder("lifecycle").join(text(1)))?;
+                // PEFT freezes an adapter by the way where its rank becomes larger.
+                same("training as before", training(model), before)?;
+                self.swapped = true;
+            }
             "disabled" => return api::disabled(model),
             "rows" => {
                 model.eval();
@@ -63,7 +95,10 @@ impl<T: Twin> Run<T> {
         if !values.0.is_empty() {
             let model = self.model.as_mut().ok_or("no model yet")?;
             for (name, value) in &values.0 {
-                api::set(model, &api::path(name), value)?;
+                match name.split_once(".modules_to_save.") {
+                    Some((module, rest)) => api::set_saved(model, module, rest, value)?,
+                    None => api::set(model, &api::path(name), value)?,
+                }
             }
             view = model.clone();
         }
@@ -91,6 +126,9 @@ impl<T: Twin> Run<T> {
         )?;
         let merged = state["merged"].as_array().ok_or("a list of names")?;
         same("is merged", model.is_merged(), !merged.is_empty())?;
+        if self.swapped {
+            return Ok(());
+        }
         same("training", training(model), state["training"].clone())
     }
 }
@@ -118,6 +156,7 @@ fn check<T: Twin>(name: &str, spec: &Value, configs: &Value) -> Result {
         configs: configs.clone(),
         tensors,
         model: None,
+        swapped: false,
     };
     for (number, state) in spec["states"].as_array().unwrap().iter().enumerate() {
         let step = run.step(number, state);
@@ -190,6 +229,7 @@ fn model_of(row: &Value) -> Result<<Mlp as lora::LoraModel>::Lora> {
         configs: states["configs"].clone(),
         tensors,
         model: None,
+        swapped: false,
     };
     let mut last = None;
     for op in row["ops"].as_array().unwrap() {
@@ -203,7 +243,16 @@ fn model_of(row: &Value) -> Result<<Mlp as lora::LoraModel>::Lora> {
 fn same_fields(row: &Value, ours: &Value, theirs: &Value, fields: &[&str]) -> Result {
     let ops = row["ops"].as_array().unwrap();
     let disabled = ops.last().is_some_and(|op| op[0] == "disabled");
+    // PEFT calls a layer enabled, too, where none of the active adapters is.
+    let names = |field: &str| api::strings(&theirs[field]).unwrap_or_default();
+    let available = names("available_adapters");
+    let acts = names("active_adapters")
+        .iter()
+        .any(|name| available.contains(name));
     for field in fields {
+        if *field == "enabled" && !acts {
+            continue;
+        }
         if !disabled || ["name", "enabled", "available_adapters"].contains(field) {
             same(field, &ours[field], &theirs[field])?;
         }
