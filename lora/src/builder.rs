@@ -113,7 +113,7 @@ impl<'a> Builder<'a> {
         }
         let mut lora = model.adapt(&mut builder)?;
         manage::activate(&mut lora, &[name])?;
-        if let Some(attach) = &mut builder.attach {
+        if let Some(attach) = builder.attach.as_mut().filter(|_| !for_values) {
             attach.problems.extend(manage::ties(&lora, name, config));
         }
         builder.finish()?;

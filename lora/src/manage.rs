@@ -185,7 +185,9 @@ pub(crate) fn add<M: LoraModule>(
         }
         set_layer_trainable(layer, name, false)
     })?;
-    attach.problems.extend(ties(&changed, name, config));
+    if !for_values {
+        attach.problems.extend(ties(&changed, name, config));
+    }
     attach.finish(Vec::new())?;
     *model = changed;
     Ok(())

@@ -322,6 +322,10 @@ impl Description {
     pub fn disagreements(&self, config: &LoraConfig) -> Result<Vec<String>> {
         let mut problems = self.problems.clone();
         let mut planned = self.planned(config)?;
+        let tied = self.sites.iter().filter(|site| site.tied_to.is_some());
+        for site in tied {
+            planned.shift_remove(&site.path);
+        }
         for (path, mine) in self.adapted() {
             let Some(theirs) = planned.shift_remove(path) else {
                 problems.push(format!(

@@ -103,7 +103,7 @@ fn save<M: LoraModule>(model: &M, name: &str, dir: &Path, options: &SaveOptions)
 fn describe(model: &Description, options: &SaveOptions) -> Result<AdapterConfig, Vec<String>> {
     let mut problems = model.problems.clone();
     let layers: Vec<(&str, Settings)> = model.adapted().collect();
-    if layers.is_empty() && model.tokens().is_empty() {
+    if layers.is_empty() {
         problems.push("cannot be written: the model has no adapter".into());
     }
     if layers.iter().any(|(path, _)| path.is_empty()) {
