@@ -25,6 +25,7 @@ impl AsLinear for Linear {
             bias: self.bias().cloned(),
             updates: Vec::new(),
             tokens: Vec::new(),
+            recorder: None,
             rows: Vec::new(),
         })
     }

@@ -5,7 +5,7 @@ use crate::manage;
 use crate::params::each_layer;
 use crate::path::Path;
 use crate::selection::Overrides;
-use crate::{Error, Layer, Lora, LoraConfig, LoraModel, LoraModule, Result, WithLora};
+use crate::{Calibrated, Error, Layer, Lora, LoraConfig, LoraModel, LoraModule, Result, WithLora};
 use candle_core::{Device, Tensor, TensorId};
 use std::collections::{HashMap, HashSet};
 
@@ -95,7 +95,7 @@ impl Mark {
 
 impl<'a> Builder<'a> {
     pub(crate) fn convert<M: LoraModel>(model: &M, config: &'a LoraConfig) -> Result<Lora<M>> {
-        Self::convert_as(model, DEFAULT_ADAPTER, config, false)
+        Self::convert_as(model, DEFAULT_ADAPTER, config, false, None)
     }
 
     /// Converts, with an adapter of this name. If it comes with its values (`for_values`), the
@@ -105,8 +105,9 @@ impl<'a> Builder<'a> {
         name: &'a str,
         config: &'a LoraConfig,
         for_values: bool,
+        calibrated: Option<&'a Calibrated>,
     ) -> Result<Lora<M>> {
-        let attach = Attach::new(name, config, for_values)?;
+        let attach = Attach::new(name, config, for_values, calibrated)?;
         let mut builder = Self::new(config, Some(attach));
         if is_layer(&Self::freeze(model)?) {
             builder.mark = Some(Mark::rank());

@@ -1,6 +1,7 @@
 //! [`LoraConfig`]: what to adapt, with which rank, and what else to train.
 
-use crate::{Error, Init, Result};
+use crate::init::{CordaConfig, EvaConfig, LoftqConfig, LoraGaConfig};
+use crate::{Error, Init, Result, Targets};
 use indexmap::IndexMap;
 use serde::{Deserialize, Serialize};
 
@@ -111,6 +112,18 @@ pub struct LoraConfig {
     /// Initial values of the adapters.
     #[serde(rename = "lora_init")]
     pub init: Init,
+    /// Settings of [`Init::Eva`].
+    #[serde(rename = "lora_eva_config", skip_serializing_if = "is_default")]
+    pub eva_config: EvaConfig,
+    /// Settings of [`Init::Corda`].
+    #[serde(rename = "lora_corda_config", skip_serializing_if = "is_default")]
+    pub corda_config: CordaConfig,
+    /// Settings of [`Init::LoraGa`].
+    #[serde(rename = "lora_ga_config", skip_serializing_if = "is_default")]
+    pub lora_ga_config: LoraGaConfig,
+    /// Settings of [`Init::Loftq`].
+    #[serde(rename = "lora_loftq_config", skip_serializing_if = "is_default")]
+    pub loftq_config: LoftqConfig,
     /// Parts of the model whose inner values are computed anew in the backward pass instead of being
     /// kept: less memory, more time. Names or a regular expression for the paths of
     /// [`Recompute`](crate::layers::Recompute) parts.
@@ -152,6 +165,10 @@ impl LoraConfig {
             target_parameters: Vec::new(),
             ensure_weight_tying: false,
             init: Init::Default,
+            eva_config: EvaConfig::default(),
+            corda_config: CordaConfig::default(),
+            lora_ga_config: LoraGaConfig::default(),
+            loftq_config: LoftqConfig::default(),
             recompute: None,
             seed: None,
         }
@@ -268,6 +285,30 @@ impl LoraConfig {
         self
     }
 
+    /// Sets [`eva_config`](Self::eva_config).
+    pub fn eva_config(mut self, eva_config: EvaConfig) -> Self {
+        self.eva_config = eva_config;
+        self
+    }
+
+    /// Sets [`corda_config`](Self::corda_config).
+    pub fn corda_config(mut self, corda_config: CordaConfig) -> Self {
+        self.corda_config = corda_config;
+        self
+    }
+
+    /// Sets [`lora_ga_config`](Self::lora_ga_config).
+    pub fn lora_ga_config(mut self, lora_ga_config: LoraGaConfig) -> Self {
+        self.lora_ga_config = lora_ga_config;
+        self
+    }
+
+    /// Sets [`loftq_config`](Self::loftq_config).
+    pub fn loftq_config(mut self, loftq_config: LoftqConfig) -> Self {
+        self.loftq_config = loftq_config;
+        self
+    }
+
     /// Sets [`recompute`](Self::recompute).
     pub fn recompute(mut self, parts: impl Into<Targets>) -> Self {
         self.recompute = Some(parts.into());
@@ -293,7 +334,8 @@ impl LoraConfig {
     /// Checks the values that can be checked without a model.
     ///
     /// # Errors
-    /// Lists a rank of 0, an alpha that is not finite, a dropout outside `0.0..1.0`, an empty name.
+    /// Lists a rank of 0, an alpha that is not finite, a dropout outside `0.0..1.0`, an empty name,
+    /// settings of the initial values outside their range.
     /// Patterns are checked against the model when it is converted.
     pub fn validate(&self) -> Result<()> {
         let mut problems = Vec::new();
@@ -336,12 +378,19 @@ impl LoraConfig {
             !self.modules_to_save.iter().any(|name| name.is_empty()),
             "modules_to_save has an empty name".into(),
         );
+        self.eva_config.check(&mut problems);
+        self.lora_ga_config.check(&mut problems);
+        self.loftq_config.check(&mut problems);
         if problems.is_empty() {
             Ok(())
         } else {
             Err(Error::Config(problems))
         }
     }
+}
+
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
 }
 
 /// Which biases are trained, PEFT's `bias`.
@@ -355,38 +404,4 @@ pub enum TrainBias {
     LoraOnly,
     /// Every bias of the model, those of norms and heads too.
     All,
-}
-
-/// A choice of modules by path, with PEFT's matching rules.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(untagged)]
-pub enum Targets {
-    /// A module matches when its path equals a name or ends with `.name`.
-    Names(Vec<String>),
-    /// A module matches when the regular expression matches its whole path.
-    Regex(String),
-}
-
-impl From<&str> for Targets {
-    fn from(regex: &str) -> Self {
-        Self::Regex(regex.into())
-    }
-}
-
-impl From<String> for Targets {
-    fn from(regex: String) -> Self {
-        Self::Regex(regex)
-    }
-}
-
-impl<S: Into<String>> From<Vec<S>> for Targets {
-    fn from(names: Vec<S>) -> Self {
-        Self::Names(names.into_iter().map(Into::into).collect())
-    }
-}
-
-impl<S: Into<String>, const N: usize> From<[S; N]> for Targets {
-    fn from(names: [S; N]) -> Self {
-        Self::Names(names.into_iter().map(Into::into).collect())
-    }
 }

@@ -80,6 +80,15 @@ impl Error {
         }
     }
 
+    /// The error with this path, where it has none yet.
+    pub(crate) fn at(self, layer: &str) -> Self {
+        match self {
+            Self::Layer { path, message } if path.is_empty() => Self::layer(layer, message),
+            Self::Candle(error) => Self::layer(layer, error.to_string()),
+            error => error,
+        }
+    }
+
     pub(crate) fn file(path: impl Into<PathBuf>, problem: impl ToString) -> Self {
         Self::File {
             path: path.into(),

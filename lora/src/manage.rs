@@ -163,7 +163,7 @@ pub(crate) fn add<M: LoraModule>(
         problems.push(problem.into());
     }
     checked(problems)?;
-    let mut attach = Attach::new(name, config, for_values)?;
+    let mut attach = Attach::new(name, config, for_values, None)?;
     let mut changed = model.clone();
     try_each_layer(&mut changed, |path, layer| {
         let is_field = layer.copies().is_none();
@@ -300,7 +300,7 @@ pub(crate) fn for_rows<M: LoraModule>(model: &M, rows: &[Option<&str>]) -> Resul
 }
 
 /// What is wrong with the name of a new adapter.
-fn check_new<M: LoraModule>(model: &M, name: &str, problems: &mut Vec<String>) {
+pub(crate) fn check_new<M: LoraModule>(model: &M, name: &str, problems: &mut Vec<String>) {
     if let Err(Error::Config(bad)) = check_name(name) {
         problems.extend(bad);
     }

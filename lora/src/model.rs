@@ -1,7 +1,8 @@
 //! [`LoraModel`]: a type that has a LoRA counterpart.
 
 use crate::builder::Builder;
-use crate::{LoraConfig, LoraModule, Result, peft};
+use crate::{Calibrated, DEFAULT_ADAPTER, LoraConfig, LoraModule, Result, calibrate, peft};
+use candle_core::Tensor;
 use std::path::Path;
 
 /// The LoRA type of a model or layer: `Lora<Linear>` is [`LoraLinear`](crate::layers::LoraLinear).
@@ -49,6 +50,57 @@ pub trait LoraModel: Sized {
     /// ```
     fn to_lora(&self, config: &LoraConfig) -> Result<Self::Lora> {
         Builder::convert(self, config)
+    }
+
+    /// Shows the model data, for initial values that depend on it: EVA, CorDA and LoRA-GA. The
+    /// result goes to [`to_lora_calibrated`](Self::to_lora_calibrated).
+    ///
+    /// `batch` is called again and again with the model, whose type is that of its LoRA counterpart
+    /// and which computes what this model does. Each time it runs one batch and returns what the
+    /// last step gave, for LoRA-GA the loss; `None` ends. EVA ends by itself once it has seen
+    /// enough.
+    ///
+    /// ```
+    /// use candle_core::{Device, Module, Tensor};
+    /// use lora::{Init, LoraConfig, LoraModel};
+    ///
+    /// let weight = Tensor::randn(0f32, 1., (4, 3), &Device::Cpu)?;
+    /// let linear = candle_nn::Linear::new(weight, None);
+    /// let config = LoraConfig::new(2).init(Init::Corda);
+    /// let data = Tensor::randn(0f32, 1., (2, 16, 3), &Device::Cpu)?;
+    /// let mut batches = (0..2).map(|batch| data.get(batch));
+    /// let calibrated = linear.calibrate(&config, |model| match batches.next() {
+    ///     Some(xs) => Ok(Some(model.forward(&xs?)?)),
+    ///     None => Ok(None),
+    /// })?;
+    /// let model = linear.to_lora_calibrated(&config, &calibrated)?;
+    /// # let _ = model;
+    /// # Ok::<(), lora::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// Those of [`to_lora`](Self::to_lora) and of `batch`; an initial value that needs no data, a
+    /// target that is not linear, and layers of which too little was seen.
+    fn calibrate(
+        &self,
+        config: &LoraConfig,
+        batch: impl FnMut(&Self::Lora) -> Result<Option<Tensor>>,
+    ) -> Result<Calibrated> {
+        calibrate::calibrate(self, config, batch)
+    }
+
+    /// As [`to_lora`](Self::to_lora), with what [`calibrate`](Self::calibrate) found for the same
+    /// configuration. EVA may give layers other ranks than the configuration says.
+    ///
+    /// # Errors
+    /// Those of [`to_lora`](Self::to_lora), and a layer that was not calibrated.
+    fn to_lora_calibrated(
+        &self,
+        config: &LoraConfig,
+        calibrated: &Calibrated,
+    ) -> Result<Self::Lora> {
+        let config = calibrated.config(config);
+        Builder::convert_as(self, DEFAULT_ADAPTER, &config, false, Some(calibrated))
     }
 
     /// The LoRA model without any adapter and with nothing to train: the way to list, count and

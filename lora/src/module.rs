@@ -2,8 +2,9 @@
 
 use crate::peft::{self, SaveOptions};
 use crate::{
-    Cursor, CursorMut, LayerStatus, LoraConfig, LoraModel, ModelStatus, NamedParam, Result,
-    Summary, backward, convert, manage, merge, params, status,
+    Combination, CombineOptions, Cursor, CursorMut, LayerStatus, LoraConfig, LoraModel,
+    ModelStatus, NamedParam, Result, Summary, backward, convert, manage, merge, params, status,
+    weighted,
 };
 use candle_core::backprop::GradStore;
 use candle_core::{DType, Device, Tensor, Var};
@@ -104,6 +105,28 @@ pub trait LoraModule: Sized + Clone + Debug {
     /// Those of [`load_adapter_as`](Self::load_adapter_as); the model is then as it was.
     fn hot_swap(&mut self, name: &str, dir: impl AsRef<Path>) -> Result<()> {
         peft::swap(self, name, dir.as_ref())
+    }
+
+    /// Adds one adapter that is made of others, each with a weight: PEFT's
+    /// `add_weighted_adapter`. Its scaling is 1; it neither acts nor is trained until
+    /// [`set_active`](Self::set_active) says so. Layers that only some of the adapters have are
+    /// made of those.
+    ///
+    /// PEFT takes over rsLoRA and the initial values of the first adapter, and is then wrong by
+    /// √r, or changes the base again. Here the scaling is 1 in any case and the base stays.
+    ///
+    /// # Errors
+    /// Unknown names, a new name that is taken, weights that are not finite, options that do not
+    /// fit, adapters that train parameters of the base's own, a merged model; the model is then as
+    /// it was.
+    fn add_weighted_adapter(
+        &mut self,
+        new: &str,
+        adapters: &[(&str, f64)],
+        combination: Combination,
+        options: &CombineOptions,
+    ) -> Result<()> {
+        weighted::add_weighted(self, new, adapters, combination, options)
     }
 
     /// Makes these adapters act, in this order, and only these be trained. None at all gives what

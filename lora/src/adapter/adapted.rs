@@ -34,6 +34,25 @@ pub trait Adapted: Debug {
         0
     }
 
+    /// The base weight as a matrix (out, in), for a linear layer.
+    ///
+    /// # Errors
+    /// None for a layer of this crate.
+    fn matrix(&self) -> Result<Option<Tensor>> {
+        Ok(None)
+    }
+
+    /// A tensor of the weight's shape as a matrix (out, in), or the other way round.
+    ///
+    /// # Errors
+    /// If the tensor is no matrix.
+    fn to_matrix(&self, tensor: &Tensor) -> Result<Tensor> {
+        Ok(match self.output_dim() {
+            0 => tensor.clone(),
+            _ => tensor.t()?,
+        })
+    }
+
     /// True for an embedding, whose input are indices.
     fn is_lookup(&self) -> bool {
         false

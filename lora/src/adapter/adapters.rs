@@ -1,6 +1,6 @@
 //! [`Adapters`]: all that a layer's adapters are, and which of them act.
 
-use super::{Adapted, Adapter, Copies, Rows, Tie, Tokens, seen, set_trainable};
+use super::{Adapted, Adapter, Copies, Recorder, Rows, Tie, Tokens, seen, set_trainable};
 use crate::{Part, Result};
 use candle_core::Tensor;
 
@@ -22,6 +22,8 @@ pub struct Adapters {
     pub(crate) copies: Copies,
     /// Which adapter acts on which row of a batch, in a view for mixed batches.
     pub(crate) rows: Option<Rows>,
+    /// Where inputs are noted while the model is calibrated.
+    pub(crate) recorder: Option<Recorder>,
     pub(crate) training: bool,
 }
 
@@ -45,6 +47,7 @@ impl Adapters {
             merged: None,
             copies: Copies::default(),
             rows: None,
+            recorder: None,
             training: true,
         }
     }

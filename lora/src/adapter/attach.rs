@@ -6,7 +6,7 @@ use crate::builder::Mark;
 use crate::matching::{is_bias, modules_above};
 use crate::path::join;
 use crate::selection::Selection;
-use crate::{Error, Layer, LoraConfig, Result, Role, Settings, TrainBias};
+use crate::{Calibrated, Error, Layer, LoraConfig, Result, Role, Settings, TrainBias};
 use candle_core::Tensor;
 use indexmap::IndexSet;
 use std::collections::BTreeSet;
@@ -19,19 +19,26 @@ pub(crate) struct Attach<'a> {
     /// The configuration alone decides, not the model's attributes; a pattern without effect is no
     /// error, as the values that come must find their place anyway.
     for_values: bool,
+    calibrated: Option<&'a Calibrated>,
     layers: Vec<(String, &'static str)>,
     trained: usize,
     pub(crate) problems: Vec<String>,
 }
 
 impl<'a> Attach<'a> {
-    pub(crate) fn new(name: &'a str, config: &'a LoraConfig, for_values: bool) -> Result<Self> {
+    pub(crate) fn new(
+        name: &'a str,
+        config: &'a LoraConfig,
+        for_values: bool,
+        calibrated: Option<&'a Calibrated>,
+    ) -> Result<Self> {
         config.validate()?;
         Ok(Self {
             name,
             config,
             selection: Selection::new(config)?,
             for_values,
+            calibrated,
             layers: Vec::new(),
             trained: 0,
             problems: Vec::new(),
@@ -63,17 +70,26 @@ impl<'a> Attach<'a> {
         };
         self.layers.push((path.to_string(), layer.kind()));
         self.trained += usize::from(settings.is_some() || trainable);
+        let mut base = None;
         if let (Some(settings), Some(adapted)) = (settings, layer.adapted_mut()) {
             match adapted.refuses(settings.rank, self.config.lora_bias) {
                 Some(problem) => self.problems.push(format!("`{path}`: {problem}")),
                 None => {
-                    let adapter = fresh::fresh(adapted, self.name, settings, self.config)?;
+                    let (config, calibrated) = (self.config, self.calibrated);
+                    let (adapter, changed) =
+                        fresh::fresh(adapted, self.name, settings, config, calibrated)?;
                     adapted.parts_mut().2.list.push(adapter);
+                    match changed {
+                        Some(changed) if config.init.is_lasting() => {
+                            *adapted.parts_mut().0 = changed;
+                        }
+                        changed => base = changed,
+                    }
                 }
             }
         }
         self.tokens(path, layer, settings.is_some() || trainable)?;
-        self.copies(path, layer, trainable, train_bias)
+        self.copies(path, layer, base, trainable, train_bias)
     }
 
     /// Gives an embedding the rows that are trained.
@@ -142,16 +158,19 @@ impl<'a> Attach<'a> {
         Ok(Some(settings))
     }
 
-    /// Copies the layer's own parameters for the adapter, if it trains any. Even variables are
+    /// Copies the layer's own parameters for the adapter, if it trains any, or its start changed the
+    /// weight to `base`. Even variables are
     /// copied: training must not reach into the base model. A tied one that is trained is a copy of
     /// its own at each place, as in PEFT.
     fn copies(
         &self,
         path: &str,
         layer: &mut dyn Layer,
+        mut base: Option<Tensor>,
         trainable: bool,
         train_bias: bool,
     ) -> Result<()> {
+        let is_changed = base.is_some();
         let (mut tensors, mut trained) = (Vec::new(), Vec::new());
         for param in layer.params() {
             if param.is_adapters() {
@@ -160,12 +179,15 @@ impl<'a> Attach<'a> {
             let is_trained = trainable || (train_bias && is_bias(&join(path, &param.name)));
             let is_trained =
                 is_trained && param.role == Role::Base && param.tensor.dtype().is_float();
-            let mut tensor: Tensor = param.tensor.detach();
+            let mut tensor: Tensor = match base.take_if(|_| param.name == "weight") {
+                Some(base) => base,
+                None => param.tensor.detach(),
+            };
             set_trainable(&mut tensor, is_trained)?;
             tensors.push(tensor);
             trained.push(is_trained);
         }
-        if trained.contains(&true) {
+        if is_changed || trained.contains(&true) {
             copies::add(layer, path, self.name, tensors, trained)?;
         }
         Ok(())

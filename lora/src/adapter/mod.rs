@@ -5,6 +5,7 @@ mod adapters;
 mod attach;
 pub(crate) mod copies;
 mod fresh;
+mod recorder;
 mod rows;
 pub(crate) mod tie;
 mod tokens;
@@ -14,11 +15,12 @@ pub use adapters::Adapters;
 pub(crate) use adapters::Merged;
 pub(crate) use attach::Attach;
 pub use copies::Copies;
+pub(crate) use recorder::Recorder;
 pub(crate) use rows::{Rows, by_rows};
 pub(crate) use tie::Tie;
 pub use tokens::Tokens;
 
-use crate::{Part, Result};
+use crate::{Part, Result, init};
 use candle_core::{DType, Tensor, Var};
 
 /// The name of the adapter that conversion creates, as in PEFT.
@@ -122,6 +124,38 @@ impl Adapter {
     pub(crate) fn started_mut(&mut self) -> impl Iterator<Item = &mut Tensor> {
         let initial = self.initial.as_mut().into_iter();
         initial.flat_map(|(a, b)| [a, b])
+    }
+
+    /// The adapter for the base as it was before it lost what this one began with: A' = [A; A₀],
+    /// B' = [B, −B₀], as PEFT converts on saving. Any other as it is.
+    pub(crate) fn for_original(&self) -> Result<Self> {
+        let Some((a, b)) = &self.initial else {
+            return Ok(self.clone());
+        };
+        let (a, b) = init::convert(&self.a.detach(), &self.b.detach(), a, b)?;
+        let Settings {
+            rank,
+            alpha,
+            scaling,
+            ..
+        } = self.settings;
+        let is_plain = (alpha / rank as f64 - scaling).abs() <= 1e-12 * scaling.abs();
+        let factor = if is_plain {
+            2.0
+        } else {
+            std::f64::consts::SQRT_2
+        };
+        Ok(Self {
+            a,
+            b,
+            initial: None,
+            settings: Settings {
+                rank: 2 * rank,
+                alpha: factor * alpha,
+                ..self.settings
+            },
+            ..self.clone()
+        })
     }
 
     /// The same without its graph.

@@ -23,6 +23,14 @@ impl AdapterInit<'_> {
         path: &str,
         rank: usize,
     ) -> Result<(Tensor, Tensor)> {
+        if !config.init.is_drawn() {
+            let message = format!(
+                "the initial value `{}` is for linear layers only; take `default` or exclude the \
+                 layer",
+                config.init
+            );
+            return Err(Error::layer(path, message));
+        }
         let mut rng = rng(config.seed, path);
         // Values are rounded to the weight's dtype first, as PEFT does.
         let mut make = |shape: &Shape, draw: Draw| -> Result<Tensor> {
@@ -49,10 +57,10 @@ impl AdapterInit<'_> {
         let kaiming = Draw::Uniform(1.0 / (fan_in as f64).sqrt());
         let (a, b) = match (config.init, self.embedding) {
             (Init::Default | Init::Gaussian, true) => (Draw::Zero, Draw::Normal(1.0)),
-            (Init::Random, true) => (Draw::Normal(1.0), Draw::Normal(1.0)),
+            (_, true) => (Draw::Normal(1.0), Draw::Normal(1.0)),
             (Init::Default, false) => (kaiming, Draw::Zero),
             (Init::Gaussian, false) => (Draw::Normal(1.0 / rank as f64), Draw::Zero),
-            (Init::Random, false) => (kaiming, Draw::Uniform(1.0 / (rank as f64).sqrt())),
+            (_, false) => (kaiming, Draw::Uniform(1.0 / (rank as f64).sqrt())),
         };
         Ok((make(&self.a, a)?, make(&self.b, b)?))
     }
@@ -76,6 +84,11 @@ pub(crate) fn rng(seed: Option<u64>, path: &str) -> ChaCha8Rng {
     });
     rng.set_stream(stream);
     rng
+}
+
+/// A value of N(0, 1).
+pub(crate) fn gaussian(rng: &mut impl Rng) -> f64 {
+    Draw::Normal(1.0).sample(rng)
 }
 
 #[derive(Clone, Copy)]

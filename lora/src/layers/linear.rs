@@ -52,6 +52,7 @@ impl LoraLinear {
             bias: self.bias.as_ref().map(|bias| self.adapters.seen(bias)),
             updates: self.updates()?,
             tokens: self.adapters.tokens_to_compute().collect(),
+            recorder: self.adapters.recorder.clone(),
             rows: self.adapters.row_parts(self, Self::parts_of_forward)?,
         })
     }
@@ -112,6 +113,10 @@ impl Adapted for LoraLinear {
     fn shapes(&self, rank: usize) -> (Shape, Shape) {
         let dims = self.weight.dims();
         ((rank, dims[1]).into(), (dims[0], rank).into())
+    }
+
+    fn matrix(&self) -> Result<Option<Tensor>> {
+        Ok(Some(self.to_matrix(self.unmerged_weight())?))
     }
 
     fn delta(&self, adapter: &Adapter) -> Result<Tensor> {

@@ -108,6 +108,7 @@ impl LoraTransposedLinear {
             bias: self.bias.as_ref().map(|bias| self.adapters.seen(bias)),
             updates: self.updates()?,
             tokens: Vec::new(),
+            recorder: self.adapters.recorder.clone(),
             rows: self.adapters.row_parts(self, Self::parts_of_forward)?,
         })
     }
@@ -171,6 +172,10 @@ impl Adapted for LoraTransposedLinear {
 
     fn output_dim(&self) -> usize {
         1
+    }
+
+    fn matrix(&self) -> Result<Option<Tensor>> {
+        Ok(Some(self.to_matrix(self.unmerged_weight())?))
     }
 
     fn delta(&self, adapter: &Adapter) -> Result<Tensor> {

@@ -3,7 +3,7 @@
 use super::contiguous::copy;
 use super::dropout::{dropout, mask};
 use super::{Compute, affine, linear, record, working};
-use crate::adapter::{Tokens, by_rows, wider};
+use crate::adapter::{Recorder, Tokens, by_rows, wider};
 use crate::kernels::adapted::{Adapted, Dropout, LowRank, Pass, UpdateGrads};
 use crate::kernels::buffer::{Cpu, CpuMatrix, buffer, tensor};
 use crate::kernels::simd::Element;
@@ -20,6 +20,8 @@ pub struct LinearParts {
     pub(crate) updates: Vec<UpdateParts>,
     /// At a head: rows of the weight that others stand in place of.
     pub(crate) tokens: Vec<Tokens>,
+    /// Where inputs are noted.
+    pub(crate) recorder: Option<Recorder>,
     /// In a mixed batch: the rows that each of these layers computes, in place of this one.
     pub(crate) rows: Vec<(Vec<u32>, LinearParts)>,
 }
@@ -47,6 +49,7 @@ impl LinearParts {
         let frozen = !self.weight.track_op();
         match &self.updates[..] {
             _ if !self.rows.is_empty() || !self.tokens.is_empty() => Err(()),
+            _ if self.recorder.is_some() => Err(()),
             [] if frozen => Ok(None),
             [update] if frozen && update.fits(&self.weight) => Ok(Some(update)),
             _ => Err(()),
@@ -74,6 +77,7 @@ impl LinearParts {
             bias: self.bias.as_ref().map(Tensor::detach),
             updates: self.updates.iter().map(update).collect(),
             tokens: Vec::new(),
+            recorder: None,
             rows: Vec::new(),
         }
     }
@@ -85,6 +89,7 @@ impl LinearParts {
             bias: self.bias.as_ref().map(working).transpose()?,
             updates: self.updates.clone(),
             tokens: Vec::new(),
+            recorder: None,
             rows: Vec::new(),
         })
     }
@@ -136,6 +141,9 @@ pub(crate) fn adapted_linear(xs: &Tensor, layer: &LinearParts) -> Result<Tensor>
 /// One op for the layer and one for each factor of each update: any dtype, device and number of
 /// updates.
 fn composed(xs: &Tensor, layer: &LinearParts) -> Result<Tensor> {
+    if let Some(recorder) = &layer.recorder {
+        recorder.observe(xs)?;
+    }
     Updated {
         bias: layer.bias.as_ref(),
         updates: &layer.updates,

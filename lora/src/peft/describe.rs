@@ -6,7 +6,7 @@ use crate::matching::{is_bias, is_or_ends_with, is_or_starts_with, modules_above
 use crate::params::each_layer;
 use crate::path::join;
 use crate::selection::{Overrides, Selection};
-use crate::{LoraConfig, LoraModule, Param, Part, Result, Role, Settings, TrainBias};
+use crate::{Adapter, LoraConfig, LoraModule, Param, Part, Result, Role, Settings, TrainBias};
 use candle_core::Tensor;
 use indexmap::IndexMap;
 use std::collections::{BTreeSet, HashMap};
@@ -82,13 +82,39 @@ impl Site {
 impl Description {
     /// Describes a model and its adapter of this name.
     pub fn of<M: LoraModule>(model: &M, adapter: &str) -> Self {
+        Self::with(model, adapter, Adapter::clone)
+    }
+
+    /// The same with the adapter as one for the base model as it was before conversion.
+    pub fn for_original<M: LoraModule>(model: &M, adapter: &str) -> Result<Self> {
+        let mut failed = None;
+        let description = Self::with(model, adapter, |adapter| {
+            adapter.for_original().unwrap_or_else(|error| {
+                failed = Some(error);
+                adapter.clone()
+            })
+        });
+        match failed {
+            Some(error) => Err(error),
+            None => Ok(description),
+        }
+    }
+
+    fn with<M: LoraModule>(
+        model: &M,
+        adapter: &str,
+        mut view: impl FnMut(&Adapter) -> Adapter,
+    ) -> Self {
         let mut sites = Vec::new();
         // A head comes after the embedding that it shares its weight with.
         let mut embeddings = HashMap::new();
         each_layer(model, |path, layer| {
             let adapted = layer.adapted();
             let adapters = adapted.map(|adapted| adapted.parts().2);
-            let of_name = adapters.and_then(|adapters| adapters.get(adapter));
+            let of_name = adapters
+                .and_then(|adapters| adapters.get(adapter))
+                .map(&mut view);
+            let of_name = of_name.as_ref();
             let tensors = of_name
                 .map(|of_name| of_name.tensors())
                 .into_iter()

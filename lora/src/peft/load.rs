@@ -6,7 +6,7 @@ use super::{AdapterConfig, CONFIG_FILE, files};
 use crate::builder::Builder;
 use crate::path::join;
 use crate::transfer::assign_to_adapter;
-use crate::{DEFAULT_ADAPTER, Error, LoraConfig, LoraModel, LoraModule, Result, manage};
+use crate::{DEFAULT_ADAPTER, Error, Init, LoraConfig, LoraModel, LoraModule, Result, manage};
 use candle_core::Tensor;
 use std::path::Path;
 
@@ -121,7 +121,7 @@ pub(crate) fn swap<M: LoraModule>(model: &mut M, name: &str, dir: &Path) -> Resu
 pub(crate) fn load_new<B: LoraModel>(base: &B, dir: &Path) -> Result<B::Lora> {
     let files = Files::read(dir)?;
     files.check_ranks(&base.to_frozen()?)?;
-    let mut model = Builder::convert_as(base, DEFAULT_ADAPTER, &files.config, true)?;
+    let mut model = Builder::convert_as(base, DEFAULT_ADAPTER, &files.config, true, None)?;
     files.put(&mut model, DEFAULT_ADAPTER)?;
     model.eval();
     Ok(model)
@@ -130,14 +130,18 @@ pub(crate) fn load_new<B: LoraModel>(base: &B, dir: &Path) -> Result<B::Lora> {
 /// The settings of the directory, where a model can have them.
 fn settings(dir: &Path) -> Result<LoraConfig> {
     let file = AdapterConfig::read(dir)?;
-    let settings = file.lora_config().and_then(|config| {
+    let settings = file.lora_config().and_then(|mut config| {
         let mut problems = refused(&config);
-        if file.init_lora_weights.changes_base() {
-            problems.push(format!(
-                "`init_lora_weights` is \"{}\", which changes the base model: convert the adapter \
-                 with PEFT's path_initial_model_for_weight_conversion",
-                config.init
-            ));
+        match config.init {
+            // The base is changed anew as it was then, which is exact on the same base.
+            Init::Pissa | Init::Olora | Init::Mica => {}
+            init if init.changes_base() => problems.push(format!(
+                "`init_lora_weights` is \"{init}\", which changes the base model in a way that \
+                 cannot be done again: convert the adapter with PEFT's \
+                 path_initial_model_for_weight_conversion"
+            )),
+            // Values come from the file.
+            _ => config.init = Init::Default,
         }
         if problems.is_empty() {
             Ok(config)

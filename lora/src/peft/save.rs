@@ -87,7 +87,7 @@ fn save<M: LoraModule>(model: &M, name: &str, dir: &Path, options: &SaveOptions)
         path: dir.into(),
         problems,
     };
-    let model = Description::of(model, name);
+    let model = Description::for_original(model, name)?;
     let config = describe(&model, options).map_err(failed)?;
     let batch_norms = model
         .sites

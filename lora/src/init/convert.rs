@@ -1,0 +1,34 @@
+//! Adapters that changed their base, as plain ones for the base that was.
+
+use crate::{Error, Result};
+use candle_core::Tensor;
+
+/// An adapter for the original weight, of the trained values of one that took its initial values
+/// out of the weight: A' = [A; A₀] of rank 2r and B' = [B, −B₀].
+///
+/// # Errors
+/// If the shapes of trained and initial values differ.
+pub(crate) fn convert(
+    trained_a: &Tensor,
+    trained_b: &Tensor,
+    initial_a: &Tensor,
+    initial_b: &Tensor,
+) -> Result<(Tensor, Tensor)> {
+    let pairs = [("A", trained_a, initial_a), ("B", trained_b, initial_b)];
+    for (name, trained, initial) in pairs {
+        if trained.dims() != initial.dims() {
+            let message = format!(
+                "{name} is {:?} now, but was {:?} at first",
+                trained.dims(),
+                initial.dims()
+            );
+            return Err(Error::layer("", message));
+        }
+    }
+    let initial_a = initial_a.to_dtype(trained_a.dtype())?;
+    let initial_b = initial_b.to_dtype(trained_b.dtype())?;
+    Ok((
+        Tensor::cat(&[trained_a, &initial_a], 0)?,
+        Tensor::cat(&[trained_b, &initial_b.neg()?], 1)?,
+    ))
+}

@@ -1,0 +1,278 @@
+//! Settings of the initial values that have some.
+
+use candle_core::quantized::GgmlDType;
+use serde::{Deserialize, Serialize};
+
+/// Settings of [`Init::Eva`](crate::Init::Eva).
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+#[non_exhaustive]
+pub struct EvaConfig {
+    /// A layer gets at most rho · rank; at least 1. With 1 every layer keeps its rank.
+    pub rho: f64,
+    /// A component counts as found when its cosine similarity to the one before the last inputs is
+    /// at least this; in `0.0..=1.0`.
+    pub tau: f64,
+    /// Divide each component by the root of its singular value.
+    pub whiten: bool,
+    /// Where a layer's rank changes, change alpha in proportion, so that the scaling stays.
+    pub adjust_scaling_factors: bool,
+}
+
+impl Default for EvaConfig {
+    fn default() -> Self {
+        Self {
+            rho: 2.0,
+            tau: 0.99,
+            whiten: false,
+            adjust_scaling_factors: true,
+        }
+    }
+}
+
+impl EvaConfig {
+    /// Sets [`rho`](Self::rho).
+    pub fn rho(mut self, rho: f64) -> Self {
+        self.rho = rho;
+        self
+    }
+
+    /// Sets [`tau`](Self::tau).
+    pub fn tau(mut self, tau: f64) -> Self {
+        self.tau = tau;
+        self
+    }
+
+    /// Sets [`whiten`](Self::whiten).
+    pub fn whiten(mut self, whiten: bool) -> Self {
+        self.whiten = whiten;
+        self
+    }
+
+    /// Sets [`adjust_scaling_factors`](Self::adjust_scaling_factors).
+    pub fn adjust_scaling_factors(mut self, adjust: bool) -> Self {
+        self.adjust_scaling_factors = adjust;
+        self
+    }
+
+    pub(crate) fn check(&self, problems: &mut Vec<String>) {
+        if !(self.rho.is_finite() && self.rho >= 1.0) {
+            problems.push(format!(
+                "eva_config: rho is {}: it must be at least 1",
+                self.rho
+            ));
+        }
+        if !(0.0..=1.0).contains(&self.tau) {
+            problems.push(format!(
+                "eva_config: tau is {}: it must be in 0.0..=1.0",
+                self.tau
+            ));
+        }
+    }
+}
+
+/// Settings of [`Init::Corda`](crate::Init::Corda).
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+#[non_exhaustive]
+pub struct CordaConfig {
+    /// Which components the adapter takes.
+    #[serde(rename = "corda_method")]
+    pub method: CordaMethod,
+}
+
+impl CordaConfig {
+    /// Sets [`method`](Self::method).
+    pub fn method(mut self, method: CordaMethod) -> Self {
+        self.method = method;
+        self
+    }
+}
+
+/// Which components of a weight, as its inputs see it, an adapter takes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum CordaMethod {
+    /// The largest: the adapter learns the task that the inputs stand for.
+    #[default]
+    Ipm,
+    /// The smallest: what the model does with such inputs is kept.
+    Kpm,
+}
+
+/// Settings of [`Init::LoraGa`](crate::Init::LoraGa).
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+#[non_exhaustive]
+pub struct LoraGaConfig {
+    /// Which of the gradient's first 2r singular vectors go to A and which to B.
+    pub direction: LoraGaDirection,
+    /// The size of A and B.
+    pub scale: LoraGaScale,
+    /// Gamma of [`LoraGaScale::Stable`], above 0.
+    pub stable_gamma: f64,
+}
+
+impl Default for LoraGaConfig {
+    fn default() -> Self {
+        Self {
+            direction: LoraGaDirection::default(),
+            scale: LoraGaScale::default(),
+            stable_gamma: 16.0,
+        }
+    }
+}
+
+impl LoraGaConfig {
+    /// Sets [`direction`](Self::direction).
+    pub fn direction(mut self, direction: LoraGaDirection) -> Self {
+        self.direction = direction;
+        self
+    }
+
+    /// Sets [`scale`](Self::scale).
+    pub fn scale(mut self, scale: LoraGaScale) -> Self {
+        self.scale = scale;
+        self
+    }
+
+    /// Sets [`stable_gamma`](Self::stable_gamma).
+    pub fn stable_gamma(mut self, gamma: f64) -> Self {
+        self.stable_gamma = gamma;
+        self
+    }
+
+    pub(crate) fn check(&self, problems: &mut Vec<String>) {
+        if !(self.stable_gamma.is_finite() && self.stable_gamma > 0.0) {
+            problems.push(format!(
+                "lora_ga_config: stable_gamma is {}: it must be above 0",
+                self.stable_gamma
+            ));
+        }
+    }
+}
+
+/// Which singular vectors of the gradient go to A and which to B.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum LoraGaDirection {
+    /// In turn: B the first, A the second, and so on.
+    ArBr,
+    /// B the first r, A the second r.
+    A2rBr,
+    /// A the first r, B the second r.
+    #[default]
+    ArB2r,
+    /// A and B the same r of the first 2r, at random.
+    #[serde(rename = "random")]
+    Random,
+}
+
+/// The size of A and B. B is U·S at first, A is Vᵀ.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LoraGaScale {
+    /// B by out^¼ / √gamma.
+    #[default]
+    Stable,
+    /// B so that its largest singular value is the weight's.
+    WeightSvd,
+    /// A and B by 1 / s.
+    GdScale,
+    /// As they are.
+    Unit,
+}
+
+/// Settings of [`Init::Loftq`](crate::Init::Loftq).
+///
+/// PEFT's `loftq_bits` is a [`quantiser`](Self::quantiser) here, one of candle's.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+#[non_exhaustive]
+pub struct LoftqConfig {
+    /// How the base weight is quantised. In JSON its name in lower case: `"q4_0"`, `"q4k"`.
+    #[serde(with = "quantiser")]
+    pub quantiser: GgmlDType,
+    /// How often quantisation and decomposition take turns, at least 1.
+    #[serde(rename = "loftq_iter")]
+    pub iterations: usize,
+}
+
+impl Default for LoftqConfig {
+    fn default() -> Self {
+        Self {
+            quantiser: GgmlDType::Q4_0,
+            iterations: 1,
+        }
+    }
+}
+
+impl LoftqConfig {
+    /// Sets [`quantiser`](Self::quantiser).
+    pub fn quantiser(mut self, quantiser: GgmlDType) -> Self {
+        self.quantiser = quantiser;
+        self
+    }
+
+    /// Sets [`iterations`](Self::iterations).
+    pub fn iterations(mut self, iterations: usize) -> Self {
+        self.iterations = iterations;
+        self
+    }
+
+    pub(crate) fn check(&self, problems: &mut Vec<String>) {
+        if self.iterations == 0 {
+            problems.push("loftq_config: iterations is 0: it must be at least 1".into());
+        }
+        if quantiser::name(self.quantiser).is_none() {
+            problems.push(format!(
+                "loftq_config: {:?} does not quantise: take one of {}",
+                self.quantiser,
+                quantiser::names()
+            ));
+        }
+    }
+}
+
+/// Names of candle's quantisations.
+mod quantiser {
+    use candle_core::quantized::GgmlDType;
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    const NAMES: [(&str, GgmlDType); 10] = [
+        ("q4_0", GgmlDType::Q4_0),
+        ("q4_1", GgmlDType::Q4_1),
+        ("q5_0", GgmlDType::Q5_0),
+        ("q5_1", GgmlDType::Q5_1),
+        ("q8_0", GgmlDType::Q8_0),
+        ("q2k", GgmlDType::Q2K),
+        ("q3k", GgmlDType::Q3K),
+        ("q4k", GgmlDType::Q4K),
+        ("q5k", GgmlDType::Q5K),
+        ("q6k", GgmlDType::Q6K),
+    ];
+
+    pub(super) fn name(dtype: GgmlDType) -> Option<&'static str> {
+        let mut names = NAMES.iter();
+        names.find(|(_, d)| *d == dtype).map(|(name, _)| *name)
+    }
+
+    pub(super) fn names() -> String {
+        NAMES.map(|(name, _)| name).join(", ")
+    }
+
+    pub(super) fn serialize<S: Serializer>(dtype: &GgmlDType, to: S) -> Result<S::Ok, S::Error> {
+        let unknown = || serde::ser::Error::custom(format!("{dtype:?} does not quantise"));
+        to.serialize_str(name(*dtype).ok_or_else(unknown)?)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<GgmlDType, D::Error> {
+        let name = String::deserialize(from)?;
+        let unknown = || {
+            let message = format!("`{name}` is no quantisation: take one of {}", names());
+            serde::de::Error::custom(message)
+        };
+        let mut known = NAMES.iter();
+        let found = known.find(|(known, _)| *known == name);
+        found.map(|(_, dtype)| *dtype).ok_or_else(unknown)
+    }
+}

@@ -1,0 +1,156 @@
+//! Principal components of inputs that come batch by batch.
+
+use crate::Result;
+use crate::linalg::{self, Svd};
+use faer::{Mat, MatRef};
+use rand::SeedableRng;
+use rand::rngs::ChaCha8Rng;
+
+/// An incremental principal component analysis, PEFT's and so scikit-learn's.
+#[derive(Clone, Debug)]
+pub(super) struct IncrementalPca {
+    /// How many components are wanted.
+    wanted: usize,
+    /// Width of the inputs.
+    width: usize,
+    /// Rows that wait until there are as many as components.
+    pending: Vec<f64>,
+    fitted: Option<Fitted>,
+    /// Which components changed less with the last batch than the threshold.
+    converged: Vec<bool>,
+}
+
+#[derive(Clone, Debug)]
+struct Fitted {
+    /// (wanted, width): unit vectors.
+    components: Mat<f64>,
+    singular_values: Vec<f64>,
+    /// The share of the inputs' variance along each component.
+    ratios: Vec<f64>,
+    mean: Vec<f64>,
+    variance: Vec<f64>,
+    rows: f64,
+}
+
+impl IncrementalPca {
+    pub(super) fn new(wanted: usize, width: usize) -> Self {
+        Self {
+            wanted,
+            width,
+            pending: Vec::new(),
+            fitted: None,
+            converged: vec![false; wanted],
+        }
+    }
+
+    /// Takes a batch into account: rows of inputs, row-major.
+    pub(super) fn fit(&mut self, batch: Vec<f64>, threshold: f64) -> Result<()> {
+        self.pending.extend(batch);
+        let rows = self.pending.len() / self.width;
+        if rows == 0 || (self.fitted.is_none() && rows < self.wanted) {
+            return Ok(());
+        }
+        let batch = std::mem::take(&mut self.pending);
+        let batch = linalg::from_values(&batch, rows, self.width)?;
+        let fitted = self.updated(batch.as_ref())?;
+        if let Some(before) = &self.fitted {
+            let (before, now) = (&before.components, &fitted.components);
+            self.converged = (0..self.wanted)
+                .map(|i| before.row(i) * now.row(i).transpose() >= threshold)
+                .collect();
+        }
+        self.fitted = Some(fitted);
+        Ok(())
+    }
+
+    fn updated(&self, batch: MatRef<'_, f64>) -> Result<Fitted> {
+        let (count, width) = (batch.nrows() as f64, self.width);
+        let column = |j: usize| batch.col(j).iter();
+        let mean: Vec<f64> = (0..width).map(|j| column(j).sum::<f64>() / count).collect();
+        let squares = |j: usize| column(j).map(|x| (x - mean[j]).powi(2)).sum::<f64>();
+        let variance: Vec<f64> = (0..width).map(|j| squares(j) / count).collect();
+        let centred = |i: usize, j: usize| batch[(i, j)] - mean[j];
+
+        let Some(old) = &self.fitted else {
+            let stacked = Mat::from_fn(batch.nrows(), width, centred);
+            return self.decomposed(stacked, mean, variance, count);
+        };
+        let rows = old.rows + count;
+        // The old components and the step between the means stand for the rows before.
+        let step = (old.rows / rows * count).sqrt();
+        let (kept, new) = (self.wanted, batch.nrows());
+        let stacked = Mat::from_fn(kept + new + 1, width, |i, j| match i {
+            i if i < kept => old.singular_values[i] * old.components[(i, j)],
+            i if i < kept + new => centred(i - kept, j),
+            _ => step * (old.mean[j] - mean[j]),
+        });
+        let merged = |of_old: &[f64], of_new: &[f64]| -> Vec<f64> {
+            let both = of_old.iter().zip(of_new);
+            both.map(|(a, b)| (a * old.rows + b * count) / rows)
+                .collect()
+        };
+        let mut all_variance = merged(&old.variance, &variance);
+        for (j, variance) in all_variance.iter_mut().enumerate() {
+            *variance += (old.mean[j] - mean[j]).powi(2) * (old.rows / rows) * (count / rows);
+        }
+        self.decomposed(stacked, merged(&old.mean, &mean), all_variance, rows)
+    }
+
+    fn decomposed(
+        &self,
+        stacked: Mat<f64>,
+        mean: Vec<f64>,
+        variance: Vec<f64>,
+        rows: f64,
+    ) -> Result<Fitted> {
+        let wanted = self.wanted;
+        let mut rng = ChaCha8Rng::seed_from_u64(42);
+        let Svd { s, v, .. } = linalg::svd_low_rank(stacked.as_ref(), 2 * wanted, 4, &mut rng)?;
+        let total = variance.iter().sum::<f64>() * rows;
+        let ratio = |s: &f64| if total > 0.0 { s * s / total } else { 0.0 };
+        // The sign that makes the largest value positive.
+        let largest = |i: usize| {
+            let values = v.col(i).iter().copied();
+            values.fold(
+                0.0,
+                |most: f64, x| if x.abs() > most.abs() { x } else { most },
+            )
+        };
+        let signs: Vec<f64> = (0..wanted).map(|i| largest(i).signum()).collect();
+        Ok(Fitted {
+            components: Mat::from_fn(wanted, self.width, |i, j| v[(j, i)] * signs[i]),
+            ratios: s[..wanted].iter().map(ratio).collect(),
+            singular_values: s[..wanted].to_vec(),
+            mean,
+            variance,
+            rows,
+        })
+    }
+
+    /// The rows seen that were too few for a first fit, and how many are needed.
+    pub(super) fn missing(&self) -> Option<(usize, usize)> {
+        let rows = self.pending.len() / self.width;
+        self.fitted.is_none().then_some((rows, self.wanted))
+    }
+
+    /// The share of the inputs' variance along each component, the largest first.
+    pub(super) fn ratios(&self) -> &[f64] {
+        self.fitted.as_ref().map_or(&[], |fitted| &fitted.ratios)
+    }
+
+    /// True if the first components changed less with the last batch than the threshold.
+    pub(super) fn has_converged(&self, components: usize) -> bool {
+        self.converged.iter().take(components).all(|c| *c)
+    }
+
+    /// The first components as rows, divided by the roots of their singular values if whitened.
+    pub(super) fn components(&self, count: usize, whiten: bool) -> Option<Mat<f64>> {
+        let fitted = self.fitted.as_ref()?;
+        let size = |i: usize| match whiten {
+            true => fitted.singular_values[i].sqrt(),
+            false => 1.0,
+        };
+        let value = |i, j| fitted.components[(i, j)] / size(i);
+        Some(Mat::from_fn(count.min(self.wanted), self.width, value))
+    }
+}

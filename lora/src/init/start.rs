@@ -1,0 +1,346 @@
+//! Initial values that are computed from a linear layer's weight.
+
+use super::calibrate::{Calibrated, Components};
+use super::{CordaMethod, LoraGaDirection, LoraGaScale, adapter_dtype};
+use crate::linalg::{self, Svd};
+use crate::{Error, Init, LoraConfig, Result};
+use candle_core::quantized::QTensor;
+use candle_core::{DType, Device, Tensor};
+use faer::{Mat, MatRef};
+use rand::Rng;
+use rand::seq::index::sample;
+
+/// The layer that an adapter is for.
+pub(crate) struct Target<'a> {
+    pub(crate) path: &'a str,
+    /// (out, in)
+    pub(crate) weight: &'a Tensor,
+    pub(crate) rank: usize,
+    pub(crate) scaling: f64,
+}
+
+/// How an adapter starts.
+#[derive(Debug)]
+pub(crate) struct Start {
+    /// (r, in), of f32, or of f64 on an f64 weight.
+    pub(crate) a: Tensor,
+    /// (out, r), as A.
+    pub(crate) b: Tensor,
+    /// The weight in its own dtype without what A and B hold, so that base + s·B·A is the weight
+    /// that was; `None` where the weight stays.
+    pub(crate) base: Option<Tensor>,
+    /// B is not trained.
+    pub(crate) frozen_b: bool,
+}
+
+/// The start of a linear layer's adapter, for every [`Init`] that is not drawn.
+///
+/// # Errors
+/// If the rank is too large for the weight, odd where it must be even, the scaling is one that
+/// cannot be taken out of A and B, the layer was not calibrated, or values are not finite.
+pub(crate) fn start(
+    target: &Target<'_>,
+    config: &LoraConfig,
+    calibrated: Option<&Calibrated>,
+    rng: &mut impl Rng,
+) -> Result<Start> {
+    let result = Starting::new(target, config.init).and_then(|it| match config.init {
+        Init::Pissa => it.split(linalg::svd(it.weight.as_ref())?),
+        Init::PissaNiter(steps) => {
+            let weight = it.weight.as_ref();
+            it.split(linalg::svd_low_rank(weight, target.rank, steps, rng)?)
+        }
+        Init::Olora => it.olora(),
+        Init::Orthogonal => it.orthogonal(rng),
+        Init::Mica => it.mica(),
+        Init::Eva => it.eva(calibrated),
+        Init::Corda => it.corda(config.corda_config.method, calibrated),
+        Init::LoraGa => it.lora_ga(config, calibrated, rng),
+        Init::Loftq => it.loftq(config),
+        Init::Default | Init::Gaussian | Init::Random => Err(Error::layer(
+            target.path,
+            format!("`{}` is not computed from a weight", config.init),
+        )),
+    });
+    result.map_err(|error| error.at(target.path))
+}
+
+struct Starting<'a> {
+    target: &'a Target<'a>,
+    weight: Mat<f64>,
+    init: Init,
+}
+
+impl<'a> Starting<'a> {
+    fn new(target: &'a Target<'a>, init: Init) -> Result<Self> {
+        let (out, inputs) = target.weight.dims2()?;
+        let (rank, most) = (target.rank, out.min(inputs));
+        // These need a singular vector of the weight or the gradient for each rank.
+        let most = match init {
+            Init::Orthogonal | Init::Eva => usize::MAX,
+            Init::LoraGa => most / 2,
+            _ => most,
+        };
+        if rank > most {
+            let message = format!(
+                "rank {rank} is too large for `{init}`, which a weight ({out}, {inputs}) gives at \
+                 most {most}"
+            );
+            return Err(Error::layer(target.path, message));
+        }
+        if rank == 0 {
+            return Err(Error::layer(
+                target.path,
+                "rank is 0: it must be at least 1",
+            ));
+        }
+        let weight = linalg::matrix(target.weight)?;
+        Ok(Self {
+            target,
+            weight,
+            init,
+        })
+    }
+
+    /// Singular values and vectors as A and B, the first r.
+    fn split(&self, svd: Svd) -> Result<Start> {
+        let rank = self.target.rank;
+        let roots = self.roots(&svd.s[..rank])?;
+        let a = scaled_columns(svd.v.subcols(0, rank), &roots)
+            .transpose()
+            .to_owned();
+        let b = scaled_columns(svd.u.subcols(0, rank), &roots);
+        self.taken_out(a, b)
+    }
+
+    /// √(S/s)
+    fn roots(&self, values: &[f64]) -> Result<Vec<f64>> {
+        let scaling = self.target.scaling;
+        if !(scaling.is_finite() && scaling > 0.0) {
+            let message = format!("`{}` needs an alpha above 0: s is {scaling}", self.init);
+            return Err(Error::layer(self.target.path, message));
+        }
+        Ok(values
+            .iter()
+            .map(|value| (value / scaling).sqrt())
+            .collect())
+    }
+
+    fn olora(&self) -> Result<Start> {
+        let (q, r) = linalg::qr(self.weight.as_ref())?;
+        let rank = self.target.rank;
+        let (a, b) = (r.subrows(0, rank), q.subcols(0, rank));
+        self.taken_out(a.to_owned(), b.to_owned())
+    }
+
+    fn orthogonal(&self, rng: &mut impl Rng) -> Result<Start> {
+        let rank = self.target.rank;
+        if !rank.is_multiple_of(2) {
+            let message = format!("rank {rank} is odd: `orthogonal` needs an even one");
+            return Err(Error::layer(self.target.path, message));
+        }
+        let (q, _) = linalg::qr(linalg::random(rank, rank, rng).as_ref())?;
+        let half = |first: usize| Mat::from_fn(rank / 2, rank, |i, j| q[(2 * i + first, j)] / 10.0);
+        let (out, inputs) = self.weight.shape();
+        let a = (linalg::random(inputs, rank / 2, rng) * half(0))
+            .transpose()
+            .to_owned();
+        let b = linalg::random(out, rank / 2, rng) * half(1);
+        self.added(a.as_ref(), b.as_ref())
+    }
+
+    fn mica(&self) -> Result<Start> {
+        let Svd { u, .. } = linalg::svd(self.weight.as_ref())?;
+        let rank = self.target.rank;
+        let a = Mat::zeros(rank, self.weight.ncols());
+        let b = u.subcols(u.ncols() - rank, rank);
+        let start = self.added(a.as_ref(), b)?;
+        Ok(Start {
+            frozen_b: true,
+            ..start
+        })
+    }
+
+    fn eva(&self, calibrated: Option<&Calibrated>) -> Result<Start> {
+        let (rank, (out, inputs)) = (self.target.rank, self.weight.shape());
+        let Components { vectors, .. } = self.calibration(calibrated, Calibrated::components)?;
+        self.check_shape(
+            "components",
+            (vectors.nrows(), vectors.ncols()),
+            (vectors.nrows(), inputs),
+        )?;
+        if rank > vectors.nrows() {
+            let message = format!(
+                "rank {rank}, but only {} components of the inputs are known: calibrate with this \
+                 configuration",
+                vectors.nrows()
+            );
+            return Err(Error::layer(self.target.path, message));
+        }
+        let b = Mat::zeros(out, rank);
+        self.added(vectors.subrows(0, rank), b.as_ref())
+    }
+
+    fn corda(&self, method: CordaMethod, calibrated: Option<&Calibrated>) -> Result<Start> {
+        let inputs = self.weight.ncols();
+        let covariance = linalg::matrix(self.calibration(calibrated, Calibrated::covariance)?)?;
+        self.check_shape("covariance", covariance.shape(), (inputs, inputs))?;
+        let mean = (0..inputs).map(|i| covariance[(i, i)]).sum::<f64>() / inputs as f64;
+        let damped = Mat::from_fn(inputs, inputs, |i, j| {
+            covariance[(i, j)] + if i == j { 0.01 * mean } else { 0.0 }
+        });
+        let svd = linalg::svd((&self.weight * &damped).as_ref())?;
+        let rank = self.target.rank;
+        let first = match method {
+            CordaMethod::Ipm => 0,
+            CordaMethod::Kpm => svd.s.len() - rank,
+        };
+        let roots = self.roots(&svd.s[first..first + rank])?;
+        // The right vectors are those of W·C: C comes off again.
+        let v = svd.v.subcols(first, rank).to_owned();
+        let v = linalg::solve_symmetric(damped.as_ref(), v)?;
+        let a = scaled_columns(v.as_ref(), &roots).transpose().to_owned();
+        let b = scaled_columns(svd.u.subcols(first, rank), &roots);
+        self.taken_out(a, b)
+    }
+
+    fn lora_ga(
+        &self,
+        config: &LoraConfig,
+        calibrated: Option<&Calibrated>,
+        rng: &mut impl Rng,
+    ) -> Result<Start> {
+        let (rank, scaling) = (self.target.rank, self.target.scaling);
+        let gradient = linalg::matrix(self.calibration(calibrated, Calibrated::gradient)?)?;
+        self.check_shape("gradient", gradient.shape(), self.weight.shape())?;
+        let svd = linalg::svd_low_rank(gradient.as_ref(), 4 * rank, 4, rng)?;
+        let settings = &config.lora_ga_config;
+        let (of_a, of_b): (Vec<usize>, Vec<usize>) = match settings.direction {
+            LoraGaDirection::ArBr => (0..rank).map(|i| (2 * i + 1, 2 * i)).unzip(),
+            LoraGaDirection::A2rBr => (0..rank).map(|i| (rank + i, i)).unzip(),
+            LoraGaDirection::ArB2r => (0..rank).map(|i| (i, rank + i)).unzip(),
+            LoraGaDirection::Random => {
+                let chosen = sample(rng, 2 * rank, rank).into_iter();
+                chosen.map(|i| (i, i)).unzip()
+            }
+        };
+        let largest = svd.s[of_b[0]];
+        let (scale_a, scale_b) = match settings.scale {
+            LoraGaScale::Stable => {
+                let out = self.weight.nrows() as f64;
+                (1.0, out.powf(0.25) / settings.stable_gamma.sqrt())
+            }
+            LoraGaScale::WeightSvd if largest > 0.0 => {
+                let weight = linalg::svd_low_rank(self.weight.as_ref(), rank, 4, rng)?;
+                (1.0, weight.s[0] / largest)
+            }
+            LoraGaScale::GdScale if scaling == 0.0 => {
+                let message = "`lora_ga` with `gd_scale` needs an alpha that is not 0";
+                return Err(Error::layer(self.target.path, message));
+            }
+            LoraGaScale::GdScale => (1.0 / scaling, 1.0 / scaling),
+            LoraGaScale::WeightSvd | LoraGaScale::Unit => (1.0, 1.0),
+        };
+        let inputs = self.weight.ncols();
+        let a = Mat::from_fn(rank, inputs, |i, j| svd.v[(j, of_a[i])] * scale_a);
+        let b = Mat::from_fn(self.weight.nrows(), rank, |i, j| {
+            svd.u[(i, of_b[j])] * svd.s[of_b[j]] * scale_b
+        });
+        self.taken_out(a, b)
+    }
+
+    /// Quantisation and the decomposition of what it costs take turns.
+    fn loftq(&self, config: &LoraConfig) -> Result<Start> {
+        let rank = self.target.rank;
+        let quantiser = config.loftq_config.quantiser;
+        let (inputs, block) = (self.weight.ncols(), quantiser.block_size());
+        if !inputs.is_multiple_of(block) {
+            let message = format!(
+                "{quantiser:?} takes {block} inputs at a time, the layer has {inputs}: take \
+                 another quantiser for `loftq`"
+            );
+            return Err(Error::layer(self.target.path, message));
+        }
+        let mut rest = self.weight.clone();
+        let mut turn = config.loftq_config.iterations.max(1);
+        loop {
+            let full = linalg::tensor(rest.as_ref(), DType::F32, &Device::Cpu)?;
+            let quantised = QTensor::quantize(&full, quantiser)?.dequantize(&Device::Cpu)?;
+            // What the base will be, in its dtype.
+            let base = quantised.to_dtype(self.target.weight.dtype())?;
+            let svd = linalg::svd((&self.weight - linalg::matrix(&base)?).as_ref())?;
+            let roots = self.roots(&svd.s[..rank])?;
+            let a = scaled_columns(svd.v.subcols(0, rank), &roots)
+                .transpose()
+                .to_owned();
+            let b = scaled_columns(svd.u.subcols(0, rank), &roots);
+            turn -= 1;
+            if turn == 0 {
+                let base = base.to_device(self.target.weight.device())?;
+                let start = self.added(a.as_ref(), b.as_ref())?;
+                return Ok(Start {
+                    base: Some(base),
+                    ..start
+                });
+            }
+            rest = &self.weight - self.target.scaling * (b * a);
+        }
+    }
+
+    /// A and B beside the weight as it is.
+    fn added(&self, a: MatRef<'_, f64>, b: MatRef<'_, f64>) -> Result<Start> {
+        let weight = self.target.weight;
+        let dtype = adapter_dtype(weight.dtype());
+        Ok(Start {
+            a: linalg::tensor(a, dtype, weight.device())?,
+            b: linalg::tensor(b, dtype, weight.device())?,
+            base: None,
+            frozen_b: false,
+        })
+    }
+
+    /// A and B, and the weight without s·B·A.
+    fn taken_out(&self, a: Mat<f64>, b: Mat<f64>) -> Result<Start> {
+        let start = self.added(a.as_ref(), b.as_ref())?;
+        // Of the values as they were rounded.
+        let (a, b) = (linalg::matrix(&start.a)?, linalg::matrix(&start.b)?);
+        let base = &self.weight - self.target.scaling * (b * a);
+        let weight = self.target.weight;
+        let base = linalg::tensor(base.as_ref(), weight.dtype(), weight.device())?;
+        Ok(Start {
+            base: Some(base),
+            ..start
+        })
+    }
+
+    fn calibration<'c, T: ?Sized>(
+        &self,
+        calibrated: Option<&'c Calibrated>,
+        find: impl Fn(&'c Calibrated, &str) -> Option<&'c T>,
+    ) -> Result<&'c T> {
+        let path = self.target.path;
+        let found = calibrated.and_then(|calibrated| find(calibrated, path));
+        found.ok_or_else(|| {
+            let message = format!(
+                "`{}` needs a calibration that has seen this layer",
+                self.init
+            );
+            Error::layer(path, message)
+        })
+    }
+
+    fn check_shape(&self, what: &str, is: (usize, usize), needed: (usize, usize)) -> Result<()> {
+        if is == needed {
+            return Ok(());
+        }
+        let message = format!("the {what} of its calibration are {is:?}, the layer's {needed:?}");
+        Err(Error::layer(self.target.path, message))
+    }
+}
+
+/// Each column times its factor.
+fn scaled_columns(matrix: MatRef<'_, f64>, factors: &[f64]) -> Mat<f64> {
+    Mat::from_fn(matrix.nrows(), matrix.ncols(), |i, j| {
+        matrix[(i, j)] * factors[j]
+    })
+}
