@@ -65,7 +65,7 @@ pub(crate) fn by_rows<L>(
         );
     }
     let mut parts = Vec::new();
-    let mut places = vec![0; count];
+    let mut places = vec![0u32; count];
     let mut place = 0;
     for (rows, layer) in groups {
         let index = Tensor::new(&rows[..], &Device::Cpu)?.to_device(xs.device())?;

@@ -1,0 +1,77 @@
+//! More twins of `fixtures/peft/models.py`.
+
+use crate::models::Twin;
+use crate::support::Weights;
+use candle_core::{Module, Result, Tensor};
+use candle_nn::{Embedding, Linear};
+use lora::LoraModel;
+use lora::layers::TransposedLinear;
+
+/// The head's weight is the embedding's.
+#[derive(Clone, Debug, LoraModel)]
+pub struct Tied {
+    pub embed: Embedding,
+    pub fc: Linear,
+}
+
+forward!(Tied, LoraTied, |self, ids| {
+    let xs = ids.apply(&self.embed)?.apply(&self.fc)?.relu()?;
+    xs.broadcast_matmul(&self.embed.embeddings().t()?)
+});
+
+impl Twin for Tied {
+    fn new(weights: &Weights) -> Self {
+        Self {
+            embed: Embedding::new(weights.get("embed.weight"), 6),
+            fc: weights.linear("fc"),
+        }
+    }
+}
+
+/// Weights as (in, out).
+#[derive(Clone, Debug, LoraModel)]
+pub struct Transposed {
+    pub fc1: TransposedLinear,
+    pub fc2: TransposedLinear,
+}
+
+forward!(Transposed, LoraTransposed, |self, xs| {
+    xs.apply(&self.fc1)?.gelu_erf()?.apply(&self.fc2)
+});
+
+impl Twin for Transposed {
+    fn new(weights: &Weights) -> Self {
+        let linear = |name| {
+            let (weight, bias) = weights.weight_and_bias(name);
+            TransposedLinear::new(weight, bias).unwrap()
+        };
+        Self {
+            fc1: linear("fc1"),
+            fc2: linear("fc2"),
+        }
+    }
+}
+
+/// A head of its own that shares the embedding's tensor.
+#[derive(Clone, Debug, LoraModel)]
+pub struct TiedLm {
+    pub embed_tokens: Embedding,
+    pub fc: Linear,
+    pub lm_head: Linear,
+}
+
+forward!(TiedLm, LoraTiedLm, |self, ids| {
+    let xs = ids.apply(&self.embed_tokens)?.apply(&self.fc)?.relu()?;
+    xs.apply(&self.lm_head)
+});
+
+impl Twin for TiedLm {
+    fn new(weights: &Weights) -> Self {
+        let table = weights.get("embed_tokens.weight");
+        Self {
+            embed_tokens: Embedding::new(table.clone(), 6),
+            fc: weights.linear("fc"),
+            lm_head: Linear::new(table, None),
+        }
+    }
+}
