@@ -169,22 +169,12 @@ impl InitWeights {
             // Names of this crate, which PEFT does not know.
             ("default" | "random", _) => {}
             (_, Ok(init)) => return Ok(init),
-            // The start of an adapter, of no effect on the base model.
-            ("eva" | "orthogonal" | "mica", _) => return Ok(Init::Default),
             _ => {}
         }
         let name = show(&Value::String(name.clone()));
-        Err(if self.changes_base() {
-            format!(
-                "`init_lora_weights` is {name}, which changes the base model: convert the adapter \
-                 with PEFT's path_initial_model_for_weight_conversion"
-            )
-        } else {
-            format!(
-                "`init_lora_weights` is {name}: it must be true, false or the name of an initial \
-                 value"
-            )
-        })
+        Err(format!(
+            "`init_lora_weights` is {name}: it must be true, false or the name of an initial value"
+        ))
     }
 
     fn from_init(init: Init) -> Self {
@@ -260,7 +250,7 @@ mod tests {
             ("true", Init::Default),
             ("false", Init::Random),
             ("\"gaussian\"", Init::Gaussian),
-            ("\"eva\"", Init::Default),
+            ("\"eva\"", Init::Eva),
         ] {
             let config = with(&format!(", \"init_lora_weights\": {text}"));
             assert_eq!(config.lora_config().unwrap().init, init);
