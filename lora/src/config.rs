@@ -100,7 +100,9 @@ pub struct LoraConfig {
         skip_serializing_if = "IndexMap::is_empty"
     )]
     pub trainable_token_indices: IndexMap<String, Vec<u32>>,
-    /// Bare weights to adapt, such as those of experts in one tensor, by dot-aligned end.
+    /// Bare weights to adapt, such as those of experts in one tensor: names of
+    /// [`Weight`](crate::layers::Weight) fields, by dot-aligned end. Where it is not set, the model's
+    /// attributes decide.
     #[serde(
         rename = "lora_target_parameters",
         skip_serializing_if = "Vec::is_empty"

@@ -14,6 +14,7 @@ pub(crate) struct Selection<'a> {
     alpha: Patterns,
     recompute: Option<Patterns>,
     tokens: Patterns,
+    parameters: Patterns,
 }
 
 /// What target_modules says.
@@ -74,6 +75,7 @@ impl<'a> Selection<'a> {
             rank: Patterns::suffixes("rank_pattern", config.rank_pattern.keys())?,
             alpha: Patterns::suffixes("alpha_pattern", config.alpha_pattern.keys())?,
             recompute: targets("recompute", &config.recompute)?,
+            parameters: Patterns::names("target_parameters", &config.target_parameters),
             tokens: Patterns::names("trainable_token_indices", &tokens),
         })
     }
@@ -90,6 +92,11 @@ impl<'a> Selection<'a> {
     /// True if the layer is to be adapted: target_modules names it, or, where that is not set, its
     /// attribute does (`marked`); and layers_to_transform has its number.
     pub(crate) fn chooses(&mut self, path: &str, kind: &str, marked: bool) -> Result<bool> {
+        if kind == "Weight" {
+            let found = self.parameters.find(path, false)?.is_some();
+            let by_mark = self.config.target_parameters.is_empty() && self.targets.is_none();
+            return Ok(found || (by_mark && marked));
+        }
         let chosen = match &mut self.targets {
             None => marked,
             Some(Chosen::AllLinear) => kind.ends_with("Linear") && !is_output_embedding(path),
@@ -162,7 +169,13 @@ impl<'a> Selection<'a> {
         let targets = self.targets.as_ref().and_then(Chosen::patterns);
         let optional = [&self.exclude, &self.recompute].into_iter().flatten();
         let all = targets.into_iter().chain(optional);
-        let all = all.chain([&self.save, &self.rank, &self.alpha, &self.tokens]);
+        let all = all.chain([
+            &self.save,
+            &self.rank,
+            &self.alpha,
+            &self.tokens,
+            &self.parameters,
+        ]);
         let layers = self.layers.iter().flat_map(LayerNumbers::unused);
         all.flat_map(Patterns::unused).chain(layers)
     }

@@ -2,7 +2,7 @@
 
 use super::{Adapter, Adapters, Copies, Merged, release, wider};
 use crate::ops::{self, UpdateParts};
-use crate::{Error, Layer, Param, Part, Result, Role};
+use crate::{Error, Layer, LoraConfig, Param, Part, Result, Role, Settings};
 use candle_core::{D, DType, Shape, Tensor};
 use std::fmt::Debug;
 
@@ -64,8 +64,19 @@ pub trait Adapted: Debug {
     }
 
     /// What keeps the layer from taking such an adapter, if anything does.
-    fn refuses(&self, _rank: usize, _bias: bool) -> Option<String> {
+    fn refuses(&self, _settings: &Settings, _config: &LoraConfig) -> Option<String> {
         None
+    }
+
+    /// The number of experts whose weights are in the one weight, each with its own A and B; 1 for
+    /// a layer.
+    fn experts(&self) -> usize {
+        1
+    }
+
+    /// The name of the weight in the layer; empty for a bare one.
+    fn weight_name(&self) -> &'static str {
+        "weight"
     }
 
     /// The base weight in the shape of the merged one. They differ only for a grouped convolution.
@@ -282,6 +293,7 @@ impl<T: Adapted> Layer for T {
     fn params(&self) -> Vec<Param<&Tensor>> {
         let (weight, bias, adapters) = self.parts();
         let mut params = Param::weight_and_bias(weight, bias);
+        params[0].name = self.weight_name().into();
         for (adapter, part, tensor) in adapters.tensors() {
             let name = self.part_name(part, adapter);
             params.push(Param::new(name, Role::Adapter(part), tensor));

@@ -159,7 +159,7 @@ impl Adapters {
     pub(crate) fn original(&self, name: &str) -> Option<&Tensor> {
         let merged = self.merged.as_ref()?;
         match name {
-            "weight" => Some(&merged.weight),
+            "weight" | "" => Some(&merged.weight),
             "bias" => merged.bias.as_ref(),
             _ => None,
         }

@@ -72,7 +72,7 @@ impl<'a> Attach<'a> {
         self.trained += usize::from(settings.is_some() || trainable);
         let mut base = None;
         if let (Some(settings), Some(adapted)) = (settings, layer.adapted_mut()) {
-            match adapted.refuses(settings.rank, self.config.lora_bias) {
+            match adapted.refuses(&settings, self.config) {
                 Some(problem) => self.problems.push(format!("`{path}`: {problem}")),
                 None => {
                     let (config, calibrated) = (self.config, self.calibrated);

@@ -2,7 +2,8 @@
 
 use crate::adapter::{Adapted, Adapter, Adapters};
 use crate::{
-    Builder, Cursor, CursorMut, Error, LoraConfig, LoraLayer, LoraModel, LoraModule, Result, ops,
+    Builder, Cursor, CursorMut, Error, LoraConfig, LoraLayer, LoraModel, LoraModule, Result,
+    Settings, ops,
 };
 use candle_core::{Shape, Tensor};
 use candle_nn::{Conv1d, Conv1dConfig, Conv2d, Conv2dConfig, Module};
@@ -144,7 +145,8 @@ macro_rules! lora_conv {
                 shape.into()
             }
 
-            fn refuses(&self, rank: usize, _bias: bool) -> Option<String> {
+            fn refuses(&self, settings: &Settings, _config: &LoraConfig) -> Option<String> {
+                let rank = settings.rank;
                 let groups = self.config.groups;
                 (rank % groups != 0).then(|| {
                     format!("rank {rank} is no multiple of the convolution's {groups} groups")

@@ -2,7 +2,8 @@
 
 use crate::adapter::{Adapted, Adapter, Adapters};
 use crate::{
-    Builder, Cursor, CursorMut, LoraConfig, LoraLayer, LoraModel, LoraModule, Part, Result, ops,
+    Builder, Cursor, CursorMut, LoraConfig, LoraLayer, LoraModel, LoraModule, Part, Result,
+    Settings, ops,
 };
 use candle_core::{Shape, Tensor};
 use candle_nn::{Embedding, Module};
@@ -130,7 +131,8 @@ impl Adapted for LoraEmbedding {
         true
     }
 
-    fn refuses(&self, _rank: usize, bias: bool) -> Option<String> {
+    fn refuses(&self, _settings: &Settings, config: &LoraConfig) -> Option<String> {
+        let bias = config.lora_bias;
         bias.then(|| "an embedding takes no bias on B (lora_bias)".into())
     }
 

@@ -1,7 +1,7 @@
 //! The LoRA counterparts of candle-nn's layers.
 //!
-//! [`LoraLinear`], [`LoraTransposedLinear`], [`LoraConv1d`], [`LoraConv2d`] and [`LoraEmbedding`]
-//! carry adapters;
+//! [`LoraLinear`], [`LoraTransposedLinear`], [`LoraConv1d`], [`LoraConv2d`], [`LoraEmbedding`] and
+//! [`LoraWeight`] carry adapters;
 //! [`LoraLayerNorm`], [`LoraRmsNorm`], [`LoraGroupNorm`] and [`LoraBatchNorm`] carry none. Without
 //! an adapter each computes what its base layer does, and passes the gradient to its input, which
 //! candle's fused norms do not.
@@ -34,6 +34,7 @@ mod plain;
 mod recompute;
 mod tensor;
 mod transposed_linear;
+mod weight;
 
 pub use activation::LoraActivation;
 pub use batch_norm::LoraBatchNorm;
@@ -44,3 +45,4 @@ pub use layer_norm::{LoraLayerNorm, LoraRmsNorm};
 pub use linear::LoraLinear;
 pub use recompute::{LoraRecompute, Recompute};
 pub use transposed_linear::{LoraTransposedLinear, TransposedLinear};
+pub use weight::{LoraWeight, Weight};

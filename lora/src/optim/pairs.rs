@@ -19,6 +19,8 @@ pub(super) struct Pair {
     pub a: Tensor,
     pub b: Tensor,
     pub scaling: f64,
+    /// Number of experts that have rows of A and columns of B each.
+    experts: usize,
     /// True if both are matrices of a linear layer.
     pub linear: bool,
 }
@@ -36,8 +38,9 @@ pub(super) fn pairs<M: LoraModule>(model: &M) -> Vec<Pair> {
             pairs.push(Pair {
                 layer: path.into(),
                 adapter: adapter.name().into(),
-                linear: layer.kind() != "Embedding" && is_matrix(&a) && is_matrix(&b),
+                linear: !adapted.is_lookup() && is_matrix(&a) && is_matrix(&b),
                 scaling: adapter.scaling(),
+                experts: adapted.experts(),
                 a,
                 b,
             });
@@ -84,7 +87,10 @@ impl Pair {
 
     /// The gradient of B, multiplied by this matrix from the right.
     pub fn precondition_b(&self, grad: &Tensor, inverse: &Tensor) -> Result<Tensor> {
-        let product = self.b_blocks(grad)?.matmul(inverse)?;
+        let mut product = self.b_blocks(grad)?.matmul(inverse)?;
+        if self.experts > 1 {
+            product = product.permute((1, 2, 0))?.contiguous()?;
+        }
         Ok(product.reshape(grad.shape())?.to_dtype(grad.dtype())?)
     }
 
@@ -99,14 +105,22 @@ impl Pair {
     /// f32.
     fn b_blocks(&self, tensor: &Tensor) -> Result<Tensor> {
         let (groups, k) = self.blocks()?;
-        let blocks = wide(tensor)?.reshape((groups, (), k))?;
-        Ok(blocks)
+        let blocks = wide(tensor)?;
+        if self.experts > 1 {
+            // Columns of the experts take turns.
+            let blocks = blocks.reshape(((), k, groups))?;
+            return Ok(blocks.permute((2, 0, 1))?.contiguous()?);
+        }
+        Ok(blocks.reshape((groups, (), k))?)
     }
 
-    /// The convolution's groups, 1 for other layers, and the rank in each of them.
+    /// The convolution's groups or the experts, 1 for other layers, and the rank in each of them.
     fn blocks(&self) -> Result<(usize, usize)> {
         let k = self.b.dim(1)?;
-        Ok((self.a.dim(0)? / k.max(1), k))
+        Ok(match self.experts {
+            1 => (self.a.dim(0)? / k.max(1), k),
+            experts => (experts, k / experts.max(1)),
+        })
     }
 }
 

@@ -27,6 +27,8 @@ pub(super) struct Site {
     /// It can carry adapters.
     pub adaptable: bool,
     pub adapter: Option<Settings>,
+    /// How many adapters are in the one, each with its rank.
+    pub experts: usize,
     /// The adapter is a view of that of the embedding at this path.
     pub tied_to: Option<String>,
     /// The rows of an embedding that the adapter trains.
@@ -52,7 +54,12 @@ pub(super) struct Entry {
 impl Site {
     /// A tensor that is a field of a model has no name of its own: its module is the one above.
     fn is_tensor(&self) -> bool {
-        self.kind == "Tensor"
+        self.kind == "Tensor" || self.is_bare()
+    }
+
+    /// A bare weight, PEFT's `target_parameters`.
+    pub fn is_bare(&self) -> bool {
+        self.kind == "Weight"
     }
 
     fn base_params(&self) -> impl Iterator<Item = &Own> {
@@ -145,6 +152,7 @@ impl Description {
                 kind: layer.kind(),
                 adaptable: adapted.is_some(),
                 adapter: of_name.map(|adapter| adapter.settings()),
+                experts: adapted.map_or(1, |adapted| adapted.experts()),
                 tied_to,
                 tokens,
                 own: copies::seen_by(layer, adapter),
@@ -287,11 +295,49 @@ impl Description {
             }
             for param in &site.adapters {
                 if let Some(name) = without_adapter(&param.name, adapter) {
-                    add(join(&site.path, &name), param);
+                    let place = match site.is_bare() {
+                        true => self.place(&site.path, |other| other.adapter.is_some()),
+                        false => site.path.clone(),
+                    };
+                    add(join(&place, &name), param);
                 }
             }
         }
         entries
+    }
+
+    /// Where PEFT keeps the adapter of a bare weight: at its module, nested by the order of the
+    /// weights that are adapted, the first innermost.
+    pub fn place(&self, path: &str, is_adapted: impl Fn(&Site) -> bool) -> String {
+        let module = |path: &str| match path.rsplit_once('.') {
+            Some((module, _)) => module.to_string(),
+            None => String::new(),
+        };
+        let own = module(path);
+        let after = self
+            .sites
+            .iter()
+            .skip_while(|site| site.path != path)
+            .skip(1);
+        let outer = after.filter(|site| site.is_bare() && module(&site.path) == own);
+        let outer = outer.filter(|site| is_adapted(site));
+        outer.fold(own.clone(), |place, _| join(&place, "base_layer"))
+    }
+
+    /// Where the file keeps the adapter of each of these layers, and the rows of its A.
+    pub fn places<'a>(
+        &'a self,
+        planned: &'a IndexMap<String, Settings>,
+    ) -> impl Iterator<Item = (&'a str, String, Settings, usize)> {
+        planned.iter().map(|(path, settings)| {
+            let site = self.site(path);
+            let place = match site.is_some_and(Site::is_bare) {
+                true => self.place(path, |other| planned.contains_key(&other.path)),
+                false => path.clone(),
+            };
+            let experts = site.map_or(1, |site| site.experts);
+            (path.as_str(), place, *settings, settings.rank * experts)
+        })
     }
 
     /// The rows of embeddings that the adapter trains, by the embedding's path.

@@ -38,8 +38,9 @@ impl<'a> Files<'a> {
     /// their size is made.
     fn check_ranks<M: LoraModule>(&self, model: &M) -> Result<()> {
         let weights = Weights::parse(self.dir, &self.bytes)?;
-        let planned = Description::of(model, "").planned(&self.config)?;
-        self.checked(weights.check_ranks(&planned))
+        let model = Description::of(model, "");
+        let planned = model.planned(&self.config)?;
+        self.checked(weights.check_ranks(&model, &planned))
     }
 
     /// Checks everything, then puts the values into the model's adapter of this name.
@@ -131,7 +132,7 @@ pub(crate) fn load_new<B: LoraModel>(base: &B, dir: &Path) -> Result<B::Lora> {
 fn settings(dir: &Path) -> Result<LoraConfig> {
     let file = AdapterConfig::read(dir)?;
     let settings = file.lora_config().and_then(|mut config| {
-        let mut problems = refused(&config);
+        let mut problems = Vec::new();
         match config.init {
             // The base is changed anew as it was then, which is exact on the same base.
             Init::Pissa | Init::Olora | Init::Mica => {}
@@ -153,16 +154,4 @@ fn settings(dir: &Path) -> Result<LoraConfig> {
         path: dir.join(CONFIG_FILE),
         problems,
     })
-}
-
-/// Settings that layers do not have.
-fn refused(config: &LoraConfig) -> Vec<String> {
-    let features = [(
-        "target_parameters",
-        !config.target_parameters.is_empty(),
-        "adapters on parameters",
-    )];
-    let on = features.iter().filter(|(_, on, _)| *on);
-    on.map(|(key, _, what)| format!("`{key}` is set: {what} cannot be loaded into a model"))
-        .collect()
 }

@@ -1,6 +1,6 @@
 //! Saving an adapter.
 
-use super::describe::Description;
+use super::describe::{Description, Site};
 use super::{AdapterConfig, TaskType, TokenIndices, files, weights};
 use crate::matching::{is_or_ends_with, is_or_starts_with};
 use crate::{
@@ -110,6 +110,14 @@ fn describe(model: &Description, options: &SaveOptions) -> Result<AdapterConfig,
         problems
             .push("cannot be written: the layer has no name; make it a field of a model".into());
     }
+    for (path, _) in &layers {
+        if model.site(path).is_some_and(Site::is_bare) && !path.contains('.') {
+            problems.push(format!(
+                "cannot be written: `{path}` is a bare weight of the model itself, which PEFT takes \
+                 only inside a module"
+            ));
+        }
+    }
     let bias = bias(model).unwrap_or_else(|problem| {
         problems.push(problem);
         TrainBias::None
@@ -135,7 +143,11 @@ fn describe(model: &Description, options: &SaveOptions) -> Result<AdapterConfig,
     config.bias = bias;
     config.task_type = options.task_type;
     config.base_model_name_or_path = options.base_model.clone();
-    config.target_modules = Some(targets(model, &layers));
+    let is_bare = |path: &str| model.site(path).is_some_and(Site::is_bare);
+    let (bare, modules): (Vec<_>, Vec<_>) = layers.iter().partition(|(path, _)| is_bare(path));
+    config.target_modules = (!modules.is_empty()).then(|| targets(model, &modules));
+    let bare: Vec<String> = bare.iter().map(|(path, _)| path.to_string()).collect();
+    config.target_parameters = (!bare.is_empty()).then_some(bare);
     if !model.saved.is_empty() {
         config.modules_to_save = Some(model.saved.clone());
     }

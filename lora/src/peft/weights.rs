@@ -2,6 +2,7 @@
 
 use super::describe::{Description, Entry};
 use super::{PREFIX, WEIGHTS_FILE, parse::shorten};
+use crate::path::join;
 use crate::{Error, Result, Settings, ops};
 use candle_core::safetensors::Load;
 use candle_core::{Device, Tensor};
@@ -44,19 +45,24 @@ impl<'a> Weights<'a> {
 
     /// Checks that a matrix A of the planned rank is there for each planned layer, so that nothing
     /// is made in a size that only the configuration claims.
-    pub fn check_ranks(&self, planned: &IndexMap<String, Settings>) -> Vec<String> {
+    pub fn check_ranks(
+        &self,
+        model: &Description,
+        planned: &IndexMap<String, Settings>,
+    ) -> Vec<String> {
         let mut problems = Vec::new();
-        for (path, settings) in planned {
+        for (path, place, settings, rows) in model.places(planned) {
             let keys = ["lora_A.weight", "lora_embedding_A"];
             let a = keys
                 .iter()
-                .find_map(|key| self.tensors.get(&format!("{path}.{key}")));
+                .find_map(|key| self.tensors.get(&join(&place, key)));
             let rank = settings.rank;
             match a.map(|a| a.shape()) {
                 None => problems.push(format!(
-                    "there is no `{path}.lora_A`, a target of rank {rank}"
+                    "there is no `{}` for `{path}`, a target of rank {rank}",
+                    join(&place, "lora_A")
                 )),
-                Some(shape) if shape.first() != Some(&rank) || shape.contains(&0) => {
+                Some(shape) if shape.first() != Some(&rows) || shape.contains(&0) => {
                     problems.push(format!(
                         "A of `{path}` has shape {shape:?}, its rank is {rank} in the configuration"
                     ))

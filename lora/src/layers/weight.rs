@@ -1,0 +1,237 @@
+//! A bare weight that a model computes with by itself, such as those of a mixture of experts.
+
+use crate::adapter::{Adapted, Adapter, Adapters};
+use crate::{
+    Builder, Cursor, CursorMut, LoraConfig, LoraLayer, LoraModel, LoraModule, Result, Settings,
+};
+use candle_core::{Shape, Tensor, bail};
+
+/// A weight without a layer around it, (out, in), or (experts, out, in) for the experts of a mixture
+/// in one tensor: PEFT's `target_parameters`.
+///
+/// It has the path of its field, without `.weight`. The model asks for the tensor with
+/// [`tensor`](Self::tensor) and computes with it; its LoRA counterpart gives the tensor with its
+/// updates.
+///
+/// ```
+/// use candle_core::{Device, Result, Tensor};
+/// use lora::layers::Weight;
+/// use lora::{LoraConfig, LoraModel, LoraModule};
+///
+/// #[derive(Clone, Debug, LoraModel)]
+/// struct Experts {
+///     #[lora(rank)]
+///     down_proj: Weight, // (experts, out, in)
+/// }
+///
+/// #[lora::forward]
+/// impl Experts {
+///     /// (experts, tokens, in) to (experts, tokens, out)
+///     fn forward(&self, xs: &Tensor) -> Result<Tensor> {
+///         xs.matmul(&self.down_proj.tensor()?.t()?)
+///     }
+/// }
+///
+/// let weight = Tensor::randn(0f32, 1., (4, 3, 2), &Device::Cpu)?;
+/// let experts = Experts { down_proj: Weight::new(weight)? };
+/// let model = experts.to_lora(&LoraConfig::new(1))?;
+/// assert_eq!(model.trainable_vars()[0].dims(), [4, 2]);
+/// # Ok::<(), lora::Error>(())
+/// ```
+#[derive(Clone, Debug)]
+pub struct Weight {
+    tensor: Tensor,
+    is_transposed: bool,
+}
+
+impl Weight {
+    /// A weight of shape (out, in) or (experts, out, in).
+    ///
+    /// # Errors
+    /// If it has another number of dimensions.
+    pub fn new(tensor: Tensor) -> Result<Self> {
+        Self::with(tensor, false)
+    }
+
+    /// A weight of shape (in, out) or (experts, in, out): PEFT's `is_transposed`.
+    ///
+    /// # Errors
+    /// If it has another number of dimensions.
+    pub fn transposed(tensor: Tensor) -> Result<Self> {
+        Self::with(tensor, true)
+    }
+
+    fn with(tensor: Tensor, is_transposed: bool) -> Result<Self> {
+        if !matches!(tensor.rank(), 2 | 3) {
+            let message = format!(
+                "a weight has two dimensions, or three for experts, not {:?}",
+                tensor.dims()
+            );
+            return Err(crate::Error::layer("", message));
+        }
+        Ok(Self {
+            tensor,
+            is_transposed,
+        })
+    }
+
+    /// The weight.
+    ///
+    /// # Errors
+    /// None: its LoRA counterpart's can fail.
+    pub fn tensor(&self) -> candle_core::Result<Tensor> {
+        Ok(self.tensor.clone())
+    }
+}
+
+/// A [`Weight`] with low-rank updates: W + s·B·A, for each expert its own.
+///
+/// With E experts A is (E·r, in) and B (out, r·E). Expert e has the rows e·r.. of A and the columns
+/// e, e + E, e + 2·E, .. of B: PEFT's layout. It takes no dropout, no bias on B and no DoRA, and
+/// rows of one batch cannot differ.
+#[derive(Clone, Debug)]
+pub struct LoraWeight {
+    weight: Tensor,
+    is_transposed: bool,
+    adapters: Adapters,
+}
+
+impl LoraWeight {
+    /// A weight with one fresh adapter. The base weight is shared.
+    ///
+    /// # Errors
+    /// If the configuration is invalid or asks for what a bare weight cannot have.
+    pub fn new(base: &Weight, config: &LoraConfig) -> Result<Self> {
+        base.to_lora(config)
+    }
+
+    /// The weight with the active updates, to compute with.
+    ///
+    /// # Errors
+    /// If the updates cannot be computed on the device at hand; in a view for mixed batches.
+    pub fn tensor(&self) -> candle_core::Result<Tensor> {
+        let adapters = &self.adapters;
+        if adapters.rows.is_some() && !adapters.is_empty() {
+            bail!(
+                "lora: {}: rows of one batch cannot have adapters of their own on a bare weight",
+                adapters.path
+            );
+        }
+        let mut sum = adapters.seen(&self.weight);
+        let dtype = sum.dtype();
+        for adapter in adapters.to_compute() {
+            let delta = self.update(&adapters.seen(&adapter.a), &adapters.seen(&adapter.b))?;
+            let delta = (delta * adapter.scaling())?;
+            sum = (sum.to_dtype(delta.dtype())? + delta)?;
+        }
+        sum.to_dtype(dtype)
+    }
+
+    /// The layer's adapters.
+    pub fn adapters(&self) -> &Adapters {
+        &self.adapters
+    }
+
+    /// Experts, outputs and inputs.
+    fn sizes(&self) -> (usize, usize, usize) {
+        let dims = self.weight.dims();
+        let (experts, rows, columns) = match dims {
+            [experts, rows, columns] => (*experts, *rows, *columns),
+            _ => (1, dims[0], dims[1]),
+        };
+        match self.is_transposed {
+            true => (experts, columns, rows),
+            false => (experts, rows, columns),
+        }
+    }
+
+    /// B·A of each expert, in the shape of the weight.
+    fn update(&self, a: &Tensor, b: &Tensor) -> candle_core::Result<Tensor> {
+        let (experts, outputs, inputs) = self.sizes();
+        let a = a.reshape((experts, (), inputs))?;
+        let b = b.reshape((outputs, (), experts))?;
+        let delta = b.permute((2, 0, 1))?.contiguous()?.matmul(&a)?;
+        let delta = if self.is_transposed {
+            delta.t()?
+        } else {
+            delta
+        };
+        delta.contiguous()?.reshape(self.weight.shape())
+    }
+}
+
+impl LoraModel for Weight {
+    type Lora = LoraWeight;
+
+    fn adapt(&self, cx: &mut Builder<'_>) -> Result<LoraWeight> {
+        let layer = LoraWeight {
+            weight: cx.parameter(&self.tensor),
+            is_transposed: self.is_transposed,
+            adapters: Adapters::new(cx.path()),
+        };
+        cx.layer(layer)
+    }
+}
+
+impl LoraLayer for Weight {}
+
+impl LoraModule for LoraWeight {
+    type Base = Weight;
+
+    fn to_base(&self) -> Result<Weight> {
+        let (weight, _) = self.base_parts()?;
+        Weight::with(weight, self.is_transposed)
+    }
+
+    fn visit(&self, cursor: &mut Cursor<'_>) {
+        cursor.layer(self);
+    }
+
+    fn visit_mut(&mut self, cursor: &mut CursorMut<'_>) {
+        cursor.layer(self);
+    }
+}
+
+impl Adapted for LoraWeight {
+    fn layer_kind(&self) -> &'static str {
+        "Weight"
+    }
+
+    fn weight_name(&self) -> &'static str {
+        ""
+    }
+
+    fn parts(&self) -> (&Tensor, Option<&Tensor>, &Adapters) {
+        (&self.weight, None, &self.adapters)
+    }
+
+    fn parts_mut(&mut self) -> (&mut Tensor, Option<&mut Tensor>, &mut Adapters) {
+        (&mut self.weight, None, &mut self.adapters)
+    }
+
+    fn experts(&self) -> usize {
+        self.sizes().0
+    }
+
+    fn shapes(&self, rank: usize) -> (Shape, Shape) {
+        let (experts, outputs, inputs) = self.sizes();
+        (
+            (experts * rank, inputs).into(),
+            (outputs, rank * experts).into(),
+        )
+    }
+
+    fn refuses(&self, settings: &Settings, config: &LoraConfig) -> Option<String> {
+        let problems = [
+            (settings.dropout != 0.0, "dropout"),
+            (config.lora_bias, "a bias on B (lora_bias)"),
+            (config.use_dora, "DoRA"),
+        ];
+        let (_, problem) = problems.into_iter().find(|(set, _)| *set)?;
+        Some(format!("a bare weight takes no {problem}, as in PEFT"))
+    }
+
+    fn delta(&self, adapter: &Adapter) -> Result<Tensor> {
+        Ok((self.update(&adapter.a, &adapter.b)? * adapter.scaling())?)
+    }
+}
