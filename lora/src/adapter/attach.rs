@@ -1,7 +1,7 @@
 //! [`Attach`]: gives each layer what a configuration asks for, when a model is converted and when
 //! an adapter is added.
 
-use super::{Tokens, copies, fresh, set_trainable};
+use super::{Tie, Tokens, copies, fresh, set_trainable};
 use crate::builder::Mark;
 use crate::matching::{is_bias, modules_above};
 use crate::path::join;
@@ -188,7 +188,12 @@ impl<'a> Attach<'a> {
             trained.push(is_trained);
         }
         if is_changed || trained.contains(&true) {
-            copies::add(layer, path, self.name, tensors, trained)?;
+            let shares = layer.adapted().is_some_and(|layer| layer.is_lookup());
+            let tie = match self.config.ensure_weight_tying && trainable && shares {
+                true => Tie::Shares,
+                false => Tie::None,
+            };
+            copies::add(layer, path, self.name, tensors, trained, tie)?;
         }
         Ok(())
     }

@@ -1,6 +1,6 @@
 //! [`Copies`]: the copies of a layer's own parameters that adapters have.
 
-use super::set_trainable;
+use super::{Tie, set_trainable};
 use crate::builder::Mark;
 use crate::{Error, Layer, Param, Result};
 use candle_core::Tensor;
@@ -24,6 +24,8 @@ pub struct Copies {
 #[derive(Clone, Debug)]
 struct Copied {
     adapter: String,
+    /// How its weight is tied to that of another layer.
+    tie: Tie,
     /// Which of the tensors are trained.
     trained: Vec<bool>,
     /// In the order of the layer's parameters; out of date while they are in the layer.
@@ -39,6 +41,23 @@ impl Copies {
     /// The adapter whose copy the layer computes with at present.
     pub fn current(&self) -> Option<&str> {
         self.current.as_deref()
+    }
+
+    /// The base's weight, if a copy is in the layer in its place.
+    pub(crate) fn base_weight(&self) -> Option<&Tensor> {
+        self.current.as_ref().and(self.base.first())
+    }
+
+    /// True if the adapter's copy of the weight is that of the embedding which shares it.
+    pub(crate) fn is_tied(&self, adapter: &str) -> bool {
+        self.get(adapter)
+            .is_some_and(|copy| copy.tie == Tie::Shared)
+    }
+
+    /// The adapters that have such copies.
+    pub(crate) fn tied(&self, tie: Tie) -> Vec<String> {
+        let copies = self.list.iter().filter(|copy| copy.tie == tie);
+        copies.map(|copy| copy.adapter.clone()).collect()
     }
 
     fn get(&self, adapter: &str) -> Option<&Copied> {
@@ -81,9 +100,11 @@ pub(crate) fn add(
     adapter: &str,
     tensors: Vec<Tensor>,
     trained: Vec<bool>,
+    tie: Tie,
 ) -> Result<()> {
     let copy = Copied {
         adapter: adapter.into(),
+        tie,
         trained,
         tensors,
     };
@@ -155,7 +176,9 @@ pub(crate) fn set_copy_trainable(
     let Some(copies) = layer.copies() else {
         return Ok(());
     };
-    let Some(trained) = copies.get(adapter).map(|copy| copy.trained.clone()) else {
+    // One that is tied follows its embedding's.
+    let copy = copies.get(adapter).filter(|copy| copy.tie != Tie::Shared);
+    let Some(trained) = copy.map(|copy| copy.trained.clone()) else {
         return Ok(());
     };
     let tensors = seen_by_mut(layer, adapter).into_iter();
@@ -239,6 +262,47 @@ pub(crate) fn seen_by_mut<'a>(
         }
     };
     names.into_iter().zip(tensors).collect()
+}
+
+/// Makes the weight of this adapter's copy that of an embedding which shares it.
+pub(crate) fn tie(layer: &mut dyn Layer, path: &str, adapter: &str, weight: Tensor) -> Result<()> {
+    let has = layer.copies().is_some_and(|copies| copies.has(adapter));
+    if !has {
+        let own = seen_by(layer, "").into_iter().map(|own| own.param.tensor);
+        let mut tensors: Vec<Tensor> = own.collect();
+        let mut trained = vec![false; tensors.len()];
+        (tensors[0], trained[0]) = (weight, true);
+        return add(layer, path, adapter, tensors, trained, Tie::Shared);
+    }
+    if let Some((_, place)) = seen_by_mut(layer, adapter).into_iter().next() {
+        *place = weight;
+    }
+    let copies = layer
+        .copies_mut()
+        .into_iter()
+        .flat_map(|copies| &mut copies.list);
+    for copy in copies.filter(|copy| copy.adapter == adapter) {
+        (copy.tie, copy.trained[0]) = (Tie::Shared, true);
+    }
+    Ok(())
+}
+
+/// Takes tied copies away whose embedding has none any more.
+pub(crate) fn untie(layer: &mut dyn Layer, keep: &[String]) -> Result<()> {
+    let tied = layer.copies().map(|copies| copies.tied(Tie::Shared));
+    for adapter in tied
+        .into_iter()
+        .flatten()
+        .filter(|name| !keep.contains(name))
+    {
+        if layer.copies().and_then(Copies::current) == Some(&adapter) {
+            switch(layer, None)?;
+        }
+        if let Some(copies) = layer.copies_mut() {
+            copies.remove(&adapter);
+        }
+    }
+    Ok(())
 }
 
 /// The layer's own tensors: parameters and buffers, no adapter's.

@@ -1,9 +1,9 @@
 //! Heads that share an embedding's weight: what an adapter does to the embedding acts on them too.
 
-use super::{Adapter, Tokens};
+use super::{Adapted, Adapter, Tokens, copies};
 use crate::params::{each_layer, each_layer_mut};
-use crate::{LoraModule, Result};
-use candle_core::TensorId;
+use crate::{Layer, LoraModule, Result};
+use candle_core::{Tensor, TensorId};
 use std::collections::HashMap;
 
 /// What an embedding shares with the layers that have its weight.
@@ -11,50 +11,83 @@ use std::collections::HashMap;
 struct Shared {
     tokens: Vec<Tokens>,
     adapters: Vec<Adapter>,
+    /// Copies of the weight by adapter, and the one that is in the layer.
+    copies: Vec<(String, Tensor)>,
+    current: Option<String>,
 }
 
 /// Gives every layer that shares an embedding's weight what that embedding shares at present: its
-/// trained rows, and adapters of a configuration with `ensure_weight_tying`, transposed: A of the
+/// trained rows, its copies of the weight and adapters of a configuration with `ensure_weight_tying`, transposed: A of the
 /// head is Bᵀ of the embedding and B is Aᵀ. They are views of the embedding's variables, so that
 /// there is one of each and gradients add up.
 pub(crate) fn retie<M: LoraModule>(model: &mut M) -> Result<()> {
     let mut shared: HashMap<TensorId, Shared> = HashMap::new();
     each_layer(model, |_, layer| {
-        let Some(layer) = layer.adapted().filter(|layer| layer.is_lookup()) else {
+        let Some(adapted) = layer.adapted().filter(|layer| layer.is_lookup()) else {
             return;
         };
-        let adapters = layer.parts().2;
+        let adapters = adapted.parts().2;
         let ties = adapters.iter().filter(|adapter| adapter.tie == Tie::Shares);
+        let copies = adapters.copies.tied(Tie::Shares).into_iter();
+        let copies = copies.filter_map(|name| {
+            let weight = copies::seen_by(layer, &name).into_iter().next()?;
+            Some((name, weight.param.tensor))
+        });
         let of_layer = Shared {
             tokens: adapters.tokens.clone(),
             adapters: ties.cloned().collect(),
+            copies: copies.collect(),
+            current: adapters.copies.current().map(String::from),
         };
-        if !of_layer.tokens.is_empty() || !of_layer.adapters.is_empty() {
-            shared.insert(layer.unmerged_weight().id(), of_layer);
-        }
+        shared.insert(base_id(adapted), of_layer);
     });
     let mut result = Ok(());
-    each_layer_mut(model, |_, layer| {
-        let Some(layer) = layer.adapted_mut().filter(|layer| !layer.is_lookup()) else {
+    each_layer_mut(model, |path, layer| {
+        let Some(id) = layer
+            .adapted()
+            .filter(|layer| !layer.is_lookup())
+            .map(base_id)
+        else {
             return;
         };
-        let id = layer.unmerged_weight().id();
-        let adapters = layer.parts_mut().2;
-        adapters.list.retain(|adapter| adapter.tie != Tie::Shared);
         let none = Shared::default();
         let of_embedding = shared.get(&id).unwrap_or(&none);
-        adapters.tokens = of_embedding.tokens.clone();
-        for adapter in &of_embedding.adapters {
-            match transposed(adapter) {
-                Ok(tied) => {
-                    adapters.list.retain(|own| own.name != tied.name);
-                    adapters.list.push(tied);
-                }
-                Err(error) => result = Err(error),
-            }
+        if result.is_ok() {
+            result = of_embedding.give(path, layer);
         }
     });
     result
+}
+
+impl Shared {
+    /// Makes this what the layer has of the embedding.
+    fn give(&self, path: &str, layer: &mut dyn Layer) -> Result<()> {
+        if let Some(adapted) = layer.adapted_mut() {
+            let adapters = adapted.parts_mut().2;
+            adapters.list.retain(|adapter| adapter.tie != Tie::Shared);
+            adapters.tokens = self.tokens.clone();
+            for adapter in &self.adapters {
+                adapters.list.retain(|own| own.name != adapter.name);
+                adapters.list.push(transposed(adapter)?);
+            }
+        }
+        let names: Vec<String> = self.copies.iter().map(|(name, _)| name.clone()).collect();
+        copies::untie(layer, &names)?;
+        for (name, weight) in &self.copies {
+            copies::tie(layer, path, name, weight.clone())?;
+            if self.current.as_ref() == Some(name) {
+                copies::switch(layer, Some(name))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The identity of the base's weight, whatever is in its place at present.
+pub(crate) fn base_id(layer: &dyn Adapted) -> TensorId {
+    let copies = &layer.parts().2.copies;
+    let base = copies.base_weight();
+    base.unwrap_or(layer.unmerged_weight()).id()
 }
 
 fn transposed(adapter: &Adapter) -> Result<Adapter> {
@@ -85,22 +118,16 @@ pub(crate) fn problems<M: LoraModule>(model: &M, name: &str) -> Vec<String> {
         let Some(layer) = layer.adapted().filter(|layer| layer.is_lookup()) else {
             return;
         };
-        if copied {
-            problems.push(format!(
-                "ensure_weight_tying: `{path}` is trained in full, which unties it; train some rows \
-                 with trainable_token_indices, or give it an adapter"
-            ));
-        }
         let adapters = layer.parts().2;
-        let has_any = adapters.get(name).is_some() || adapters.tokens_of(name).is_some();
-        embeddings.insert(layer.unmerged_weight().id(), (path.to_string(), has_any));
+        let has_any = copied || adapters.has(name);
+        embeddings.insert(base_id(layer), (path.to_string(), has_any));
     });
     let mut tied = false;
     each_layer(model, |path, layer| {
         let Some(layer) = layer.adapted().filter(|layer| !layer.is_lookup()) else {
             return;
         };
-        if let Some((embedding, has_any)) = embeddings.get(&layer.unmerged_weight().id()) {
+        if let Some((embedding, has_any)) = embeddings.get(&base_id(layer)) {
             tied |= has_any;
             if layer.parts().2.get(name).is_some() && !has_any {
                 problems.push(format!(

@@ -2,6 +2,7 @@
 //! and the key of each tensor in the file.
 
 use crate::adapter::copies::{self, Own};
+use crate::adapter::tie::base_id;
 use crate::matching::{is_bias, is_or_ends_with, is_or_starts_with, modules_above};
 use crate::params::each_layer;
 use crate::path::join;
@@ -31,6 +32,8 @@ pub(super) struct Site {
     pub experts: usize,
     /// The adapter is a view of that of the embedding at this path.
     pub tied_to: Option<String>,
+    /// The copy of the weight is that of the embedding which shares it.
+    pub has_tied_copy: bool,
     /// The rows of an embedding that the adapter trains.
     pub tokens: Option<Vec<u32>>,
     /// The layer's own parameters, as they are while the adapter acts.
@@ -133,7 +136,7 @@ impl Description {
             let mut params: Vec<_> = named.collect();
             let (mut tied_to, mut tokens) = (None, None);
             if let Some(adapted) = adapted {
-                let id = adapted.unmerged_weight().id();
+                let id = base_id(adapted);
                 if adapted.is_lookup() {
                     embeddings.insert(id, path.to_string());
                     let of_name = adapters.and_then(|adapters| adapters.tokens_of(adapter));
@@ -154,6 +157,7 @@ impl Description {
                 adapter: of_name.map(|adapter| adapter.settings()),
                 experts: adapted.map_or(1, |adapted| adapted.experts()),
                 tied_to,
+                has_tied_copy: layer.copies().is_some_and(|copies| copies.is_tied(adapter)),
                 tokens,
                 own: copies::seen_by(layer, adapter),
                 adapters: params,
@@ -220,6 +224,19 @@ impl Description {
     pub fn has(&self, part: Part) -> bool {
         let mut params = self.sites.iter().flat_map(|site| &site.adapters);
         params.any(|param| param.role == Role::Adapter(part))
+    }
+
+    /// The modules that the file is to name: a head follows from the embedding that it shares.
+    pub fn named_saved(&self) -> Vec<String> {
+        let saved = self.saved.iter();
+        let tied = |path: &str| self.site(path).is_some_and(|site| site.has_tied_copy);
+        saved.filter(|path| !tied(path)).cloned().collect()
+    }
+
+    /// True if a head shares an embedding's adapter or copy.
+    pub fn is_tied(&self) -> bool {
+        let mut sites = self.sites.iter();
+        sites.any(|site| site.tied_to.is_some() || site.has_tied_copy)
     }
 
     pub fn site(&self, path: &str) -> Option<&Site> {
@@ -462,7 +479,7 @@ impl Description {
         for site in self
             .sites
             .iter()
-            .filter(|site| site.base_params().next().is_some())
+            .filter(|site| site.base_params().next().is_some() && !site.has_tied_copy)
         {
             let path = &site.path;
             match (covered(site, &self.saved), covered(site, &planned)) {

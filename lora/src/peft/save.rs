@@ -136,7 +136,7 @@ fn describe(model: &Description, options: &SaveOptions) -> Result<AdapterConfig,
     config.lora_dropout = most_common(layers.iter().map(|(_, s)| s.dropout)).unwrap_or(0.0);
     let tokens = model.tokens();
     config.trainable_token_indices = (!tokens.is_empty()).then_some(TokenIndices::Modules(tokens));
-    config.ensure_weight_tying = model.sites.iter().any(|site| site.tied_to.is_some());
+    config.ensure_weight_tying = model.is_tied();
     config.use_rslora = use_rslora;
     config.use_dora = model.has(Part::Magnitude);
     config.lora_bias = model.has(Part::Bias);
@@ -149,7 +149,7 @@ fn describe(model: &Description, options: &SaveOptions) -> Result<AdapterConfig,
     let bare: Vec<String> = bare.iter().map(|(path, _)| path.to_string()).collect();
     config.target_parameters = (!bare.is_empty()).then_some(bare);
     if !model.saved.is_empty() {
-        config.modules_to_save = Some(model.saved.clone());
+        config.modules_to_save = Some(model.named_saved());
     }
     // Whole anchored names: PEFT sorts the keys and takes the first that matches.
     for (path, settings) in &layers {
