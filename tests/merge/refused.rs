@@ -2,7 +2,7 @@
 
 use crate::support::*;
 use candle_core::{DType, Device, Tensor};
-use lora::peft::{MergeOptions, merge_checkpoint};
+use lora::peft::{MergeOptions, merge_checkpoint, merged_var_builder_with};
 use serde_json::json;
 use std::fs;
 
@@ -377,5 +377,61 @@ fn damaged_indices() -> Result {
     fs::remove_file(&index)?;
     let problem = merge_checkpoint(dir.path(), made.adapter_dir(), made.out()).unwrap_err();
     assert!(problem.to_string().contains("name the file"), "{problem}");
+    Ok(())
+}
+
+/// Whatever the bytes are, the answer is a merged file or an error.
+#[test]
+fn changed_bytes_never_panic() -> Result {
+    let mut made = Made::new();
+    made.config["use_dora"] = json!(true);
+    made.config["trainable_token_indices"] = json!([3, 0]);
+    made.base
+        .insert("embed_tokens.weight".into(), tensor(&[4, 2], 1.0));
+    made.add(
+        "embed_tokens.token_adapter.trainable_tokens_delta",
+        tensor(&[2, 2], 9.0),
+    );
+    made.add("fc.lora_magnitude_vector", tensor(&[3], 1.0));
+    made.write();
+    let mut state = 7u64;
+    let mut random = |below: usize| {
+        state = state
+            .wrapping_mul(6364136223846793005)
+            .wrapping_add(1442695040888963407);
+        (state >> 33) as usize % below
+    };
+    let adapter = made.adapter_dir();
+    let mut refused = 0;
+    for path in [
+        adapter.join("adapter_model.safetensors"),
+        adapter.join("adapter_config.json"),
+        made.base_path(),
+    ] {
+        let good = fs::read(&path)?;
+        for _ in 0..300 {
+            let mut bytes = good.clone();
+            // Headers, where the structure is.
+            let at = random(good.len().min(600));
+            bytes[at] = random(256) as u8;
+            fs::write(&path, bytes)?;
+            let options = MergeOptions::new()
+                .new_tensors(random(2) == 0)
+                .keep_tied(true);
+            let base = [made.base_path()];
+            let (dtype, device) = (DType::F32, Device::Cpu);
+            let merged = merged_var_builder_with(&base, &adapter, dtype, &device, &options);
+            let loaded = merged.and_then(|(vb, check)| {
+                for name in ["fc.weight", "fc.bias", "embed_tokens.weight"] {
+                    vb.get_unchecked_dtype(name, dtype)?;
+                }
+                check.finish()
+            });
+            refused += usize::from(loaded.is_err());
+        }
+        fs::write(&path, good)?;
+    }
+    assert!(refused > 300, "{refused}");
+    merge_checkpoint(made.base_path(), adapter, made.out())?;
     Ok(())
 }

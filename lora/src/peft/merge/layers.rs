@@ -36,9 +36,14 @@ impl Planner<'_> {
             }
             return Ok(());
         };
-        // The parts of an attention layer have its settings.
-        let owner = path.split_once(".base_layer.").map(|(owner, _)| owner);
-        let settings = self.settings(owner.unwrap_or(&name))?;
+        // The inner part of an attention layer has the settings of the whole. PEFT adds its update
+        // twice, in training as in merging, so that this is what such an adapter has learnt.
+        let inner = path.strip_suffix("base_layer.out_proj");
+        let owner = inner.map(|owner| owner.trim_end_matches('.'));
+        let mut settings = self.settings(owner.unwrap_or(&name))?;
+        if owner.is_some() {
+            settings.scaling *= 2.0;
+        }
         let (a_shape, b_shape) = (self.shape_of(&a).to_vec(), self.shape_of(&b).to_vec());
         let shape = self.shape(&weight).unwrap_or_default();
         let fits = |(a, b, shape): (&[usize], &[usize], &[usize])| match (a, b, shape) {
