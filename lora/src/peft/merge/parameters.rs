@@ -42,7 +42,7 @@ impl Parameter {
         ) else {
             return (false, false);
         };
-        let ranks = r == r2 && Some(r) == rows && experts > 0;
+        let ranks = r == r2 && Some(r) == rows && !self.shape.contains(&0);
         let transposed = self.shape.len() == 3 && (input, out) == (x, y);
         (ranks && (out, input) == (x, y), ranks && transposed)
     }

@@ -7,6 +7,7 @@ use crate::matching::{is_bias, is_or_ends_with, is_or_starts_with, modules_above
 use crate::{Result, TrainBias};
 use candle_core::{DType, Tensor};
 use serde_json::Value;
+use std::collections::HashSet;
 
 /// Names that a language model's embedding has.
 const EMBEDDINGS: [&str; 7] = [
@@ -146,7 +147,9 @@ impl Planner<'_> {
             let shape = self.shape_of(of).iter();
             shape.rev().copied().collect()
         };
-        for module in keys.modules.values() {
+        let embeddings = keys.modules.values().filter(|m| m.has(EmbeddingA));
+        // No model has more; a file might, to take our time.
+        for module in embeddings.take(16) {
             let (Some(of_a), Some(of_b)) = (module.get(EmbeddingA), module.get(EmbeddingB)) else {
                 continue;
             };
@@ -168,10 +171,8 @@ impl Planner<'_> {
         if self.paths != Paths::Same || !self.options.rename.is_empty() {
             return Ok(());
         }
-        let adapted = |path: &str| {
-            let mut paths = keys.modules.keys();
-            paths.any(|other| without_wrappers(other) == path)
-        };
+        let modules = keys.modules.keys();
+        let adapted: HashSet<String> = modules.map(|path| without_wrappers(path)).collect();
         let filtered = !self.lora.layers_to_transform.is_empty();
         let names: Vec<&str> = self.base.names().collect();
         for name in names {
@@ -191,7 +192,7 @@ impl Planner<'_> {
                 continue;
             }
             let targeted = self.selection.targets(path)?.unwrap_or(false);
-            if targeted && !self.selection.excludes(path)? && !adapted(path) {
+            if targeted && !self.selection.excludes(path)? && !adapted.contains(path) {
                 self.problems.push(format!(
                     "`{path}` is a target of the configuration, but the adapter has nothing for it"
                 ));
@@ -206,12 +207,12 @@ impl Planner<'_> {
             return;
         }
         let mut changed = Vec::new();
+        let head = keys.plain.keys().any(|k| is_or_starts_with(k, "lm_head"));
         for (name, change) in &self.changes {
             let embedding = EMBEDDINGS
                 .iter()
                 .any(|end| is_or_ends_with(name, &format!("{end}.weight")));
             let unshared = change.low_rank.is_some() || change.replace.is_some();
-            let head = keys.plain.keys().any(|k| is_or_starts_with(k, "lm_head"));
             if embedding && unshared && !head {
                 changed.push(name.clone());
             }

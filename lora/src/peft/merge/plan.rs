@@ -55,23 +55,47 @@ pub(super) enum Form {
 }
 
 impl LowRank {
+    /// The weight with its update, both in the dtype that `read` gives.
     fn apply(&self, weight: &Tensor, read: impl Fn(&str) -> Result<Tensor>) -> Result<Tensor> {
         let (a, b) = (read(&self.a)?, read(&self.b)?);
         let delta = match self.form {
-            Form::Linear => update::linear_delta(&a, &b, self.scaling),
-            Form::Transposed => update::transposed_delta(&a, &b, self.scaling),
-            Form::Conv => update::conv_delta(&a, &b, self.scaling),
+            Form::Linear => update::linear_delta(&a, &b, self.scaling)?,
+            Form::Transposed => update::transposed_delta(&a, &b, self.scaling)?,
+            Form::Conv => update::conv_delta(&a, &b, self.scaling)?,
             Form::Experts { count, transposed } => {
-                update::experts_delta(&a, &b, count, self.scaling, transposed)
+                return Self::each_expert(weight, a.dtype(), count, |expert| {
+                    update::expert_delta(&a, &b, (expert, count), self.scaling, transposed)
+                });
             }
         };
-        // A parameter of one expert is a matrix.
-        let sum = (weight + delta?.reshape(weight.shape())?)?;
+        let sum = (weight.to_dtype(a.dtype())? + delta)?;
         let Some(magnitude) = &self.magnitude else {
             return Ok(sum);
         };
         let axis = usize::from(self.form == Form::Transposed);
         Ok(update::dora(&sum, &read(magnitude)?, axis)?)
+    }
+
+    /// One expert after the other, so that only one of them is in memory in the wider dtype.
+    fn each_expert(
+        weight: &Tensor,
+        wide: DType,
+        count: usize,
+        delta: impl Fn(usize) -> candle_core::Result<Tensor>,
+    ) -> Result<Tensor> {
+        let shape = weight.shape();
+        // A parameter of one expert is a matrix.
+        let (rows, columns) = match shape.dims() {
+            &[.., rows, columns] => (rows, columns),
+            _ => (shape.elem_count(), 1),
+        };
+        let weight = weight.reshape((count, rows, columns))?;
+        let mut merged = Vec::with_capacity(count);
+        for expert in 0..count {
+            let one = weight.get(expert)?.to_dtype(wide)?;
+            merged.push((one + delta(expert)?)?.to_dtype(weight.dtype())?);
+        }
+        Ok(Tensor::stack(&merged, 0)?.reshape(shape)?)
     }
 }
 
@@ -159,9 +183,12 @@ impl Plan {
         };
         let read = |key: &str| -> Result<Tensor> { Ok(self.adapter.tensor(key)?.to_dtype(wide)?) };
         let merge = || -> Result<Tensor> {
-            let mut weight = start.to_dtype(wide)?;
-            if let Some(low_rank) = &change.low_rank {
-                weight = low_rank.apply(&weight, read)?;
+            let mut weight = match &change.low_rank {
+                Some(low_rank) => low_rank.apply(&start, read)?,
+                None => start.clone(),
+            };
+            if change.add.is_some() || change.rows.is_some() {
+                weight = weight.to_dtype(wide)?;
             }
             if let Some((key, factor)) = &change.add {
                 weight = (weight + (read(key)? * *factor)?)?;

@@ -211,7 +211,7 @@ impl Work<'_> {
 fn bytes(tensor: &Tensor) -> Result<Vec<u8>> {
     use safetensors::View;
     let tensor = tensor.contiguous()?;
-    Ok((&tensor).data().into_owned())
+    Ok(tensor.data().into_owned())
 }
 
 /// The index with the new tensors in it.
