@@ -2,7 +2,7 @@
 
 use crate::support::*;
 use candle_core::{DType, Device, Tensor};
-use lora::peft::{MergeOptions, merge_checkpoint, merged_var_builder_with};
+use lora::peft::{MergeOptions, merge_checkpoint, merge_checkpoint_with, merged_var_builder_with};
 use serde_json::json;
 use std::fs;
 
@@ -177,6 +177,25 @@ fn new_tensors_are_asked_for() -> Result {
         tensor(&[2, 3], 5.0).to_vec2::<f32>()?
     );
     assert_eq!(merged["wide.weight"].dims(), [4, 2]);
+
+    // In shards they are in the last one and in the index.
+    let dir = tempfile::tempdir()?;
+    let shard = "model-00001-of-00001.safetensors";
+    fs::copy(made.base_path(), dir.path().join(shard))?;
+    let map = json!({"fc.weight": shard, "fc.bias": shard, "wide.weight": shard});
+    let index = json!({"metadata": {"total_size": 60}, "weight_map": map});
+    let name = "model.safetensors.index.json";
+    fs::write(dir.path().join(name), index.to_string())?;
+    let (out, options) = (
+        dir.path().join("out"),
+        MergeOptions::new().new_tensors(true),
+    );
+    merge_checkpoint_with(dir.path(), made.adapter_dir(), &out, &options)?;
+    let index: serde_json::Value = serde_json::from_slice(&fs::read(out.join(name))?)?;
+    assert_eq!(index["weight_map"]["score.weight"], shard);
+    // Six values are new, two more in `wide`.
+    assert_eq!(index["metadata"]["total_size"], 60 + 4 * 8);
+    assert_eq!(load(out.join(shard)).len(), 4);
     Ok(())
 }
 

@@ -25,15 +25,18 @@ impl Planner<'_> {
         };
         let place = self.locate(&name);
         let names = [join(&place, "weight"), join(&place, "in_proj_weight")];
-        let found = names.iter().find(|name| self.base.contains(name));
-        let Some(weight) = found.cloned() else {
-            if !self.is_shared(&a, &b, keys)? {
+        let mut found = names.iter().find(|name| self.base.contains(name)).cloned();
+        if found.is_none() && !self.is_shared(&a, &b, keys)? {
+            found = self.untie(&names[0], &a, &b);
+            if found.is_none() {
                 self.problems.push(format!(
-                    "`{name}` is adapted, but the base has no `{}`; if it shares another module's \
-                     weight, the adapter must be saved with ensure_weight_tying",
+                    "`{name}` is adapted, but the base has no `{}`; if it shares an embedding's \
+                     weight, MergeOptions::untie gives it one of its own",
                     names[0]
                 ));
             }
+        }
+        let Some(weight) = found else {
             return Ok(());
         };
         // The inner part of an attention layer has the settings of the whole. PEFT adds its update

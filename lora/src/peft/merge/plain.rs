@@ -47,8 +47,7 @@ impl Planner<'_> {
             }
             return self.replace(&bare, key, keys);
         }
-        let embedding = |end: &str| is_or_ends_with(&bare, &format!("{end}.weight"));
-        let known = EMBEDDINGS.iter().any(|end| embedding(end)) || embedding("lm_head");
+        let known = is_embedding(&bare) || is_or_ends_with(&bare, "lm_head.weight");
         if name.ends_with("base_layer.weight") || known {
             // An embedding's base weight comes with its adapter, and must be the base's own.
             return self.replace_if_new(&bare, key, keys);
@@ -201,27 +200,65 @@ impl Planner<'_> {
         Ok(())
     }
 
-    /// Refuses to change a weight that a head shares and that the adapter was trained not to share.
+    /// Gives a head that has no weight of its own a copy of the embedding's, if that is asked for.
+    pub fn untie(&mut self, head: &str, a: &str, b: &str) -> Option<String> {
+        if !self.options.untie || !self.is_tied() {
+            return None;
+        }
+        let (&[_, input], &[out, _]) = (self.shape_of(a), self.shape_of(b)) else {
+            return None;
+        };
+        let names = self.base.names().filter(|name| is_embedding(name));
+        let mut fitting = names.filter(|name| self.base.shape(name) == Some(&[out, input]));
+        let (embedding, other) = (fitting.next()?.to_string(), fitting.next());
+        if other.is_some() {
+            return None;
+        }
+        self.change(head).copy_of = Some(embedding);
+        Some(head.into())
+    }
+
+    /// Refuses to change a weight that a head shares and that the adapter was trained not to share,
+    /// or gives the head one of its own.
     pub fn check_tying(&mut self, keys: &Keys) {
         if self.config.ensure_weight_tying || self.options.keep_tied || !self.is_tied() {
             return;
         }
-        let mut changed = Vec::new();
-        let head = keys.plain.keys().any(|k| is_or_starts_with(k, "lm_head"));
-        for (name, change) in &self.changes {
-            let embedding = EMBEDDINGS
-                .iter()
-                .any(|end| is_or_ends_with(name, &format!("{end}.weight")));
-            let unshared = change.low_rank.is_some() || change.replace.is_some();
-            if embedding && unshared && !head {
-                changed.push(name.clone());
-            }
+        if keys
+            .plain
+            .keys()
+            .any(|key| is_or_starts_with(key, "lm_head"))
+        {
+            return;
         }
+        let changes = self.changes.iter();
+        let changed = changes.filter(|(name, change)| {
+            is_embedding(name) && (change.low_rank.is_some() || change.replace.is_some())
+        });
+        let changed: Vec<String> = changed.map(|(name, _)| name.clone()).collect();
         for name in changed {
+            if self.options.untie && self.base.contains(&name) {
+                let mut copies = self.changes.values();
+                if !copies.any(|change| change.copy_of.as_deref() == Some(&name)) {
+                    let head = self.locate("lm_head.weight");
+                    self.change(&head).copy_of = Some(name);
+                }
+                continue;
+            }
             self.problems.push(format!(
-                "`{name}` is also the head's weight, for which the adapter was not trained: train \
-                 with ensure_weight_tying, or accept it, as PEFT does, with MergeOptions::keep_tied"
+                "`{name}` is also the head's weight, for which the adapter was not trained: \
+                 MergeOptions::untie gives the head one of its own, MergeOptions::keep_tied changes \
+                 both, as PEFT does"
             ));
+        }
+        // Trained rows are the head's, too.
+        let rows = |name: &String| self.changes.get(name)?.rows.clone();
+        let copies = self.changes.iter().filter_map(|(name, change)| {
+            let rows = rows(change.copy_of.as_ref()?)?;
+            Some((name.clone(), rows))
+        });
+        for (name, rows) in copies.collect::<Vec<_>>() {
+            self.change(&name).rows = Some(rows);
         }
     }
 
@@ -247,6 +284,11 @@ impl Planner<'_> {
         let says = config.get("tie_word_embeddings").and_then(Value::as_bool);
         says.unwrap_or(generates)
     }
+}
+
+fn is_embedding(name: &str) -> bool {
+    let module = name.strip_suffix(".weight");
+    module.is_some_and(|module| EMBEDDINGS.iter().any(|end| is_or_ends_with(module, end)))
 }
 
 /// The same shape, dtype and values.

@@ -11,6 +11,7 @@ use crate::selection::Selection;
 use crate::{Error, LoraConfig, Result, ops};
 use candle_core::{DType, Tensor};
 use indexmap::IndexMap;
+use safetensors::tensor::TensorInfo;
 use std::path::Path;
 
 /// Every change, checked against the shapes of the base.
@@ -25,6 +26,8 @@ pub(super) struct Plan {
 pub(super) struct Change {
     /// Comes from the adapter in full.
     pub replace: Option<String>,
+    /// Starts as a copy of this tensor of the base: a head that no longer shares it.
+    pub copy_of: Option<String>,
     pub low_rank: Option<LowRank>,
     /// A multiple of this is added.
     pub add: Option<(String, f64)>,
@@ -162,9 +165,10 @@ impl Plan {
         let Some(change) = self.changes.get(name) else {
             return base.tensor(name);
         };
-        let start = match &change.replace {
-            Some(key) => self.adapter.tensor(key)?,
-            None => base.tensor(name)?,
+        let start = match (&change.replace, &change.copy_of) {
+            (Some(key), _) => self.adapter.tensor(key)?,
+            (None, Some(other)) => base.tensor(other)?,
+            (None, None) => base.tensor(name)?,
         };
         let failed = |error: candle_core::Error| {
             Error::file(self.adapter.path(), format!("merging `{name}`: {error}"))
@@ -209,10 +213,26 @@ impl Plan {
         Ok(merged)
     }
 
-    /// The tensors that the base does not have: they come from the adapter as they are.
-    pub fn new_tensors<'a>(&'a self, base: &'a Base) -> impl Iterator<Item = (&'a str, &'a str)> {
+    /// The tensors that the base does not have, each with the dtype and shape that it gets.
+    pub fn new_tensors<'a>(
+        &'a self,
+        base: &'a Base,
+    ) -> impl Iterator<Item = (&'a str, &'a TensorInfo)> {
         let new = self.changes.iter().filter(|(name, _)| !base.contains(name));
-        new.filter_map(|(name, change)| Some((name.as_str(), change.replace.as_deref()?)))
+        new.filter_map(|(name, change)| {
+            let info = match (&change.replace, &change.copy_of) {
+                (Some(key), _) => self.adapter.tensors().get(key),
+                (None, Some(other)) => base.info(other),
+                (None, None) => None,
+            };
+            Some((name.as_str(), info?))
+        })
+    }
+
+    /// Whether a head got a weight of its own.
+    pub fn unties(&self) -> bool {
+        let mut changes = self.changes.values();
+        changes.any(|change| change.copy_of.is_some())
     }
 
     pub fn adapter(&self) -> &TensorFile {
@@ -280,11 +300,15 @@ impl Planner<'_> {
 
     /// The shape that a tensor has once it is replaced.
     pub fn shape(&self, name: &str) -> Option<Vec<usize>> {
-        let replaced = self.changes.get(name).and_then(|c| c.replace.as_ref());
-        match replaced {
-            Some(key) => Some(self.shape_of(key).to_vec()),
-            None => self.base.shape(name).map(<[usize]>::to_vec),
+        let change = self.changes.get(name);
+        let replaced = change.and_then(|change| change.replace.as_ref());
+        if let Some(key) = replaced {
+            return Some(self.shape_of(key).to_vec());
         }
+        let copied = change.and_then(|change| change.copy_of.as_deref());
+        self.base
+            .shape(copied.unwrap_or(name))
+            .map(<[usize]>::to_vec)
     }
 
     pub fn shape_of(&self, key: &str) -> &[usize] {
