@@ -1,7 +1,8 @@
 //! Adapters of layers: linear, convolution, embedding.
 
+use super::change::{Form, LowRank};
 use super::keys::{Keys, Module, Part, without_wrappers};
-use super::plan::{Form, LowRank, Planner};
+use super::plan::Planner;
 use crate::matching::is_or_ends_with;
 use crate::path::join;
 use crate::selection::Overrides;

@@ -2,6 +2,7 @@
 //! tensors they change, the shapes say how.
 
 mod base;
+mod change;
 mod keys;
 mod layers;
 mod parameters;

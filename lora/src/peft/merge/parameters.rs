@@ -1,7 +1,8 @@
 //! Adapters of bare parameters, such as the weights of all experts in one tensor.
 
+use super::change::{Form, LowRank};
 use super::keys::{Module, Part};
-use super::plan::{Form, LowRank, Planner};
+use super::plan::Planner;
 use crate::matching::is_or_ends_with;
 use crate::path::join;
 use crate::{Result, Settings};

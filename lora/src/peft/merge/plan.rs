@@ -2,6 +2,7 @@
 
 use super::MergeOptions;
 use super::base::Base;
+use super::change::Change;
 use super::keys::{Keys, Part, without_wrappers, wrappers_behind};
 use super::paths::Paths;
 use crate::peft::config::InitWeights;
@@ -14,92 +15,14 @@ use indexmap::IndexMap;
 use safetensors::tensor::TensorInfo;
 use std::path::Path;
 
+/// How many values of a tensor are in memory in the wider dtype.
+const PIECE: usize = 1 << 24;
+
 /// Every change, checked against the shapes of the base.
 pub(super) struct Plan {
     /// By the tensor's name in the checkpoint.
     pub changes: IndexMap<String, Change>,
     adapter: TensorFile,
-}
-
-/// What happens to one tensor, in this order. Names are keys of the adapter's file.
-#[derive(Debug, Default)]
-pub(super) struct Change {
-    /// Comes from the adapter in full.
-    pub replace: Option<String>,
-    /// Starts as a copy of this tensor of the base: a head that no longer shares it.
-    pub copy_of: Option<String>,
-    pub low_rank: Option<LowRank>,
-    /// A multiple of this is added.
-    pub add: Option<(String, f64)>,
-    /// These rows are replaced.
-    pub rows: Option<(String, Vec<u32>)>,
-}
-
-#[derive(Debug)]
-pub(super) struct LowRank {
-    pub a: String,
-    pub b: String,
-    pub magnitude: Option<String>,
-    pub scaling: f64,
-    pub form: Form,
-}
-
-/// How the weight lies.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub(super) enum Form {
-    /// (out, in).
-    Linear,
-    /// (in, out), or an embedding.
-    Transposed,
-    /// (out, in, k..).
-    Conv,
-    /// (experts, out, in), or (experts, in, out).
-    Experts { count: usize, transposed: bool },
-}
-
-impl LowRank {
-    /// The weight with its update, both in the dtype that `read` gives.
-    fn apply(&self, weight: &Tensor, read: impl Fn(&str) -> Result<Tensor>) -> Result<Tensor> {
-        let (a, b) = (read(&self.a)?, read(&self.b)?);
-        let delta = match self.form {
-            Form::Linear => update::linear_delta(&a, &b, self.scaling)?,
-            Form::Transposed => update::transposed_delta(&a, &b, self.scaling)?,
-            Form::Conv => update::conv_delta(&a, &b, self.scaling)?,
-            Form::Experts { count, transposed } => {
-                return Self::each_expert(weight, a.dtype(), count, |expert| {
-                    update::expert_delta(&a, &b, (expert, count), self.scaling, transposed)
-                });
-            }
-        };
-        let sum = (weight.to_dtype(a.dtype())? + delta)?;
-        let Some(magnitude) = &self.magnitude else {
-            return Ok(sum);
-        };
-        let axis = usize::from(self.form == Form::Transposed);
-        Ok(update::dora(&sum, &read(magnitude)?, axis)?)
-    }
-
-    /// One expert after the other, so that only one of them is in memory in the wider dtype.
-    fn each_expert(
-        weight: &Tensor,
-        wide: DType,
-        count: usize,
-        delta: impl Fn(usize) -> candle_core::Result<Tensor>,
-    ) -> Result<Tensor> {
-        let shape = weight.shape();
-        // A parameter of one expert is a matrix.
-        let (rows, columns) = match shape.dims() {
-            &[.., rows, columns] => (rows, columns),
-            _ => (shape.elem_count(), 1),
-        };
-        let weight = weight.reshape((count, rows, columns))?;
-        let mut merged = Vec::with_capacity(count);
-        for expert in 0..count {
-            let one = weight.get(expert)?.to_dtype(wide)?;
-            merged.push((one + delta(expert)?)?.to_dtype(weight.dtype())?);
-        }
-        Ok(Tensor::stack(&merged, 0)?.reshape(shape)?)
-    }
 }
 
 impl Plan {
@@ -188,7 +111,7 @@ impl Plan {
         let read = |key: &str| -> Result<Tensor> { Ok(self.adapter.tensor(key)?.to_dtype(wide)?) };
         let merge = || -> Result<Tensor> {
             let mut weight = match &change.low_rank {
-                Some(low_rank) => low_rank.apply(&start, read)?,
+                Some(low_rank) => low_rank.apply(&start, read, PIECE)?,
                 None => start.clone(),
             };
             if change.add.is_some() || change.rows.is_some() {
