@@ -146,7 +146,8 @@ mod tests {
             count: 3,
             transposed,
         };
-        let shapes: [(Form, &[usize], &[usize], &[usize], usize); 6] = [
+        type Case<'a> = (Form, &'a [usize], &'a [usize], &'a [usize], usize);
+        let shapes: [Case; 6] = [
             (Form::Linear, &[5, 4], &[2, 4], &[5, 2], 5),
             (Form::Transposed, &[5, 4], &[2, 5], &[4, 2], 4),
             (Form::Conv, &[5, 4, 3], &[2, 4, 3], &[5, 2, 1], 5),

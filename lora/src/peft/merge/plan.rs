@@ -129,7 +129,12 @@ impl Plan {
             Error::Candle(error) => failed(error),
             error => error,
         })?;
-        if !ops::is_finite(&merged)? {
+        drop(start);
+        let mut finite = true;
+        for part in parts(&merged)? {
+            finite &= ops::is_finite(&part?)?;
+        }
+        if !finite {
             let problem = format!("merging `{name}` gives values that are not finite in {dtype:?}");
             return Err(Error::file(self.adapter.path(), problem));
         }
@@ -161,6 +166,14 @@ impl Plan {
     pub fn adapter(&self) -> &TensorFile {
         &self.adapter
     }
+}
+
+/// A tensor's values in order, about [`PIECE`] at a time.
+pub(super) fn parts(tensor: &Tensor) -> Result<impl Iterator<Item = Result<Tensor>>> {
+    let flat = tensor.flatten_all()?;
+    let count = flat.elem_count();
+    let starts = (0..count).step_by(PIECE);
+    Ok(starts.map(move |from| Ok(flat.narrow(0, from, PIECE.min(count - from))?)))
 }
 
 /// A plan in the making.

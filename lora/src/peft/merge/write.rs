@@ -2,7 +2,7 @@
 
 use super::MergeOptions;
 use super::base::Base;
-use super::plan::Plan;
+use super::plan::{Plan, parts};
 use crate::peft::files::{read_bounded, stage, sync, temporary};
 use crate::peft::tensor_file::TensorFile;
 use crate::peft::write_json;
@@ -186,11 +186,12 @@ impl Work<'_> {
         out.write_all(&length).map_err(failed)?;
         out.write_all(&header).map_err(failed)?;
         for name in &names {
-            match plan.changes.contains_key(name) {
-                true => out
-                    .write_all(&bytes(&plan.apply(name, base)?)?)
-                    .map_err(failed)?,
-                false => shard.copy(name, &mut out)?,
+            if plan.changes.contains_key(name) {
+                for part in parts(&plan.apply(name, base)?)? {
+                    out.write_all(&bytes(&part?)?).map_err(failed)?;
+                }
+            } else {
+                shard.copy(name, &mut out)?;
             }
             self.done += 1;
             if let Some(progress) = &self.options.progress {
