@@ -31,12 +31,14 @@ pub struct MergeReport {
 ///
 /// `base` is a `.safetensors` file, and `out` then is one, too; or it is a directory that holds one,
 /// or the index of shards (or its directory), and `out` is a directory that gets the same files. One
-/// tensor at a time is in memory, computed in f32 (f64 for f64 weights) and rounded once. The files
-/// appear under their names when all are written.
+/// tensor at a time is in memory, which takes about three times its size; it is computed in f32 (f64
+/// for f64 weights) and rounded once. The files appear under their names when all are written.
 ///
 /// Merged are adapters of linear layers (stored as (out, in) or (in, out)), convolutions without
 /// groups, embeddings, attention layers and bare parameters, with rsLoRA, DoRA, patterns, and a bias
-/// on B; and modules, biases and tokens that were trained in full.
+/// on B; and modules, biases and tokens that were trained in full. The result is what PEFT's
+/// `merge_and_unload` gives, but for one thing: an update of an embedding and a head that share a
+/// weight is added once, as in PEFT's unmerged model, where merging in PEFT adds it twice.
 ///
 /// ```no_run
 /// use lora::peft::merge_checkpoint;
