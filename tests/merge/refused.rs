@@ -454,3 +454,31 @@ fn changed_bytes_never_panic() -> Result {
     merge_checkpoint(made.base_path(), adapter, made.out())?;
     Ok(())
 }
+
+/// A file of very many names is refused in a time that grows with their number, not its square.
+#[test]
+fn very_many_names() -> Result {
+    let made = Made::new();
+    made.write();
+    let mut header = serde_json::Map::new();
+    let empty = |shape: [usize; 2]| json!({"dtype": "F32", "shape": shape, "data_offsets": [0, 0]});
+    let count = 10_000;
+    for number in 0..count {
+        header.insert(format!("x{number}.a.lora_A.weight"), empty([0, 2]));
+        header.insert(format!("x{number}.a.lora_B.weight"), empty([3, 0]));
+        header.insert(format!("y{number}.lora_embedding_A"), empty([0, 3]));
+        header.insert(format!("y{number}.lora_embedding_B"), empty([2, 0]));
+        header.insert(format!("z{number}.weight"), empty([0, 1]));
+    }
+    let header = serde_json::to_vec(&header)?;
+    let mut bytes = (header.len() as u64).to_le_bytes().to_vec();
+    bytes.extend(header);
+    fs::write(made.adapter_dir().join("adapter_model.safetensors"), bytes)?;
+    let merged = merge_checkpoint(made.base_path(), made.adapter_dir(), made.out());
+    let lora::Error::File { problems, .. } = merged.unwrap_err() else {
+        panic!("another error");
+    };
+    // Those, and the target that the file has nothing for.
+    assert_eq!(problems.len(), 3 * count + 1);
+    Ok(())
+}

@@ -122,10 +122,10 @@ impl Planner<'_> {
         Ok(())
     }
 
-    /// Whether another tensor of the file has the same values and a place in the base: both modules
+    /// Whether an embedding of the file has the same values and a place in the base: both modules
     /// share it.
     fn is_copy(&self, key: &str, keys: &Keys) -> Result<bool> {
-        for (name, other) in &keys.plain {
+        for (name, other) in &keys.full_embeddings {
             let place = self.locate(&without_wrappers(name));
             if other != key
                 && self.shape_of(other) == self.shape_of(key)
@@ -141,17 +141,14 @@ impl Planner<'_> {
     /// Whether a head's matrices are those of an adapted embedding, transposed: then its weight is
     /// the embedding's.
     pub fn is_shared(&self, a: &str, b: &str, keys: &Keys) -> Result<bool> {
-        use super::keys::Part::{EmbeddingA, EmbeddingB};
         let turned = |of: &str| -> Vec<usize> {
             let shape = self.shape_of(of).iter();
             shape.rev().copied().collect()
         };
-        let embeddings = keys.modules.values().filter(|m| m.has(EmbeddingA));
-        // No model has more; a file might, to take our time.
-        for module in embeddings.take(16) {
-            let (Some(of_a), Some(of_b)) = (module.get(EmbeddingA), module.get(EmbeddingB)) else {
-                continue;
-            };
+        if self.shape_of(a).contains(&0) {
+            return Ok(false);
+        }
+        for (of_a, of_b) in &keys.embeddings {
             if turned(of_b) == self.shape_of(a) && turned(of_a) == self.shape_of(b) {
                 let same = |x: &str, y: &str| -> Result<bool> {
                     equal(&self.adapter.tensor(x)?, &self.adapter.tensor(y)?.t()?)
@@ -286,7 +283,7 @@ impl Planner<'_> {
     }
 }
 
-fn is_embedding(name: &str) -> bool {
+pub(super) fn is_embedding(name: &str) -> bool {
     let module = name.strip_suffix(".weight");
     module.is_some_and(|module| EMBEDDINGS.iter().any(|end| is_or_ends_with(module, end)))
 }
