@@ -157,6 +157,21 @@ fn a_head_gets_a_weight_of_its_own_on_demand() -> Result {
     assert_eq!(config["tie_word_embeddings"], false);
     assert_eq!(config["hidden_size"], 8);
 
+    // Copies of the weights in the file make no difference.
+    let saved = tempfile::tempdir()?;
+    let mut tensors = load(case.join("adapter_model.safetensors"));
+    tensors.insert("base_model.model.lm_head.weight".into(), before.clone());
+    candle_core::safetensors::save(&tensors, saved.path().join("adapter_model.safetensors"))?;
+    fs::copy(
+        case.join("adapter_config.json"),
+        saved.path().join("adapter_config.json"),
+    )?;
+    let refused = merged_var_builder(&[&base], saved.path(), DType::F32, &Device::Cpu);
+    let refused = refused.err().unwrap().to_string();
+    assert!(refused.contains("is also the head's weight"), "{refused}");
+    let report = merge_checkpoint_with(&base, saved.path(), dir.path(), &options)?;
+    assert_eq!(report.changed, [name, "lm_head.weight"]);
+
     // An adapter of the head alone.
     let own = tempfile::tempdir()?;
     fs::write(

@@ -3,7 +3,7 @@
 use super::keys::{Keys, without_wrappers};
 use super::paths::Paths;
 use super::plan::Planner;
-use crate::matching::{is_bias, is_or_ends_with, is_or_starts_with, modules_above};
+use crate::matching::{is_bias, is_or_ends_with, modules_above};
 use crate::{Result, TrainBias};
 use candle_core::{DType, Tensor};
 use serde_json::Value;
@@ -70,9 +70,12 @@ impl Planner<'_> {
     fn replace(&mut self, bare: &str, key: &str, keys: &Keys) -> Result<()> {
         let name = self.locate(bare);
         let Some(info) = self.base.info(&name) else {
+            if self.is_copy(key, keys)? {
+                return Ok(());
+            }
             if self.options.new_tensors {
                 self.change(&name).replace = Some(key.into());
-            } else if !self.is_copy(key, keys)? {
+            } else {
                 self.problems.push(format!(
                     "`{key}` has no `{name}` in the base to replace; MergeOptions::new_tensors adds \
                      it"
@@ -217,15 +220,13 @@ impl Planner<'_> {
 
     /// Refuses to change a weight that a head shares and that the adapter was trained not to share,
     /// or gives the head one of its own.
-    pub fn check_tying(&mut self, keys: &Keys) {
+    pub fn check_tying(&mut self) {
         if self.config.ensure_weight_tying || self.options.keep_tied || !self.is_tied() {
             return;
         }
-        if keys
-            .plain
-            .keys()
-            .any(|key| is_or_starts_with(key, "lm_head"))
-        {
+        let head = self.locate("lm_head.weight");
+        let own = self.changes.get(&head);
+        if own.is_some_and(|head| head.replace.is_some()) {
             return;
         }
         let changes = self.changes.iter();
@@ -237,7 +238,6 @@ impl Planner<'_> {
             if self.options.untie && self.base.contains(&name) {
                 let mut copies = self.changes.values();
                 if !copies.any(|change| change.copy_of.as_deref() == Some(&name)) {
-                    let head = self.locate("lm_head.weight");
                     self.change(&head).copy_of = Some(name);
                 }
                 continue;

@@ -5,6 +5,7 @@ use super::base::Base;
 use super::change::Change;
 use super::keys::{Keys, Part, without_wrappers, wrappers_behind};
 use super::paths::Paths;
+use crate::matching::is_or_ends_with;
 use crate::peft::config::InitWeights;
 use crate::peft::tensor_file::TensorFile;
 use crate::peft::{AdapterConfig, CONFIG_FILE, files, update};
@@ -158,9 +159,10 @@ impl Plan {
     }
 
     /// Whether a head got a weight of its own.
-    pub fn unties(&self) -> bool {
-        let mut changes = self.changes.values();
-        changes.any(|change| change.copy_of.is_some())
+    pub fn unties(&self, base: &Base) -> bool {
+        let mut new = self.new_tensors(base);
+        new.any(|(name, _)| is_or_ends_with(name, "lm_head.weight"))
+            || self.changes.values().any(|change| change.copy_of.is_some())
     }
 
     pub fn adapter(&self) -> &TensorFile {
@@ -225,7 +227,7 @@ impl Planner<'_> {
         }
         self.lay_out(square);
         self.find_missing(keys)?;
-        self.check_tying(keys);
+        self.check_tying();
         Ok(())
     }
 

@@ -112,7 +112,7 @@ pub fn merge_checkpoint_with(
     if options.copy_files
         && let Some(from) = &base.dir
     {
-        copy_files(from, dir, plan.unties(), &mut staged)?;
+        copy_files(from, dir, plan.unties(&base), &mut staged)?;
     }
     let mut files = Vec::new();
     for (file, path) in staged {
