@@ -1,5 +1,7 @@
 //! Adapters in PEFT's format, against files and numbers that PEFT made.
 
+#[path = "peft/config.rs"]
+mod config;
 #[path = "peft/export.rs"]
 mod export;
 #[path = "peft/fixtures.rs"]

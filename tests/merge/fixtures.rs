@@ -139,6 +139,67 @@ fn a_shared_weight_is_changed_only_on_demand() -> Result {
     Ok(())
 }
 
+/// Untied, the head keeps the weight that it had; or gets an update of its own.
+#[test]
+fn a_head_gets_a_weight_of_its_own_on_demand() -> Result {
+    let (base, case) = (base("llama_tied", ""), adapter("llama_tied_apart"));
+    let name = "model.embed_tokens.weight";
+    let before = load_all(&base)[name].clone();
+    let expected = load(case.with_file_name("merged.safetensors"));
+    let dir = tempfile::tempdir()?;
+    let options = MergeOptions::new().untie(true).copy_files(true);
+    let report = merge_checkpoint_with(&base, &case, dir.path(), &options)?;
+    assert_eq!(report.changed, [name, "lm_head.weight"]);
+    let merged = load_all(dir.path());
+    assert!(error(&merged[name], &expected[name]) <= 1e-5);
+    assert_eq!(error(&merged["lm_head.weight"], &before), 0.0);
+    let config: Value = serde_json::from_slice(&fs::read(dir.path().join("config.json"))?)?;
+    assert_eq!(config["tie_word_embeddings"], false);
+    assert_eq!(config["hidden_size"], 8);
+
+    // Copies of the weights in the file make no difference.
+    let saved = tempfile::tempdir()?;
+    let mut tensors = load(case.join("adapter_model.safetensors"));
+    tensors.insert("base_model.model.lm_head.weight".into(), before.clone());
+    candle_core::safetensors::save(&tensors, saved.path().join("adapter_model.safetensors"))?;
+    fs::copy(
+        case.join("adapter_config.json"),
+        saved.path().join("adapter_config.json"),
+    )?;
+    let refused = merged_var_builder(&[&base], saved.path(), DType::F32, &Device::Cpu);
+    let refused = refused.err().unwrap().to_string();
+    assert!(refused.contains("is also the head's weight"), "{refused}");
+    let report = merge_checkpoint_with(&base, saved.path(), dir.path(), &options)?;
+    assert_eq!(report.changed, [name, "lm_head.weight"]);
+
+    // An adapter of the head alone.
+    let own = tempfile::tempdir()?;
+    fs::write(
+        own.path().join("adapter_config.json"),
+        r#"{"peft_type": "LORA", "r": 1, "lora_alpha": 1, "target_modules": ["lm_head"]}"#,
+    )?;
+    let tensors = [("A", tensor(&[1, 8], 1.0)), ("B", tensor(&[12, 1], -1.0))];
+    let tensors =
+        tensors.map(|(part, t)| (format!("base_model.model.lm_head.lora_{part}.weight"), t));
+    let tensors: Tensors = tensors.into_iter().collect();
+    candle_core::safetensors::save(&tensors, own.path().join("adapter_model.safetensors"))?;
+    let device = Device::Cpu;
+    let refused = merged_var_builder(&[&base], own.path(), DType::F32, &device)
+        .err()
+        .unwrap();
+    assert!(
+        refused.to_string().contains("MergeOptions::untie"),
+        "{refused}"
+    );
+    let (vb, check) = merged_var_builder_with(&[&base], own.path(), DType::F32, &device, &options)?;
+    let delta = tensor(&[12, 1], -1.0).matmul(&tensor(&[1, 8], 1.0))?;
+    let head = vb.get((12, 8), "lm_head.weight")?;
+    assert!(error(&head, &(&before + delta)?) <= 1e-6);
+    assert_eq!(error(&vb.get((12, 8), name)?, &before), 0.0);
+    check.finish()?;
+    Ok(())
+}
+
 #[test]
 fn convolutions_with_groups_are_refused() {
     let (base, case) = (base("grouped", ""), adapter("grouped"));

@@ -2,7 +2,7 @@
 
 use crate::support::*;
 use candle_core::{DType, Device, Tensor};
-use lora::peft::{MergeOptions, merge_checkpoint};
+use lora::peft::{MergeOptions, merge_checkpoint, merge_checkpoint_with, merged_var_builder_with};
 use serde_json::json;
 use std::fs;
 
@@ -177,6 +177,25 @@ fn new_tensors_are_asked_for() -> Result {
         tensor(&[2, 3], 5.0).to_vec2::<f32>()?
     );
     assert_eq!(merged["wide.weight"].dims(), [4, 2]);
+
+    // In shards they are in the last one and in the index.
+    let dir = tempfile::tempdir()?;
+    let shard = "model-00001-of-00001.safetensors";
+    fs::copy(made.base_path(), dir.path().join(shard))?;
+    let map = json!({"fc.weight": shard, "fc.bias": shard, "wide.weight": shard});
+    let index = json!({"metadata": {"total_size": 60}, "weight_map": map});
+    let name = "model.safetensors.index.json";
+    fs::write(dir.path().join(name), index.to_string())?;
+    let (out, options) = (
+        dir.path().join("out"),
+        MergeOptions::new().new_tensors(true),
+    );
+    merge_checkpoint_with(dir.path(), made.adapter_dir(), &out, &options)?;
+    let index: serde_json::Value = serde_json::from_slice(&fs::read(out.join(name))?)?;
+    assert_eq!(index["weight_map"]["score.weight"], shard);
+    // Six values are new, two more in `wide`.
+    assert_eq!(index["metadata"]["total_size"], 60 + 4 * 8);
+    assert_eq!(load(out.join(shard)).len(), 4);
     Ok(())
 }
 
@@ -377,5 +396,89 @@ fn damaged_indices() -> Result {
     fs::remove_file(&index)?;
     let problem = merge_checkpoint(dir.path(), made.adapter_dir(), made.out()).unwrap_err();
     assert!(problem.to_string().contains("name the file"), "{problem}");
+    Ok(())
+}
+
+/// Whatever the bytes are, the answer is a merged file or an error.
+#[test]
+fn changed_bytes_never_panic() -> Result {
+    let mut made = Made::new();
+    made.config["use_dora"] = json!(true);
+    made.config["trainable_token_indices"] = json!([3, 0]);
+    made.base
+        .insert("embed_tokens.weight".into(), tensor(&[4, 2], 1.0));
+    made.add(
+        "embed_tokens.token_adapter.trainable_tokens_delta",
+        tensor(&[2, 2], 9.0),
+    );
+    made.add("fc.lora_magnitude_vector", tensor(&[3], 1.0));
+    made.write();
+    let mut state = 7u64;
+    let mut random = |below: usize| {
+        state = state
+            .wrapping_mul(6364136223846793005)
+            .wrapping_add(1442695040888963407);
+        (state >> 33) as usize % below
+    };
+    let adapter = made.adapter_dir();
+    let mut refused = 0;
+    for path in [
+        adapter.join("adapter_model.safetensors"),
+        adapter.join("adapter_config.json"),
+        made.base_path(),
+    ] {
+        let good = fs::read(&path)?;
+        for _ in 0..300 {
+            let mut bytes = good.clone();
+            // Headers, where the structure is.
+            let at = random(good.len().min(600));
+            bytes[at] = random(256) as u8;
+            fs::write(&path, bytes)?;
+            let options = MergeOptions::new()
+                .new_tensors(random(2) == 0)
+                .keep_tied(true);
+            let base = [made.base_path()];
+            let (dtype, device) = (DType::F32, Device::Cpu);
+            let merged = merged_var_builder_with(&base, &adapter, dtype, &device, &options);
+            let loaded = merged.and_then(|(vb, check)| {
+                for name in ["fc.weight", "fc.bias", "embed_tokens.weight"] {
+                    vb.get_unchecked_dtype(name, dtype)?;
+                }
+                check.finish()
+            });
+            refused += usize::from(loaded.is_err());
+        }
+        fs::write(&path, good)?;
+    }
+    assert!(refused > 300, "{refused}");
+    merge_checkpoint(made.base_path(), adapter, made.out())?;
+    Ok(())
+}
+
+/// A file of very many names is refused in a time that grows with their number, not its square.
+#[test]
+fn very_many_names() -> Result {
+    let made = Made::new();
+    made.write();
+    let mut header = serde_json::Map::new();
+    let empty = |shape: [usize; 2]| json!({"dtype": "F32", "shape": shape, "data_offsets": [0, 0]});
+    let count = 10_000;
+    for number in 0..count {
+        header.insert(format!("x{number}.a.lora_A.weight"), empty([0, 2]));
+        header.insert(format!("x{number}.a.lora_B.weight"), empty([3, 0]));
+        header.insert(format!("y{number}.lora_embedding_A"), empty([0, 3]));
+        header.insert(format!("y{number}.lora_embedding_B"), empty([2, 0]));
+        header.insert(format!("z{number}.weight"), empty([0, 1]));
+    }
+    let header = serde_json::to_vec(&header)?;
+    let mut bytes = (header.len() as u64).to_le_bytes().to_vec();
+    bytes.extend(header);
+    fs::write(made.adapter_dir().join("adapter_model.safetensors"), bytes)?;
+    let merged = merge_checkpoint(made.base_path(), made.adapter_dir(), made.out());
+    let lora::Error::File { problems, .. } = merged.unwrap_err() else {
+        panic!("another error");
+    };
+    // Those, and the target that the file has nothing for.
+    assert_eq!(problems.len(), 3 * count + 1);
     Ok(())
 }

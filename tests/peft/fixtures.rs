@@ -33,6 +33,7 @@ fn check<T: Twin>(fixture: &Fixture) -> Result {
         false => "output",
     };
     near(merged, &model.to_base()?.forward(&input)?);
+    merges_on_disk::<T>(fixture, merged == "merged_output")?;
     model.merge()?;
     near(merged, &model.forward(&input)?);
     model.unmerge()?;
@@ -114,6 +115,30 @@ fn saves_the_same<M: LoraModule>(model: &M, fixture: &Fixture) -> Result {
     }
     let keys: Vec<_> = ours.as_object().unwrap().keys().collect();
     assert!(keys.is_sorted(), "{keys:?}");
+    Ok(())
+}
+
+/// Merged without the model's code, the base gives the same outputs.
+fn merges_on_disk<T: Twin>(fixture: &Fixture, can: bool) -> Result {
+    let dir = tempfile::tempdir()?;
+    let (base, out) = (
+        fixture.dir.join("base.safetensors"),
+        dir.path().join("merged"),
+    );
+    let merged = lora::peft::merge_checkpoint(base, fixture.adapter(), &out);
+    if !can {
+        let problem = merged.unwrap_err().to_string();
+        assert!(problem.contains("a convolution with groups"), "{problem}");
+        return Ok(());
+    }
+    merged?;
+    let output = T::new(&Weights::read(out)).forward(&fixture.input())?;
+    let error = error(&output, &fixture.io.get("merged_output"));
+    assert!(
+        error <= fixture.tolerance(),
+        "{}: on disk: {error:e}",
+        fixture.name
+    );
     Ok(())
 }
 

@@ -16,8 +16,22 @@
 //! (`adapter_model.bin`) are never read. Entries of the configuration that match nothing in the
 //! model are accepted, as every tensor of the file must find its place.
 //!
-//! What PEFT can do and is not supported here (DoRA, `target_parameters`, trained tokens, ..) is
-//! refused by name, see [`AdapterConfig`].
+//! What PEFT can do and no layer here can is refused by name when a configuration becomes the
+//! settings of a model, see [`AdapterConfig::to_lora_config`]; [`AdapterConfig::read`] alone keeps
+//! all of it.
+//!
+//! # Without the model's code
+//!
+//! [`merge_checkpoint`] merges an adapter into a checkpoint on disk. [`merged_var_builder`] gives
+//! the merged weights to any model that loads from candle's `VarBuilder`. Both know every form of
+//! LoRA that PEFT can merge, and refuse what would go wrong in silence.
+//!
+//! # Files from elsewhere
+//!
+//! Of a file nothing is believed: headers are read up to a limit and checked as a whole (lengths,
+//! overlapping places, names that come twice), a shape is compared with the model's before memory is
+//! taken for it, JSON is read to a depth and a size, values must be finite, and the names in an index
+//! and [of adapters](check_name) are no paths.
 
 mod config;
 mod describe;

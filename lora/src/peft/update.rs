@@ -24,27 +24,25 @@ pub(crate) fn conv_delta(a: &Tensor, b: &Tensor, scaling: f64) -> Result<Tensor>
     delta.reshape(shape)
 }
 
-/// Of `experts` weights in one tensor: A (experts·r, in), B (out, r·experts). Expert e has the rows
-/// e·r.. of A, but each `experts`-th column of B from e on. The result is (experts, out, in), or
-/// (experts, in, out) where it is stored transposed.
-pub(crate) fn experts_delta(
+/// Of one of `experts` weights in one tensor: A (experts·r, in), B (out, r·experts). Expert e has
+/// the rows e·r.. of A, but each `experts`-th column of B from e on. The result is (out, in), or
+/// (in, out) where it is stored transposed.
+pub(crate) fn expert_delta(
     a: &Tensor,
     b: &Tensor,
-    experts: usize,
+    (expert, experts): (usize, usize),
     scaling: f64,
     transposed: bool,
 ) -> Result<Tensor> {
-    let (rows, input) = a.dims2()?;
-    let rank = rows / experts;
-    let a = a.reshape((experts, rank, input))?;
-    let b = b.reshape((b.dim(0)?, rank, experts))?.permute((2, 0, 1))?;
-    let delta = b.contiguous()?.matmul(&a)?;
-    let delta = if transposed {
-        delta.transpose(1, 2)?.contiguous()?
+    let rank = a.dim(0)? / experts;
+    let a = a.narrow(0, expert * rank, rank)?;
+    let b = b.reshape((b.dim(0)?, rank, experts))?;
+    let b = b.narrow(2, expert, 1)?.squeeze(2)?;
+    if transposed {
+        transposed_delta(&a, &b, scaling)
     } else {
-        delta
-    };
-    delta * scaling
+        linear_delta(&a, &b, scaling)
+    }
 }
 
 /// m / ‖V‖ · V, the weight of DoRA: V is the weight with its update, m has one value for each index
@@ -95,22 +93,19 @@ mod tests {
             arange(&[experts * rank, input]),
             arange(&[out, rank * experts]),
         );
-        let delta = experts_delta(&a, &b, experts, 0.5, false).unwrap();
         let (av, bv) = (a.to_vec2::<f64>().unwrap(), b.to_vec2::<f64>().unwrap());
-        let dv = delta.to_vec3::<f64>().unwrap();
         for e in 0..experts {
-            for o in 0..out {
-                for i in 0..input {
+            let delta = expert_delta(&a, &b, (e, experts), 0.5, false).unwrap();
+            let dv = delta.to_vec2::<f64>().unwrap();
+            for (o, row) in dv.iter().enumerate() {
+                for (i, value) in row.iter().enumerate() {
                     let terms = (0..rank).map(|j| bv[o][j * experts + e] * av[e * rank + j][i]);
-                    assert_eq!(dv[e][o][i], 0.5 * terms.sum::<f64>());
+                    assert_eq!(*value, 0.5 * terms.sum::<f64>());
                 }
             }
+            let transposed = expert_delta(&a, &b, (e, experts), 0.5, true).unwrap();
+            assert_eq!(difference(&transposed.t().unwrap(), &delta), 0.0);
         }
-        let transposed = experts_delta(&a, &b, experts, 0.5, true).unwrap();
-        assert_eq!(
-            difference(&transposed.transpose(1, 2).unwrap(), &delta),
-            0.0
-        );
     }
 
     #[test]

@@ -8,6 +8,7 @@ use candle_core::{DType, Tensor};
 use indexmap::IndexMap;
 use safetensors::tensor::TensorInfo;
 use serde_json::Value;
+use std::collections::{BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 
 const INDEX: &str = ".safetensors.index.json";
@@ -86,15 +87,16 @@ impl Base {
             .map_err(|error| wrong(format!("is not valid JSON: {error}")))?;
         let map = index.get("weight_map").and_then(Value::as_object);
         let map = map.ok_or_else(|| wrong("has no object `weight_map`".into()))?;
-        let mut files: Vec<&str> = Vec::new();
+        let mut files: BTreeSet<&str> = BTreeSet::new();
         let mut problems = Vec::new();
         for (tensor, file) in map {
             let plain = file
                 .as_str()
                 .filter(|file| !file.starts_with('.') && !file.contains(['/', '\\', ':', '\0']));
             match plain {
-                Some(file) if files.contains(&file) => {}
-                Some(file) => files.push(file),
+                Some(file) => {
+                    files.insert(file);
+                }
                 None => problems.push(format!(
                     "puts `{}` into {}, which is no plain file name",
                     shorten(tensor),
@@ -108,11 +110,11 @@ impl Base {
                 problems,
             });
         }
-        files.sort_unstable();
         let shards = files.iter().map(|file| TensorFile::open(&dir.join(file)));
         let shards = shards.collect::<Result<Vec<_>>>()?;
+        let places: HashMap<&str, usize> = files.into_iter().zip(0..).collect();
         for (tensor, file) in map {
-            let shard = files.iter().position(|name| file.as_str() == Some(name));
+            let shard = file.as_str().and_then(|file| places.get(file).copied());
             let there = shard.is_some_and(|shard| shards[shard].tensors().contains_key(tensor));
             if !there {
                 let (tensor, file) = (shorten(tensor), file.as_str().unwrap_or_default());

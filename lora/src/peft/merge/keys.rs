@@ -1,5 +1,6 @@
 //! The adapter's tensors, sorted by the module that they belong to.
 
+use super::plain::is_embedding;
 use crate::peft::PREFIX;
 use crate::peft::parse::shorten;
 use crate::peft::tensor_file::TensorFile;
@@ -51,6 +52,10 @@ impl Module {
 pub(super) struct Keys {
     /// By path without the prefix, `base_layer` and all.
     pub modules: IndexMap<String, Module>,
+    /// A and B of the adapted embeddings; of the first few, as no model has more.
+    pub embeddings: Vec<(String, String)>,
+    /// Embeddings that come in full, as in [`plain`](Self::plain); of the first few.
+    pub full_embeddings: Vec<(String, String)>,
     /// Tensors under a name of the base model's: that name, and the key in the file.
     pub plain: IndexMap<String, String>,
 }
@@ -59,6 +64,8 @@ impl Keys {
     pub fn of(file: &TensorFile) -> Result<Self> {
         let mut keys = Self {
             modules: IndexMap::new(),
+            embeddings: Vec::new(),
+            full_embeddings: Vec::new(),
             plain: IndexMap::new(),
         };
         let mut problems = Vec::new();
@@ -85,6 +92,17 @@ impl Keys {
                 problems.push(format!("holds `{bare}` with and without its prefix"));
             }
         }
+        let pairs = keys.modules.values().filter_map(|module| {
+            let (a, b) = (module.get(Part::EmbeddingA)?, module.get(Part::EmbeddingB)?);
+            Some((a.to_string(), b.to_string()))
+        });
+        keys.embeddings = pairs.take(16).collect();
+        let full = keys
+            .plain
+            .iter()
+            .filter(|(name, _)| is_embedding(&without_wrappers(name)));
+        let full = full.map(|(name, key)| (name.clone(), key.clone()));
+        keys.full_embeddings = full.take(16).collect();
         if problems.is_empty() {
             Ok(keys)
         } else {

@@ -1,7 +1,8 @@
 //! Adapters of layers: linear, convolution, embedding.
 
+use super::change::{Form, LowRank};
 use super::keys::{Keys, Module, Part, without_wrappers};
-use super::plan::{Form, LowRank, Planner};
+use super::plan::Planner;
 use crate::matching::is_or_ends_with;
 use crate::path::join;
 use crate::selection::Overrides;
@@ -25,20 +26,28 @@ impl Planner<'_> {
         };
         let place = self.locate(&name);
         let names = [join(&place, "weight"), join(&place, "in_proj_weight")];
-        let found = names.iter().find(|name| self.base.contains(name));
-        let Some(weight) = found.cloned() else {
-            if !self.is_shared(&a, &b, keys)? {
+        let mut found = names.iter().find(|name| self.base.contains(name)).cloned();
+        if found.is_none() && !self.is_shared(&a, &b, keys)? {
+            found = self.untie(&names[0], &a, &b);
+            if found.is_none() {
                 self.problems.push(format!(
-                    "`{name}` is adapted, but the base has no `{}`; if it shares another module's \
-                     weight, the adapter must be saved with ensure_weight_tying",
+                    "`{name}` is adapted, but the base has no `{}`; if it shares an embedding's \
+                     weight, MergeOptions::untie gives it one of its own",
                     names[0]
                 ));
             }
+        }
+        let Some(weight) = found else {
             return Ok(());
         };
-        // The parts of an attention layer have its settings.
-        let owner = path.split_once(".base_layer.").map(|(owner, _)| owner);
-        let settings = self.settings(owner.unwrap_or(&name))?;
+        // The inner part of an attention layer has the settings of the whole. PEFT adds its update
+        // twice, in training as in merging, so that this is what such an adapter has learnt.
+        let inner = path.strip_suffix("base_layer.out_proj");
+        let owner = inner.map(|owner| owner.trim_end_matches('.'));
+        let mut settings = self.settings(owner.unwrap_or(&name))?;
+        if owner.is_some() {
+            settings.scaling *= 2.0;
+        }
         let (a_shape, b_shape) = (self.shape_of(&a).to_vec(), self.shape_of(&b).to_vec());
         let shape = self.shape(&weight).unwrap_or_default();
         let fits = |(a, b, shape): (&[usize], &[usize], &[usize])| match (a, b, shape) {

@@ -2,6 +2,7 @@
 //! tensors they change, the shapes say how.
 
 mod base;
+mod change;
 mod keys;
 mod layers;
 mod parameters;
@@ -35,6 +36,7 @@ pub struct MergeOptions {
     new_tensors: bool,
     residual_base: bool,
     keep_tied: bool,
+    untie: bool,
     fan_in_fan_out: Option<bool>,
     transposed_parameters: Option<bool>,
     parameter_order: Vec<String>,
@@ -75,6 +77,15 @@ impl MergeOptions {
     /// without changing the head. PEFT merges so.
     pub fn keep_tied(mut self, keep: bool) -> Self {
         self.keep_tied = keep;
+        self
+    }
+
+    /// Gives a head that shares the embedding's weight one of its own, `lm_head.weight`, where the
+    /// adapter changes only one of the two. The model must then be loaded with
+    /// `tie_word_embeddings` false, which [`copy_files`](Self::copy_files) writes into the copy of
+    /// `config.json`.
+    pub fn untie(mut self, untie: bool) -> Self {
+        self.untie = untie;
         self
     }
 

@@ -1,7 +1,8 @@
 //! Adapters of bare parameters, such as the weights of all experts in one tensor.
 
+use super::change::{Form, LowRank};
 use super::keys::{Module, Part};
-use super::plan::{Form, LowRank, Planner};
+use super::plan::Planner;
 use crate::matching::is_or_ends_with;
 use crate::path::join;
 use crate::{Result, Settings};
@@ -42,7 +43,7 @@ impl Parameter {
         ) else {
             return (false, false);
         };
-        let ranks = r == r2 && Some(r) == rows && experts > 0;
+        let ranks = r == r2 && Some(r) == rows && !self.shape.contains(&0);
         let transposed = self.shape.len() == 3 && (input, out) == (x, y);
         (ranks && (out, input) == (x, y), ranks && transposed)
     }

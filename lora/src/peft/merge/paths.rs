@@ -28,6 +28,8 @@ impl Paths {
         for list in [&mut heads, &mut tops] {
             list.sort();
             list.dedup();
+            // No model has more; a file might, to take our time.
+            list.truncate(64);
         }
         let found = |paths: &Self| {
             let there = |path: &&&str| known.contains(paths.of(path).as_str());

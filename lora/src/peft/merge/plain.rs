@@ -3,10 +3,11 @@
 use super::keys::{Keys, without_wrappers};
 use super::paths::Paths;
 use super::plan::Planner;
-use crate::matching::{is_bias, is_or_ends_with, is_or_starts_with, modules_above};
+use crate::matching::{is_bias, is_or_ends_with, modules_above};
 use crate::{Result, TrainBias};
 use candle_core::{DType, Tensor};
 use serde_json::Value;
+use std::collections::HashSet;
 
 /// Names that a language model's embedding has.
 const EMBEDDINGS: [&str; 7] = [
@@ -46,8 +47,7 @@ impl Planner<'_> {
             }
             return self.replace(&bare, key, keys);
         }
-        let embedding = |end: &str| is_or_ends_with(&bare, &format!("{end}.weight"));
-        let known = EMBEDDINGS.iter().any(|end| embedding(end)) || embedding("lm_head");
+        let known = is_embedding(&bare) || is_or_ends_with(&bare, "lm_head.weight");
         if name.ends_with("base_layer.weight") || known {
             // An embedding's base weight comes with its adapter, and must be the base's own.
             return self.replace_if_new(&bare, key, keys);
@@ -70,9 +70,12 @@ impl Planner<'_> {
     fn replace(&mut self, bare: &str, key: &str, keys: &Keys) -> Result<()> {
         let name = self.locate(bare);
         let Some(info) = self.base.info(&name) else {
+            if self.is_copy(key, keys)? {
+                return Ok(());
+            }
             if self.options.new_tensors {
                 self.change(&name).replace = Some(key.into());
-            } else if !self.is_copy(key, keys)? {
+            } else {
                 self.problems.push(format!(
                     "`{key}` has no `{name}` in the base to replace; MergeOptions::new_tensors adds \
                      it"
@@ -122,10 +125,10 @@ impl Planner<'_> {
         Ok(())
     }
 
-    /// Whether another tensor of the file has the same values and a place in the base: both modules
+    /// Whether an embedding of the file has the same values and a place in the base: both modules
     /// share it.
     fn is_copy(&self, key: &str, keys: &Keys) -> Result<bool> {
-        for (name, other) in &keys.plain {
+        for (name, other) in &keys.full_embeddings {
             let place = self.locate(&without_wrappers(name));
             if other != key
                 && self.shape_of(other) == self.shape_of(key)
@@ -141,15 +144,14 @@ impl Planner<'_> {
     /// Whether a head's matrices are those of an adapted embedding, transposed: then its weight is
     /// the embedding's.
     pub fn is_shared(&self, a: &str, b: &str, keys: &Keys) -> Result<bool> {
-        use super::keys::Part::{EmbeddingA, EmbeddingB};
         let turned = |of: &str| -> Vec<usize> {
             let shape = self.shape_of(of).iter();
             shape.rev().copied().collect()
         };
-        for module in keys.modules.values() {
-            let (Some(of_a), Some(of_b)) = (module.get(EmbeddingA), module.get(EmbeddingB)) else {
-                continue;
-            };
+        if self.shape_of(a).contains(&0) {
+            return Ok(false);
+        }
+        for (of_a, of_b) in &keys.embeddings {
             if turned(of_b) == self.shape_of(a) && turned(of_a) == self.shape_of(b) {
                 let same = |x: &str, y: &str| -> Result<bool> {
                     equal(&self.adapter.tensor(x)?, &self.adapter.tensor(y)?.t()?)
@@ -168,10 +170,8 @@ impl Planner<'_> {
         if self.paths != Paths::Same || !self.options.rename.is_empty() {
             return Ok(());
         }
-        let adapted = |path: &str| {
-            let mut paths = keys.modules.keys();
-            paths.any(|other| without_wrappers(other) == path)
-        };
+        let modules = keys.modules.keys();
+        let adapted: HashSet<String> = modules.map(|path| without_wrappers(path)).collect();
         let names: Vec<&str> = self.base.names().collect();
         for name in names {
             if self.saved_module(name).is_some() {
@@ -191,7 +191,7 @@ impl Planner<'_> {
             }
             // Of what kind a layer is, files do not say: `all-linear` names none here.
             let targeted = self.selection.chooses(path, "", false)?;
-            if targeted && !self.selection.excludes(path)? && !adapted(path) {
+            if targeted && !self.selection.excludes(path)? && !adapted.contains(path) {
                 self.problems.push(format!(
                     "`{path}` is a target of the configuration, but the adapter has nothing for it"
                 ));
@@ -200,27 +200,62 @@ impl Planner<'_> {
         Ok(())
     }
 
-    /// Refuses to change a weight that a head shares and that the adapter was trained not to share.
-    pub fn check_tying(&mut self, keys: &Keys) {
+    /// Gives a head that has no weight of its own a copy of the embedding's, if that is asked for.
+    pub fn untie(&mut self, head: &str, a: &str, b: &str) -> Option<String> {
+        if !self.options.untie || !self.is_tied() {
+            return None;
+        }
+        let (&[_, input], &[out, _]) = (self.shape_of(a), self.shape_of(b)) else {
+            return None;
+        };
+        let names = self.base.names().filter(|name| is_embedding(name));
+        let mut fitting = names.filter(|name| self.base.shape(name) == Some(&[out, input]));
+        let (embedding, other) = (fitting.next()?.to_string(), fitting.next());
+        if other.is_some() {
+            return None;
+        }
+        self.change(head).copy_of = Some(embedding);
+        Some(head.into())
+    }
+
+    /// Refuses to change a weight that a head shares and that the adapter was trained not to share,
+    /// or gives the head one of its own.
+    pub fn check_tying(&mut self) {
         if self.config.ensure_weight_tying || self.options.keep_tied || !self.is_tied() {
             return;
         }
-        let mut changed = Vec::new();
-        for (name, change) in &self.changes {
-            let embedding = EMBEDDINGS
-                .iter()
-                .any(|end| is_or_ends_with(name, &format!("{end}.weight")));
-            let unshared = change.low_rank.is_some() || change.replace.is_some();
-            let head = keys.plain.keys().any(|k| is_or_starts_with(k, "lm_head"));
-            if embedding && unshared && !head {
-                changed.push(name.clone());
-            }
+        let head = self.locate("lm_head.weight");
+        let own = self.changes.get(&head);
+        if own.is_some_and(|head| head.replace.is_some()) {
+            return;
         }
+        let changes = self.changes.iter();
+        let changed = changes.filter(|(name, change)| {
+            is_embedding(name) && (change.low_rank.is_some() || change.replace.is_some())
+        });
+        let changed: Vec<String> = changed.map(|(name, _)| name.clone()).collect();
         for name in changed {
+            if self.options.untie && self.base.contains(&name) {
+                let mut copies = self.changes.values();
+                if !copies.any(|change| change.copy_of.as_deref() == Some(&name)) {
+                    self.change(&head).copy_of = Some(name);
+                }
+                continue;
+            }
             self.problems.push(format!(
-                "`{name}` is also the head's weight, for which the adapter was not trained: train \
-                 with ensure_weight_tying, or accept it, as PEFT does, with MergeOptions::keep_tied"
+                "`{name}` is also the head's weight, for which the adapter was not trained: \
+                 MergeOptions::untie gives the head one of its own, MergeOptions::keep_tied changes \
+                 both, as PEFT does"
             ));
+        }
+        // Trained rows are the head's, too.
+        let rows = |name: &String| self.changes.get(name)?.rows.clone();
+        let copies = self.changes.iter().filter_map(|(name, change)| {
+            let rows = rows(change.copy_of.as_ref()?)?;
+            Some((name.clone(), rows))
+        });
+        for (name, rows) in copies.collect::<Vec<_>>() {
+            self.change(&name).rows = Some(rows);
         }
     }
 
@@ -246,6 +281,11 @@ impl Planner<'_> {
         let says = config.get("tie_word_embeddings").and_then(Value::as_bool);
         says.unwrap_or(generates)
     }
+}
+
+pub(super) fn is_embedding(name: &str) -> bool {
+    let module = name.strip_suffix(".weight");
+    module.is_some_and(|module| EMBEDDINGS.iter().any(|end| is_or_ends_with(module, end)))
 }
 
 /// The same shape, dtype and values.

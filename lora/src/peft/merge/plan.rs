@@ -2,8 +2,10 @@
 
 use super::MergeOptions;
 use super::base::Base;
+use super::change::Change;
 use super::keys::{Keys, Part, without_wrappers, wrappers_behind};
 use super::paths::Paths;
+use crate::matching::is_or_ends_with;
 use crate::peft::config::InitWeights;
 use crate::peft::tensor_file::TensorFile;
 use crate::peft::{AdapterConfig, CONFIG_FILE, files, update};
@@ -11,68 +13,17 @@ use crate::selection::Selection;
 use crate::{Error, LoraConfig, Result, ops};
 use candle_core::{DType, Tensor};
 use indexmap::IndexMap;
+use safetensors::tensor::TensorInfo;
 use std::path::Path;
+
+/// How many values of a tensor are in memory in the wider dtype.
+const PIECE: usize = 1 << 24;
 
 /// Every change, checked against the shapes of the base.
 pub(super) struct Plan {
     /// By the tensor's name in the checkpoint.
     pub changes: IndexMap<String, Change>,
     adapter: TensorFile,
-}
-
-/// What happens to one tensor, in this order. Names are keys of the adapter's file.
-#[derive(Debug, Default)]
-pub(super) struct Change {
-    /// Comes from the adapter in full.
-    pub replace: Option<String>,
-    pub low_rank: Option<LowRank>,
-    /// A multiple of this is added.
-    pub add: Option<(String, f64)>,
-    /// These rows are replaced.
-    pub rows: Option<(String, Vec<u32>)>,
-}
-
-#[derive(Debug)]
-pub(super) struct LowRank {
-    pub a: String,
-    pub b: String,
-    pub magnitude: Option<String>,
-    pub scaling: f64,
-    pub form: Form,
-}
-
-/// How the weight lies.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub(super) enum Form {
-    /// (out, in).
-    Linear,
-    /// (in, out), or an embedding.
-    Transposed,
-    /// (out, in, k..).
-    Conv,
-    /// (experts, out, in), or (experts, in, out).
-    Experts { count: usize, transposed: bool },
-}
-
-impl LowRank {
-    fn apply(&self, weight: &Tensor, read: impl Fn(&str) -> Result<Tensor>) -> Result<Tensor> {
-        let (a, b) = (read(&self.a)?, read(&self.b)?);
-        let delta = match self.form {
-            Form::Linear => update::linear_delta(&a, &b, self.scaling),
-            Form::Transposed => update::transposed_delta(&a, &b, self.scaling),
-            Form::Conv => update::conv_delta(&a, &b, self.scaling),
-            Form::Experts { count, transposed } => {
-                update::experts_delta(&a, &b, count, self.scaling, transposed)
-            }
-        };
-        // A parameter of one expert is a matrix.
-        let sum = (weight + delta?.reshape(weight.shape())?)?;
-        let Some(magnitude) = &self.magnitude else {
-            return Ok(sum);
-        };
-        let axis = usize::from(self.form == Form::Transposed);
-        Ok(update::dora(&sum, &read(magnitude)?, axis)?)
-    }
 }
 
 impl Plan {
@@ -138,9 +89,10 @@ impl Plan {
         let Some(change) = self.changes.get(name) else {
             return base.tensor(name);
         };
-        let start = match &change.replace {
-            Some(key) => self.adapter.tensor(key)?,
-            None => base.tensor(name)?,
+        let start = match (&change.replace, &change.copy_of) {
+            (Some(key), _) => self.adapter.tensor(key)?,
+            (None, Some(other)) => base.tensor(other)?,
+            (None, None) => base.tensor(name)?,
         };
         let failed = |error: candle_core::Error| {
             Error::file(self.adapter.path(), format!("merging `{name}`: {error}"))
@@ -159,9 +111,12 @@ impl Plan {
         };
         let read = |key: &str| -> Result<Tensor> { Ok(self.adapter.tensor(key)?.to_dtype(wide)?) };
         let merge = || -> Result<Tensor> {
-            let mut weight = start.to_dtype(wide)?;
-            if let Some(low_rank) = &change.low_rank {
-                weight = low_rank.apply(&weight, read)?;
+            let mut weight = match &change.low_rank {
+                Some(low_rank) => low_rank.apply(&start, read, PIECE)?,
+                None => start.clone(),
+            };
+            if change.add.is_some() || change.rows.is_some() {
+                weight = weight.to_dtype(wide)?;
             }
             if let Some((key, factor)) = &change.add {
                 weight = (weight + (read(key)? * *factor)?)?;
@@ -175,22 +130,52 @@ impl Plan {
             Error::Candle(error) => failed(error),
             error => error,
         })?;
-        if !ops::is_finite(&merged)? {
+        drop(start);
+        let mut finite = true;
+        for part in parts(&merged)? {
+            finite &= ops::is_finite(&part?)?;
+        }
+        if !finite {
             let problem = format!("merging `{name}` gives values that are not finite in {dtype:?}");
             return Err(Error::file(self.adapter.path(), problem));
         }
         Ok(merged)
     }
 
-    /// The tensors that the base does not have: they come from the adapter as they are.
-    pub fn new_tensors<'a>(&'a self, base: &'a Base) -> impl Iterator<Item = (&'a str, &'a str)> {
+    /// The tensors that the base does not have, each with the dtype and shape that it gets.
+    pub fn new_tensors<'a>(
+        &'a self,
+        base: &'a Base,
+    ) -> impl Iterator<Item = (&'a str, &'a TensorInfo)> {
         let new = self.changes.iter().filter(|(name, _)| !base.contains(name));
-        new.filter_map(|(name, change)| Some((name.as_str(), change.replace.as_deref()?)))
+        new.filter_map(|(name, change)| {
+            let info = match (&change.replace, &change.copy_of) {
+                (Some(key), _) => self.adapter.tensors().get(key),
+                (None, Some(other)) => base.info(other),
+                (None, None) => None,
+            };
+            Some((name.as_str(), info?))
+        })
+    }
+
+    /// Whether a head got a weight of its own.
+    pub fn unties(&self, base: &Base) -> bool {
+        let mut new = self.new_tensors(base);
+        new.any(|(name, _)| is_or_ends_with(name, "lm_head.weight"))
+            || self.changes.values().any(|change| change.copy_of.is_some())
     }
 
     pub fn adapter(&self) -> &TensorFile {
         &self.adapter
     }
+}
+
+/// A tensor's values in order, about [`PIECE`] at a time.
+pub(super) fn parts(tensor: &Tensor) -> Result<impl Iterator<Item = Result<Tensor>>> {
+    let flat = tensor.flatten_all()?;
+    let count = flat.elem_count();
+    let starts = (0..count).step_by(PIECE);
+    Ok(starts.map(move |from| Ok(flat.narrow(0, from, PIECE.min(count - from))?)))
 }
 
 /// A plan in the making.
@@ -242,7 +227,7 @@ impl Planner<'_> {
         }
         self.lay_out(square);
         self.find_missing(keys)?;
-        self.check_tying(keys);
+        self.check_tying();
         Ok(())
     }
 
@@ -253,11 +238,15 @@ impl Planner<'_> {
 
     /// The shape that a tensor has once it is replaced.
     pub fn shape(&self, name: &str) -> Option<Vec<usize>> {
-        let replaced = self.changes.get(name).and_then(|c| c.replace.as_ref());
-        match replaced {
-            Some(key) => Some(self.shape_of(key).to_vec()),
-            None => self.base.shape(name).map(<[usize]>::to_vec),
+        let change = self.changes.get(name);
+        let replaced = change.and_then(|change| change.replace.as_ref());
+        if let Some(key) = replaced {
+            return Some(self.shape_of(key).to_vec());
         }
+        let copied = change.and_then(|change| change.copy_of.as_deref());
+        self.base
+            .shape(copied.unwrap_or(name))
+            .map(<[usize]>::to_vec)
     }
 
     pub fn shape_of(&self, key: &str) -> &[usize] {

@@ -2,9 +2,10 @@
 
 use super::MergeOptions;
 use super::base::Base;
-use super::plan::Plan;
-use crate::peft::files::{stage, sync, temporary};
+use super::plan::{Plan, parts};
+use crate::peft::files::{read_bounded, stage, sync, temporary};
 use crate::peft::tensor_file::TensorFile;
+use crate::peft::write_json;
 use crate::{Error, Result};
 use candle_core::Tensor;
 use safetensors::tensor::{Dtype, Metadata, TensorInfo};
@@ -30,12 +31,14 @@ pub struct MergeReport {
 ///
 /// `base` is a `.safetensors` file, and `out` then is one, too; or it is a directory that holds one,
 /// or the index of shards (or its directory), and `out` is a directory that gets the same files. One
-/// tensor at a time is in memory, computed in f32 (f64 for f64 weights) and rounded once. The files
-/// appear under their names when all are written.
+/// tensor at a time is in memory, which takes about three times its size; it is computed in f32 (f64
+/// for f64 weights) and rounded once. The files appear under their names when all are written.
 ///
 /// Merged are adapters of linear layers (stored as (out, in) or (in, out)), convolutions without
 /// groups, embeddings, attention layers and bare parameters, with rsLoRA, DoRA, patterns, and a bias
-/// on B; and modules, biases and tokens that were trained in full.
+/// on B; and modules, biases and tokens that were trained in full. The result is what PEFT's
+/// `merge_and_unload` gives, but for one thing: an update of an embedding and a head that share a
+/// weight is added once, as in PEFT's unmerged model, where merging in PEFT adds it twice.
 ///
 /// ```no_run
 /// use lora::peft::merge_checkpoint;
@@ -87,7 +90,6 @@ pub fn merge_checkpoint_with(
         done: 0,
         all: base.names().count() + plan.new_tensors(&base).count(),
     };
-    let mut added = 0;
     for (place, shard) in base.shards.iter().enumerate() {
         let path = match (&base.dir, shard.path().file_name()) {
             (Some(_), Some(name)) => dir.join(name),
@@ -103,14 +105,14 @@ pub fn merge_checkpoint_with(
         staged.push((file, path));
     }
     if let Some((name, index)) = &base.index {
-        let index = updated(index, &base, &plan, &mut added);
-        let bytes = crate::peft::write_json::to_vec(&index).map_err(|e| Error::file(out, e))?;
+        let index = updated(index, &base, &plan);
+        let bytes = write_json::to_vec(&index).map_err(|e| Error::file(out, e))?;
         staged.push((stage(dir, &bytes).map_err(failed)?, dir.join(name)));
     }
     if options.copy_files
         && let Some(from) = &base.dir
     {
-        copy_files(from, dir, &mut staged)?;
+        copy_files(from, dir, plan.unties(&base), &mut staged)?;
     }
     let mut files = Vec::new();
     for (file, path) in staged {
@@ -168,10 +170,8 @@ impl Work<'_> {
             );
         }
         if last {
-            for (name, key) in plan.new_tensors(base) {
-                if let Some(info) = plan.adapter().tensors().get(key) {
-                    add(name, info.dtype, &info.shape);
-                }
+            for (name, info) in plan.new_tensors(base) {
+                add(name, info.dtype, &info.shape);
             }
         }
         let path = base.path.clone();
@@ -188,11 +188,12 @@ impl Work<'_> {
         out.write_all(&length).map_err(failed)?;
         out.write_all(&header).map_err(failed)?;
         for name in &names {
-            match plan.changes.contains_key(name) {
-                true => out
-                    .write_all(&bytes(&plan.apply(name, base)?)?)
-                    .map_err(failed)?,
-                false => shard.copy(name, &mut out)?,
+            if plan.changes.contains_key(name) {
+                for part in parts(&plan.apply(name, base)?)? {
+                    out.write_all(&bytes(&part?)?).map_err(failed)?;
+                }
+            } else {
+                shard.copy(name, &mut out)?;
             }
             self.done += 1;
             if let Some(progress) = &self.options.progress {
@@ -211,32 +212,31 @@ impl Work<'_> {
 fn bytes(tensor: &Tensor) -> Result<Vec<u8>> {
     use safetensors::View;
     let tensor = tensor.contiguous()?;
-    Ok((&tensor).data().into_owned())
+    Ok(tensor.data().into_owned())
 }
 
 /// The index with the new tensors in it.
-fn updated(index: &Value, base: &Base, plan: &Plan, added: &mut u64) -> Value {
+fn updated(index: &Value, base: &Base, plan: &Plan) -> Value {
     let mut index = index.clone();
     let size = |info: &TensorInfo| (info.data_offsets.1 - info.data_offsets.0) as u64;
-    let mut removed = 0;
+    let (mut added, mut removed) = (0, 0);
     for (name, change) in &plan.changes {
         let own = change.replace.as_ref();
         let own = own.and_then(|key| plan.adapter().tensors().get(key));
-        if let Some(own) = own {
+        if let (Some(own), Some(info)) = (own, base.info(name)) {
             let elements: usize = own.shape.iter().product();
-            match base.info(name) {
-                Some(info) => {
-                    *added += (elements * info.dtype.bitsize() / 8) as u64;
-                    removed += size(info);
-                }
-                None => *added += size(own),
-            }
+            added += (elements * info.dtype.bitsize() / 8) as u64;
+            removed += size(info);
         }
     }
+    added += plan
+        .new_tensors(base)
+        .map(|(_, info)| size(info))
+        .sum::<u64>();
     if let Some(total) = index.pointer_mut("/metadata/total_size")
         && let Some(number) = total.as_u64()
     {
-        *total = json!((number + *added).saturating_sub(removed));
+        *total = json!((number + added).saturating_sub(removed));
     }
     let last = base
         .shards
@@ -253,7 +253,12 @@ fn updated(index: &Value, base: &Base, plan: &Plan, added: &mut u64) -> Value {
 }
 
 /// Stages what is beside the weights.
-fn copy_files(from: &Path, dir: &Path, staged: &mut Vec<(NamedTempFile, PathBuf)>) -> Result<()> {
+fn copy_files(
+    from: &Path,
+    dir: &Path,
+    unties: bool,
+    staged: &mut Vec<(NamedTempFile, PathBuf)>,
+) -> Result<()> {
     let failed = |error: io::Error| Error::file(from, format!("cannot be copied: {error}"));
     let weights = [
         ".safetensors",
@@ -275,6 +280,16 @@ fn copy_files(from: &Path, dir: &Path, staged: &mut Vec<(NamedTempFile, PathBuf)
             || text.ends_with(".index.json")
             || weights.iter().any(|end| text.ends_with(end));
         if skipped || !path.is_file() {
+            continue;
+        }
+        if unties && text == "config.json" {
+            let config = serde_json::from_slice(&read_bounded(&path)?);
+            let mut config: Value = config.map_err(|error| Error::file(&path, error))?;
+            if let Some(config) = config.as_object_mut() {
+                config.insert("tie_word_embeddings".into(), json!(false));
+            }
+            let bytes = write_json::to_vec(&config).map_err(|error| Error::file(&path, error))?;
+            staged.push((stage(dir, &bytes).map_err(failed)?, dir.join(name)));
             continue;
         }
         let mut source = std::fs::File::open(&path).map_err(failed)?;

@@ -1,0 +1,209 @@
+//! What an adapter does to one tensor of a checkpoint.
+
+use crate::Result;
+use crate::peft::update;
+use candle_core::{DType, Tensor};
+
+/// What happens to one tensor, in this order. Names are keys of the adapter's file.
+#[derive(Debug, Default)]
+pub(super) struct Change {
+    /// Comes from the adapter in full.
+    pub replace: Option<String>,
+    /// Starts as a copy of this tensor of the base: a head that no longer shares it.
+    pub copy_of: Option<String>,
+    pub low_rank: Option<LowRank>,
+    /// A multiple of this is added.
+    pub add: Option<(String, f64)>,
+    /// These rows are replaced.
+    pub rows: Option<(String, Vec<u32>)>,
+}
+
+#[derive(Debug)]
+pub(super) struct LowRank {
+    pub a: String,
+    pub b: String,
+    pub magnitude: Option<String>,
+    pub scaling: f64,
+    pub form: Form,
+}
+
+/// How the weight lies.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) enum Form {
+    /// (out, in).
+    Linear,
+    /// (in, out), or an embedding.
+    Transposed,
+    /// (out, in, k..).
+    Conv,
+    /// (experts, out, in), or (experts, in, out).
+    Experts { count: usize, transposed: bool },
+}
+
+impl LowRank {
+    /// The weight with its update, in the weight's dtype. What `read` gives is of the wider dtype in
+    /// which all is computed, about `piece` values at a time.
+    pub fn apply(
+        &self,
+        weight: &Tensor,
+        read: impl Fn(&str) -> Result<Tensor>,
+        piece: usize,
+    ) -> Result<Tensor> {
+        let (a, b) = (read(&self.a)?, read(&self.b)?);
+        let magnitude = self.magnitude.as_deref().map(read).transpose()?;
+        let magnitude = magnitude.map(|m| m.flatten_all()).transpose()?;
+        let (wide, scaling) = (a.dtype(), self.scaling);
+        let merged = match self.form {
+            Form::Linear | Form::Conv => in_pieces(weight, wide, piece, |weight, from, count| {
+                let b = b.narrow(0, from, count)?;
+                let delta = match self.form {
+                    Form::Conv => update::conv_delta(&a, &b, scaling)?,
+                    _ => update::linear_delta(&a, &b, scaling)?,
+                };
+                let sum = (weight + delta)?;
+                match &magnitude {
+                    Some(magnitude) => update::dora(&sum, &magnitude.narrow(0, from, count)?, 0),
+                    None => Ok(sum),
+                }
+            })?,
+            Form::Transposed => {
+                // The norm of a column is over all rows.
+                let piece = if magnitude.is_some() {
+                    usize::MAX
+                } else {
+                    piece
+                };
+                in_pieces(weight, wide, piece, |weight, from, count| {
+                    let delta = update::transposed_delta(&a.narrow(1, from, count)?, &b, scaling)?;
+                    let sum = (weight + delta)?;
+                    match &magnitude {
+                        Some(magnitude) => update::dora(&sum, magnitude, 1),
+                        None => Ok(sum),
+                    }
+                })?
+            }
+            Form::Experts { count, transposed } => {
+                // A parameter of one expert is a matrix.
+                let rows = weight.elem_count() / weight.dim(candle_core::D::Minus1)?.max(1);
+                let experts = weight.reshape((count, rows / count, ()))?;
+                let merged = in_pieces(&experts, wide, 0, |weight, expert, _| {
+                    let which = (expert, count);
+                    let delta = update::expert_delta(&a, &b, which, scaling, transposed)?;
+                    weight.broadcast_add(&delta)
+                })?;
+                merged.reshape(weight.shape())?
+            }
+        };
+        Ok(merged)
+    }
+}
+
+/// The results for a few of the first dimension's indices at a time, so many that they have about
+/// `piece` values, one after the other. `f` gets those, the first one and their number.
+fn in_pieces(
+    weight: &Tensor,
+    wide: DType,
+    piece: usize,
+    f: impl Fn(Tensor, usize, usize) -> candle_core::Result<Tensor>,
+) -> candle_core::Result<Tensor> {
+    let rows = weight.dim(0)?;
+    let per_row = (weight.elem_count() / rows.max(1)).max(1);
+    let step = (piece / per_row).max(1);
+    let mut merged = Vec::new();
+    for from in (0..rows).step_by(step) {
+        let count = step.min(rows - from);
+        let part = weight.narrow(0, from, count)?.to_dtype(wide)?;
+        merged.push(f(part, from, count)?.to_dtype(weight.dtype())?);
+    }
+    match merged.as_slice() {
+        [] => Ok(weight.clone()),
+        [one] => Ok(one.clone()),
+        _ => Tensor::cat(&merged, 0),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use candle_core::Device;
+
+    fn random(shape: &[usize], seed: u64) -> Tensor {
+        let mut state = seed;
+        let count: usize = shape.iter().product();
+        let values = (0..count).map(|_| {
+            state = state
+                .wrapping_mul(6364136223846793005)
+                .wrapping_add(1442695040888963407);
+            (state >> 40) as f64 / (1u64 << 24) as f64 - 0.5
+        });
+        Tensor::from_vec(values.collect::<Vec<_>>(), shape, &Device::Cpu).unwrap()
+    }
+
+    /// Computed in pieces of any size, it is the same.
+    #[test]
+    fn pieces_make_no_difference() {
+        let experts = |transposed| Form::Experts {
+            count: 3,
+            transposed,
+        };
+        type Case<'a> = (Form, &'a [usize], &'a [usize], &'a [usize], usize);
+        let shapes: [Case; 6] = [
+            (Form::Linear, &[5, 4], &[2, 4], &[5, 2], 5),
+            (Form::Transposed, &[5, 4], &[2, 5], &[4, 2], 4),
+            (Form::Conv, &[5, 4, 3], &[2, 4, 3], &[5, 2, 1], 5),
+            (experts(false), &[3, 5, 4], &[6, 4], &[5, 6], 0),
+            (experts(true), &[3, 5, 4], &[6, 5], &[4, 6], 0),
+            (
+                Form::Experts {
+                    count: 1,
+                    transposed: false,
+                },
+                &[5, 4],
+                &[2, 4],
+                &[5, 2],
+                0,
+            ),
+        ];
+        for (form, w, a, b, magnitude) in shapes {
+            let (w, a, b) = (random(w, 1), random(a, 2), random(b, 3));
+            for dora in [false, true] {
+                if dora && magnitude == 0 {
+                    continue;
+                }
+                let low_rank = LowRank {
+                    a: "a".into(),
+                    b: "b".into(),
+                    magnitude: dora.then(|| "m".into()),
+                    scaling: 0.75,
+                    form,
+                };
+                let read = |key: &str| match key {
+                    "a" => Ok(a.clone()),
+                    "b" => Ok(b.clone()),
+                    _ => Ok(random(&[1, magnitude, 1], 4)),
+                };
+                let whole = low_rank.apply(&w, read, usize::MAX).unwrap();
+                assert_eq!(whole.dims(), w.dims());
+                for piece in [0, 7, 9, 24] {
+                    let parts = low_rank.apply(&w, read, piece).unwrap();
+                    let difference = (&parts - &whole).unwrap().abs().unwrap().max_all().unwrap();
+                    assert!(
+                        difference.to_scalar::<f64>().unwrap() < 1e-14,
+                        "{form:?} {piece}"
+                    );
+                }
+                assert!(
+                    (&whole - &w)
+                        .unwrap()
+                        .abs()
+                        .unwrap()
+                        .max_all()
+                        .unwrap()
+                        .to_scalar::<f64>()
+                        .unwrap()
+                        > 1e-3
+                );
+            }
+        }
+    }
+}
