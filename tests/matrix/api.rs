@@ -5,8 +5,8 @@ use candle_core::{Shape, Tensor, Var};
 use indexmap::IndexMap;
 use lora::peft::{SaveOptions, TaskType, WEIGHTS_FILE};
 use lora::{
-    DEFAULT_ADAPTER, Init, LoraConfig, LoraModel, LoraModule, NamedParam, Role, State, Targets,
-    TrainBias,
+    Combination, CombineOptions, DEFAULT_ADAPTER, Init, LoraConfig, LoraModel, LoraModule,
+    MajoritySign, NamedParam, Role, State, Targets, TrainBias,
 };
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -88,13 +88,38 @@ pub fn active_adapters<M: LoraModule>(model: &M) -> Result<Vec<String>> {
 /// Makes a new adapter of others by the rule that PEFT calls `combination`. The options are PEFT's
 /// keyword arguments: svd_rank, density, majority_sign_method ("total" unless given).
 pub fn combine<M: LoraModule>(
-    _: &mut M,
-    _new: &str,
-    _adapters: &[(&str, f64)],
-    _combination: &str,
-    _options: &Value,
+    model: &mut M,
+    new: &str,
+    adapters: &[(&str, f64)],
+    combination: &str,
+    options: &Value,
 ) -> Result {
-    unconnected("LoraModule::add_weighted_adapter")
+    let combination = match combination {
+        "linear" => Combination::Linear,
+        "cat" => Combination::Cat,
+        "svd" => Combination::Svd,
+        "ties" => Combination::Ties,
+        "ties_svd" => Combination::TiesSvd,
+        "dare_linear" => Combination::DareLinear,
+        "dare_linear_svd" => Combination::DareLinearSvd,
+        "dare_ties" => Combination::DareTies,
+        "dare_ties_svd" => Combination::DareTiesSvd,
+        "magnitude_prune" => Combination::MagnitudePrune,
+        "magnitude_prune_svd" => Combination::MagnitudePruneSvd,
+        other => return Err(format!("`{other}`: no such combination").into()),
+    };
+    let mut ours = CombineOptions::default();
+    for (key, value) in options.as_object().ok_or("options are an object")? {
+        match key.as_str() {
+            "svd_rank" => ours.svd_rank = value.as_u64().map(|rank| rank as usize),
+            "density" => ours.density = value.as_f64(),
+            "majority_sign_method" if value == "frequency" => {
+                ours.majority_sign = MajoritySign::Frequency;
+            }
+            _ => return Err(format!("`{key}` is {value}: no such option").into()),
+        }
+    }
+    Ok(model.add_weighted_adapter(new, adapters, combination, &ours)?)
 }
 
 /// The status of each layer, as JSON with the fields of PEFT's `TunerLayerStatus`; the name without
