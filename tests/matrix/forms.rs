@@ -8,7 +8,7 @@ use crate::api;
 use crate::cases::{folder, near, read_json, run, same};
 use crate::models::{Conv1dNet, Conv2dNet, EmbedNet, Mlp, Stack, Twin};
 use crate::support::{Fixture, Result, Weights};
-use crate::twins::{Tied, TiedLm, Transposed};
+use crate::twins::{Moe, Tied, TiedLm, Transposed};
 use candle_core::{DType, Module};
 use lora::{LoraModel, LoraModule};
 use serde_json::Value;
@@ -213,8 +213,7 @@ fn form(name: &str) {
         "tied" => Form::check::<Tied>,
         "tied_lm" => Form::check::<TiedLm>,
         "transposed" => Form::check::<Transposed>,
-        // A twin of `moe` takes fields that are bare weights.
-        "moe" => |_: &Form| api::unconnected("lora::layers::Weight"),
+        "moe" => Form::check::<Moe>,
         other => panic!("no twin of `{other}`"),
     };
     run([(name.to_string(), form)], 1, check);
