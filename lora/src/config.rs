@@ -39,7 +39,9 @@ pub struct LoraConfig {
     /// Probability in `0.0..1.0` that an input of the low-rank branch is dropped in training.
     #[serde(rename = "lora_dropout")]
     pub dropout: f64,
-    /// Layers to adapt; `None` leaves it to the model's `#[lora(rank)]` attributes.
+    /// Layers to adapt; `None` leaves it to the model's `#[lora(rank)]` attributes. The word
+    /// `all-linear`, as PEFT knows it, means every linear layer but a language model's head
+    /// (`lm_head`, `embed_out`, `output_layer`).
     #[serde(
         rename = "lora_target_modules",
         skip_serializing_if = "Option::is_none"
@@ -375,6 +377,10 @@ impl LoraConfig {
         check(
             !by_number || !matches!(self.target_modules, Some(Targets::Regex(_))),
             "layers_to_transform needs a list of target_modules, not a regular expression".into(),
+        );
+        check(
+            !(self.lora_bias && self.use_dora),
+            "lora_bias and use_dora do not go together, as in PEFT".into(),
         );
         check(
             !self.modules_to_save.iter().any(|name| name.is_empty()),

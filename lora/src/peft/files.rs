@@ -19,6 +19,18 @@ pub(super) fn read_config(dir: &Path) -> Result<Vec<u8>> {
             "is no directory; an adapter is one, as PEFT saves it",
         ));
     }
+    if !path.exists() {
+        let named = super::adapters_in(dir).unwrap_or_default();
+        let named: Vec<&str> = named.iter().map(|(name, _)| name.as_str()).collect();
+        let hint = match named.is_empty() {
+            true => String::new(),
+            false => format!(
+                "; there are adapters in its sub-directories {}",
+                named.join(", ")
+            ),
+        };
+        return Err(Error::file(dir, format!("holds no {CONFIG_FILE}{hint}")));
+    }
     read_bounded(&path)
 }
 

@@ -86,6 +86,12 @@ fn untied(entries: &[Entry], values: &[Tensor]) -> Result<Vec<String>> {
 pub(crate) fn load<M: LoraModule>(model: &mut M, dir: &Path) -> Result<()> {
     let files = Files::read(dir)?;
     match &manage::active(model)[..] {
+        // Only a new adapter takes out of the base what this one began with.
+        [_] if files.config.init.changes_base() => files.checked(vec![format!(
+            "`init_lora_weights` is \"{}\", which changes the base model: load it with \
+             with_adapter() or load_adapter_as()",
+            files.config.init
+        )]),
         [name] => files.put(model, name),
         active => manage::checked(vec![format!(
             "values are loaded into the one adapter that acts, but {} do: call set_active() first",
