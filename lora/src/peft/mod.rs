@@ -33,6 +33,7 @@
 //! taken for it, JSON is read to a depth and a size, values must be finite, and the names in an index
 //! and [of adapters](check_name) are no paths.
 
+mod compare;
 mod config;
 mod describe;
 mod files;
