@@ -73,6 +73,12 @@ impl Tokens {
         }
     }
 
+    /// Puts what belongs to the rows onto their device.
+    pub(crate) fn follow_rows(&mut self) -> Result<()> {
+        self.slots = self.slots.to_device(self.rows.device())?;
+        Ok(())
+    }
+
     /// The table with the rows in it: (n, dim).
     pub(crate) fn put_into(&self, table: &Tensor) -> Result<Tensor> {
         let rows = self.rows.detach().to_dtype(table.dtype())?;
