@@ -12,7 +12,7 @@ use std::sync::LazyLock;
 use tempfile::TempDir;
 
 #[derive(Clone, Debug, LoraModel)]
-struct Model {
+struct Net {
     embed: Embedding,
     fc1: Linear,
     fc2: Linear,
@@ -23,11 +23,11 @@ static DIR: LazyLock<TempDir> = LazyLock::new(|| tempfile::tempdir().expect("a d
 
 const CONFIG: &[u8] = include_bytes!("../seeds/config.json");
 
-fn model() -> Model {
+fn model() -> Net {
     let zeros = |shape: (usize, usize)| {
         Tensor::zeros(shape, DType::F32, &Device::Cpu).expect("a small tensor")
     };
-    Model {
+    Net {
         embed: Embedding::new(zeros((6, 4)), 4),
         fc1: Linear::new(zeros((5, 4)), None),
         fc2: Linear::new(zeros((4, 5)), None),

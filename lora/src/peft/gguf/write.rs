@@ -83,6 +83,12 @@ pub fn adapter_to_gguf(
             ));
         }
         let factor = settings.scaling * layer.rank as f64 / f64::from(alpha);
+        if layer.name == "output" && matches!(arch, "gemma" | "gemma2") {
+            problems.push(format!(
+                "`{}` is the embedding to {arch} in llama.cpp",
+                layer.path
+            ));
+        }
         match names::heads(arch, &layer.name, options) {
             Ok(heads) => planned.push((layer, factor, heads)),
             Err(problem) => problems.push(problem),
