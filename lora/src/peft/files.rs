@@ -79,6 +79,10 @@ pub(super) fn weights_path(dir: &Path) -> Result<PathBuf> {
 /// a directory without one is no adapter, so that whoever reads in between sees none instead of a
 /// mixture. If a step fails, the old files are moved back. If the old configuration has the same
 /// bytes it stays, and the weights are replaced in one step.
+///
+/// Two files cannot be replaced in one step. A process that is killed between the renames leaves a
+/// directory without a configuration; the old files are then under their temporary names, which
+/// begin with `.adapter-`. Files of such names are left by a process that is killed earlier, too.
 pub(super) fn write(dir: &Path, config: &[u8], weights: &[u8]) -> Result<()> {
     let failed = |error: io::Error| Error::file(dir, format!("cannot be written: {error}"));
     fs::create_dir_all(dir).map_err(failed)?;
@@ -90,8 +94,11 @@ pub(super) fn write(dir: &Path, config: &[u8], weights: &[u8]) -> Result<()> {
             .map_err(|error| failed(error.error))?;
     } else {
         let new_config = stage(dir, config).map_err(failed)?;
-        let old_config = Aside::new(dir, config_path.clone()).map_err(failed)?;
-        let old_weights = Aside::new(dir, weights_path.clone()).map_err(failed)?;
+        // Both names first, so that the time without a configuration is that of a few renames.
+        let mut old_config = Aside::new(dir, config_path.clone()).map_err(failed)?;
+        let mut old_weights = Aside::new(dir, weights_path.clone()).map_err(failed)?;
+        old_config.take().map_err(failed)?;
+        old_weights.take().map_err(failed)?;
         new_weights
             .persist_noclobber(&weights_path)
             .map_err(|error| failed(error.error))?;
@@ -125,23 +132,33 @@ pub(super) fn temporary(dir: &Path) -> io::Result<NamedTempFile> {
     builder.tempfile_in(dir)
 }
 
-/// A file that was moved aside; it moves back unless it is discarded.
+/// A file that can be moved aside; it then moves back unless it is discarded.
 struct Aside {
     path: PathBuf,
+    /// The name for it, if the file is there.
+    free: Option<TempPath>,
     moved: Option<TempPath>,
 }
 
 impl Aside {
     fn new(dir: &Path, path: PathBuf) -> io::Result<Self> {
-        if !path.exists() {
-            return Ok(Self { path, moved: None });
-        }
-        let temporary = stage(dir, b"")?.into_temp_path();
-        fs::rename(&path, &temporary)?;
+        let free = match path.exists() {
+            true => Some(temporary(dir)?.into_temp_path()),
+            false => None,
+        };
         Ok(Self {
             path,
-            moved: Some(temporary),
+            free,
+            moved: None,
         })
+    }
+
+    fn take(&mut self) -> io::Result<()> {
+        if let Some(free) = &self.free {
+            fs::rename(&self.path, free)?;
+            self.moved = self.free.take();
+        }
+        Ok(())
     }
 
     fn discard(mut self) {

@@ -37,6 +37,7 @@ mod compare;
 mod config;
 mod describe;
 mod files;
+mod gguf;
 mod load;
 mod lora_config;
 mod merge;
@@ -49,6 +50,7 @@ mod weights;
 mod write_json;
 
 pub use config::{AdapterConfig, InitWeights, OneOrMany, TaskType, TokenIndices};
+pub use gguf::{GgufOptions, adapter_to_gguf, gguf_to_adapter};
 pub use merge::{
     MergeCheck, MergeOptions, MergeReport, merge_checkpoint, merge_checkpoint_with,
     merged_var_builder, merged_var_builder_with,
