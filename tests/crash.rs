@@ -2,7 +2,7 @@
 
 use candle_core::{DType, Device, Tensor};
 use candle_nn::Linear;
-use lora::peft::{AdapterConfig, CONFIG_FILE};
+use lora::peft::{AdapterConfig, WEIGHTS_FILE};
 use lora::{LoraConfig, LoraModel, LoraModule};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 /// Names the directory to the process that saves, which is this test again.
 const DIR: &str = "LORA_TESTS_CRASH_DIR";
 /// How many processes are killed for each of the two ways of replacing an adapter.
-const KILLS: u32 = 100;
+const KILLS: u32 = 150;
 
 #[derive(Clone, Debug, LoraModel)]
 struct Net {
@@ -73,22 +73,18 @@ fn start(dir: &Path) -> Child {
         .unwrap()
 }
 
-/// How often the directory held an adapter after the process was killed.
-fn kill_often(dir: &Path) -> u32 {
+/// Kills saving processes and loads what each of them left.
+fn kill_often(dir: &Path) {
     let [a, b] = ranks(dir);
     adapter(a, 1.0).save_adapter(dir).unwrap();
-    let mut held = 0;
     for round in 0..KILLS {
         let mut child = start(dir);
         // The first save shows that it has begun; then it dies at some point of the next ones.
-        let first = std::fs::metadata(dir.join("adapter_model.safetensors"))
-            .and_then(|m| m.modified())
-            .ok();
+        let changed = || std::fs::metadata(dir.join(WEIGHTS_FILE)).and_then(|m| m.modified());
+        let first = changed().ok();
         let began = Instant::now();
         while began.elapsed() < Duration::from_secs(10) {
-            let now = std::fs::metadata(dir.join("adapter_model.safetensors"))
-                .and_then(|m| m.modified())
-                .ok();
+            let now = changed().ok();
             if now.is_some() && now != first {
                 break;
             }
@@ -97,13 +93,6 @@ fn kill_often(dir: &Path) -> u32 {
         std::thread::sleep(Duration::from_micros(u64::from(round * 7919 % 3001)));
         child.kill().unwrap();
         child.wait().unwrap();
-        if !dir.join(CONFIG_FILE).exists() {
-            // Between two configurations there is none, and so no adapter.
-            assert_ne!(a, b, "a configuration that stays is never away");
-            assert!(base().with_adapter(dir).is_err());
-            continue;
-        }
-        held += 1;
         let rank = AdapterConfig::read(dir).unwrap().r;
         let model = base().with_adapter(dir).unwrap();
         let values: Vec<f64> = model
@@ -123,7 +112,6 @@ fn kill_often(dir: &Path) -> u32 {
             false => assert_eq!(value, if rank == a { 1.0 } else { 2.0 }),
         }
     }
-    held
 }
 
 #[test]
@@ -132,7 +120,7 @@ fn weights_are_replaced_in_one_step() {
         return;
     }
     let dir = tempfile::tempdir().unwrap();
-    assert_eq!(kill_often(&dir.path().join("same")), KILLS);
+    kill_often(&dir.path().join("same"));
 }
 
 #[test]
@@ -141,8 +129,5 @@ fn a_configuration_and_its_weights_never_mix() {
         return;
     }
     let dir = tempfile::tempdir().unwrap();
-    let held = kill_often(&dir.path().join("other"));
-    println!("{held} of {KILLS} found an adapter");
-    // The moments without an adapter are few.
-    assert!(held > 0, "{held}");
+    kill_often(&dir.path().join("other"));
 }

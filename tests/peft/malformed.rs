@@ -327,6 +327,7 @@ fn damaged_configurations() -> Result {
         "[1]",
         "\u{feff}{}",
         "{\"peft_type\": \"LORA\"",
+        "{\"peft_type\": \"LORA\", \"target_modules\": [\"fc1\"], \"r\": 2, \"r\": 3}",
         deep.as_str(),
     ] {
         fs::write(&path, text)?;

@@ -3,7 +3,7 @@
 use super::header::{self, Field, Header, Info, Kind};
 use super::{GgufOptions, names};
 use crate::peft::parse::shorten;
-use crate::peft::{AdapterConfig, PREFIX, files};
+use crate::peft::{AdapterConfig, PREFIX, replace};
 use crate::{Error, Result, Targets, ops};
 use candle_core::{DType, Device, Tensor};
 use indexmap::IndexMap;
@@ -55,7 +55,7 @@ pub fn gguf_to_adapter(
     let config = meaning.config(&layers).to_json()?;
     let metadata = HashMap::from([("format".to_string(), "pt".to_string())]);
     let bytes = safetensors::serialize(tensors, Some(metadata));
-    files::write(
+    replace::write(
         dir,
         &config,
         &bytes.map_err(|error| Error::file(path, error))?,
