@@ -18,8 +18,8 @@ pub trait LoraModule: Sized + Clone + Debug {
     /// The base architecture of this type.
     type Base: LoraModel<Lora = Self>;
 
-    /// The base model, with the active adapters merged into its weights, and what they train in full
-    /// in its place. This model stays as it is.
+    /// The base model, with the adapters that are active or merged in its weights, and what the active
+    /// ones train in full in its place. This model stays as it is.
     ///
     /// # Errors
     /// If a merged weight is not finite, or an adapter has a bias on B and its layer no bias.
@@ -67,8 +67,8 @@ pub trait LoraModule: Sized + Clone + Debug {
 
     /// Adds a fresh adapter. As in PEFT it does not act yet and is not trained, until
     /// [`set_active`](Self::set_active) says so. Layers are chosen as in
-    /// [`to_lora`](LoraModel::to_lora); what it trains in full is a copy of its own. Initial values
-    /// that see data cannot be had: see [`calibrate`](LoraModel::calibrate).
+    /// [`to_lora`](LoraModel::to_lora); what it trains in full is a copy of its own. EVA, CorDA
+    /// and LoRA-GA are for conversion only, see [`calibrate`](LoraModel::calibrate).
     ///
     /// ```
     /// use candle_core::{Device, DType, Tensor};
