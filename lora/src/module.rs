@@ -18,8 +18,8 @@ pub trait LoraModule: Sized + Clone + Debug {
     /// The base architecture of this type.
     type Base: LoraModel<Lora = Self>;
 
-    /// The base model, with the adapters that are active or merged in its weights, and what the active
-    /// ones train in full in its place. This model stays as it is.
+    /// The base model, with the adapters that are active or merged in its weights, and what the
+    /// active ones train in full in its place. This model stays as it is.
     ///
     /// # Errors
     /// If a merged weight is not finite, or an adapter has a bias on B and its layer no bias.
@@ -122,8 +122,9 @@ pub trait LoraModule: Sized + Clone + Debug {
     ///
     /// # Errors
     /// Unknown names, a new name that is taken, weights that are not finite, options that do not
-    /// fit, adapters that train parameters of the base's own, a merged model; the model is then as
-    /// it was.
+    /// fit, adapters that train parameters of the base's own or took something out of its weights
+    /// (PiSSA; saved and loaded again they can be combined), a merged model; the model is then as it
+    /// was.
     fn add_weighted_adapter(
         &mut self,
         new: &str,
