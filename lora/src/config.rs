@@ -36,12 +36,13 @@ pub struct LoraConfig {
     /// PEFT; [`new`](Self::new) sets it to the rank.
     #[serde(rename = "lora_alpha")]
     pub alpha: f64,
-    /// Probability in `0.0..1.0` that an input of the low-rank branch is dropped in training.
+    /// Probability in `0.0..1.0` that an input of the low-rank branch is dropped in training. Of no
+    /// effect on embeddings; bare weights take none.
     #[serde(rename = "lora_dropout")]
     pub dropout: f64,
-    /// Layers to adapt; `None` leaves it to the model's `#[lora(rank)]` attributes. The word
-    /// `all-linear`, as PEFT knows it, means every linear layer but a language model's head
-    /// (`lm_head`, `embed_out`, `output_layer`).
+    /// Layers to adapt; `None` leaves it to the model's `#[lora(rank)]` attributes. A name or
+    /// expression that matches no layer, or one that takes no adapter, is an error; so is one of no
+    /// use in the settings below.
     #[serde(
         rename = "lora_target_modules",
         skip_serializing_if = "Option::is_none"
@@ -53,12 +54,12 @@ pub struct LoraConfig {
         skip_serializing_if = "Option::is_none"
     )]
     pub exclude_modules: Option<Targets>,
-    /// Modules trained in full and saved with the adapter, beside those marked `#[lora(trainable)]`.
-    /// A weight that is tied to another module's is trained as a copy of its own, as in PEFT.
+    /// Modules trained in full and saved with the adapter, beside those marked `#[lora(trainable)]`:
+    /// paths, or their dot-aligned ends. They take no low-rank update. A weight that is tied to another module's is trained as a copy of its own, as in PEFT.
     #[serde(rename = "lora_modules_to_save", skip_serializing_if = "Vec::is_empty")]
     pub modules_to_save: Vec<String>,
     /// Ranks by pattern. A key is a regular expression for a dot-aligned end of a layer's path;
-    /// the first that matches wins.
+    /// the first that matches wins. One that never wins is an error.
     #[serde(
         rename = "lora_rank_pattern",
         skip_serializing_if = "IndexMap::is_empty"
@@ -77,10 +78,11 @@ pub struct LoraConfig {
     #[serde(rename = "lora_use_rslora")]
     pub use_rslora: bool,
     /// Learn the size of each output's weights apart from their direction (DoRA,
-    /// <https://arxiv.org/abs/2402.09353>).
+    /// <https://arxiv.org/abs/2402.09353>). Not for bare weights.
     #[serde(rename = "lora_use_dora")]
     pub use_dora: bool,
-    /// Give B a bias of its own, which is trained: the update is s·(B·A·x + b).
+    /// Give B a bias of its own, which is trained: the update is s·(B·A·x + b). Not for embeddings
+    /// and bare weights. A layer without a bias cannot be merged then.
     #[serde(rename = "lora_bias")]
     pub lora_bias: bool,
     /// Adapt only layers of these numbers; empty for all. The number is the first one in a layer's
@@ -96,7 +98,9 @@ pub struct LoraConfig {
     /// `layers` for `model.layers.3.q_proj`. Each is a regular expression.
     #[serde(rename = "lora_layers_pattern", skip_serializing_if = "Vec::is_empty")]
     pub layers_pattern: Vec<String>,
-    /// Rows of embeddings that are trained, by the embedding's name.
+    /// Rows of embeddings that are trained, by the embedding's path or its dot-aligned end. The
+    /// embedding is neither a target nor trained in full then; a head that shares its weight has
+    /// the rows, too.
     #[serde(
         rename = "lora_trainable_token_indices",
         skip_serializing_if = "IndexMap::is_empty"
@@ -110,10 +114,12 @@ pub struct LoraConfig {
         skip_serializing_if = "Vec::is_empty"
     )]
     pub target_parameters: Vec<String>,
-    /// What is adapted or trained of an embedding acts on the head that shares its weight, too.
+    /// What is adapted or trained of an embedding acts on the head that shares its weight, too. An
+    /// error where there is no such head.
     #[serde(rename = "lora_ensure_weight_tying")]
     pub ensure_weight_tying: bool,
-    /// Initial values of the adapters.
+    /// Initial values of the adapters. Some see data first, see
+    /// [`calibrate`](crate::LoraModel::calibrate).
     #[serde(rename = "lora_init")]
     pub init: Init,
     /// Settings of [`Init::Eva`].
@@ -338,8 +344,9 @@ impl LoraConfig {
     /// Checks the values that can be checked without a model.
     ///
     /// # Errors
-    /// Lists a rank of 0, an alpha that is not finite, a dropout outside `0.0..1.0`, an empty name,
-    /// settings of the initial values outside their range.
+    /// Lists a rank of 0, an alpha that is not finite, a dropout outside `0.0..1.0`, an empty name in
+    /// `modules_to_save`, `layers_pattern` without `layers_to_transform`, that with a regular
+    /// expression of targets, settings of the initial values outside their range.
     /// Patterns are checked against the model when it is converted.
     pub fn validate(&self) -> Result<()> {
         let mut problems = Vec::new();

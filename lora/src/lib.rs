@@ -39,13 +39,21 @@
 //! ```
 //!
 //! - What to adapt, with which rank: [`LoraConfig`], and the attributes of the derive.
+//! - Initial values: [`Init`]; those that depend on data: [`LoraModel::calibrate`].
 //! - What a LoRA model can do: the methods of [`LoraModule`].
+//! - Several adapters, one or more at a time, or another one for each row of a batch:
+//!   [`add_adapter`](LoraModule::add_adapter), [`set_active`](LoraModule::set_active),
+//!   [`for_rows`](LoraModule::for_rows). One of several:
+//!   [`add_weighted_adapter`](LoraModule::add_weighted_adapter).
+//! - What the adapters are doing: [`LayerStatus`], [`ModelStatus`].
 //! - The layers themselves, for use by hand: [`layers`].
 //! - Functions of candle's signatures that pass the gradient where candle's do not: [`ops`].
-//! - Optimisers, groups, schedules, gradient clipping: [`optim`].
-//! - Adapters as files: [`peft`]. Weights from model to model: [`transfer_weights`].
+//! - Optimisers, LoRA+ and LoRA-FA among them, schedules, gradient clipping: [`optim`].
+//! - Adapters as files, and merged into checkpoints: [`peft`]. Weights from model to model:
+//!   [`transfer_weights`].
 //! - Chains of layers as one node: [`blocks`]; parts that keep no inner values: [`checkpoint`].
 //! - Ready models: [`models`]. Where the time of a step goes: [`profile`].
+//! - PEFT's calls and their counterparts: [`coming_from_peft`].
 //!
 //! # The derive's attributes
 //!
@@ -79,6 +87,8 @@ mod builder;
 mod calibrate;
 mod checkpoint;
 mod combine;
+#[doc = include_str!("../docs/coming-from-peft.md")]
+pub mod coming_from_peft {}
 mod config;
 mod convert;
 mod error;

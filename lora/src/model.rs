@@ -127,7 +127,9 @@ pub trait LoraModel: Sized {
     /// directory that PEFT wrote needs to run. Call [`train`](LoraModule::train) to train it
     /// further.
     ///
-    /// The directory alone says what is adapted and trained, not the model's attributes.
+    /// The directory alone says what is adapted and trained, not the model's attributes. A raw
+    /// adapter of PiSSA or OLoRA changes the base as it did at first, which is right for the
+    /// original base.
     ///
     /// # Errors
     /// If the directory is damaged, holds something that is not supported, or is for another
@@ -139,7 +141,8 @@ pub trait LoraModel: Sized {
 
 /// A layer that may carry `#[lora(rank)]`: [`Linear`](candle_nn::Linear),
 /// [`Conv1d`](candle_nn::Conv1d), [`Conv2d`](candle_nn::Conv2d),
-/// [`Embedding`](candle_nn::Embedding) and containers of them.
+/// [`Embedding`](candle_nn::Embedding), [`TransposedLinear`](crate::layers::TransposedLinear),
+/// [`Weight`](crate::layers::Weight) and containers of them.
 #[diagnostic::on_unimplemented(
     message = "`{Self}` cannot carry `#[lora(rank)]`",
     label = "takes no low-rank update",

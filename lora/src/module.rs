@@ -18,10 +18,11 @@ pub trait LoraModule: Sized + Clone + Debug {
     /// The base architecture of this type.
     type Base: LoraModel<Lora = Self>;
 
-    /// The base model, with the adapters merged into its weights. This model stays as it is.
+    /// The base model, with the adapters that are active or merged in its weights, and what the
+    /// active ones train in full in its place. This model stays as it is.
     ///
     /// # Errors
-    /// If a merged weight is not finite.
+    /// If a merged weight is not finite, or an adapter has a bias on B and its layer no bias.
     fn to_base(&self) -> Result<Self::Base>;
 
     /// Walks the layers.
@@ -66,7 +67,8 @@ pub trait LoraModule: Sized + Clone + Debug {
 
     /// Adds a fresh adapter. As in PEFT it does not act yet and is not trained, until
     /// [`set_active`](Self::set_active) says so. Layers are chosen as in
-    /// [`to_lora`](LoraModel::to_lora); what it trains in full is a copy of its own.
+    /// [`to_lora`](LoraModel::to_lora); what it trains in full is a copy of its own. EVA, CorDA
+    /// and LoRA-GA are for conversion only, see [`calibrate`](LoraModel::calibrate).
     ///
     /// ```
     /// use candle_core::{Device, DType, Tensor};
@@ -83,8 +85,9 @@ pub trait LoraModule: Sized + Clone + Debug {
     /// ```
     ///
     /// # Errors
-    /// A name that is taken or holds a dot or a separator, a merged model, and those of
-    /// [`to_lora`](LoraModel::to_lora); the model is then as it was.
+    /// A name that is taken or [none of an adapter](crate::peft::check_name), a merged model, a
+    /// configuration with `recompute`, a tensor that is a field of the model and is or would be
+    /// trained, and those of [`to_lora`](LoraModel::to_lora); the model is then as it was.
     fn add_adapter(&mut self, name: &str, config: &LoraConfig) -> Result<()> {
         manage::add(self, name, config, false)
     }
@@ -99,10 +102,12 @@ pub trait LoraModule: Sized + Clone + Debug {
     }
 
     /// Puts the adapter of a directory in place of the one of this name, which may have other
-    /// targets, ranks and settings. It acts, and is trained, where the one before did.
+    /// targets, ranks and settings. It acts, and is trained, if the one before did. Its parameters
+    /// are new variables: make the optimiser after this.
     ///
     /// # Errors
-    /// Those of [`load_adapter_as`](Self::load_adapter_as); the model is then as it was.
+    /// Those of [`delete_adapter`](Self::delete_adapter) and of
+    /// [`load_adapter_as`](Self::load_adapter_as); the model is then as it was.
     fn hot_swap(&mut self, name: &str, dir: impl AsRef<Path>) -> Result<()> {
         peft::swap(self, name, dir.as_ref())
     }
@@ -117,8 +122,9 @@ pub trait LoraModule: Sized + Clone + Debug {
     ///
     /// # Errors
     /// Unknown names, a new name that is taken, weights that are not finite, options that do not
-    /// fit, adapters that train parameters of the base's own, a merged model; the model is then as
-    /// it was.
+    /// fit, adapters that train parameters of the base's own or took something out of its weights
+    /// (PiSSA; saved and loaded again they can be combined), a merged model; the model is then as it
+    /// was.
     fn add_weighted_adapter(
         &mut self,
         new: &str,
@@ -132,15 +138,19 @@ pub trait LoraModule: Sized + Clone + Debug {
     /// Makes these adapters act, in this order, and only these be trained. None at all gives what
     /// the base model computes.
     ///
+    /// What was frozen and is trained now are new variables: make the optimiser after this.
+    ///
     /// # Errors
     /// Unknown and doubled names, two adapters that each have a copy of the same layer's own
-    /// parameters, a merged model.
+    /// parameters, a merged model; other than one name, if a tensor that is a field of the model is
+    /// trained.
     fn set_active(&mut self, names: &[&str]) -> Result<()> {
         manage::set_active(self, names)
     }
 
     /// Makes an adapter trained, or frozen, whether it acts or not. One that is trained and does
-    /// not act gets no gradient, which [`backward`](Self::backward) reports.
+    /// not act gets no gradient, which [`backward`](Self::backward) reports. What was frozen and is
+    /// trained now are new variables: make the optimiser after this.
     ///
     /// # Errors
     /// A name that no adapter has.
@@ -148,9 +158,11 @@ pub trait LoraModule: Sized + Clone + Debug {
         manage::set_adapter_trainable(self, name, trainable)
     }
 
-    /// The model without any adapter acting, which computes what the base model does, trained
-    /// biases and modules included. A view: it shares its tensors with this model, which stays as
-    /// it is. PEFT's `disable_adapter()`; with [`to_base`](Self::to_base), `unload()`.
+    /// The model without any adapter acting, which computes what the base model does: in place of
+    /// trained biases, modules and rows are the base's. A base that
+    /// [LoftQ](crate::Init::Loftq) quantised stays so. A view: it shares its tensors with this
+    /// model, which stays as it is. PEFT's `disable_adapter()`; with [`to_base`](Self::to_base),
+    /// `unload()`.
     ///
     /// # Errors
     /// If a tensor that is a field of the model is trained: its base value is not kept.
@@ -162,7 +174,8 @@ pub trait LoraModule: Sized + Clone + Debug {
     /// then.
     ///
     /// # Errors
-    /// A name that no adapter has, and an adapter that is merged.
+    /// A name that no adapter has, an adapter that is merged, and a trained tensor that is a field of
+    /// the model.
     fn delete_adapter(&mut self, name: &str) -> Result<()> {
         manage::delete(self, name)
     }
@@ -170,8 +183,8 @@ pub trait LoraModule: Sized + Clone + Debug {
     /// Gives an adapter another name.
     ///
     /// # Errors
-    /// Those of [`delete_adapter`](Self::delete_adapter) for the old name, of
-    /// [`add_adapter`](Self::add_adapter) for the new one.
+    /// An old name that no adapter has, a new one that is taken or
+    /// [none of an adapter](crate::peft::check_name).
     fn rename_adapter(&mut self, from: &str, to: &str) -> Result<()> {
         manage::rename(self, from, to)
     }
@@ -187,16 +200,18 @@ pub trait LoraModule: Sized + Clone + Debug {
 
     /// The model for one batch of which each row has its adapter, or none: a view in eval mode
     /// that shares its tensors with this model. Every adapted layer must see the batch as its
-    /// first dimension.
+    /// first dimension. A layer that a row's adapter does not have is the base's for that row.
     ///
     /// # Errors
-    /// Unknown names, no rows, a merged model, and an adapter that trains a layer in full which
-    /// takes no adapters, such as a norm.
+    /// Unknown names, no rows, a merged model, an adapter that trains a layer in full which takes no
+    /// adapters, such as a norm, and a trained tensor that is a field of the model. The forward pass
+    /// fails on another number of rows, and at an adapted [`Weight`](crate::layers::Weight).
     fn for_rows(&self, rows: &[Option<&str>]) -> Result<Self> {
         manage::for_rows(self, rows)
     }
 
-    /// What each layer that has adapters does with them.
+    /// What each layer that has low-rank updates does with them. Layers of which an adapter only
+    /// trains parameters in full are not listed.
     fn layer_status(&self) -> Vec<LayerStatus> {
         status::layers(self)
     }
@@ -221,7 +236,8 @@ pub trait LoraModule: Sized + Clone + Debug {
     /// added twice.
     ///
     /// # Errors
-    /// Names the layer whose merged weight is not finite; the model is then as it was.
+    /// Names the layer whose merged weight is not finite, or that has no bias while its adapter has
+    /// one on B; the model is then as it was.
     fn merge(&mut self) -> Result<()> {
         merge::merge(self)
     }
@@ -294,10 +310,16 @@ pub trait LoraModule: Sized + Clone + Debug {
         convert::to_dtype(self, dtype)
     }
 
-    /// Saves the adapters in PEFT's format: the low-rank matrices, trained biases and fully trained
-    /// modules. As in PEFT the adapter `default` goes into the directory itself and any other into a
-    /// sub-directory of its name; a lone adapter goes into the directory itself whatever its name.
-    /// A merged model is saved as well. See [`lora::peft`](crate::peft).
+    /// Saves the adapters in PEFT's format: low-rank matrices, trained biases and rows, fully trained
+    /// modules. The adapter `default` goes into the directory itself and any other into a
+    /// sub-directory of its name, as in PEFT; a lone adapter goes into the directory itself whatever
+    /// its name. A merged model is saved as well. See [`lora::peft`](crate::peft).
+    ///
+    /// An adapter that took something out of the base weight ([`Init::changes_base`], LoftQ apart) is
+    /// written for the original base, with twice the rank. What [`set_scale`](Self::set_scale) said is
+    /// not written.
+    ///
+    /// [`Init::changes_base`]: crate::Init::changes_base
     ///
     /// The directory is made if need be; files in it are replaced as a whole or not at all. Where
     /// layers differ in their dropout, the most common one is written: the format holds one.

@@ -34,7 +34,7 @@ impl<T: PartialEq> State<T> {
     }
 }
 
-/// The adapters of one layer. Made by [`LoraModule::layer_status`].
+/// The low-rank updates of one layer. Made by [`LoraModule::layer_status`].
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct LayerStatus {
@@ -42,9 +42,9 @@ pub struct LayerStatus {
     pub name: String,
     /// Its kind, for example `Linear`.
     pub kind: &'static str,
-    /// Some adapter acts.
+    /// Some adapter of the layer acts.
     pub enabled: bool,
-    /// The adapters that act, in order.
+    /// The active adapters, in order: the model's, even those that this layer does not have.
     pub active_adapters: Vec<String>,
     /// The adapters merged into the weight, in order.
     pub merged_adapters: Vec<String>,
@@ -66,17 +66,17 @@ pub struct ModelStatus {
     pub trainable_params: usize,
     /// Number of values in all parameters.
     pub total_params: usize,
-    /// Number of layers that have adapters.
+    /// Number of layers that have low-rank updates.
     pub num_adapter_layers: usize,
-    /// Some adapter acts, in every layer that has any.
+    /// Some adapter is active.
     pub enabled: State<bool>,
-    /// The adapters that act, in order.
+    /// The active adapters, in order.
     pub active_adapters: State<Vec<String>>,
     /// The merged adapters, in order.
     pub merged_adapters: State<Vec<String>>,
-    /// All adapters.
+    /// All adapters, those without low-rank updates too.
     pub available_adapters: Vec<String>,
-    /// Whether each adapter is trained.
+    /// Whether the low-rank updates of each adapter are trained.
     pub requires_grad: IndexMap<String, State<bool>>,
 }
 

@@ -8,7 +8,9 @@ use serde::{Deserialize, Serialize};
 pub enum Targets {
     /// A module matches when its path equals a name or ends with `.name`.
     Names(Vec<String>),
-    /// A module matches when the regular expression matches its whole path.
+    /// A module matches when the regular expression matches its whole path. As
+    /// [`target_modules`](crate::LoraConfig::target_modules) `all-linear`, in upper or lower case,
+    /// means every linear layer but those called `lm_head`, `embed_out` or `output_layer`.
     Regex(String),
 }
 

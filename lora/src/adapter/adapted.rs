@@ -273,8 +273,8 @@ pub trait Adapted: Debug {
         Ok((merged, bias))
     }
 
-    /// Weight and bias for a base layer: with the active adapters merged, and out of reach of
-    /// further training.
+    /// Weight and bias for a base layer: with the adapters that are merged and those that are
+    /// active, and out of reach of further training.
     ///
     /// # Errors
     /// As [`merge_weight`](Self::merge_weight).

@@ -102,7 +102,7 @@ impl Adapters {
         self.active.iter().filter_map(|name| self.get(name))
     }
 
-    /// True if the layer has no adapter.
+    /// True if the layer has no low-rank update. Rows of an embedding that are trained are not one.
     pub fn is_empty(&self) -> bool {
         self.list.is_empty()
     }

@@ -17,9 +17,9 @@ struct Shared {
 }
 
 /// Gives every layer that shares an embedding's weight what that embedding shares at present: its
-/// trained rows, its copies of the weight and adapters of a configuration with `ensure_weight_tying`, transposed: A of the
-/// head is Bᵀ of the embedding and B is Aᵀ. They are views of the embedding's variables, so that
-/// there is one of each and gradients add up.
+/// trained rows, its copies of the weight and adapters of a configuration with
+/// `ensure_weight_tying`, transposed: A of the head is Bᵀ of the embedding and B is Aᵀ. They are
+/// views of the embedding's variables, so that there is one of each and gradients add up.
 pub(crate) fn retie<M: LoraModule>(model: &mut M) -> Result<()> {
     let mut shared: HashMap<TensorId, Shared> = HashMap::new();
     each_layer(model, |_, layer| {

@@ -43,7 +43,8 @@ struct Mean {
     count: usize,
 }
 
-/// What a [`Calibration`] found.
+/// What [`calibrate`](crate::LoraModel::calibrate) found in the data: for EVA and CorDA of the
+/// inputs of layers, for LoRA-GA of the gradients of their weights.
 #[derive(Clone, Debug)]
 pub struct Calibrated {
     layers: IndexMap<String, Found>,

@@ -65,7 +65,9 @@ pub enum Init {
     /// <https://arxiv.org/abs/2407.05000>). See [`LoraGaConfig`].
     LoraGa,
     /// The base is quantised, the adapter starts as what that costs (LoftQ,
-    /// <https://arxiv.org/abs/2310.08659>). See [`LoftqConfig`].
+    /// <https://arxiv.org/abs/2310.08659>). See [`LoftqConfig`]. A saved adapter fits the quantised
+    /// base alone, which [`disabled`](crate::LoraModule::disabled) and
+    /// [`to_base`](crate::LoraModule::to_base) give.
     Loftq,
 }
 

@@ -87,8 +87,9 @@ impl Weight {
 /// A [`Weight`] with low-rank updates: W + s·B·A, for each expert its own.
 ///
 /// With E experts A is (E·r, in) and B (out, r·E). Expert e has the rows e·r.. of A and the columns
-/// e, e + E, e + 2·E, .. of B: PEFT's layout. It takes no dropout, no bias on B and no DoRA, and
-/// rows of one batch cannot differ.
+/// e, e + E, e + 2·E, .. of B: PEFT's layout, the same whichever way the weight is stored; E is 1 for
+/// a weight of two dimensions. It takes no dropout, no bias on B and no DoRA, and rows of one batch
+/// cannot differ.
 #[derive(Clone, Debug)]
 pub struct LoraWeight {
     weight: Tensor,
@@ -105,7 +106,8 @@ impl LoraWeight {
         base.to_lora(config)
     }
 
-    /// The weight with the active updates, to compute with.
+    /// The weight with the active updates, in its own shape and dtype, to compute with. In training
+    /// the gradient reaches A and B.
     ///
     /// # Errors
     /// If the updates cannot be computed on the device at hand; in a view for mixed batches.

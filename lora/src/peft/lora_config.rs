@@ -10,7 +10,8 @@ use serde_json::Value;
 use std::path::Path;
 
 impl AdapterConfig {
-    /// The settings for a new LoRA model. See also [`LoraConfig::from_pretrained`].
+    /// The settings for a new LoRA model. See also [`LoraConfig::from_pretrained`]. Those of initial
+    /// values (`eva_config` and the like) are left at their defaults.
     ///
     /// # Errors
     /// Lists what does not run here: activated LoRA, Arrow, BD-LoRA, KaSA, Megatron, MonteCLoRA,
@@ -58,8 +59,9 @@ impl AdapterConfig {
 
     /// The file for these settings, as PEFT would write it.
     ///
-    /// [`recompute`](LoraConfig::recompute) and [`seed`](LoraConfig::seed) are not in it: they say
-    /// nothing of what an adapter computes.
+    /// [`recompute`](LoraConfig::recompute), [`seed`](LoraConfig::seed) and the settings of initial
+    /// values ([`eva_config`](LoraConfig::eva_config) and the like) are not in it: they say nothing of
+    /// what an adapter computes.
     ///
     /// # Errors
     /// If neither target modules nor target parameters are named, as PEFT then guesses; or if the

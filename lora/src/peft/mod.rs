@@ -1,14 +1,38 @@
 //! Adapters in the directory format of [PEFT](https://github.com/huggingface/peft), both ways.
 //!
 //! A directory holds `adapter_config.json` and `adapter_model.safetensors`. What is saved here
-//! loads in PEFT and gives the same outputs, and the other way round, for plain LoRA on linear,
-//! convolution and embedding layers, with trained biases and fully trained modules. The format is
-//! that of PEFT 0.21.2.
+//! loads in PEFT and gives the same outputs, and the other way round. The format is that of PEFT
+//! 0.21.2. [`coming_from_peft`](crate::coming_from_peft) has PEFT's calls and their counterparts.
 //!
-//! [`save_adapter`](crate::LoraModule::save_adapter) writes a directory,
-//! [`load_adapter`](crate::LoraModule::load_adapter) reads one into a LoRA model, and
-//! [`with_adapter`](crate::LoraModel::with_adapter) makes the LoRA model that a directory
-//! describes.
+//! | to | use |
+//! |---|---|
+//! | make the LoRA model that a directory describes | [`with_adapter`](crate::LoraModel::with_adapter) |
+//! | add a directory's adapter to a LoRA model | [`load_adapter_as`](crate::LoraModule::load_adapter_as) |
+//! | put it in place of another | [`hot_swap`](crate::LoraModule::hot_swap) |
+//! | put its values into the active adapter, of the same form | [`load_adapter`](crate::LoraModule::load_adapter) |
+//! | write all adapters, or some | [`save_adapter`](crate::LoraModule::save_adapter), [`save_adapter_with`](crate::LoraModule::save_adapter_with) |
+//! | find the adapters in a directory | [`adapters_in`] |
+//! | read the settings alone | [`LoraConfig::from_pretrained`](crate::LoraConfig::from_pretrained), [`AdapterConfig::read`] |
+//! | merge into a checkpoint on disk | [`merge_checkpoint`] |
+//! | load a merged model | [`merged_var_builder`] |
+//!
+//! # What is in a file
+//!
+//! The low-rank matrices of linear layers (stored either way), convolutions, embeddings and bare
+//! weights of experts; with rsLoRA, DoRA, a bias on B, ranks and alphas by pattern; biases, modules
+//! and rows of embeddings that are trained in full; heads that share an embedding's weight. Adapters
+//! that took something out of the base weight (PiSSA, OLoRA, CorDA, LoRA-GA) are converted when
+//! they are saved, as PEFT does on demand: they have twice the rank, and fit the original base. Raw
+//! files of PiSSA and OLoRA are read; those of `pissa_niter`, CorDA, LoRA-GA and LoftQ are refused,
+//! as their base cannot be made again. An adapter of LoftQ is written as it is: it fits the quantised
+//! base, which `model.disabled()?.to_base()?` gives.
+//!
+//! Not read are adapters with activated LoRA, Arrow, BD-LoRA, KaSA, Megatron layers, MonteCLoRA,
+//! QALoRA, VeLoRA or replicated layers. They are refused by name when a configuration becomes the
+//! settings of a model, see [`AdapterConfig::to_lora_config`]; [`AdapterConfig::read`] alone keeps
+//! all of it.
+//!
+//! # Strictness
 //!
 //! Loading is strict where PEFT is not: PEFT warns of a missing key, passes over an unexpected one
 //! in silence, and lets a file overwrite weights of the base model. Here all of that is an error,
@@ -16,15 +40,12 @@
 //! (`adapter_model.bin`) are never read. Entries of the configuration that match nothing in the
 //! model are accepted, as every tensor of the file must find its place.
 //!
-//! What PEFT can do and no layer here can is refused by name when a configuration becomes the
-//! settings of a model, see [`AdapterConfig::to_lora_config`]; [`AdapterConfig::read`] alone keeps
-//! all of it.
-//!
 //! # Without the model's code
 //!
 //! [`merge_checkpoint`] merges an adapter into a checkpoint on disk. [`merged_var_builder`] gives
-//! the merged weights to any model that loads from candle's `VarBuilder`. Both know every form of
-//! LoRA that PEFT can merge, and refuse what would go wrong in silence.
+//! the merged weights to any model that loads from candle's `VarBuilder`. Beside the forms above they
+//! know the attention layers of PyTorch. They refuse what would go wrong in silence, and convolutions
+//! with groups, whose merged weight the model could not load.
 //!
 //! # Files from elsewhere
 //!
