@@ -68,7 +68,8 @@ pub struct ModelStatus {
     pub total_params: usize,
     /// Number of layers that have adapters.
     pub num_adapter_layers: usize,
-    /// Some adapter acts, in every layer that has any.
+    /// Some adapter is active. As in PEFT that counts for layers which do not have it, too; see
+    /// [`LayerStatus::enabled`] for those.
     pub enabled: State<bool>,
     /// The adapters that act, in order.
     pub active_adapters: State<Vec<String>>,
