@@ -217,12 +217,14 @@ pub(crate) fn add<M: LoraModule>(
     Ok(())
 }
 
-/// What keeps `ensure_weight_tying` from having its effect, where it is set.
+/// What keeps `ensure_weight_tying` from having its effect, where it is set, and rows from being
+/// trained.
 pub(crate) fn ties<M: LoraModule>(model: &M, name: &str, config: &LoraConfig) -> Vec<String> {
-    match config.ensure_weight_tying {
-        true => tie::problems(model, name),
-        false => Vec::new(),
+    let mut problems = tie::rows_problems(model, name, config);
+    if config.ensure_weight_tying {
+        problems.extend(tie::problems(model, name));
     }
+    problems
 }
 
 pub(crate) fn disabled<M: LoraModule>(model: &M) -> Result<M> {
