@@ -1,6 +1,6 @@
 //! A model of every kind of layer, and random configurations for it.
 
-use candle_core::{DType, Device, Result, Tensor, Var};
+use candle_core::{DType, Device, Result, Tensor};
 use candle_nn::{Conv1d, Conv1dConfig, Conv2d, Conv2dConfig, Embedding, LayerNorm, Linear, Module};
 use lora::layers::{TransposedLinear, Weight};
 use lora::{Init, LoraConfig, LoraModel, LoraModule, TrainBias};
@@ -225,14 +225,4 @@ pub fn deltas(model: &LoraNet, name: &str) -> Vec<(&'static str, Tensor)> {
         Some((path, layer.delta(adapter).unwrap().detach()))
     });
     deltas.collect()
-}
-
-trait Detached {
-    fn as_detached_tensor(&self) -> Tensor;
-}
-
-impl Detached for Var {
-    fn as_detached_tensor(&self) -> Tensor {
-        self.as_tensor().detach().copy().unwrap()
-    }
 }
