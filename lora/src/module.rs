@@ -252,7 +252,8 @@ pub trait LoraModule: Sized + Clone + Debug {
     }
 
     /// Adds these adapters to the weights, active or not, in this order; as
-    /// [`merge`](Self::merge) otherwise.
+    /// [`merge`](Self::merge) otherwise. Active ones that are not among them go on acting beside. What
+    /// an adapter trains in full, such as biases, is in place only while it is active.
     ///
     /// # Errors
     /// Names that no adapter has, and those of [`merge`](Self::merge).
