@@ -6,5 +6,7 @@ mod adamw;
 mod gradients;
 #[path = "optim/reference.rs"]
 mod reference;
+#[path = "optim/several.rs"]
+mod several;
 #[path = "optim/support.rs"]
 mod support;

@@ -6,6 +6,11 @@ use lora::{LoraConfig, LoraModel, LoraModule, TrainBias, transfer_weights};
 use lora_tests::{fill_adapters, fixed, relative_error, values};
 use proptest::prelude::*;
 
+#[path = "properties/models.rs"]
+mod models;
+#[path = "properties/net.rs"]
+mod net;
+
 const F32: DType = DType::F32;
 
 /// All the values of a model's parameters.

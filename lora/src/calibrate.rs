@@ -80,7 +80,13 @@ fn by_inputs<M: LoraModule>(
         }
     });
     while batch(model)?.is_some() {
-        if lock(&calibration).end_batch() {
+        let mut calibration = lock(&calibration);
+        if !calibration.has_seen() {
+            let problem = "a batch went by and no target was seen at work: run the model that is \
+                           handed over";
+            return Err(Error::Config(vec![problem.into()]));
+        }
+        if calibration.end_batch() {
             break;
         }
     }

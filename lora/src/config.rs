@@ -55,7 +55,9 @@ pub struct LoraConfig {
     )]
     pub exclude_modules: Option<Targets>,
     /// Modules trained in full and saved with the adapter, beside those marked `#[lora(trainable)]`:
-    /// paths, or their dot-aligned ends. They take no low-rank update. A weight that is tied to another module's is trained as a copy of its own, as in PEFT.
+    /// paths, or their dot-aligned ends. They take no low-rank update. A weight that is tied to
+    /// another module's is trained as a copy of its own, as in PEFT, unless
+    /// [`ensure_weight_tying`](Self::ensure_weight_tying) is set.
     #[serde(rename = "lora_modules_to_save", skip_serializing_if = "Vec::is_empty")]
     pub modules_to_save: Vec<String>,
     /// Ranks by pattern. A key is a regular expression for a dot-aligned end of a layer's path;
@@ -384,6 +386,10 @@ impl LoraConfig {
         check(
             !by_number || !matches!(self.target_modules, Some(Targets::Regex(_))),
             "layers_to_transform needs a list of target_modules, not a regular expression".into(),
+        );
+        check(
+            !(self.lora_bias && self.use_dora),
+            "lora_bias and use_dora do not go together, as in PEFT".into(),
         );
         check(
             !self.modules_to_save.iter().any(|name| name.is_empty()),

@@ -66,6 +66,19 @@ fn map<M: LoraModule>(model: &M, f: impl Fn(&Tensor, Role) -> Result<Tensor>) ->
     if let Some(error) = failed {
         return Err(error);
     }
+    let mut result = Ok(());
+    each_layer_mut(&mut mapped, |_, layer| {
+        let adapters = layer.adapted_mut().map(|layer| layer.parts_mut().2);
+        for tokens in adapters
+            .into_iter()
+            .flat_map(|adapters| &mut adapters.tokens)
+        {
+            if result.is_ok() {
+                result = tokens.follow_rows();
+            }
+        }
+    });
+    result?;
     retie(&mut mapped)?;
     merge::merge_like(model, &mut mapped)?;
     Ok(mapped)

@@ -142,9 +142,28 @@ pub(crate) fn set_adapter_trainable<M: LoraModule>(
     trainable: bool,
 ) -> Result<()> {
     checked(unknown(model, &[name]))?;
-    try_each_layer(model, |_, layer| {
-        set_layer_trainable(layer, name, trainable)
+    while_unmerged(model, |model| {
+        try_each_layer(model, |_, layer| {
+            set_layer_trainable(layer, name, trainable)
+        })
     })
+}
+
+/// Makes a change without what is merged, and merges that again: a copy in a layer is reached only
+/// so.
+fn while_unmerged<M: LoraModule>(
+    model: &mut M,
+    change: impl FnOnce(&mut M) -> Result<()>,
+) -> Result<()> {
+    if !merge::is_merged(model) {
+        return change(model);
+    }
+    let mut changed = model.clone();
+    merge::unmerge(&mut changed);
+    change(&mut changed)?;
+    merge::merge_like(model, &mut changed)?;
+    *model = changed;
+    Ok(())
 }
 
 /// Adds a fresh adapter, which is neither active nor trained.
@@ -167,7 +186,12 @@ pub(crate) fn add<M: LoraModule>(
     let mut changed = model.clone();
     try_each_layer(&mut changed, |path, layer| {
         let is_field = layer.copies().is_none();
+        // It starts from the base's parameters, not from another adapter's copy of them.
+        let current = layer.copies().and_then(|copies| copies.current());
+        let current = current.map(String::from);
+        copies::switch(layer, None)?;
         attach.layer(path, layer)?;
+        copies::switch(layer, current.as_deref())?;
         if is_field
             && layer
                 .params()
@@ -193,12 +217,14 @@ pub(crate) fn add<M: LoraModule>(
     Ok(())
 }
 
-/// What keeps `ensure_weight_tying` from having its effect, where it is set.
+/// What keeps `ensure_weight_tying` from having its effect, where it is set, and rows from being
+/// trained.
 pub(crate) fn ties<M: LoraModule>(model: &M, name: &str, config: &LoraConfig) -> Vec<String> {
-    match config.ensure_weight_tying {
-        true => tie::problems(model, name),
-        false => Vec::new(),
+    let mut problems = tie::rows_problems(model, name, config);
+    if config.ensure_weight_tying {
+        problems.extend(tie::problems(model, name));
     }
+    problems
 }
 
 pub(crate) fn disabled<M: LoraModule>(model: &M) -> Result<M> {
@@ -216,20 +242,22 @@ pub(crate) fn delete<M: LoraModule>(model: &mut M, name: &str) -> Result<()> {
     refuse_trained_fields(model, &mut problems);
     refuse_merged_of(model, name, &mut problems);
     checked(problems)?;
-    try_each_layer(model, |_, layer| {
-        if layer.copies().and_then(|copies| copies.current()) == Some(name) {
-            copies::switch(layer, None)?;
-        }
-        if let Some(copies) = layer.copies_mut() {
-            copies.remove(name);
-        }
-        if let Some(adapted) = layer.adapted_mut() {
-            let adapters = adapted.parts_mut().2;
-            adapters.list.retain(|adapter| adapter.name() != name);
-            adapters.tokens.retain(|tokens| tokens.adapter() != name);
-            adapters.active.retain(|active| active != name);
-        }
-        Ok(())
+    while_unmerged(model, |model| {
+        try_each_layer(model, |_, layer| {
+            if layer.copies().and_then(|copies| copies.current()) == Some(name) {
+                copies::switch(layer, None)?;
+            }
+            if let Some(copies) = layer.copies_mut() {
+                copies.remove(name);
+            }
+            if let Some(adapted) = layer.adapted_mut() {
+                let adapters = adapted.parts_mut().2;
+                adapters.list.retain(|adapter| adapter.name() != name);
+                adapters.tokens.retain(|tokens| tokens.adapter() != name);
+                adapters.active.retain(|active| active != name);
+            }
+            Ok(())
+        })
     })
 }
 

@@ -212,7 +212,7 @@ impl LayerNumbers {
             format!("layers_to_transform: no target is in a layer of number {number}")
         });
         let names = self.patterns.unused();
-        numbers.chain(names.filter(|_| self.patterns.entries[0].source != ""))
+        numbers.chain(names.filter(|_| !self.patterns.entries[0].source.is_empty()))
     }
 }
 

@@ -68,7 +68,8 @@ pub struct ModelStatus {
     pub total_params: usize,
     /// Number of layers that have low-rank updates.
     pub num_adapter_layers: usize,
-    /// Some adapter is active.
+    /// Some adapter is active. As in PEFT that counts for layers which do not have it, too; see
+    /// [`LayerStatus::enabled`] for those.
     pub enabled: State<bool>,
     /// The active adapters, in order.
     pub active_adapters: State<Vec<String>>,

@@ -12,11 +12,6 @@ use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-/// What a method that does not exist yet gives.
-pub fn unconnected<T>(method: &str) -> Result<T> {
-    Err(format!("`{method}` is not connected to the harness").into())
-}
-
 /// The LoRA model with one adapter of this name.
 pub fn create<M: LoraModel>(base: &M, name: &str, config: &LoraConfig) -> Result<M::Lora> {
     let mut model = base.to_lora(config)?;

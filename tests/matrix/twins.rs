@@ -5,7 +5,7 @@ use crate::support::Weights;
 use candle_core::{Module, Result, Tensor};
 use candle_nn::{Embedding, Linear};
 use lora::LoraModel;
-use lora::layers::TransposedLinear;
+use lora::layers::{TransposedLinear, Weight};
 
 /// The head's weight is the embedding's.
 #[derive(Clone, Debug, LoraModel)]
@@ -72,6 +72,49 @@ impl Twin for TiedLm {
             embed_tokens: Embedding::new(table.clone(), 6),
             fc: weights.linear("fc"),
             lm_head: Linear::new(table, None),
+        }
+    }
+}
+
+/// Three experts' weights in one tensor each: (expert, out, in).
+#[derive(Clone, Debug, LoraModel)]
+pub struct Experts {
+    pub up: Weight,
+    pub down: Weight,
+}
+
+#[lora::forward]
+impl Experts {
+    fn forward(&self, xs: &Tensor, shares: &Tensor) -> Result<Tensor> {
+        // (expert, batch, out)
+        let hidden = xs.broadcast_left(self.up.tensor()?.dim(0)?)?.contiguous()?;
+        let hidden = hidden.matmul(&self.up.tensor()?.t()?)?.relu()?;
+        let ys = hidden.matmul(&self.down.tensor()?.t()?)?;
+        ys.broadcast_mul(&shares.t()?.unsqueeze(2)?)?.sum(0)
+    }
+}
+
+/// Shares by softmax of the router, then the experts' weighted sum.
+#[derive(Clone, Debug, LoraModel)]
+pub struct Moe {
+    pub router: Linear,
+    pub experts: Experts,
+}
+
+forward!(Moe, LoraMoe, |self, xs| {
+    let shares = lora::ops::softmax_last_dim(&xs.apply(&self.router)?)?;
+    self.experts.forward(xs, &shares)
+});
+
+impl Twin for Moe {
+    fn new(weights: &Weights) -> Self {
+        let weight = |name| Weight::new(weights.get(name)).unwrap();
+        Self {
+            router: weights.linear("router"),
+            experts: Experts {
+                up: weight("experts.up"),
+                down: weight("experts.down"),
+            },
         }
     }
 }

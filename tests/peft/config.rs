@@ -31,7 +31,7 @@ fn settings() -> impl Strategy<Value = LoraConfig> {
             .modules_to_save(saved)
             .use_rslora(flags[0])
             .use_dora(flags[1])
-            .lora_bias(flags[2])
+            .lora_bias(flags[2] && !flags[1])
             .ensure_weight_tying(flags[3])
             .train_bias(if flags[0] {
                 TrainBias::All

@@ -194,6 +194,19 @@ fn keys_without_the_prefix_load_too() -> Result {
 }
 
 #[test]
+fn a_bare_list_of_tokens_means_the_embedding_that_the_weights_name() -> Result {
+    let fixture = Fixture::new("forms/embedding_tokens");
+    let mut files = Files::read(&fixture.adapter());
+    files.config["trainable_token_indices"] = json!([1, 4, 9]);
+    let dir = tempfile::tempdir()?;
+    files.write(dir.path());
+    let model = EmbedNet::new(&fixture.base).with_adapter(dir.path())?;
+    let expected = fixture.io.get("output.default");
+    assert!(error(&model.forward(&fixture.input())?, &expected) <= 1e-5);
+    Ok(())
+}
+
+#[test]
 fn other_float_dtypes_are_converted() -> Result {
     let fixture = Fixture::new("linear");
     for (dtype, tolerance) in [(DType::F64, 1e-5), (DType::BF16, 2e-2), (DType::F16, 2e-3)] {

@@ -296,8 +296,8 @@ fn features_that_are_not_supported() {
         "`init_lora_weights` is \"pizza\"",
     ];
     refuse_changed(change, &words);
-    let change = |files: &mut Files| files.config["init_lora_weights"] = json!("pissa");
-    let words = ["`init_lora_weights` is \"pissa\", which changes the base"];
+    let change = |files: &mut Files| files.config["init_lora_weights"] = json!("corda");
+    let words = ["`init_lora_weights` is \"corda\", which changes the base"];
     refuse_changed(change, &words);
     let change = |files: &mut Files| {
         files.config["r"] = json!(3.0);
@@ -327,6 +327,7 @@ fn damaged_configurations() -> Result {
         "[1]",
         "\u{feff}{}",
         "{\"peft_type\": \"LORA\"",
+        "{\"peft_type\": \"LORA\", \"target_modules\": [\"fc1\"], \"r\": 2, \"r\": 3}",
         deep.as_str(),
     ] {
         fs::write(&path, text)?;

@@ -2,7 +2,7 @@
 
 use super::{Adapted, Adapter, Tokens, copies};
 use crate::params::{each_layer, each_layer_mut};
-use crate::{Layer, LoraModule, Result};
+use crate::{Layer, LoraConfig, LoraModule, Result};
 use candle_core::{Tensor, TensorId};
 use std::collections::HashMap;
 
@@ -140,5 +140,38 @@ pub(crate) fn problems<M: LoraModule>(model: &M, name: &str) -> Vec<String> {
     if !tied && problems.is_empty() {
         problems.push("ensure_weight_tying: no target shares its weight with a head".into());
     }
+    problems
+}
+
+/// Heads that share an embedding's weight, of which rows are trained, while the adapter's start took
+/// something out of the head's: a trained row would have it still.
+pub(crate) fn rows_problems<M: LoraModule>(
+    model: &M,
+    name: &str,
+    config: &LoraConfig,
+) -> Vec<String> {
+    let (mut embeddings, mut problems) = (HashMap::new(), Vec::new());
+    each_layer(model, |path, layer| {
+        let Some(layer) = layer.adapted() else {
+            return;
+        };
+        let (adapters, id) = (layer.parts().2, base_id(layer));
+        let starts = adapters
+            .get(name)
+            .is_some_and(|adapter| adapter.initial.is_some());
+        if layer.is_lookup() {
+            if adapters.tokens_of(name).is_some() {
+                embeddings.insert(id, path.to_string());
+            }
+        } else if let Some(embedding) = embeddings.get(&id)
+            && starts
+        {
+            problems.push(format!(
+                "`{path}` shares the weight of `{embedding}`, of which rows are trained, and \
+                 `{}` takes values out of it: use another initial value",
+                config.init
+            ));
+        }
+    });
     problems
 }

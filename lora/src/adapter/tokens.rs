@@ -3,7 +3,7 @@
 use crate::init::adapter_dtype;
 use crate::ops;
 use crate::{Error, Result};
-use candle_core::{D, Device, Tensor, Var};
+use candle_core::{D, DType, Device, Tensor, Var};
 
 /// Rows of an embedding's table that an adapter trains in place of the base's. A head that shares
 /// the table shares the rows.
@@ -73,17 +73,29 @@ impl Tokens {
         }
     }
 
+    /// Puts what belongs to the rows onto their device.
+    pub(crate) fn follow_rows(&mut self) -> Result<()> {
+        self.slots = self.slots.to_device(self.rows.device())?;
+        Ok(())
+    }
+
     /// The table with the rows in it: (n, dim).
     pub(crate) fn put_into(&self, table: &Tensor) -> Result<Tensor> {
         let rows = self.rows.detach().to_dtype(table.dtype())?;
-        let mask = self.mask((table.dim(0)?, 1))?.broadcast_as(table.shape())?;
-        Ok(mask.where_cond(&self.by_slot(&rows, &self.slots)?, table)?)
+        let slots = self.slots.to_device(table.device())?;
+        let mask = slots.gt(0u32)?.unsqueeze(1)?.broadcast_as(table.shape())?;
+        Ok(mask.where_cond(&self.by_slot(&rows, &slots)?, table)?)
     }
 
     /// The result of a lookup, `ys` (ids.., dim), with the rows in place of the base's.
     pub(crate) fn after_lookup(&self, ids: &Tensor, ys: &Tensor) -> candle_core::Result<Tensor> {
         let slots = self.slots.to_device(ids.device())?;
         let flat = ids.flatten_all()?;
+        // In a dtype of which candle takes no value for "no row".
+        let flat = match flat.dtype() {
+            DType::U32 | DType::I64 => flat,
+            _ => flat.to_dtype(DType::I64)?,
+        };
         let slots = slots.index_select(&flat, 0)?;
         let rows = self.by_slot(&self.rows.to_dtype(ys.dtype())?, &slots)?;
         let mut shape = ids.dims().to_vec();
@@ -98,12 +110,10 @@ impl Tokens {
         let scores = ops::linear(xs, &self.rows.to_dtype(xs.dtype())?, None)?;
         let none = scores.narrow(D::Minus1, 0, 1)?.zeros_like()?;
         let scores = Tensor::cat(&[&none, &scores], D::Minus1)?;
-        let scores = scores
-            .contiguous()?
-            .index_select(&self.slots, scores.rank() - 1)?;
-        let mask = self
-            .mask(self.slots.elem_count())?
-            .broadcast_as(ys.shape())?;
+        let slots = self.slots.to_device(xs.device())?;
+        let scores = scores.contiguous()?;
+        let scores = scores.index_select(&slots, scores.rank() - 1)?;
+        let mask = slots.gt(0u32)?.broadcast_as(ys.shape())?;
         mask.where_cond(&scores, ys)
     }
 
@@ -111,9 +121,5 @@ impl Tokens {
     fn by_slot(&self, rows: &Tensor, slots: &Tensor) -> candle_core::Result<Tensor> {
         let none = rows.narrow(0, 0, 1)?.zeros_like()?;
         ops::embedding(slots, &Tensor::cat(&[&none, rows], 0)?)
-    }
-
-    fn mask(&self, shape: impl Into<candle_core::Shape>) -> candle_core::Result<Tensor> {
-        self.slots.gt(0u32)?.reshape(shape.into())
     }
 }

@@ -17,6 +17,8 @@ use indexmap::IndexMap;
 pub struct Calibration {
     config: LoraConfig,
     layers: IndexMap<String, Layer>,
+    /// Some layer was seen at work.
+    has_seen: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -82,7 +84,13 @@ impl Calibration {
         Ok(Self {
             config: config.clone(),
             layers: IndexMap::new(),
+            has_seen: false,
         })
+    }
+
+    /// True once a layer was seen at work.
+    pub fn has_seen(&self) -> bool {
+        self.has_seen
     }
 
     /// Adds a linear layer with a weight of shape (out, in), and the rank and alpha that its
@@ -132,6 +140,7 @@ impl Calibration {
     /// initial values need gradients.
     pub fn observe_inputs(&mut self, path: &str, inputs: &Tensor) -> Result<()> {
         let (init, tau) = (self.config.init, self.config.eva_config.tau);
+        self.has_seen = true;
         let layer = self.layer(path)?;
         let width = inputs.dims().last().copied().unwrap_or(0);
         if width != layer.inputs {

@@ -1,23 +1,36 @@
 //! Reading and writing the two files of a directory.
 
+use super::replace::place;
 use super::tensor_file::TensorFile;
 use super::{CONFIG_FILE, WEIGHTS_FILE};
 use crate::{Error, Result};
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
-use tempfile::{NamedTempFile, TempPath};
+use tempfile::NamedTempFile;
 
 /// A configuration larger than this is none.
 const MAX_CONFIG: u64 = 16 << 20;
 
 pub(super) fn read_config(dir: &Path) -> Result<Vec<u8>> {
-    let path = dir.join(CONFIG_FILE);
+    let path = place(dir, CONFIG_FILE);
     if !dir.is_dir() {
         return Err(Error::file(
             dir,
             "is no directory; an adapter is one, as PEFT saves it",
         ));
+    }
+    if !path.exists() {
+        let named = super::adapters_in(dir).unwrap_or_default();
+        let named: Vec<&str> = named.iter().map(|(name, _)| name.as_str()).collect();
+        let hint = match named.is_empty() {
+            true => String::new(),
+            false => format!(
+                "; there are adapters in its sub-directories {}",
+                named.join(", ")
+            ),
+        };
+        return Err(Error::file(dir, format!("holds no {CONFIG_FILE}{hint}")));
     }
     read_bounded(&path)
 }
@@ -48,7 +61,7 @@ pub(super) fn read_weights(dir: &Path) -> Result<Vec<u8>> {
 
 /// The file with the weights, which is no pickle.
 pub(super) fn weights_path(dir: &Path) -> Result<PathBuf> {
-    let path = dir.join(WEIGHTS_FILE);
+    let path = place(dir, WEIGHTS_FILE);
     let pickle = dir.join("adapter_model.bin");
     if !path.exists() && pickle.exists() {
         return Err(Error::file(
@@ -58,41 +71,6 @@ pub(super) fn weights_path(dir: &Path) -> Result<PathBuf> {
         ));
     }
     Ok(path)
-}
-
-/// Writes both files, or changes nothing.
-///
-/// Both are first written under temporary names in the directory and flushed to the disk. What is
-/// there already is then moved aside, the new files are moved into place, the configuration last:
-/// a directory without one is no adapter, so that whoever reads in between sees none instead of a
-/// mixture. If a step fails, the old files are moved back. If the old configuration has the same
-/// bytes it stays, and the weights are replaced in one step.
-pub(super) fn write(dir: &Path, config: &[u8], weights: &[u8]) -> Result<()> {
-    let failed = |error: io::Error| Error::file(dir, format!("cannot be written: {error}"));
-    fs::create_dir_all(dir).map_err(failed)?;
-    let new_weights = stage(dir, weights).map_err(failed)?;
-    let (config_path, weights_path) = (dir.join(CONFIG_FILE), dir.join(WEIGHTS_FILE));
-    if fs::read(&config_path).is_ok_and(|old| old == config) {
-        new_weights
-            .persist(&weights_path)
-            .map_err(|error| failed(error.error))?;
-    } else {
-        let new_config = stage(dir, config).map_err(failed)?;
-        let old_config = Aside::new(dir, config_path.clone()).map_err(failed)?;
-        let old_weights = Aside::new(dir, weights_path.clone()).map_err(failed)?;
-        new_weights
-            .persist_noclobber(&weights_path)
-            .map_err(|error| failed(error.error))?;
-        if let Err(error) = new_config.persist_noclobber(&config_path) {
-            // The old weights come back only to a free name.
-            fs::remove_file(&weights_path).map_err(failed)?;
-            return Err(failed(error.error));
-        }
-        old_weights.discard();
-        old_config.discard();
-    }
-    sync(dir);
-    Ok(())
 }
 
 /// A file of the directory with these contents and a temporary name.
@@ -113,93 +91,9 @@ pub(super) fn temporary(dir: &Path) -> io::Result<NamedTempFile> {
     builder.tempfile_in(dir)
 }
 
-/// A file that was moved aside; it moves back unless it is discarded.
-struct Aside {
-    path: PathBuf,
-    moved: Option<TempPath>,
-}
-
-impl Aside {
-    fn new(dir: &Path, path: PathBuf) -> io::Result<Self> {
-        if !path.exists() {
-            return Ok(Self { path, moved: None });
-        }
-        let temporary = stage(dir, b"")?.into_temp_path();
-        fs::rename(&path, &temporary)?;
-        Ok(Self {
-            path,
-            moved: Some(temporary),
-        })
-    }
-
-    fn discard(mut self) {
-        self.moved = None;
-    }
-}
-
-impl Drop for Aside {
-    fn drop(&mut self) {
-        if let Some(moved) = self.moved.take()
-            && let Err(error) = moved.persist(&self.path)
-        {
-            // Better an odd name than no file.
-            let _ = error.path.keep();
-        }
-    }
-}
-
 /// Makes the renames durable where directories can be flushed.
 pub(super) fn sync(dir: &Path) {
     if let Ok(dir) = File::open(dir) {
         let _ = dir.sync_all();
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn contents(dir: &Path) -> Vec<(String, Vec<u8>)> {
-        let entries = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap());
-        let mut files: Vec<_> = entries
-            .map(|e| {
-                (
-                    e.file_name().into_string().unwrap(),
-                    fs::read(e.path()).unwrap_or_default(),
-                )
-            })
-            .collect();
-        files.sort();
-        files
-    }
-
-    #[test]
-    fn both_files_are_replaced_and_nothing_else_is_left() {
-        let dir = tempfile::tempdir().unwrap();
-        let dir = dir.path().join("new");
-        let file = |name: &str, bytes: &[u8]| (name.to_string(), bytes.to_vec());
-        for (config, weights) in [(b"c1", b"w1"), (b"c1", b"w2"), (b"c2", b"w3")] {
-            write(&dir, config, weights).unwrap();
-            let expected = [file(CONFIG_FILE, config), file(WEIGHTS_FILE, weights)];
-            assert_eq!(contents(&dir), expected);
-        }
-    }
-
-    #[test]
-    fn a_failure_leaves_the_old_files() {
-        let dir = tempfile::tempdir().unwrap();
-        let dir = dir.path();
-        fs::write(dir.join(CONFIG_FILE), "c1").unwrap();
-        // A directory cannot be replaced by a file that is renamed.
-        fs::create_dir(dir.join(WEIGHTS_FILE)).unwrap();
-        assert!(write(dir, b"c1", b"w2").is_err());
-        let names: Vec<_> = contents(dir).into_iter().map(|(name, _)| name).collect();
-        assert_eq!(names, [CONFIG_FILE, WEIGHTS_FILE]);
-        assert_eq!(fs::read(dir.join(CONFIG_FILE)).unwrap(), b"c1");
-
-        assert!(write(dir, b"c2", b"w2").is_err());
-        let names: Vec<_> = contents(dir).into_iter().map(|(name, _)| name).collect();
-        assert_eq!(names, [CONFIG_FILE, WEIGHTS_FILE]);
-        assert_eq!(fs::read(dir.join(CONFIG_FILE)).unwrap(), b"c1");
     }
 }

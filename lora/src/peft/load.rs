@@ -2,13 +2,17 @@
 
 use super::describe::{Description, Entry};
 use super::weights::Weights;
-use super::{AdapterConfig, CONFIG_FILE, files};
+use super::{AdapterConfig, CONFIG_FILE, TokenIndices, files};
 use crate::builder::Builder;
 use crate::path::join;
 use crate::transfer::assign_to_adapter;
 use crate::{DEFAULT_ADAPTER, Error, Init, LoraConfig, LoraModel, LoraModule, Result, manage};
 use candle_core::Tensor;
+use indexmap::IndexMap;
 use std::path::Path;
+
+/// The name of an embedding's trained rows in a file.
+const TOKENS: &str = ".token_adapter.trainable_tokens_delta";
 
 /// A directory's contents: its configuration, and its weights as bytes.
 struct Files<'a> {
@@ -19,8 +23,15 @@ struct Files<'a> {
 
 impl<'a> Files<'a> {
     fn read(dir: &'a Path) -> Result<Self> {
-        let config = settings(dir)?;
+        let file = AdapterConfig::read(dir)?;
+        let mut config = settings(dir, &file)?;
         let bytes = files::read_weights(dir)?;
+        // A list without a name means the input embedding, which the weights know the name of.
+        if let Some(TokenIndices::Input(ids)) = &file.trainable_token_indices
+            && let Some(path) = Weights::parse(dir, &bytes)?.path_of(TOKENS)
+        {
+            config.trainable_token_indices = IndexMap::from([(path, ids.clone())]);
+        }
         Ok(Self { dir, config, bytes })
     }
 
@@ -86,6 +97,12 @@ fn untied(entries: &[Entry], values: &[Tensor]) -> Result<Vec<String>> {
 pub(crate) fn load<M: LoraModule>(model: &mut M, dir: &Path) -> Result<()> {
     let files = Files::read(dir)?;
     match &manage::active(model)[..] {
+        // Only a new adapter takes out of the base what this one began with.
+        [_] if files.config.init.changes_base() => files.checked(vec![format!(
+            "`init_lora_weights` is \"{}\", which changes the base model: load it with \
+             with_adapter() or load_adapter_as()",
+            files.config.init
+        )]),
         [name] => files.put(model, name),
         active => manage::checked(vec![format!(
             "values are loaded into the one adapter that acts, but {} do: call set_active() first",
@@ -129,8 +146,7 @@ pub(crate) fn load_new<B: LoraModel>(base: &B, dir: &Path) -> Result<B::Lora> {
 }
 
 /// The settings of the directory, where a model can have them.
-fn settings(dir: &Path) -> Result<LoraConfig> {
-    let file = AdapterConfig::read(dir)?;
+fn settings(dir: &Path, file: &AdapterConfig) -> Result<LoraConfig> {
     let settings = file.lora_config().and_then(|mut config| {
         let mut problems = Vec::new();
         match config.init {

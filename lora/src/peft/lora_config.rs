@@ -134,13 +134,6 @@ impl AdapterConfig {
         let lists = lists.is_some_and(|lists| !lists.is_empty());
         match &self.target_modules {
             None if !parameters => problems.push(NO_TARGETS.into()),
-            Some(Targets::Regex(name)) if name.eq_ignore_ascii_case("all-linear") => {
-                problems.push(
-                    "`target_modules` is \"all-linear\", which PEFT resolves before it saves; name \
-                     the modules"
-                        .into(),
-                );
-            }
             Some(Targets::Regex(_)) if numbers.is_some() || lists => problems.push(
                 "`layers_to_transform` and `layers_pattern` need `target_modules` to be an array of \
                  names"
@@ -281,7 +274,7 @@ mod tests {
         let null = r#"{"peft_type": "LORA", "target_modules": null}"#;
         assert!(parse(null).lora_config().unwrap_err()[0].contains("table"));
         let all = r#"{"peft_type": "LORA", "target_modules": "ALL-linear"}"#;
-        assert!(parse(all).lora_config().unwrap_err()[0].contains("all-linear"));
+        assert!(parse(all).lora_config().is_ok());
         let regex = r#"{"peft_type": "LORA", "target_modules": "q", "layers_to_transform": 0}"#;
         assert!(parse(regex).lora_config().unwrap_err()[0].contains("array"));
         let lists = with(", \"layers_pattern\": \"h\"");

@@ -54,21 +54,26 @@
 //! taken for it, JSON is read to a depth and a size, values must be finite, and the names in an index
 //! and [of adapters](check_name) are no paths.
 
+mod compare;
 mod config;
 mod describe;
 mod files;
+mod gguf;
 mod load;
 mod lora_config;
 mod merge;
 mod names;
 mod parse;
+mod replace;
 mod save;
 mod tensor_file;
+mod unique;
 mod update;
 mod weights;
 mod write_json;
 
 pub use config::{AdapterConfig, InitWeights, OneOrMany, TaskType, TokenIndices};
+pub use gguf::{GgufOptions, adapter_to_gguf, gguf_to_adapter};
 pub use merge::{
     MergeCheck, MergeOptions, MergeReport, merge_checkpoint, merge_checkpoint_with,
     merged_var_builder, merged_var_builder_with,

@@ -1,6 +1,7 @@
 //! Names of adapters, and the adapters in a directory.
 
 use super::CONFIG_FILE;
+use super::replace::place;
 use crate::{DEFAULT_ADAPTER, Error, Result};
 use std::path::{Path, PathBuf};
 
@@ -41,7 +42,7 @@ pub fn adapters_in(dir: impl AsRef<Path>) -> Result<Vec<(String, PathBuf)>> {
             continue;
         };
         let hidden = name.as_encoded_bytes().starts_with(b".");
-        if hidden || !path.is_dir() || !path.join(CONFIG_FILE).is_file() {
+        if hidden || !path.is_dir() || !place(&path, CONFIG_FILE).is_file() {
             continue;
         }
         match name.to_str().map(|name| (name, check_name(name))) {
@@ -52,7 +53,7 @@ pub fn adapters_in(dir: impl AsRef<Path>) -> Result<Vec<(String, PathBuf)>> {
         }
     }
     named.sort();
-    if dir.join(CONFIG_FILE).is_file() {
+    if place(dir, CONFIG_FILE).is_file() {
         if named.iter().any(|(name, _)| name == DEFAULT_ADAPTER) {
             problems.push(format!(
                 "is an adapter and holds one in `{DEFAULT_ADAPTER}`: both have that name"

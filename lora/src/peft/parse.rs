@@ -1,13 +1,13 @@
 //! Reading `adapter_config.json`: PEFT's types and defaults.
 
 use super::config::{InitWeights, OneOrMany, TokenIndices};
-use super::{AdapterConfig, TaskType, write_json};
+use super::{AdapterConfig, TaskType, unique, write_json};
 use crate::{Targets, TrainBias};
 use serde_json::{Map, Value};
 
 /// Parses the file; an error holds every problem. `any` keeps keys that are not known.
 pub(super) fn parse(json: &[u8], any: bool) -> Result<AdapterConfig, Vec<String>> {
-    let map = match serde_json::from_slice(json) {
+    let map = match unique::parse(json) {
         Ok(Value::Object(map)) => map,
         Ok(other) => return Err(vec![format!("is {}, not an object", show(&other))]),
         Err(error) => return Err(vec![format!("is not valid JSON: {error}")]),

@@ -1,7 +1,7 @@
 //! Saving an adapter.
 
 use super::describe::{Description, Site};
-use super::{AdapterConfig, TaskType, TokenIndices, files, weights};
+use super::{AdapterConfig, TaskType, TokenIndices, replace, weights};
 use crate::matching::{is_or_ends_with, is_or_starts_with};
 use crate::{
     DEFAULT_ADAPTER, Error, LoraModule, Part, Result, Settings, Targets, TrainBias, manage,
@@ -96,7 +96,7 @@ fn save<M: LoraModule>(model: &M, name: &str, dir: &Path, options: &SaveOptions)
     let batch_norms: Vec<String> = batch_norms.map(|site| site.path.clone()).collect();
     let weights = weights::to_bytes(&model.entries(name), &batch_norms).map_err(failed)?;
     let json = config.to_json()?;
-    files::write(dir, &json, &weights)
+    replace::write(dir, &json, &weights)
 }
 
 /// The configuration of the model's adapter, or all that PEFT's format cannot express.

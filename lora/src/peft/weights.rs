@@ -43,6 +43,12 @@ impl<'a> Weights<'a> {
         }
     }
 
+    /// The path of the first layer that has a tensor of this name.
+    pub fn path_of(&self, name: &str) -> Option<String> {
+        let mut keys = self.tensors.keys();
+        keys.find_map(|key| Some(key.strip_suffix(name)?.to_string()))
+    }
+
     /// Checks that a matrix A of the planned rank is there for each planned layer, so that nothing
     /// is made in a size that only the configuration claims.
     pub fn check_ranks(

@@ -3,6 +3,7 @@
 use crate::peft::files::read_bounded;
 use crate::peft::parse::shorten;
 use crate::peft::tensor_file::TensorFile;
+use crate::peft::unique;
 use crate::{Error, Result};
 use candle_core::{DType, Tensor};
 use indexmap::IndexMap;
@@ -83,7 +84,7 @@ impl Base {
 
     fn open_index(path: &Path, dir: &Path) -> Result<Self> {
         let wrong = |problem: String| Error::file(path, problem);
-        let index: Value = serde_json::from_slice(&read_bounded(path)?)
+        let index: Value = unique::parse(&read_bounded(path)?)
             .map_err(|error| wrong(format!("is not valid JSON: {error}")))?;
         let map = index.get("weight_map").and_then(Value::as_object);
         let map = map.ok_or_else(|| wrong("has no object `weight_map`".into()))?;

@@ -1,0 +1,139 @@
+//! Where a configuration and a model disagree: PEFT's rules, without its leniency.
+
+use super::describe::{Description, Site};
+use crate::matching::{is_or_ends_with, is_or_starts_with};
+use crate::selection::{Overrides, Selection};
+use crate::{LoraConfig, Result, Settings, TrainBias};
+use indexmap::IndexMap;
+
+impl Description {
+    /// The rows of embeddings that a configuration trains, by the embedding's path.
+    pub fn planned_tokens(&self, config: &LoraConfig) -> Result<IndexMap<String, Vec<u32>>> {
+        let mut selection = Selection::new(config)?;
+        let mut planned = IndexMap::new();
+        for site in self.sites.iter().filter(|site| site.kind == "Embedding") {
+            if let Some(ids) = selection.tokens(&site.path)? {
+                planned.insert(site.path.clone(), ids.to_vec());
+            }
+        }
+        Ok(planned)
+    }
+
+    /// The layers that a configuration adapts, and how. PEFT's rules, without its strictness.
+    pub fn planned(&self, config: &LoraConfig) -> Result<IndexMap<String, Settings>> {
+        let mut selection = Selection::new(config)?;
+        let mut planned = IndexMap::new();
+        for site in self.sites.iter().filter(|site| site.adaptable) {
+            let path = site.path.as_str();
+            let targeted = selection.chooses(path, site.kind, false)?;
+            if targeted && !selection.saves(path)? && !selection.excludes(path)? {
+                let settings = selection.settings(path, Overrides::default())?;
+                planned.insert(path.to_string(), settings);
+            }
+        }
+        Ok(planned)
+    }
+
+    /// The modules that a configuration trains in full, without those inside another.
+    pub fn planned_saved(&self, config: &LoraConfig) -> Vec<String> {
+        let names = &config.modules_to_save;
+        let matches = |path: &str| names.iter().any(|name| is_or_ends_with(path, name));
+        let modules = self.modules();
+        let all: Vec<&str> = modules
+            .into_iter()
+            .filter(|module| matches(module))
+            .collect();
+        let outermost = all.iter().filter(|module| {
+            !all.iter()
+                .any(|other| other != *module && is_or_starts_with(module, other))
+        });
+        outermost.map(|module| module.to_string()).collect()
+    }
+
+    /// Where a configuration does not describe this model.
+    pub fn disagreements(&self, config: &LoraConfig) -> Result<Vec<String>> {
+        let mut problems = self.problems.clone();
+        let mut planned = self.planned(config)?;
+        let tied = self.sites.iter().filter(|site| site.tied_to.is_some());
+        for site in tied {
+            planned.shift_remove(&site.path);
+        }
+        for (path, mine) in self.adapted() {
+            let Some(theirs) = planned.shift_remove(path) else {
+                problems.push(format!(
+                    "`{path}` has an adapter in the model, but is no target of the file"
+                ));
+                continue;
+            };
+            if mine.rank != theirs.rank {
+                problems.push(format!(
+                    "`{path}` has rank {} in the model, {} in the file",
+                    mine.rank, theirs.rank
+                ));
+            } else if (mine.scaling - theirs.scaling).abs() > 1e-9 * mine.scaling.abs() {
+                problems.push(format!(
+                    "`{path}` has scaling {} (alpha {}) in the model, {} (alpha {}) in the file",
+                    mine.scaling, mine.alpha, theirs.scaling, theirs.alpha
+                ));
+            }
+        }
+        for path in planned.keys() {
+            problems.push(format!(
+                "`{path}` is a target of the file, but has no adapter in the model"
+            ));
+        }
+        self.compare_saved(config, &mut problems);
+        if self.planned_tokens(config)? != self.tokens() {
+            problems.push(format!(
+                "trainable_token_indices are {:?} in the file, {:?} in the model",
+                self.planned_tokens(config)?,
+                self.tokens()
+            ));
+        }
+        for (key, adapted, trained) in self.biases() {
+            let wanted = match config.train_bias {
+                TrainBias::None => false,
+                TrainBias::LoraOnly => adapted,
+                TrainBias::All => true,
+            };
+            if trained != wanted && self.planned_module(config, &key).is_none() {
+                problems.push(match trained {
+                    true => format!("the model trains `{key}`, the file's `bias` does not say so"),
+                    false => format!("the file's `bias` trains `{key}`, the model does not"),
+                });
+            }
+        }
+        Ok(problems)
+    }
+
+    fn planned_module(&self, config: &LoraConfig, key: &str) -> Option<String> {
+        let mut saved = self.planned_saved(config).into_iter();
+        saved.find(|module| is_or_starts_with(key, module))
+    }
+
+    fn compare_saved(&self, config: &LoraConfig, problems: &mut Vec<String>) {
+        let planned = self.planned_saved(config);
+        // A module trained as a whole and all its layers trained one by one are the same.
+        let covered = |site: &Site, modules: &[String]| {
+            modules
+                .iter()
+                .any(|module| is_or_starts_with(&site.path, module))
+        };
+        for site in self
+            .sites
+            .iter()
+            .filter(|site| site.base_params().next().is_some() && !site.has_tied_copy)
+        {
+            let path = &site.path;
+            match (covered(site, &self.saved), covered(site, &planned)) {
+                (true, false) => problems.push(format!(
+                    "`{path}` is trained in full in the model, but not in the file's modules_to_save"
+                )),
+                (false, true) => problems.push(format!(
+                    "`{path}` is in the file's modules_to_save, but not trained in full in the model"
+                )),
+                _ => {}
+            }
+        }
+    }
+}

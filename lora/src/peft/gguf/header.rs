@@ -1,0 +1,326 @@
+//! The header of a GGUF file, read within bounds.
+
+use super::ALIGNMENT;
+use crate::peft::parse::shorten;
+use indexmap::{IndexMap, IndexSet};
+use std::fs::File;
+use std::io::{BufReader, Read};
+
+/// A header larger than this is none of an adapter.
+const MAX_HEADER: u64 = 64 << 20;
+/// Keys and names longer than this are none.
+const MAX_NAME: u64 = 1 << 16;
+/// Lists within lists, which llama.cpp never writes.
+const MAX_DEPTH: u32 = 4;
+const MAX_ALIGNMENT: u64 = 1 << 20;
+
+/// A value that may matter; all others are passed over.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) enum Field {
+    Float(f64),
+    Unsigned(u64),
+    Text(String),
+    Other,
+}
+
+/// A tensor: rows of values, as ggml holds them, and where they are.
+#[derive(Clone, Debug)]
+pub(super) struct Info {
+    pub rows: usize,
+    pub columns: usize,
+    pub kind: Kind,
+    /// From the beginning of the file.
+    pub start: u64,
+    pub size: u64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    F32,
+    F16,
+    Bf16,
+    /// Blocks of 32 values: a scale as F16, and bytes.
+    Q8,
+}
+
+impl Kind {
+    pub fn number(self) -> u32 {
+        match self {
+            Self::F32 => 0,
+            Self::F16 => 1,
+            Self::Q8 => 8,
+            Self::Bf16 => 30,
+        }
+    }
+
+    fn of(number: u32) -> Option<Self> {
+        let all = [Self::F32, Self::F16, Self::Q8, Self::Bf16];
+        all.into_iter().find(|kind| kind.number() == number)
+    }
+
+    /// Bytes of a row of so many values.
+    pub fn row_size(self, columns: u64) -> Option<u64> {
+        match self {
+            Self::F32 => columns.checked_mul(4),
+            Self::F16 | Self::Bf16 => columns.checked_mul(2),
+            Self::Q8 if columns.is_multiple_of(32) => (columns / 32).checked_mul(34),
+            Self::Q8 => None,
+        }
+    }
+}
+
+#[derive(Debug)]
+pub(super) struct Header {
+    pub fields: IndexMap<String, Field>,
+    pub tensors: IndexMap<String, Info>,
+}
+
+/// Reads the header of a file of this length.
+pub(super) fn read(file: &File, length: u64) -> Result<Header, String> {
+    let mut reader = Reader {
+        from: BufReader::new(file),
+        at: 0,
+        end: length.min(MAX_HEADER),
+    };
+    let magic = reader.array::<4>()?;
+    if &magic != b"GGUF" {
+        return Err("is no GGUF file".into());
+    }
+    match reader.u32()? {
+        2 | 3 => {}
+        version if matches!(version.swap_bytes(), 2 | 3) => {
+            return Err("is a GGUF file of a big-endian machine, which is not read".into());
+        }
+        version => return Err(format!("is of GGUF version {version}, known are 2 and 3")),
+    }
+    let (tensors, fields) = (reader.u64()?, reader.u64()?);
+    // What the smallest of them take.
+    reader.can_hold(fields, 8 + 4 + 1, "fields")?;
+    let fields = read_fields(&mut reader, fields)?;
+    reader.can_hold(tensors, 8 + 4 + 4 + 8, "tensors")?;
+    let alignment = match fields.get("general.alignment") {
+        None => ALIGNMENT,
+        Some(Field::Unsigned(n)) if n.is_power_of_two() && *n <= MAX_ALIGNMENT => *n,
+        Some(other) => {
+            return Err(format!(
+                "has `general.alignment` {other:?}: it must be a power of two of at most 2^20"
+            ));
+        }
+    };
+    let mut infos = IndexMap::new();
+    for _ in 0..tensors {
+        let name = reader.name()?;
+        let info = read_info(&mut reader, length, alignment);
+        let info = info.map_err(|problem| format!("`{}` {problem}", shorten(&name)))?;
+        if infos.contains_key(&name) {
+            return Err(format!("`{}` comes twice", shorten(&name)));
+        }
+        infos.insert(name, info);
+    }
+    place(&mut infos, reader.at.next_multiple_of(alignment), length)?;
+    Ok(Header {
+        fields,
+        tensors: infos,
+    })
+}
+
+fn read_fields(reader: &mut Reader, count: u64) -> Result<IndexMap<String, Field>, String> {
+    let mut seen = IndexSet::new();
+    let mut fields = IndexMap::new();
+    for _ in 0..count {
+        let key = reader.name()?;
+        let kind = reader.u32()?;
+        let kept = key.starts_with("general.") || key.starts_with("adapter.");
+        let field = reader.field(kind, kept);
+        let field = field.map_err(|problem| format!("`{}` {problem}", shorten(&key)))?;
+        if !seen.insert(key.clone()) {
+            return Err(format!("`{}` comes twice", shorten(&key)));
+        }
+        if kept {
+            fields.insert(key, field);
+        }
+    }
+    Ok(fields)
+}
+
+/// A tensor's entry; its start is that from the beginning of the data.
+fn read_info(reader: &mut Reader, length: u64, alignment: u64) -> Result<Info, String> {
+    let dims = reader.u32()?;
+    if dims == 0 || dims > 4 {
+        return Err(format!("has {dims} dimensions, known are 1 to 4"));
+    }
+    let mut shape = Vec::new();
+    for _ in 0..dims {
+        shape.push(reader.u64()?);
+    }
+    let kind = reader.u32()?;
+    let start = reader.u64()?;
+    // Trailing dimensions of 1 may be left out.
+    let columns = shape[0];
+    let rows = shape.get(1).copied().unwrap_or(1);
+    if shape.iter().skip(2).any(|n| *n != 1) || columns == 0 || rows == 0 {
+        return Err(format!("has shape {shape:?}, which is no matrix"));
+    }
+    let kind = Kind::of(kind).ok_or_else(|| {
+        format!("has the data type {kind}: F32 (0), F16 (1), Q8_0 (8) and BF16 (30) are read")
+    })?;
+    let size = kind.row_size(columns).and_then(|row| row.checked_mul(rows));
+    let size = size.filter(|size| *size <= length);
+    let size =
+        size.ok_or_else(|| format!("has shape {shape:?} of {kind:?}, which the file cannot hold"))?;
+    if !start.is_multiple_of(alignment) {
+        return Err(format!(
+            "begins at {start}, which is no multiple of {alignment}"
+        ));
+    }
+    let too_large = |_| "is too large for this machine".to_string();
+    Ok(Info {
+        rows: usize::try_from(rows).map_err(too_large)?,
+        columns: usize::try_from(columns).map_err(too_large)?,
+        kind,
+        start,
+        size,
+    })
+}
+
+/// Puts the data where they are in the file, and checks that none lie in each other or outside.
+fn place(infos: &mut IndexMap<String, Info>, data: u64, length: u64) -> Result<(), String> {
+    infos.sort_by(|_, a, _, b| a.start.cmp(&b.start));
+    let mut free = data;
+    for (name, info) in infos {
+        let place = data.checked_add(info.start).and_then(|start| {
+            let end = start.checked_add(info.size)?;
+            (end <= length).then_some((start, end))
+        });
+        let name = shorten(name);
+        let (start, end) = place.ok_or_else(|| format!("`{name}` ends outside the file"))?;
+        if start < free {
+            return Err(format!("`{name}` lies in the data of another tensor"));
+        }
+        info.start = start;
+        free = end;
+    }
+    Ok(())
+}
+
+struct Reader<'a> {
+    from: BufReader<&'a File>,
+    at: u64,
+    /// Nothing is read beyond.
+    end: u64,
+}
+
+impl Reader<'_> {
+    fn advance(&mut self, count: u64) -> Result<(), String> {
+        if count > self.end - self.at {
+            return Err("ends within its header, or has one larger than 64 MiB".into());
+        }
+        self.at += count;
+        Ok(())
+    }
+
+    fn can_hold(&self, count: u64, size: u64, what: &str) -> Result<(), String> {
+        match count.checked_mul(size) {
+            Some(all) if all <= self.end - self.at => Ok(()),
+            _ => Err(format!("would have {count} {what}, more than it can hold")),
+        }
+    }
+
+    fn array<const N: usize>(&mut self) -> Result<[u8; N], String> {
+        self.advance(N as u64)?;
+        let mut bytes = [0; N];
+        let read = self.from.read_exact(&mut bytes);
+        read.map_err(|error| error.to_string())?;
+        Ok(bytes)
+    }
+
+    fn u32(&mut self) -> Result<u32, String> {
+        self.array().map(u32::from_le_bytes)
+    }
+
+    fn u64(&mut self) -> Result<u64, String> {
+        self.array().map(u64::from_le_bytes)
+    }
+
+    fn skip(&mut self, count: u64) -> Result<(), String> {
+        self.advance(count)?;
+        let skipped = std::io::copy(&mut (&mut self.from).take(count), &mut std::io::sink());
+        match skipped {
+            Ok(skipped) if skipped == count => Ok(()),
+            Ok(_) => Err("became shorter while it was read".into()),
+            Err(error) => Err(error.to_string()),
+        }
+    }
+
+    fn name(&mut self) -> Result<String, String> {
+        let length = self.u64()?;
+        if length > MAX_NAME {
+            return Err(format!("has a name of {length} bytes, more than 65536"));
+        }
+        self.advance(length)?;
+        let mut bytes = vec![0; length as usize];
+        let read = self.from.read_exact(&mut bytes);
+        read.map_err(|error| error.to_string())?;
+        String::from_utf8(bytes).map_err(|_| "has a name that is not UTF-8".into())
+    }
+
+    fn field(&mut self, kind: u32, kept: bool) -> Result<Field, String> {
+        Ok(match kind {
+            4 => Field::Unsigned(self.u32()?.into()),
+            6 => Field::Float(f32::from_le_bytes(self.array()?).into()),
+            10 => Field::Unsigned(self.u64()?),
+            12 => Field::Float(f64::from_le_bytes(self.array()?)),
+            8 if kept => {
+                // Long texts, as licences, do not matter.
+                let length = u64::from_le_bytes(self.array()?);
+                if length > MAX_NAME {
+                    self.skip(length)?;
+                    return Ok(Field::Other);
+                }
+                self.advance(length)?;
+                let mut bytes = vec![0; length as usize];
+                let read = self.from.read_exact(&mut bytes);
+                read.map_err(|error| error.to_string())?;
+                Field::Text(String::from_utf8_lossy(&bytes).into_owned())
+            }
+            _ => {
+                self.skip_value(kind, 0)?;
+                Field::Other
+            }
+        })
+    }
+
+    fn skip_value(&mut self, kind: u32, depth: u32) -> Result<(), String> {
+        if let Some(size) = size_of(kind) {
+            return self.skip(size);
+        }
+        match kind {
+            8 => {
+                let length = self.u64()?;
+                self.skip(length)
+            }
+            9 if depth < MAX_DEPTH => {
+                let (kind, count) = (self.u32()?, self.u64()?);
+                if let Some(size) = size_of(kind) {
+                    self.can_hold(count, size, "values")?;
+                    return self.skip(count * size);
+                }
+                self.can_hold(count, 8, "values")?;
+                (0..count).try_for_each(|_| self.skip_value(kind, depth + 1))
+            }
+            9 => Err("has lists within lists within lists".into()),
+            _ => Err(format!("has a value of type {kind}, which is not known")),
+        }
+    }
+}
+
+/// Bytes of a value that has always as many.
+fn size_of(kind: u32) -> Option<u64> {
+    Some(match kind {
+        0 | 1 | 7 => 1,
+        2 | 3 => 2,
+        4..=6 => 4,
+        10..=12 => 8,
+        _ => return None,
+    })
+}

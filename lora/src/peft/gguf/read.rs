@@ -1,0 +1,286 @@
+//! From GGUF to a directory.
+
+use super::header::{self, Field, Header, Info, Kind};
+use super::{GgufOptions, names};
+use crate::peft::parse::shorten;
+use crate::peft::{AdapterConfig, PREFIX, replace};
+use crate::{Error, Result, Targets, ops};
+use candle_core::{DType, Device, Tensor};
+use indexmap::IndexMap;
+use std::collections::HashMap;
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom};
+use std::path::Path;
+
+/// Writes the adapter of a GGUF file as a directory of PEFT's.
+///
+/// The directory loads into models whose layers have the names that they have in transformers
+/// (`model.layers.0.self_attn.q_proj`). Of the options, [`heads`](GgufOptions::heads) and
+/// [`kv_heads`](GgufOptions::kv_heads) matter, to the queries and keys of `llama`. F32, F16 and
+/// BF16 tensors keep their dtype, Q8_0 becomes F32.
+///
+/// # Errors
+/// If the file is no valid GGUF file; is no LoRA adapter; is of an architecture that is not known,
+/// or another than the options say; is an activated LoRA; holds a tensor that is not A or B of a
+/// known layer, or lacks the other one; or has values that are not finite. Everything wrong with
+/// its tensors is listed. If the directory cannot be written. It is then as it was.
+pub fn gguf_to_adapter(
+    gguf: impl AsRef<Path>,
+    dir: impl AsRef<Path>,
+    options: &GgufOptions,
+) -> Result<()> {
+    let (path, dir) = (gguf.as_ref(), dir.as_ref());
+    let failed = |problems| Error::File {
+        path: path.into(),
+        problems,
+    };
+    let file = File::open(path).map_err(|error| Error::file(path, error))?;
+    let length = file.metadata().map_err(|error| Error::file(path, error))?;
+    let length = length.len();
+    let header = header::read(&file, length).map_err(|problem| Error::file(path, problem))?;
+    let meaning = Meaning::of(&header, options).map_err(failed)?;
+    let layers = pairs(&header).map_err(failed)?;
+
+    let mut problems = Vec::new();
+    let mut tensors = Vec::new();
+    for layer in &layers {
+        match layer.read(&file, &meaning, options) {
+            Ok(pair) => tensors.extend(pair),
+            Err(problem) => problems.push(problem),
+        }
+    }
+    if !problems.is_empty() {
+        return Err(failed(problems));
+    }
+    let config = meaning.config(&layers).to_json()?;
+    let metadata = HashMap::from([("format".to_string(), "pt".to_string())]);
+    let bytes = safetensors::serialize(tensors, Some(metadata));
+    replace::write(
+        dir,
+        &config,
+        &bytes.map_err(|error| Error::file(path, error))?,
+    )
+}
+
+/// What the fields of the file say.
+struct Meaning {
+    arch: String,
+    /// `None` for a scaling of 1.
+    alpha: Option<f64>,
+    base: Option<String>,
+}
+
+impl Meaning {
+    fn of(header: &Header, options: &GgufOptions) -> Result<Self, Vec<String>> {
+        let mut problems = Vec::new();
+        let text = |key: &str| match header.fields.get(key) {
+            Some(Field::Text(text)) => Some(text.as_str()),
+            _ => None,
+        };
+        for (key, wanted) in [("general.type", "adapter"), ("adapter.type", "lora")] {
+            let found = text(key).unwrap_or("absent");
+            if found != wanted {
+                let found = shorten(found);
+                problems.push(format!(
+                    "is no LoRA adapter: `{key}` is {found}, not {wanted}"
+                ));
+            }
+        }
+        let arch = text("general.architecture").unwrap_or_default();
+        if !names::ARCHS.contains(&arch) {
+            let (arch, known) = (shorten(arch), names::known());
+            problems.push(format!("is for the architecture \"{arch}\": {known}"));
+        } else if options.arch.as_deref().is_some_and(|wanted| wanted != arch) {
+            problems.push(format!(
+                "is for the architecture {arch}, not that of the options"
+            ));
+        }
+        if header
+            .fields
+            .contains_key("adapter.alora.invocation_tokens")
+        {
+            problems.push("is an activated LoRA, which does not run here".into());
+        }
+        let alpha = match header.fields.get("adapter.lora.alpha") {
+            None => Some(0.0),
+            Some(Field::Float(alpha)) if alpha.is_finite() => Some(*alpha),
+            Some(_) => None,
+        };
+        let Some(alpha) = alpha else {
+            problems.push("has an `adapter.lora.alpha` that is no finite number".into());
+            return Err(problems);
+        };
+        if !problems.is_empty() {
+            return Err(problems);
+        }
+        Ok(Self {
+            arch: arch.into(),
+            alpha: (alpha != 0.0).then_some(alpha),
+            base: text("general.base_model.0.name").map(Into::into),
+        })
+    }
+
+    fn config(&self, layers: &[Layer]) -> AdapterConfig {
+        let mut counts: IndexMap<usize, usize> = IndexMap::new();
+        for layer in layers {
+            *counts.entry(layer.rank()).or_default() += 1;
+        }
+        counts.sort_keys();
+        let most = counts.iter().max_by_key(|(_, count)| **count);
+        let mut config = AdapterConfig::new();
+        config.r = most.map_or(1, |(rank, _)| *rank);
+        // A scaling of 1 is an alpha that is each layer's rank.
+        config.lora_alpha = self.alpha.unwrap_or(config.r as f64);
+        for layer in layers.iter().filter(|layer| layer.rank() != config.r) {
+            let key = format!("^{}$", fancy_regex::escape(&layer.path));
+            if self.alpha.is_none() {
+                config
+                    .alpha_pattern
+                    .insert(key.clone(), layer.rank() as f64);
+            }
+            config.rank_pattern.insert(key, layer.rank());
+        }
+        config.rank_pattern.sort_keys();
+        config.alpha_pattern.sort_keys();
+        config.base_model_name_or_path = self.base.clone();
+        let mut paths: Vec<String> = layers.iter().map(|layer| layer.path.clone()).collect();
+        paths.sort();
+        config.target_modules = Some(Targets::Names(paths));
+        config
+    }
+}
+
+/// Both matrices of a layer.
+struct Layer<'a> {
+    /// llama.cpp's name, without `.weight`.
+    name: &'a str,
+    path: String,
+    a: &'a Info,
+    b: &'a Info,
+}
+
+/// The layers of the file, or all that is wrong with its tensors.
+fn pairs(header: &Header) -> Result<Vec<Layer<'_>>, Vec<String>> {
+    let mut problems = Vec::new();
+    let mut parts: IndexMap<&str, [Option<&Info>; 2]> = IndexMap::new();
+    for (key, info) in &header.tensors {
+        let a = key.strip_suffix(".weight.lora_a").map(|name| (name, 0));
+        match a.or_else(|| Some((key.strip_suffix(".weight.lora_b")?, 1))) {
+            Some((name, part)) => parts.entry(name).or_default()[part] = Some(info),
+            None => problems.push(format!(
+                "`{}` is neither A nor B of a layer: only those are read",
+                shorten(key)
+            )),
+        }
+    }
+    let mut layers = Vec::new();
+    for (name, parts) in parts {
+        let short = shorten(name);
+        match (names::from_gguf(name), parts) {
+            (None, _) => problems.push(format!("`{short}` is no layer that is known")),
+            (_, [None, _]) => problems.push(format!("`{short}` has B, but no A")),
+            (_, [_, None]) => problems.push(format!("`{short}` has A, but no B")),
+            (Some(path), [Some(a), Some(b)]) => {
+                let layer = Layer { name, path, a, b };
+                // The embedding's A has its rows and columns changed.
+                let rank = if layer.is_tokens() { a.columns } else { a.rows };
+                match rank == b.columns {
+                    true => layers.push(layer),
+                    false => problems.push(format!(
+                        "`{short}` has rank {rank} in A, {} in B",
+                        b.columns
+                    )),
+                }
+            }
+        }
+    }
+    if layers.is_empty() && problems.is_empty() {
+        problems.push("holds no layer".into());
+    }
+    layers.sort_by(|a, b| a.path.cmp(&b.path));
+    match problems.is_empty() {
+        true => Ok(layers),
+        false => Err(problems),
+    }
+}
+
+impl Layer<'_> {
+    fn is_tokens(&self) -> bool {
+        self.name == names::TOKENS
+    }
+
+    fn rank(&self) -> usize {
+        self.b.columns
+    }
+
+    /// Both tensors with their keys in PEFT's file.
+    fn read(
+        &self,
+        file: &File,
+        meaning: &Meaning,
+        options: &GgufOptions,
+    ) -> Result<[(String, Tensor); 2], String> {
+        let heads = names::heads(&meaning.arch, self.name, options)?;
+        let named = |problem: String| format!("`{}` {problem}", self.name);
+        let mut a = tensor(file, self.a).map_err(named)?;
+        let mut b = tensor(file, self.b).map_err(named)?;
+        if let Some(heads) = heads {
+            b = names::reorder(&b, heads, false).map_err(named)?;
+        }
+        let mut keys = ["lora_A.weight", "lora_B.weight"];
+        if self.is_tokens() {
+            let flipped = a.t().and_then(|a| a.contiguous());
+            a = flipped.map_err(|error| named(error.to_string()))?;
+            keys = ["lora_embedding_A", "lora_embedding_B"];
+        }
+        let key = |key| format!("{PREFIX}{}.{key}", self.path);
+        Ok([(key(keys[0]), a), (key(keys[1]), b)])
+    }
+}
+
+/// A tensor (rows, columns).
+fn tensor(file: &File, info: &Info) -> Result<Tensor, String> {
+    let mut bytes = Vec::new();
+    let size = usize::try_from(info.size).map_err(|error| error.to_string())?;
+    let reserved = bytes.try_reserve_exact(size);
+    reserved.map_err(|error| error.to_string())?;
+    let mut file = file;
+    let sought = file.seek(SeekFrom::Start(info.start));
+    sought.map_err(|error| error.to_string())?;
+    let read = file.take(info.size).read_to_end(&mut bytes);
+    read.map_err(|error| error.to_string())?;
+    if bytes.len() != size {
+        return Err("became shorter while it was read".into());
+    }
+    let shape = (info.rows, info.columns);
+    let raw = |dtype| Tensor::from_raw_buffer(&bytes, dtype, &[shape.0, shape.1], &Device::Cpu);
+    let tensor = match info.kind {
+        Kind::F32 => raw(DType::F32),
+        Kind::F16 => raw(DType::F16),
+        Kind::Bf16 => raw(DType::BF16),
+        Kind::Q8 => q8(&bytes, shape),
+    };
+    let tensor = tensor.map_err(|error| format!("cannot be read: {error}"))?;
+    match ops::is_finite(&tensor) {
+        Ok(true) => Ok(tensor),
+        Ok(false) => Err("holds values that are not finite".into()),
+        Err(error) => Err(format!("cannot be checked: {error}")),
+    }
+}
+
+/// Blocks of a scale and 32 whole numbers.
+fn q8(bytes: &[u8], shape: (usize, usize)) -> candle_core::Result<Tensor> {
+    let blocks = bytes.chunks_exact(34);
+    let scales: Vec<u8> = blocks
+        .clone()
+        .flat_map(|block| [block[0], block[1]])
+        .collect();
+    let count = blocks.len();
+    let scales = Tensor::from_raw_buffer(&scales, DType::F16, &[count, 1], &Device::Cpu)?;
+    let numbers = blocks.flat_map(|block| &block[2..]);
+    let numbers: Vec<f32> = numbers.map(|byte| f32::from(*byte as i8)).collect();
+    let numbers = Tensor::from_vec(numbers, (count, 32), &Device::Cpu)?;
+    numbers
+        .broadcast_mul(&scales.to_dtype(DType::F32)?)?
+        .reshape(shape)
+}
