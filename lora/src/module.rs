@@ -348,8 +348,9 @@ pub trait LoraModule: Sized + Clone + Debug {
     ///
     /// # Errors
     /// Lists everything missing, unexpected, of another shape, not finite, and every setting in
-    /// which the file and the model disagree; the model is then as it was. A merged model and one
-    /// of which not exactly one adapter acts are refused too.
+    /// which the file and the model disagree; the model is then as it was. A merged model, one of
+    /// which not exactly one adapter acts, and a raw adapter of PiSSA, OLoRA and their like are
+    /// refused too.
     fn load_adapter(&mut self, dir: impl AsRef<Path>) -> Result<()> {
         peft::load(self, dir.as_ref())
     }
