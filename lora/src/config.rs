@@ -84,7 +84,7 @@ pub struct LoraConfig {
     #[serde(rename = "lora_use_dora")]
     pub use_dora: bool,
     /// Give B a bias of its own, which is trained: the update is s·(B·A·x + b). Not for embeddings
-    /// and bare weights. A layer without a bias cannot be merged then.
+    /// and bare weights, nor with DoRA. A layer without a bias cannot be merged then.
     #[serde(rename = "lora_bias")]
     pub lora_bias: bool,
     /// Adapt only layers of these numbers; empty for all. The number is the first one in a layer's
@@ -348,7 +348,7 @@ impl LoraConfig {
     /// # Errors
     /// Lists a rank of 0, an alpha that is not finite, a dropout outside `0.0..1.0`, an empty name in
     /// `modules_to_save`, `layers_pattern` without `layers_to_transform`, that with a regular
-    /// expression of targets, settings of the initial values outside their range.
+    /// expression of targets, `lora_bias` with `use_dora`, settings of the initial values outside their range.
     /// Patterns are checked against the model when it is converted.
     pub fn validate(&self) -> Result<()> {
         let mut problems = Vec::new();

@@ -252,7 +252,8 @@ pub trait LoraModule: Sized + Clone + Debug {
     }
 
     /// Adds these adapters to the weights, active or not, in this order; as
-    /// [`merge`](Self::merge) otherwise.
+    /// [`merge`](Self::merge) otherwise. Active ones that are not among them go on acting beside. What
+    /// an adapter trains in full, such as biases, is in place only while it is active.
     ///
     /// # Errors
     /// Names that no adapter has, and those of [`merge`](Self::merge).
@@ -347,8 +348,9 @@ pub trait LoraModule: Sized + Clone + Debug {
     ///
     /// # Errors
     /// Lists everything missing, unexpected, of another shape, not finite, and every setting in
-    /// which the file and the model disagree; the model is then as it was. A merged model and one
-    /// of which not exactly one adapter acts are refused too.
+    /// which the file and the model disagree; the model is then as it was. A merged model, one of
+    /// which not exactly one adapter acts, and a raw adapter of PiSSA, OLoRA and their like are
+    /// refused too.
     fn load_adapter(&mut self, dir: impl AsRef<Path>) -> Result<()> {
         peft::load(self, dir.as_ref())
     }

@@ -15,6 +15,7 @@
 //! | read the settings alone | [`LoraConfig::from_pretrained`](crate::LoraConfig::from_pretrained), [`AdapterConfig::read`] |
 //! | merge into a checkpoint on disk | [`merge_checkpoint`] |
 //! | load a merged model | [`merged_var_builder`] |
+//! | exchange adapters with llama.cpp | [`adapter_to_gguf`], [`gguf_to_adapter`] |
 //!
 //! # What is in a file
 //!
