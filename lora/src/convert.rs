@@ -1,5 +1,6 @@
 //! Moving a model to another device or dtype.
 
+use crate::adapter::Parked;
 use crate::adapter::tie::retie;
 use crate::init::adapter_dtype;
 use crate::params::each_layer_mut;
@@ -57,6 +58,7 @@ fn map<M: LoraModule>(model: &M, f: impl Fn(&Tensor, Role) -> Result<Tensor>) ->
             .for_each(|tensor| change(tensor, Role::Base));
         if let Some(layer) = layer.adapted_mut() {
             for adapter in &mut layer.parts_mut().2.list {
+                adapter.parked = Parked::default();
                 for tensor in adapter.started_mut() {
                     change(tensor, Role::Adapter(Part::A));
                 }

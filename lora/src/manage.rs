@@ -4,7 +4,7 @@ use crate::adapter::tie::{self, retie};
 use crate::adapter::{Attach, Rows, copies};
 use crate::params::{each_layer, each_layer_mut};
 use crate::peft::check_name;
-use crate::{Error, Layer, LoraConfig, LoraModule, Result, merge};
+use crate::{Calibrated, Error, Layer, LoraConfig, LoraModule, Result, merge};
 
 /// The names of all adapters, in the order in which the walk meets them.
 pub(crate) fn names<M: LoraModule>(model: &M) -> Vec<String> {
@@ -172,17 +172,25 @@ pub(crate) fn add<M: LoraModule>(
     name: &str,
     config: &LoraConfig,
     for_values: bool,
+    calibrated: Option<&Calibrated>,
 ) -> Result<()> {
     let mut problems = Vec::new();
     check_new(model, name, &mut problems);
     refuse_trained_fields(model, &mut problems);
     refuse_merged(model, &mut problems);
+    if config.init.is_lasting() {
+        let problem = format!(
+            "`{}` quantises the base for good, which would change the other adapters: convert with it",
+            config.init
+        );
+        problems.push(problem);
+    }
     if config.recompute.is_some() {
         let problem = "recompute is set when a model is converted, not by a further adapter";
         problems.push(problem.into());
     }
     checked(problems)?;
-    let mut attach = Attach::new(name, config, for_values, None)?;
+    let mut attach = Attach::new(name, config, for_values, calibrated)?;
     let mut changed = model.clone();
     try_each_layer(&mut changed, |path, layer| {
         let is_field = layer.copies().is_none();

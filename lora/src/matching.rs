@@ -158,7 +158,17 @@ impl Patterns {
     /// The patterns that matched nothing, as problems.
     pub(crate) fn unused(&self) -> impl Iterator<Item = String> {
         let unused = self.entries.iter().filter(|entry| !entry.used);
-        unused.map(|entry| format!("{} `{}` matches nothing", self.setting, entry.source))
+        // Of these the first that matches counts.
+        let ending = match self.setting.ends_with("_pattern") && self.entries.len() > 1 {
+            true => " that an earlier one does not",
+            false => "",
+        };
+        unused.map(move |entry| {
+            format!(
+                "{} `{}` matches nothing{ending}",
+                self.setting, entry.source
+            )
+        })
     }
 }
 

@@ -2,7 +2,7 @@
 
 use crate::peft::{self, SaveOptions};
 use crate::{
-    Combination, CombineOptions, Cursor, CursorMut, LayerStatus, LoraConfig, LoraModel,
+    Calibrated, Combination, CombineOptions, Cursor, CursorMut, LayerStatus, LoraConfig, LoraModel,
     ModelStatus, NamedParam, Result, Summary, backward, convert, manage, merge, params, status,
     weighted,
 };
@@ -89,7 +89,22 @@ pub trait LoraModule: Sized + Clone + Debug {
     /// configuration with `recompute`, a tensor that is a field of the model and is or would be
     /// trained, and those of [`to_lora`](LoraModel::to_lora); the model is then as it was.
     fn add_adapter(&mut self, name: &str, config: &LoraConfig) -> Result<()> {
-        manage::add(self, name, config, false)
+        manage::add(self, name, config, false, None)
+    }
+
+    /// As [`add_adapter`](Self::add_adapter), with what [`calibrate`](LoraModel::calibrate) found of
+    /// the base model for the same configuration.
+    ///
+    /// # Errors
+    /// Those of [`add_adapter`](Self::add_adapter), and a layer that was not calibrated.
+    fn add_adapter_calibrated(
+        &mut self,
+        name: &str,
+        config: &LoraConfig,
+        calibrated: &Calibrated,
+    ) -> Result<()> {
+        let config = calibrated.config(config);
+        manage::add(self, name, &config, false, Some(calibrated))
     }
 
     /// Adds the adapter of a directory under this name. It does not act and is not trained until

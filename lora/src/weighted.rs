@@ -1,5 +1,6 @@
 //! One adapter of several: PEFT's `add_weighted_adapter`.
 
+use crate::adapter::Parked;
 use crate::combine::{Source, combine};
 use crate::params::{each_layer, each_layer_mut};
 use crate::{
@@ -32,7 +33,7 @@ pub(crate) fn add_weighted<M: LoraModule>(
     each_layer(model, |path, layer| {
         let tokens = layer.adapted().map(|layer| layer.parts().2.tokens());
         for name in &names {
-            let copied = layer.copies().is_some_and(|copies| copies.has(name));
+            let copied = layer.copies().is_some_and(|copies| copies.trains(name));
             let rows = tokens.is_some_and(|tokens| tokens.iter().any(|t| t.adapter() == *name));
             if copied || rows {
                 problems.push(format!(
@@ -40,7 +41,7 @@ pub(crate) fn add_weighted<M: LoraModule>(
                 ));
             }
             let adapter = layer.adapted().and_then(|layer| layer.parts().2.get(name));
-            largest = adapter.map_or(largest, |adapter| largest.max(adapter.settings.rank));
+            largest = adapter.map_or(largest, |adapter| largest.max(adapter.original_rank()));
         }
     });
     manage::checked(problems)?;
@@ -81,10 +82,11 @@ fn at_layer(
     let all = layer.parts().2;
     let named = adapters.iter().filter_map(|(name, weight)| {
         let adapter = all.get(name).filter(|adapter| !adapter.is_tied())?;
-        Some((adapter, *weight))
+        // The new one is for the base as it was.
+        Some(adapter.for_original().map(|adapter| (adapter, *weight)))
     });
-    let named: Vec<(&Adapter, f64)> = named.collect();
-    let Some((first, _)) = named.first().copied() else {
+    let named: Vec<(Adapter, f64)> = named.collect::<Result<_>>()?;
+    let Some((first, _)) = named.first() else {
         return Ok(());
     };
     let sources = named.iter().map(|(adapter, weight)| Source {
@@ -113,6 +115,8 @@ fn at_layer(
         },
         scale: 1.0,
         keeps_b: false,
+        parked: Parked::default(),
+        loftq: first.loftq.clone(),
         tie: first.tie,
         initial: None,
     };

@@ -1,6 +1,6 @@
 //! [`Adapters`]: all that a layer's adapters are, and which of them act.
 
-use super::{Adapted, Adapter, Copies, Recorder, Rows, Tie, Tokens, seen, set_trainable};
+use super::{Adapted, Adapter, Copies, Recorder, Rows, Tie, Tokens, seen};
 use crate::{Part, Result};
 use candle_core::Tensor;
 
@@ -78,7 +78,7 @@ impl Adapters {
             .iter_mut()
             .filter(|tokens| tokens.adapter == name);
         for tokens in tokens {
-            set_trainable(&mut tokens.rows, trainable)?;
+            tokens.set_trainable(trainable)?;
         }
         Ok(())
     }

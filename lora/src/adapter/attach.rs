@@ -1,7 +1,7 @@
 //! [`Attach`]: gives each layer what a configuration asks for, when a model is converted and when
 //! an adapter is added.
 
-use super::{Tie, Tokens, copies, fresh, set_trainable};
+use super::{Parked, Tie, Tokens, copies, fresh};
 use crate::builder::Mark;
 use crate::matching::{is_bias, modules_above};
 use crate::path::join;
@@ -135,8 +135,8 @@ impl<'a> Attach<'a> {
         }
         if layer.adapted().is_none() {
             self.problems.push(format!(
-                "`{path}` is a {}, which takes no adapter (Linear, Conv1d, Conv2d and Embedding \
-                 do); to train it in full, put it into modules_to_save",
+                "`{path}` is a {}, which takes no adapter (linear, convolution and embedding layers \
+                 and bare weights do); to train it in full, put it into modules_to_save",
                 layer.kind()
             ));
             return Ok(None);
@@ -183,7 +183,7 @@ impl<'a> Attach<'a> {
                 Some(base) => base,
                 None => param.tensor.detach(),
             };
-            set_trainable(&mut tensor, is_trained)?;
+            Parked::default().set_trainable(0, &mut tensor, is_trained)?;
             tensors.push(tensor);
             trained.push(is_trained);
         }

@@ -1,6 +1,6 @@
 //! [`Copies`]: the copies of a layer's own parameters that adapters have.
 
-use super::{Tie, set_trainable};
+use super::{Parked, Tie};
 use crate::builder::Mark;
 use crate::{Error, Layer, Param, Result};
 use candle_core::Tensor;
@@ -26,6 +26,7 @@ struct Copied {
     adapter: String,
     /// How its weight is tied to that of another layer.
     tie: Tie,
+    parked: Parked,
     /// Which of the tensors are trained.
     trained: Vec<bool>,
     /// In the order of the layer's parameters; out of date while they are in the layer.
@@ -82,8 +83,17 @@ impl Copies {
         self.list.retain(|copy| copy.adapter != adapter);
     }
 
-    /// The tensors that are kept here and not in the layer, to be mapped.
+    /// True if the adapter's copy trains something, instead of only holding a changed weight.
+    pub(crate) fn trains(&self, adapter: &str) -> bool {
+        self.get(adapter)
+            .is_some_and(|copy| copy.trained.contains(&true))
+    }
+
+    /// The tensors that are kept here and not in the layer, to be mapped: variables of before are
+    /// none then.
     pub(crate) fn parked_mut(&mut self) -> impl Iterator<Item = &mut Tensor> {
+        let copies = self.list.iter_mut();
+        copies.for_each(|copy| copy.parked = Parked::default());
         let (base, current) = (&mut self.base, self.current.as_deref());
         let parked = self.list.iter_mut();
         let parked = parked.filter(move |copy| Some(copy.adapter.as_str()) != current);
@@ -105,6 +115,7 @@ pub(crate) fn add(
     let copy = Copied {
         adapter: adapter.into(),
         tie,
+        parked: Parked::default(),
         trained,
         tensors,
     };
@@ -122,7 +133,7 @@ pub(crate) fn add(
             }
             for ((tensor, new), trained) in own.iter_mut().zip(copy.tensors).zip(copy.trained) {
                 **tensor = new;
-                set_trainable(tensor, trained)?;
+                Parked::default().set_trainable(0, tensor, trained)?;
             }
         }
     }
@@ -178,14 +189,20 @@ pub(crate) fn set_copy_trainable(
     };
     // One that is tied follows its embedding's.
     let copy = copies.get(adapter).filter(|copy| copy.tie != Tie::Shared);
-    let Some(trained) = copy.map(|copy| copy.trained.clone()) else {
+    let Some(copy) = copy.cloned() else {
         return Ok(());
     };
+    let (mut parked, trained) = (copy.parked, copy.trained);
     let tensors = seen_by_mut(layer, adapter).into_iter();
-    for ((_, tensor), trained) in tensors.zip(trained) {
+    for (place, ((_, tensor), trained)) in tensors.zip(trained).enumerate() {
         if trained {
-            set_trainable(tensor, trainable)?;
+            parked.set_trainable(place, tensor, trainable)?;
         }
+    }
+    let copies = layer.copies_mut().into_iter();
+    let copies = copies.flat_map(|copies| &mut copies.list);
+    for copy in copies.filter(|copy| copy.adapter == adapter) {
+        copy.parked = parked.clone();
     }
     Ok(())
 }

@@ -1,9 +1,9 @@
 //! A fresh adapter for a layer.
 
-use super::{Adapted, Adapter, Settings, Tie};
+use super::{Adapted, Adapter, Parked, Settings, Tie};
 use crate::calibrate::not_linear;
 use crate::init::{AdapterInit, Start, Target, rng, start};
-use crate::{Calibrated, LoraConfig, Result};
+use crate::{Calibrated, Init, LoraConfig, Result};
 use candle_core::{Tensor, Var};
 
 /// An adapter with the initial values that the configuration asks for, trainable; and the weight
@@ -60,6 +60,8 @@ pub(crate) fn fresh(
         settings,
         scale: 1.0,
         keeps_b: frozen_b,
+        parked: Parked::default(),
+        loftq: (config.init == Init::Loftq).then(|| config.loftq_config.clone()),
         tie: match config.ensure_weight_tying && layer.is_lookup() {
             true => Tie::Shares,
             false => Tie::None,

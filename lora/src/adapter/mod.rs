@@ -5,6 +5,7 @@ mod adapters;
 mod attach;
 pub(crate) mod copies;
 mod fresh;
+mod parked;
 mod recorder;
 mod rows;
 pub(crate) mod tie;
@@ -15,13 +16,14 @@ pub use adapters::Adapters;
 pub(crate) use adapters::Merged;
 pub(crate) use attach::Attach;
 pub use copies::Copies;
+pub(crate) use parked::Parked;
 pub(crate) use recorder::Recorder;
 pub(crate) use rows::{Rows, by_rows};
 pub(crate) use tie::Tie;
 pub use tokens::Tokens;
 
-use crate::{Part, Result, init};
-use candle_core::{DType, Tensor, Var};
+use crate::{LoftqConfig, Part, Result, init};
+use candle_core::{DType, Tensor};
 
 /// The name of the adapter that conversion creates, as in PEFT.
 pub const DEFAULT_ADAPTER: &str = "default";
@@ -43,6 +45,9 @@ pub struct Adapter {
     /// B stays as it started, as MiCA asks.
     pub(crate) keeps_b: bool,
     pub(crate) tie: Tie,
+    pub(crate) parked: Parked,
+    /// How the base was quantised for it, so that a file can say so.
+    pub(crate) loftq: Option<LoftqConfig>,
     /// A and B as they started, where the base weight lost what they began with.
     pub(crate) initial: Option<(Tensor, Tensor)>,
 }
@@ -158,6 +163,14 @@ impl Adapter {
         })
     }
 
+    /// The rank of [`for_original`](Self::for_original).
+    pub(crate) fn original_rank(&self) -> usize {
+        match self.initial {
+            Some(_) => 2 * self.settings.rank,
+            None => self.settings.rank,
+        }
+    }
+
     /// The same without its graph.
     pub(crate) fn detached(&self) -> Self {
         let mut adapter = self.clone();
@@ -169,23 +182,14 @@ impl Adapter {
 
     pub(crate) fn set_trainable(&mut self, trainable: bool) -> Result<()> {
         let keeps_b = self.keeps_b;
-        for (part, tensor) in self.tensors_mut() {
-            set_trainable(tensor, trainable && !(keeps_b && part == Part::B))?;
+        let mut parked = std::mem::take(&mut self.parked);
+        for (place, (part, tensor)) in self.tensors_mut().enumerate() {
+            let trainable = trainable && !(keeps_b && part == Part::B);
+            parked.set_trainable(place, tensor, trainable)?;
         }
+        self.parked = parked;
         Ok(())
     }
-}
-
-/// Makes a tensor a variable, or takes that away from it. One that is already as asked stays the
-/// very tensor.
-pub(crate) fn set_trainable(tensor: &mut Tensor, trainable: bool) -> Result<()> {
-    if tensor.is_variable() != trainable {
-        *tensor = match trainable {
-            true => Var::from_tensor(&tensor.detach())?.into_inner(),
-            false => tensor.detach(),
-        };
-    }
-    Ok(())
 }
 
 /// A tensor as the forward pass is to see it: with its graph in training, without in eval.

@@ -1,5 +1,6 @@
 //! [`Tokens`]: rows of an embedding that are trained, PEFT's `trainable_token_indices`.
 
+use super::Parked;
 use crate::init::adapter_dtype;
 use crate::ops;
 use crate::{Error, Result};
@@ -16,6 +17,7 @@ pub struct Tokens {
     pub(crate) rows: Tensor,
     /// For each row of the table, its place in `rows` from 1, or 0: (n).
     slots: Tensor,
+    parked: Parked,
 }
 
 impl Tokens {
@@ -47,6 +49,7 @@ impl Tokens {
             ids: ids.to_vec(),
             rows: Var::from_tensor(&rows)?.into_inner(),
             slots: Tensor::new(slots, &Device::Cpu)?.to_device(device)?,
+            parked: Parked::default(),
         })
     }
 
@@ -73,8 +76,13 @@ impl Tokens {
         }
     }
 
-    /// Puts what belongs to the rows onto their device.
+    pub(crate) fn set_trainable(&mut self, trainable: bool) -> Result<()> {
+        self.parked.set_trainable(0, &mut self.rows, trainable)
+    }
+
+    /// Puts what belongs to the rows onto their device, after they were moved.
     pub(crate) fn follow_rows(&mut self) -> Result<()> {
+        self.parked = Parked::default();
         self.slots = self.slots.to_device(self.rows.device())?;
         Ok(())
     }

@@ -6,7 +6,7 @@ use crate::adapter::tie::base_id;
 use crate::matching::{is_bias, is_or_starts_with, modules_above};
 use crate::params::each_layer;
 use crate::path::join;
-use crate::{Adapter, LoraModule, Param, Part, Result, Role, Settings};
+use crate::{Adapter, LoftqConfig, LoraModule, Param, Part, Result, Role, Settings};
 use candle_core::Tensor;
 use indexmap::IndexMap;
 use std::collections::{BTreeSet, HashMap};
@@ -27,6 +27,8 @@ pub(super) struct Site {
     /// It can carry adapters.
     pub adaptable: bool,
     pub adapter: Option<Settings>,
+    /// How the base was quantised for the adapter.
+    pub loftq: Option<LoftqConfig>,
     /// How many adapters are in the one, each with its rank.
     pub experts: usize,
     /// The adapter is a view of that of the embedding at this path.
@@ -154,6 +156,7 @@ impl Description {
                 kind: layer.kind(),
                 adaptable: adapted.is_some(),
                 adapter: of_name.map(|adapter| adapter.settings()),
+                loftq: of_name.and_then(|adapter| adapter.loftq.clone()),
                 experts: adapted.map_or(1, |adapted| adapted.experts()),
                 tied_to,
                 has_tied_copy: layer.copies().is_some_and(|copies| copies.is_tied(adapter)),

@@ -116,7 +116,7 @@ pub(crate) fn add<M: LoraModule>(model: &mut M, name: &str, dir: &Path) -> Resul
     let files = Files::read(dir)?;
     let mut changed = model.clone();
     files.check_ranks(&changed)?;
-    manage::add(&mut changed, name, &files.config, true)?;
+    manage::add(&mut changed, name, &files.config, true, None)?;
     files.put(&mut changed, name)?;
     *model = changed;
     Ok(())
@@ -152,6 +152,7 @@ fn settings(dir: &Path, file: &AdapterConfig) -> Result<LoraConfig> {
         match config.init {
             // The base is changed anew as it was then, which is exact on the same base.
             Init::Pissa | Init::Olora | Init::Mica => {}
+            Init::Loftq if file.loftq().is_some() => {}
             init if init.changes_base() => problems.push(format!(
                 "`init_lora_weights` is \"{init}\", which changes the base model in a way that \
                  cannot be done again: convert the adapter with PEFT's \

@@ -3,7 +3,7 @@
 use super::config::{InitWeights, OneOrMany, TokenIndices};
 use super::parse::{is_off, show};
 use super::{AdapterConfig, CONFIG_FILE};
-use crate::{Error, Init, LoraConfig, Result, Targets};
+use crate::{Error, Init, LoftqConfig, LoraConfig, Result, Targets};
 use serde::Deserialize;
 use serde::de::value::{Error as NameError, StrDeserializer};
 use serde_json::Value;
@@ -52,9 +52,26 @@ impl AdapterConfig {
         config.layers_to_transform = numbers.map(OneOrMany::to_vec).unwrap_or_default();
         let lists = self.layers_pattern.as_ref();
         config.layers_pattern = lists.map(OneOrMany::to_vec).unwrap_or_default();
+        if let Some(loftq) = self.loftq() {
+            config.loftq_config = loftq;
+        }
         let tokens = self.trainable_token_indices.as_ref();
         config.trainable_token_indices = tokens.map(TokenIndices::to_modules).unwrap_or_default();
         Ok(config)
+    }
+
+    /// How the base was quantised, if the file says so in this crate's terms. PEFT quantises with
+    /// bitsandbytes.
+    pub(super) fn loftq(&self) -> Option<LoftqConfig> {
+        self.loftq_config.get("quantiser")?;
+        serde_json::from_value(self.loftq_config.clone()).ok()
+    }
+
+    /// Says how the base was quantised, so that it is quantised again on loading.
+    pub(super) fn set_loftq(&mut self, loftq: &LoftqConfig) -> Result<(), String> {
+        self.init_lora_weights = InitWeights::Name(Init::Loftq.to_string());
+        self.loftq_config = serde_json::to_value(loftq).map_err(|error| error.to_string())?;
+        Ok(())
     }
 
     /// The file for these settings, as PEFT would write it.

@@ -137,6 +137,9 @@ fn describe(model: &Description, options: &SaveOptions) -> Result<AdapterConfig,
     let tokens = model.tokens();
     config.trainable_token_indices = (!tokens.is_empty()).then_some(TokenIndices::Modules(tokens));
     config.ensure_weight_tying = model.is_tied();
+    if let Some(loftq) = model.sites.iter().find_map(|site| site.loftq.as_ref()) {
+        config.set_loftq(loftq).map_err(|problem| vec![problem])?;
+    }
     config.use_rslora = use_rslora;
     config.use_dora = model.has(Part::Magnitude);
     config.lora_bias = model.has(Part::Bias);

@@ -1,0 +1,47 @@
+//! [`Parked`]: the variables that tensors are while they are trained.
+
+use crate::Result;
+use candle_core::{Tensor, Var};
+
+/// The variables of tensors that are frozen at present, by place, so that a tensor which is trained
+/// again is the same variable as before and an optimiser goes on with it.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Parked(Vec<Option<Tensor>>);
+
+impl Parked {
+    /// Makes the tensor at this place a variable, or takes that away from it. One that is already
+    /// as asked stays the very tensor.
+    pub(crate) fn set_trainable(
+        &mut self,
+        place: usize,
+        tensor: &mut Tensor,
+        trainable: bool,
+    ) -> Result<()> {
+        if tensor.is_variable() == trainable {
+            return Ok(());
+        }
+        if self.0.len() <= place {
+            self.0.resize(place + 1, None);
+        }
+        let frozen = tensor.detach();
+        if !trainable {
+            self.0[place] = Some(std::mem::replace(tensor, frozen));
+            return Ok(());
+        }
+        let fits = |var: &Tensor| {
+            var.shape() == frozen.shape()
+                && var.dtype() == frozen.dtype()
+                && var.device().same_device(frozen.device())
+        };
+        *tensor = match self.0[place].take().filter(fits) {
+            Some(var) => {
+                // Other values may have been loaded meanwhile. A copy, as a variable cannot be set
+                // to a view of itself.
+                Var::from_tensor(&var)?.set(&frozen.copy()?)?;
+                var
+            }
+            None => Var::from_tensor(&frozen)?.into_inner(),
+        };
+        Ok(())
+    }
+}
