@@ -45,7 +45,7 @@ struct Mean {
     count: usize,
 }
 
-/// What a [`Calibration`] found.
+/// What [`LoraModel::calibrate`](crate::LoraModel::calibrate) found.
 #[derive(Clone, Debug)]
 pub struct Calibrated {
     layers: IndexMap<String, Found>,
