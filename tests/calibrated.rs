@@ -296,3 +296,84 @@ fn loftq_makes_up_for_the_quantisation() {
         assert_eq!(model.weight().dim(D::Minus1).unwrap(), 64);
     }
 }
+
+#[test]
+fn a_loftq_file_quantises_the_base_again() {
+    let (base, xs) = (net(false), batch(5));
+    let loftq = LoftqConfig::default().iterations(2);
+    let config = config(Init::Loftq).loftq_config(loftq);
+    // Rows of 32 values, as the quantiser takes them.
+    let wide = |out, seed| Linear::new(fixed((out, 32), DType::F32, seed), None);
+    let base = Net {
+        fc1: wide(32, 1),
+        fc2: wide(6, 3),
+        ..base
+    };
+    let model = base.to_lora(&config).unwrap();
+    for var in model.trainable_vars() {
+        var.set(&(var.as_tensor() * 1.1).unwrap()).unwrap();
+    }
+    let dir = tempfile::tempdir().unwrap();
+    model.save_adapter(dir.path()).unwrap();
+    let again = base.with_adapter(dir.path()).unwrap();
+    let xs = fixed((xs.dims()[0], 32), DType::F32, 7);
+    let (expected, output) = (model.forward(&xs).unwrap(), again.forward(&xs).unwrap());
+    assert_close("output", &output, &expected, 1e-6);
+    // The base is not the one that was given.
+    let plain = base.forward(&xs).unwrap();
+    let disabled = again.disabled().unwrap().forward(&xs).unwrap();
+    assert!(relative_error(&disabled, &plain).unwrap() > 1e-3);
+
+    let mut other = base
+        .to_lora(&LoraConfig::new(1).target_modules(["fc1"]))
+        .unwrap();
+    refused(
+        other.load_adapter_as("quantised", dir.path()),
+        &["loftq", "for good"],
+    );
+}
+
+#[test]
+fn adapters_that_changed_their_base_combine_for_the_base_as_it_was() {
+    let (base, xs) = (net(false), batch(5));
+    let mut model = base.to_lora(&config(Init::Pissa)).unwrap();
+    model.add_adapter("plain", &config(Init::Random)).unwrap();
+    for var in model.trainable_vars() {
+        var.set(&(var.as_tensor() * 1.1).unwrap()).unwrap();
+    }
+    let output = |model: &LoraNet, name: &str| {
+        let mut model = model.clone();
+        model.set_active(&[name]).unwrap();
+        let base: Net = model.to_base().unwrap();
+        base
+    };
+    let weights = [("default", 1.0), ("plain", 1.0)];
+    let (cat, options) = (lora::Combination::Cat, lora::CombineOptions::default());
+    model
+        .add_weighted_adapter("both", &weights, cat, &options)
+        .unwrap();
+    let (one, two, both) = (
+        output(&model, "default"),
+        output(&model, "plain"),
+        output(&model, "both"),
+    );
+    for (a, b, sum, base) in [
+        (
+            one.fc1.weight(),
+            two.fc1.weight(),
+            both.fc1.weight(),
+            base.fc1.weight(),
+        ),
+        (
+            one.fc2.weight(),
+            two.fc2.weight(),
+            both.fc2.weight(),
+            base.fc2.weight(),
+        ),
+    ] {
+        let expected = ((a + b).unwrap() - base).unwrap();
+        assert_close("weight", sum, &expected, 1e-5);
+    }
+    let disabled = model.disabled().unwrap().forward(&xs).unwrap();
+    assert_close("base", &disabled, &base.forward(&xs).unwrap(), 1e-6);
+}

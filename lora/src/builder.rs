@@ -114,8 +114,9 @@ impl<'a> Builder<'a> {
         }
         let mut lora = model.adapt(&mut builder)?;
         manage::activate(&mut lora, &[name])?;
-        if let Some(attach) = builder.attach.as_mut().filter(|_| !for_values) {
-            attach.problems.extend(manage::ties(&lora, name, config));
+        if let Some(attach) = &mut builder.attach {
+            let ties = manage::ties(&lora, name, config, for_values);
+            attach.problems.extend(ties);
         }
         builder.finish()?;
         Ok(lora)

@@ -217,9 +217,8 @@ pub(crate) fn add<M: LoraModule>(
         }
         set_layer_trainable(layer, name, false)
     })?;
-    if !for_values {
-        attach.problems.extend(ties(&changed, name, config));
-    }
+    let ties = ties(&changed, name, config, for_values);
+    attach.problems.extend(ties);
     attach.finish(Vec::new())?;
     *model = changed;
     Ok(())
@@ -227,9 +226,15 @@ pub(crate) fn add<M: LoraModule>(
 
 /// What keeps `ensure_weight_tying` from having its effect, where it is set, and rows from being
 /// trained.
-pub(crate) fn ties<M: LoraModule>(model: &M, name: &str, config: &LoraConfig) -> Vec<String> {
+pub(crate) fn ties<M: LoraModule>(
+    model: &M,
+    name: &str,
+    config: &LoraConfig,
+    for_values: bool,
+) -> Vec<String> {
     let mut problems = tie::rows_problems(model, name, config);
-    if config.ensure_weight_tying {
+    // Values must find their place in any case.
+    if config.ensure_weight_tying && !for_values {
         problems.extend(tie::problems(model, name));
     }
     problems
@@ -315,7 +320,7 @@ pub(crate) fn for_rows<M: LoraModule>(model: &M, rows: &[Option<&str>]) -> Resul
             .copies()
             .iter()
             .flat_map(|copies| copies.adapters())
-            .next();
+            .find(|adapter| named.contains(adapter));
         if let (None, Some(adapter)) = (layer.adapted(), copied) {
             problems.push(format!(
                 "`{adapter}` trains `{path}` in full, a {}: rows of one batch cannot differ there",
@@ -327,11 +332,14 @@ pub(crate) fn for_rows<M: LoraModule>(model: &M, rows: &[Option<&str>]) -> Resul
     let mut view = model.clone();
     view.eval();
     let rows = Rows::new(rows);
-    each_layer_mut(&mut view, |_, layer| {
-        if let Some(adapted) = layer.adapted_mut() {
+    try_each_layer(&mut view, |_, layer| match layer.adapted_mut() {
+        Some(adapted) => {
             adapted.parts_mut().2.rows = Some(rows.clone());
+            Ok(())
         }
-    });
+        // No row has an adapter that trains it.
+        None => copies::switch(layer, None),
+    })?;
     Ok(view)
 }
 

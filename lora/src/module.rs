@@ -68,7 +68,8 @@ pub trait LoraModule: Sized + Clone + Debug {
     /// Adds a fresh adapter. As in PEFT it does not act yet and is not trained, until
     /// [`set_active`](Self::set_active) says so. Layers are chosen as in
     /// [`to_lora`](LoraModel::to_lora); what it trains in full is a copy of its own. EVA, CorDA
-    /// and LoRA-GA are for conversion only, see [`calibrate`](LoraModel::calibrate).
+    /// and LoRA-GA go through [`add_adapter_calibrated`](Self::add_adapter_calibrated), LoftQ is for
+    /// conversion only: it changes the base for all.
     ///
     /// ```
     /// use candle_core::{Device, DType, Tensor};
@@ -133,12 +134,13 @@ pub trait LoraModule: Sized + Clone + Debug {
     /// made of those.
     ///
     /// PEFT takes over rsLoRA and the initial values of the first adapter, and is then wrong by
-    /// √r, or changes the base again. Here the scaling is 1 in any case and the base stays.
+    /// √r, or changes the base again. Here the scaling is 1 in any case and the base stays: an
+    /// adapter that took something out of its weights is combined as what it is to them as they
+    /// were, of twice the rank.
     ///
     /// # Errors
     /// Unknown names, a new name that is taken, weights that are not finite, options that do not
-    /// fit, adapters that train parameters of the base's own or took something out of its weights
-    /// (PiSSA; saved and loaded again they can be combined), a merged model; the model is then as it
+    /// fit, adapters that train parameters of the base's own, a merged model; the model is then as it
     /// was.
     fn add_weighted_adapter(
         &mut self,
@@ -153,7 +155,7 @@ pub trait LoraModule: Sized + Clone + Debug {
     /// Makes these adapters act, in this order, and only these be trained. None at all gives what
     /// the base model computes.
     ///
-    /// What was frozen and is trained now are new variables: make the optimiser after this.
+    /// What is trained again is the same variables as before.
     ///
     /// # Errors
     /// Unknown and doubled names, two adapters that each have a copy of the same layer's own
@@ -164,8 +166,8 @@ pub trait LoraModule: Sized + Clone + Debug {
     }
 
     /// Makes an adapter trained, or frozen, whether it acts or not. One that is trained and does
-    /// not act gets no gradient, which [`backward`](Self::backward) reports. What was frozen and is
-    /// trained now are new variables: make the optimiser after this.
+    /// not act gets no gradient, which [`backward`](Self::backward) reports. What is trained again
+    /// is the same variables as before.
     ///
     /// # Errors
     /// A name that no adapter has.

@@ -299,6 +299,12 @@ fn features_that_are_not_supported() {
     let change = |files: &mut Files| files.config["init_lora_weights"] = json!("corda");
     let words = ["`init_lora_weights` is \"corda\", which changes the base"];
     refuse_changed(change, &words);
+    let change = |files: &mut Files| files.config["init_lora_weights"] = json!("pissa");
+    let words = ["`init_lora_weights` is \"pissa\", which changes the base"];
+    // On the base itself the change can be made again.
+    let raw = changed(change);
+    refuse_load(&mut model(), raw.path(), &words);
+    base().with_adapter(raw.path()).unwrap();
     let change = |files: &mut Files| {
         files.config["r"] = json!(3.0);
         files.config["brand_new"] = json!("x");

@@ -274,3 +274,20 @@ fn nothing_is_loaded_by_halves() {
     );
     assert_eq!(all(&other), before);
 }
+
+/// PiSSA's values belong to a base that lost them.
+#[test]
+fn a_file_for_another_base_weight_is_not_put_into_an_adapter() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut model = tuned(&config());
+    model.save_adapter(dir.path()).unwrap();
+    let mut started = tuned(&config().init(lora::Init::Pissa));
+    refused(started.load_adapter(dir.path()), &["base model as it was"]);
+    let raw = |json: &mut serde_json::Value| json["init_lora_weights"] = "pissa".into();
+    changed(dir.path(), &tuned(&config()), raw, |_| {});
+    refused(
+        model.load_adapter(dir.path()),
+        &["\"pissa\"", "changes the base"],
+    );
+    started.load_adapter(dir.path()).unwrap();
+}

@@ -170,13 +170,27 @@ fn a_combined_adapter_freezes_nothing_else() {
 
 /// In PEFT the base loses values again when PiSSA adapters are combined.
 #[test]
-fn adapters_with_a_weight_of_their_own_are_not_combined() {
+fn a_combination_leaves_the_base_alone() {
     let mut model = tuned(&config().init(Init::Pissa));
     let before = values(&model.forward(&input()).unwrap()).unwrap();
+    let base = values(&model.disabled().unwrap().forward(&input()).unwrap()).unwrap();
+    let options = CombineOptions::default();
+    let named = [("default", 1.0)];
+    model
+        .add_weighted_adapter("b", &named, Combination::Cat, &options)
+        .unwrap();
+    assert_eq!(values(&model.forward(&input()).unwrap()).unwrap(), before);
+    let disabled = model.disabled().unwrap();
+    assert_eq!(values(&disabled.forward(&input()).unwrap()).unwrap(), base);
+}
+
+/// What an adapter trains in full is no low-rank update.
+#[test]
+fn trained_modules_are_not_combined() {
+    let mut model = tuned(&config().modules_to_save(["norm"]));
     let options = CombineOptions::default();
     let combined = model.add_weighted_adapter("b", &[("default", 1.0)], Combination::Cat, &options);
-    refused(combined, &["`default`", "model.layers.0.fc1"]);
-    assert_eq!(values(&model.forward(&input()).unwrap()).unwrap(), before);
+    refused(combined, &["`default`", "norm"]);
 }
 
 #[test]

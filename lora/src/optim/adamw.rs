@@ -346,7 +346,18 @@ impl Optimizer for AdamW {
             .eps(params.eps)?)
     }
 
+    /// One step. An error if no parameter has a gradient: they are those of another model, or from
+    /// before it was changed.
     fn step(&mut self, grads: &GradStore) -> candle_core::Result<()> {
+        let mut slots = self.slots.iter();
+        if !self.slots.is_empty() && slots.all(|slot| grads.get(&slot.var).is_none()) {
+            fail_on(vec![format!(
+                "none of its {} parameters has a gradient here: they are those of another model, or \
+                 of this one from before an adapter was added, swapped or moved; make the optimiser \
+                 anew",
+                self.slots.len()
+            )])?;
+        }
         Ok(self.step_with(|var| grads.get(var))?)
     }
 

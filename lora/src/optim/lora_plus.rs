@@ -13,7 +13,7 @@ use crate::{LoraModule, Result};
 /// | A, and what is trained in full and no vector | lr | as set |
 /// | A and B beside an embedding | 10⁻⁶, see [`embedding_lr`](Self::embedding_lr) | as set |
 /// | B, and every vector: the magnitude of DoRA too | lr·ratio | as set |
-/// | of those, what a normalisation holds or has `bias` in its path | lr·ratio | none |
+/// | of those, what a normalisation holds or is a bias | lr·ratio | none |
 ///
 /// PEFT takes only `LayerNorm` for a normalisation; here all of them are.
 ///
@@ -70,7 +70,7 @@ impl LoraPlus {
                 &mut embedding
             } else if !param.is_b() && !param.is_vector() {
                 &mut a
-            } else if param.in_norm() || param.path.contains("bias") {
+            } else if param.in_norm() || param.is_bias() {
                 &mut b_kept
             } else {
                 &mut b

@@ -1,5 +1,6 @@
 //! The trained parameters with what the optimisers' groups go by.
 
+use crate::matching::is_bias;
 use crate::params::each_layer;
 use crate::path::join;
 use crate::{LoraModule, Part, Role};
@@ -24,6 +25,14 @@ impl Trained {
     /// True if it has at most one dimension, as biases, norms and magnitudes have.
     pub fn is_vector(&self) -> bool {
         self.var.dims().len() <= 1
+    }
+
+    /// True for a bias: a layer's own, or that of an adapter's B.
+    pub fn is_bias(&self) -> bool {
+        match self.role {
+            Role::Adapter(part) => part == Part::Bias,
+            _ => is_bias(&self.path),
+        }
     }
 
     /// True for an adapter's matrix B.

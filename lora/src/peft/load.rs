@@ -4,6 +4,7 @@ use super::describe::{Description, Entry};
 use super::weights::Weights;
 use super::{AdapterConfig, CONFIG_FILE, TokenIndices, files};
 use crate::builder::Builder;
+use crate::params::each_layer;
 use crate::path::join;
 use crate::transfer::assign_to_adapter;
 use crate::{DEFAULT_ADAPTER, Error, Init, LoraConfig, LoraModel, LoraModule, Result, manage};
@@ -97,17 +98,36 @@ fn untied(entries: &[Entry], values: &[Tensor]) -> Result<Vec<String>> {
 pub(crate) fn load<M: LoraModule>(model: &mut M, dir: &Path) -> Result<()> {
     let files = Files::read(dir)?;
     match &manage::active(model)[..] {
-        // Only a new adapter takes out of the base what this one began with.
-        [_] if files.config.init.changes_base() => files.checked(vec![format!(
-            "`init_lora_weights` is \"{}\", which changes the base model: load it with \
-             with_adapter() or load_adapter_as()",
-            files.config.init
-        )]),
-        [name] => files.put(model, name),
+        [name] => {
+            files.checked(other_start(model, name, files.config.init))?;
+            files.put(model, name)
+        }
         active => manage::checked(vec![format!(
             "values are loaded into the one adapter that acts, but {} do: call set_active() first",
             active.len()
         )]),
+    }
+}
+
+/// A file whose values belong to another base weight than the model's adapter has.
+fn other_start<M: LoraModule>(model: &M, name: &str, init: Init) -> Vec<String> {
+    let mut starts = false;
+    each_layer(model, |_, layer| {
+        let adapter = layer.adapted().and_then(|layer| layer.parts().2.get(name));
+        starts |=
+            adapter.is_some_and(|adapter| adapter.initial.is_some() || adapter.loftq.is_some());
+    });
+    match (init.changes_base(), starts) {
+        (true, false) => vec![format!(
+            "`init_lora_weights` is \"{init}\", which changes the base model, and the model's \
+             adapter did not start so: load it as one of its own"
+        )],
+        (false, true) => vec![
+            "is for the base model as it was, and the model's adapter took values out of that: load \
+             it as one of its own"
+                .into(),
+        ],
+        _ => Vec::new(),
     }
 }
 

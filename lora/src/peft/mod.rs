@@ -24,9 +24,9 @@
 //! and rows of embeddings that are trained in full; heads that share an embedding's weight. Adapters
 //! that took something out of the base weight (PiSSA, OLoRA, CorDA, LoRA-GA) are converted when
 //! they are saved, as PEFT does on demand: they have twice the rank, and fit the original base. Raw
-//! files of PiSSA and OLoRA are read; those of `pissa_niter`, CorDA, LoRA-GA and LoftQ are refused,
-//! as their base cannot be made again. An adapter of LoftQ is written as it is: it fits the quantised
-//! base, which `model.disabled()?.to_base()?` gives.
+//! files of PiSSA and OLoRA are read; those of `pissa_niter`, CorDA, LoRA-GA and PEFT's LoftQ are
+//! refused, as their base cannot be made again. An adapter of LoftQ from here says how its base was
+//! quantised: loading it does so again, to the same values. PEFT cannot load it.
 //!
 //! Not read are adapters with activated LoRA, Arrow, BD-LoRA, KaSA, Megatron layers, MonteCLoRA,
 //! QALoRA, VeLoRA or replicated layers. They are refused by name when a configuration becomes the
