@@ -141,7 +141,11 @@ pub(crate) fn set_adapter_trainable<M: LoraModule>(
     name: &str,
     trainable: bool,
 ) -> Result<()> {
-    checked(unknown(model, &[name]))?;
+    let mut problems = unknown(model, &[name]);
+    if !trainable {
+        refuse_trained_fields(model, &mut problems);
+    }
+    checked(problems)?;
     while_unmerged(model, |model| {
         try_each_layer(model, |_, layer| {
             set_layer_trainable(layer, name, trainable)
@@ -246,6 +250,11 @@ pub(crate) fn disabled<M: LoraModule>(model: &M) -> Result<M> {
     checked(problems)?;
     let mut base = model.clone();
     merge::unmerge(&mut base);
+    each_layer_mut(&mut base, |_, layer| {
+        if let Some(adapted) = layer.adapted_mut() {
+            adapted.parts_mut().2.rows = None;
+        }
+    });
     activate(&mut base, &[])?;
     Ok(base)
 }
@@ -371,6 +380,21 @@ pub(crate) fn unknown<M: LoraModule>(model: &M, names: &[&str]) -> Vec<String> {
 pub(crate) fn refuse_merged<M: LoraModule>(model: &M, problems: &mut Vec<String>) {
     if merge::is_merged(model) {
         problems.push("the model is merged: call unmerge() first".into());
+    }
+    refuse_view(model, problems);
+}
+
+/// A view for the rows of one batch is there to compute that batch.
+pub(crate) fn refuse_view<M: LoraModule>(model: &M, problems: &mut Vec<String>) {
+    let mut is_view = false;
+    each_layer(model, |_, layer| {
+        is_view |= layer
+            .adapted()
+            .is_some_and(|layer| layer.parts().2.rows.is_some());
+    });
+    if is_view {
+        problems
+            .push("this is a view for the rows of one batch: use the model that it is of".into());
     }
 }
 

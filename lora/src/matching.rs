@@ -1,7 +1,7 @@
 //! PEFT's rules for which paths a pattern means, with a note of the patterns that were of use.
 
 use crate::{Error, LoraConfig, Result, Targets};
-use fancy_regex::Regex;
+use fancy_regex::{Regex, RegexBuilder};
 
 /// True when `path` is `name` or ends with `.name`.
 pub(crate) fn is_or_ends_with(path: &str, name: &str) -> bool {
@@ -24,6 +24,12 @@ pub(crate) fn is_bias(path: &str) -> bool {
 pub(crate) fn modules_above(path: &str) -> impl Iterator<Item = &str> {
     path.match_indices('.').map(|(dot, _)| &path[..dot])
 }
+
+/// How many keys a setting with patterns may have.
+const MOST_KEYS: usize = 4096;
+/// How large a key may become when it is compiled, and a pattern of which there is one.
+const MOST_BYTES_OF_KEY: usize = 256 << 10;
+const MOST_BYTES: usize = 10 << 20;
 
 /// Compiled patterns of one setting, each with whether it has matched.
 pub(crate) struct Patterns {
@@ -63,7 +69,8 @@ impl Patterns {
         match targets {
             Targets::Names(names) => Ok(Self::names(setting, names)),
             Targets::Regex(regex) => {
-                Self::regexes(setting, [(regex.as_str(), format!("^(?:{regex})$"))])
+                let pattern = (regex.as_str(), format!("^(?:{regex})$"));
+                Self::regexes(setting, [pattern], MOST_BYTES)
             }
         }
     }
@@ -87,20 +94,28 @@ impl Patterns {
         keys: impl IntoIterator<Item = &'a String>,
     ) -> Result<Self> {
         let keys = keys.into_iter();
-        Self::regexes(
-            setting,
-            keys.map(|key| (key.as_str(), format!(r"^(?:.*\.)?(?:{key})$"))),
-        )
+        let keys: Vec<_> = keys
+            .map(|key| (key.as_str(), format!(r"^(?:.*\.)?(?:{key})$")))
+            .collect();
+        if keys.len() > MOST_KEYS {
+            let problem = format!("{setting} has {} keys: at most {MOST_KEYS}", keys.len());
+            return Err(Error::Config(vec![problem]));
+        }
+        Self::regexes(setting, keys, MOST_BYTES_OF_KEY)
     }
 
     fn regexes<'a>(
         setting: &'static str,
         patterns: impl IntoIterator<Item = (&'a str, String)>,
+        most_bytes: usize,
     ) -> Result<Self> {
         let mut entries = Vec::new();
         let mut problems = Vec::new();
         for (source, pattern) in patterns {
-            match Regex::new(&pattern) {
+            match RegexBuilder::new(&pattern)
+                .delegate_size_limit(most_bytes)
+                .build()
+            {
                 Ok(regex) => entries.push(Entry {
                     source: source.into(),
                     regex: Some(regex),
@@ -197,7 +212,7 @@ impl LayerNumbers {
         };
         Ok(Some(Self {
             numbers: numbers.map(|&number| (number, false)).collect(),
-            patterns: Patterns::regexes("layers_pattern", patterns)?,
+            patterns: Patterns::regexes("layers_pattern", patterns, MOST_BYTES_OF_KEY)?,
         }))
     }
 

@@ -1,6 +1,6 @@
 //! Merging the adapters of a whole model: every layer or none.
 
-use crate::manage::{checked, unknown};
+use crate::manage::{checked, refuse_view, unknown};
 use crate::params::{each_layer, each_layer_mut};
 use crate::{Adapted, LoraModule, Result};
 
@@ -11,7 +11,24 @@ pub(crate) fn merge<M: LoraModule>(model: &mut M) -> Result<()> {
 
 /// Merges these adapters, active or not, beside those that are merged already.
 pub(crate) fn merge_adapters<M: LoraModule>(model: &mut M, names: &[&str]) -> Result<()> {
-    checked(unknown(model, names))?;
+    let mut problems = unknown(model, names);
+    each_layer(model, |path, layer| {
+        let Some(adapters) = layer.adapted().map(|layer| layer.parts().2) else {
+            return;
+        };
+        for name in names {
+            let starts = adapters
+                .get(name)
+                .is_some_and(|adapter| adapter.initial.is_some());
+            if starts && adapters.copies.current() != Some(name) {
+                problems.push(format!(
+                    "`{name}` took something out of the weight of `{path}`, which is so only while it \
+                     is active: call set_active() first"
+                ));
+            }
+        }
+    });
+    checked(problems)?;
     each_merged(model, |layer| {
         let mut all = layer.parts().2.merged().to_vec();
         for name in names {
@@ -60,6 +77,9 @@ fn each_merged<M: LoraModule>(
     model: &mut M,
     f: impl Fn(&mut dyn Adapted) -> Result<()>,
 ) -> Result<()> {
+    let mut problems = Vec::new();
+    refuse_view(model, &mut problems);
+    checked(problems)?;
     let mut changed = model.clone();
     let mut result = Ok(());
     each_layer_mut(&mut changed, |_, layer| {

@@ -1,10 +1,11 @@
 //! One adapter of several: PEFT's `add_weighted_adapter`.
 
-use crate::adapter::Parked;
+use crate::adapter::{Parked, copies};
 use crate::combine::{Source, combine};
 use crate::params::{each_layer, each_layer_mut};
 use crate::{
-    Adapted, Adapter, Combination, CombineOptions, LoraModule, Result, Settings, init, manage,
+    Adapted, Adapter, Combination, CombineOptions, Error, LoraModule, Result, Settings, init,
+    manage,
 };
 use candle_core::Var;
 
@@ -59,11 +60,18 @@ pub(crate) fn add_weighted<M: LoraModule>(
     let mut changed = model.clone();
     let mut result = Ok(());
     each_layer_mut(&mut changed, |_, layer| {
-        if let Some(layer) = layer.adapted_mut()
-            && result.is_ok()
-        {
-            result = at_layer(layer, new, adapters, combination, &options);
+        if layer.adapted().is_none() || result.is_err() {
+            return;
         }
+        // It is made for the base's weight, whose copy is in the layer.
+        let current = layer.copies().and_then(|copies| copies.current());
+        let current = current.map(String::from);
+        result = copies::switch(layer, None).and_then(|()| {
+            if let Some(layer) = layer.adapted_mut() {
+                at_layer(layer, new, adapters, combination, &options)?;
+            }
+            copies::switch(layer, current.as_deref())
+        });
     });
     result?;
     manage::set_adapter_trainable(&mut changed, new, false)?;
@@ -89,6 +97,18 @@ fn at_layer(
     let Some((first, _)) = named.first() else {
         return Ok(());
     };
+    let alike = named.iter().all(|(adapter, _)| {
+        adapter.bias.is_none()
+            && adapter.magnitude.is_some() == first.magnitude.is_some()
+            && adapter.tie == first.tie
+    });
+    if !alike || layer.experts() > 1 {
+        return Err(Error::layer(
+            &all.path,
+            "adapters of experts, with a bias on B (lora_bias), or of which only some have DoRA or \
+             ensure_weight_tying, cannot be combined",
+        ));
+    }
     let sources = named.iter().map(|(adapter, weight)| Source {
         a: &adapter.a,
         b: &adapter.b,
@@ -116,6 +136,7 @@ fn at_layer(
         scale: 1.0,
         keeps_b: false,
         parked: Parked::default(),
+        start: first.start,
         loftq: first.loftq.clone(),
         tie: first.tie,
         initial: None,

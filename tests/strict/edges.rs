@@ -192,6 +192,29 @@ fn merging_one_of_two_tied_weights_leaves_the_other() {
     assert_eq!(model.embed.embeddings().id(), model.head.weight().id());
 }
 
+/// A merged head keeps its own update when the embedding that it shares is looked at again.
+#[test]
+fn a_merged_head_that_shares_a_trained_embedding_keeps_its_update() {
+    let config = LoraConfig::new(2)
+        .target_modules(["head"])
+        .modules_to_save(["embed"])
+        .ensure_weight_tying(true);
+    let mut model = tied().to_lora(&config).unwrap();
+    perturb(&model, 3);
+    let xs = fixed((2, 6), DType::F32, 5);
+    let before = model.head.forward(&xs).unwrap();
+    model.merge().unwrap();
+    model.rename_adapter("default", "other").unwrap();
+    assert_close("merged", &model.head.forward(&xs).unwrap(), &before, 1e-5);
+    model.set_adapter_trainable("other", false).unwrap();
+    assert_close("frozen", &model.head.forward(&xs).unwrap(), &before, 1e-5);
+    model.unmerge().unwrap();
+    assert_close("unmerged", &model.head.forward(&xs).unwrap(), &before, 1e-6);
+
+    let pissa = config.init(Init::Pissa);
+    refused(tied().to_lora(&pissa), &["`head`", "`embed`", "pissa"]);
+}
+
 #[test]
 fn a_tie_without_effect_is_named() {
     let config = config().ensure_weight_tying(true);

@@ -282,12 +282,20 @@ fn a_file_for_another_base_weight_is_not_put_into_an_adapter() {
     let mut model = tuned(&config());
     model.save_adapter(dir.path()).unwrap();
     let mut started = tuned(&config().init(lora::Init::Pissa));
-    refused(started.load_adapter(dir.path()), &["base model as it was"]);
+    refused(
+        started.load_adapter(dir.path()),
+        &["the file is for the base as it was"],
+    );
     let raw = |json: &mut serde_json::Value| json["init_lora_weights"] = "pissa".into();
     changed(dir.path(), &tuned(&config()), raw, |_| {});
     refused(
         model.load_adapter(dir.path()),
-        &["\"pissa\"", "changes the base"],
+        &["the file is for a base that `pissa` changed"],
     );
+    // One that another start changed is no better.
+    let raw = |json: &mut serde_json::Value| json["init_lora_weights"] = "olora".into();
+    let other = tempfile::tempdir().unwrap();
+    changed(other.path(), &tuned(&config()), raw, |_| {});
+    refused(started.load_adapter(other.path()), &["`olora`", "`pissa`"]);
     started.load_adapter(dir.path()).unwrap();
 }

@@ -184,6 +184,78 @@ fn a_combination_leaves_the_base_alone() {
     assert_eq!(values(&disabled.forward(&input()).unwrap()).unwrap(), base);
 }
 
+/// The base weight of PiSSA is another only while its adapter is active.
+#[test]
+fn an_adapter_that_changed_its_base_is_merged_while_it_is_active() {
+    let mut model = tuned(&config().init(Init::Pissa));
+    model.add_adapter("b", &config()).unwrap();
+    model.set_active(&["b"]).unwrap();
+    refused(
+        model.merge_adapters(&["default"]),
+        &["`default`", "fc1", "active"],
+    );
+    model.set_active(&["default"]).unwrap();
+    let before = model.forward(&input()).unwrap();
+    model.merge_adapters(&["default"]).unwrap();
+    assert_close("merged", &model.forward(&input()).unwrap(), &before, 1e-5);
+}
+
+/// DoRA multiplies what came before it: merged in another order it would compute something else.
+#[test]
+fn an_order_that_changes_the_result_is_not_merged() {
+    let mut model = tuned(&config().use_dora(true));
+    model.add_adapter("b", &config()).unwrap();
+    model.set_active(&["default", "b"]).unwrap();
+    perturb(&model, 7);
+    let before = model.forward(&input()).unwrap();
+    refused(model.merge_adapters(&["b"]), &["DoRA", "order"]);
+    model.merge_adapters(&["default"]).unwrap();
+    assert_close("first", &model.forward(&input()).unwrap(), &before, 1e-5);
+    model.merge().unwrap();
+    assert_close("both", &model.forward(&input()).unwrap(), &before, 1e-5);
+
+    let mut model = tuned(&config().lora_bias(true));
+    model.add_adapter("b", &config().use_dora(true)).unwrap();
+    model.set_active(&["default", "b"]).unwrap();
+    perturb(&model, 7);
+    let before = model.forward(&input()).unwrap();
+    refused(model.merge_adapters(&["default"]), &["DoRA", "order"]);
+    model.merge().unwrap();
+    assert_close("both", &model.forward(&input()).unwrap(), &before, 1e-5);
+}
+
+#[test]
+fn a_view_for_rows_only_computes() {
+    let mut model = tuned(&config());
+    model.add_adapter("b", &config()).unwrap();
+    let mut view = model.for_rows(&[Some("default"), None, Some("b")]).unwrap();
+    let words = &["view for the rows"][..];
+    refused(view.merge(), words);
+    refused(view.set_active(&["b"]), words);
+    refused(view.to_base(), words);
+    refused(view.for_rows(&[None]), words);
+    let disabled = view.disabled().unwrap().forward(&input()).unwrap();
+    let base = model.disabled().unwrap().forward(&input()).unwrap();
+    assert_eq!(values(&disabled).unwrap(), values(&base).unwrap());
+}
+
+#[test]
+fn what_differs_in_kind_is_not_combined() {
+    let options = CombineOptions::default();
+    let named = [("default", 1.0), ("b", 1.0)];
+    for (first, second) in [
+        (config().lora_bias(true), config()),
+        (config().use_dora(true), config()),
+        (config(), config().use_dora(true)),
+    ] {
+        let mut model = tuned(&first);
+        model.add_adapter("b", &second).unwrap();
+        let combined = model.add_weighted_adapter("c", &named, Combination::Cat, &options);
+        refused(combined, &["fc1", "cannot be combined"]);
+        assert_eq!(model.adapter_names(), ["default", "b"]);
+    }
+}
+
 /// What an adapter trains in full is no low-rank update.
 #[test]
 fn trained_modules_are_not_combined() {

@@ -191,6 +191,7 @@ pub trait Adapted: Debug {
         if names == adapters.merged() {
             return Ok(());
         }
+        adapters.check_order(&names)?;
         let (merged_weight, merged_bias) = self.merged_parts(&names)?;
         self.unmerge_weight();
         if names.is_empty() {
@@ -279,7 +280,13 @@ pub trait Adapted: Debug {
     /// # Errors
     /// As [`merge_weight`](Self::merge_weight).
     fn base_parts(&self) -> Result<(Tensor, Option<Tensor>)> {
-        let (weight, bias) = self.merged_parts(&self.parts().2.to_merge())?;
+        let adapters = self.parts().2;
+        if adapters.rows.is_some() {
+            let message =
+                "a view for the rows of one batch has no base model: use the model it is of";
+            return Err(Error::layer(&adapters.path, message));
+        }
+        let (weight, bias) = self.merged_parts(&adapters.to_merge())?;
         let bias = bias.as_ref().map(release).transpose()?;
         Ok((release(&weight)?, bias))
     }

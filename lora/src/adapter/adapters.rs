@@ -1,7 +1,7 @@
 //! [`Adapters`]: all that a layer's adapters are, and which of them act.
 
 use super::{Adapted, Adapter, Copies, Recorder, Rows, Tie, Tokens, seen};
-use crate::{Part, Result};
+use crate::{Error, Part, Result};
 use candle_core::Tensor;
 
 /// The adapters of one layer: which it has, which are active, and the layer's own weight while some
@@ -170,6 +170,30 @@ impl Adapters {
         let merged = self.merged();
         self.active()
             .filter(move |adapter| !merged.contains(&adapter.name))
+    }
+
+    /// Checks that with just these adapters merged, the layer computes what it does unmerged: DoRA
+    /// multiplies what the adapters before it gave.
+    pub(crate) fn check_order(&self, merged: &[String]) -> Result<()> {
+        let active: Vec<&Adapter> = self.active().collect();
+        let is_dora = |adapter: &&Adapter| adapter.magnitude.is_some();
+        let (first, rest): (Vec<&Adapter>, Vec<&Adapter>) = active
+            .iter()
+            .partition(|adapter| merged.contains(&adapter.name));
+        if first.is_empty() || rest.is_empty() || !active.iter().any(is_dora) {
+            return Ok(());
+        }
+        let comes_first = active.iter().zip(&first).all(|(a, b)| a.name == b.name);
+        // A bias on B would go into the layer's own, which DoRA leaves out.
+        let biased = first.iter().any(|adapter| adapter.bias.is_some());
+        match comes_first && !(biased && rest.iter().any(is_dora)) {
+            true => Ok(()),
+            false => Err(Error::layer(
+                &self.path,
+                "DoRA multiplies what the active adapters before it gave: merge them in the order in \
+                 which they are active, or all",
+            )),
+        }
     }
 
     /// The rows that the forward pass is to put in place of the base's.

@@ -61,6 +61,7 @@ pub(crate) fn fresh(
         scale: 1.0,
         keeps_b: frozen_b,
         parked: Parked::default(),
+        start: config.init.changes_base().then_some(config.init),
         loftq: (config.init == Init::Loftq).then(|| config.loftq_config.clone()),
         tie: match config.ensure_weight_tying && layer.is_lookup() {
             true => Tie::Shares,

@@ -22,7 +22,7 @@ pub(crate) use rows::{Rows, by_rows};
 pub(crate) use tie::Tie;
 pub use tokens::Tokens;
 
-use crate::{LoftqConfig, Part, Result, init};
+use crate::{Init, LoftqConfig, Part, Result, init};
 use candle_core::{DType, Tensor};
 
 /// The name of the adapter that conversion creates, as in PEFT.
@@ -46,6 +46,8 @@ pub struct Adapter {
     pub(crate) keeps_b: bool,
     pub(crate) tie: Tie,
     pub(crate) parked: Parked,
+    /// What it began with, where that changed the base.
+    pub(crate) start: Option<Init>,
     /// How the base was quantised for it, so that a file can say so.
     pub(crate) loftq: Option<LoftqConfig>,
     /// A and B as they started, where the base weight lost what they began with.
@@ -154,6 +156,7 @@ impl Adapter {
             a,
             b,
             initial: None,
+            start: None,
             settings: Settings {
                 rank: 2 * rank,
                 alpha: factor * alpha,

@@ -71,6 +71,13 @@ impl Shared {
                 adapters.list.push(transposed(adapter)?);
             }
         }
+        // A merged layer keeps the copies that it was merged with; whoever changes them unmerges.
+        if layer
+            .adapted()
+            .is_some_and(|layer| layer.parts().2.is_merged())
+        {
+            return Ok(());
+        }
         let names: Vec<String> = self.copies.iter().map(|(name, _)| name.clone()).collect();
         copies::untie(layer, &names)?;
         for (name, weight) in &self.copies {
@@ -143,8 +150,9 @@ pub(crate) fn problems<M: LoraModule>(model: &M, name: &str) -> Vec<String> {
     problems
 }
 
-/// Heads that share an embedding's weight, of which rows are trained, while the adapter's start took
-/// something out of the head's: a trained row would have it still.
+/// Heads that share an embedding's weight, of which rows or a copy are trained, while the adapter's
+/// start took something out of the head's: what is trained would have it still. And layers that share
+/// it and cannot have other rows.
 pub(crate) fn rows_problems<M: LoraModule>(
     model: &M,
     name: &str,
@@ -160,15 +168,25 @@ pub(crate) fn rows_problems<M: LoraModule>(
             .get(name)
             .is_some_and(|adapter| adapter.initial.is_some());
         if layer.is_lookup() {
-            if adapters.tokens_of(name).is_some() {
-                embeddings.insert(id, path.to_string());
+            let copies = adapters.copies.tied(Tie::Shares);
+            let rows = adapters.tokens_of(name).is_some();
+            if rows || copies.iter().any(|of| of == name) {
+                embeddings.insert(id, (path.to_string(), rows));
             }
-        } else if let Some(embedding) = embeddings.get(&id)
+        } else if let Some((embedding, true)) = embeddings.get(&id)
+            && layer.layer_kind() != "Linear"
+        {
+            problems.push(format!(
+                "`{path}`, a {}, shares the weight of `{embedding}`, of which rows are trained: only \
+                 a Linear can share them",
+                layer.layer_kind()
+            ));
+        } else if let Some((embedding, _)) = embeddings.get(&id)
             && starts
         {
             problems.push(format!(
-                "`{path}` shares the weight of `{embedding}`, of which rows are trained, and \
-                 `{}` takes values out of it: use another initial value",
+                "`{path}` shares the weight of `{embedding}`, which is trained, and `{}` \
+                 takes values out of it: use another initial value",
                 config.init
             ));
         }

@@ -182,6 +182,9 @@ pub enum LoraGaScale {
     Unit,
 }
 
+/// Each costs a decomposition, and a file may say so.
+const MOST_ITERATIONS: usize = 100;
+
 /// Settings of [`Init::Loftq`](crate::Init::Loftq).
 ///
 /// PEFT's `loftq_bits` is a [`quantiser`](Self::quantiser) here, one of candle's.
@@ -192,7 +195,7 @@ pub struct LoftqConfig {
     /// How the base weight is quantised. In JSON its name in lower case: `"q4_0"`, `"q4k"`.
     #[serde(with = "quantiser")]
     pub quantiser: GgmlDType,
-    /// How often quantisation and decomposition take turns, at least 1.
+    /// How often quantisation and decomposition take turns, 1 to 100.
     #[serde(rename = "loftq_iter")]
     pub iterations: usize,
 }
@@ -220,8 +223,11 @@ impl LoftqConfig {
     }
 
     pub(crate) fn check(&self, problems: &mut Vec<String>) {
-        if self.iterations == 0 {
-            problems.push("loftq_config: iterations is 0: it must be at least 1".into());
+        if !(1..=MOST_ITERATIONS).contains(&self.iterations) {
+            problems.push(format!(
+                "loftq_config: iterations is {}: it must be 1 to {MOST_ITERATIONS}",
+                self.iterations
+            ));
         }
         if quantiser::name(self.quantiser).is_none() {
             problems.push(format!(

@@ -217,10 +217,8 @@ impl Adapted for LoraWeight {
 
     fn shapes(&self, rank: usize) -> (Shape, Shape) {
         let (experts, outputs, inputs) = self.sizes();
-        (
-            (experts * rank, inputs).into(),
-            (outputs, rank * experts).into(),
-        )
+        let rows = experts.saturating_mul(rank);
+        ((rows, inputs).into(), (outputs, rows).into())
     }
 
     fn refuses(&self, settings: &Settings, config: &LoraConfig) -> Option<String> {

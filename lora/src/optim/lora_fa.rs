@@ -77,7 +77,7 @@ impl LoraFa {
         };
         let pairs = trained.into_iter().map(with_inverse);
         let pairs = pairs.collect::<Result<_>>()?;
-        freeze_a(model);
+        freeze_a(model)?;
         Ok(Self {
             adamw: adamw.order(Order::DecayLast),
             pairs,

@@ -3,6 +3,7 @@
 //! All that the optimisers know of adapters goes through here.
 
 use super::inverse;
+use crate::adapter::tie::retie;
 use crate::adapter::wider;
 use crate::params::{each_layer, each_layer_mut};
 use crate::path::join;
@@ -50,7 +51,7 @@ pub(super) fn pairs<M: LoraModule>(model: &M) -> Vec<Pair> {
 }
 
 /// Freezes every matrix A: no gradient is computed for it any more. The values stay.
-pub(super) fn freeze_a<M: LoraModule>(model: &mut M) {
+pub(super) fn freeze_a<M: LoraModule>(model: &mut M) -> Result<()> {
     each_layer_mut(model, |_, layer| {
         for param in layer.params_mut() {
             if param.role == Role::Adapter(Part::A) && param.tensor.is_variable() {
@@ -58,6 +59,8 @@ pub(super) fn freeze_a<M: LoraModule>(model: &mut M) {
             }
         }
     });
+    // A head's B is a view of its embedding's A.
+    retie(model)
 }
 
 impl Pair {

@@ -3,7 +3,7 @@
 use super::describe::{Description, Site};
 use crate::matching::{is_or_ends_with, is_or_starts_with};
 use crate::selection::{Overrides, Selection};
-use crate::{LoraConfig, Result, Settings, TrainBias};
+use crate::{LoraConfig, Part, Result, Settings, TrainBias};
 use indexmap::IndexMap;
 
 impl Description {
@@ -83,6 +83,17 @@ impl Description {
             ));
         }
         self.compare_saved(config, &mut problems);
+        for (key, part, theirs) in [
+            ("use_dora", Part::Magnitude, config.use_dora),
+            ("lora_bias", Part::Bias, config.lora_bias),
+        ] {
+            if self.has(part) != theirs {
+                let mine = self.has(part);
+                problems.push(format!(
+                    "`{key}` is {theirs} in the file, {mine} in the model"
+                ));
+            }
+        }
         if self.planned_tokens(config)? != self.tokens() {
             problems.push(format!(
                 "trainable_token_indices are {:?} in the file, {:?} in the model",

@@ -11,8 +11,8 @@ use std::path::Path;
 ///
 /// Reading is lenient in what it keeps and strict in what it understands: a key of a wrong type is
 /// an error; what only PEFT can run (Arrow routing, KaSA, ..) is kept as it is, so that a file can
-/// be looked at and written again; a key that PEFT does not know is an error, unless it is read with
-/// [`read_any`](Self::read_any). Absent keys have PEFT's defaults. PEFT's `runtime_config` is
+/// be looked at and written again; a key that PEFT does not know is an error, unless its value is
+/// null, false or empty, or it is read with [`read_any`](Self::read_any). Absent keys have PEFT's defaults. PEFT's `runtime_config` is
 /// passed over.
 ///
 /// [`to_lora_config`](Self::to_lora_config) is where features that do not run here are refused.
@@ -72,7 +72,7 @@ pub struct AdapterConfig {
     pub layers_pattern: Option<OneOrMany<String>>,
     /// Numbers of the layers with an adapter.
     pub layers_to_transform: Option<OneOrMany<usize>>,
-    /// Settings of the initial value `loftq`. Of no effect on a trained adapter.
+    /// Settings of the initial value `loftq`; those of this crate say how the base was quantised.
     pub loftq_config: Value,
     /// Numerator of the scaling.
     #[serde(serialize_with = "write_json::number")]
@@ -130,8 +130,8 @@ impl AdapterConfig {
     /// Reads `adapter_config.json` of a directory.
     ///
     /// # Errors
-    /// If the file cannot be read, is no JSON object, or holds a value of a wrong type or a key that
-    /// PEFT does not know; all of them are listed.
+    /// If the file cannot be read, is no JSON object, has a key twice, or holds a value of a wrong
+    /// type or a key that PEFT does not know and that is not off; all of them are listed.
     pub fn read(dir: impl AsRef<Path>) -> Result<Self> {
         Self::read_with(dir.as_ref(), false)
     }

@@ -355,7 +355,12 @@ impl Description {
                 false => path.clone(),
             };
             let experts = site.map_or(1, |site| site.experts);
-            (path.as_str(), place, *settings, settings.rank * experts)
+            (
+                path.as_str(),
+                place,
+                *settings,
+                settings.rank.saturating_mul(experts),
+            )
         })
     }
 

@@ -2,7 +2,7 @@
 
 use super::replace::place;
 use super::tensor_file::TensorFile;
-use super::{CONFIG_FILE, WEIGHTS_FILE};
+use super::{AdapterConfig, CONFIG_FILE, WEIGHTS_FILE};
 use crate::{Error, Result};
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
@@ -49,6 +49,19 @@ pub(super) fn read_bounded(path: &Path) -> Result<Vec<u8>> {
         ));
     }
     Ok(bytes)
+}
+
+/// Both files of one save: if another process saves in between, they are read again.
+pub(super) fn read_pair(dir: &Path) -> Result<(AdapterConfig, Vec<u8>)> {
+    for _ in 0..16 {
+        let json = read_config(dir)?;
+        let config = AdapterConfig::read(dir)?;
+        let weights = read_weights(dir)?;
+        if read_config(dir)? == json {
+            return Ok((config, weights));
+        }
+    }
+    Err(Error::file(dir, "is being written again and again"))
 }
 
 /// The weights' bytes. The header is checked first, so that nothing is read of a file that claims

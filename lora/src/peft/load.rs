@@ -24,9 +24,8 @@ struct Files<'a> {
 
 impl<'a> Files<'a> {
     fn read(dir: &'a Path) -> Result<Self> {
-        let file = AdapterConfig::read(dir)?;
+        let (file, bytes) = files::read_pair(dir)?;
         let mut config = settings(dir, &file)?;
-        let bytes = files::read_weights(dir)?;
         // A list without a name means the input embedding, which the weights know the name of.
         if let Some(TokenIndices::Input(ids)) = &file.trainable_token_indices
             && let Some(path) = Weights::parse(dir, &bytes)?.path_of(TOKENS)
@@ -99,7 +98,7 @@ pub(crate) fn load<M: LoraModule>(model: &mut M, dir: &Path) -> Result<()> {
     let files = Files::read(dir)?;
     match &manage::active(model)[..] {
         [name] => {
-            files.checked(other_start(model, name, files.config.init))?;
+            files.checked(other_start(model, name, &files.config))?;
             files.put(model, name)
         }
         active => manage::checked(vec![format!(
@@ -110,25 +109,31 @@ pub(crate) fn load<M: LoraModule>(model: &mut M, dir: &Path) -> Result<()> {
 }
 
 /// A file whose values belong to another base weight than the model's adapter has.
-fn other_start<M: LoraModule>(model: &M, name: &str, init: Init) -> Vec<String> {
-    let mut starts = false;
+fn other_start<M: LoraModule>(model: &M, name: &str, file: &LoraConfig) -> Vec<String> {
+    let theirs = file.init.changes_base().then_some(file.init);
+    let mut problems = Vec::new();
+    let words = |start: Option<Init>| match start {
+        Some(init) => format!("a base that `{init}` changed"),
+        None => "the base as it was".into(),
+    };
     each_layer(model, |_, layer| {
         let adapter = layer.adapted().and_then(|layer| layer.parts().2.get(name));
-        starts |=
-            adapter.is_some_and(|adapter| adapter.initial.is_some() || adapter.loftq.is_some());
+        let Some(adapter) = adapter.filter(|_| problems.is_empty()) else {
+            return;
+        };
+        let loftq = adapter.loftq.as_ref();
+        if adapter.start != theirs {
+            problems.push(format!(
+                "`init_lora_weights`: the file is for {}, the model's adapter for {}: load it as one \
+                 of its own",
+                words(theirs),
+                words(adapter.start)
+            ));
+        } else if loftq.is_some_and(|mine| *mine != file.loftq_config) {
+            problems.push("`loftq_config` is not that of the model's adapter".into());
+        }
     });
-    match (init.changes_base(), starts) {
-        (true, false) => vec![format!(
-            "`init_lora_weights` is \"{init}\", which changes the base model, and the model's \
-             adapter did not start so: load it as one of its own"
-        )],
-        (false, true) => vec![
-            "is for the base model as it was, and the model's adapter took values out of that: load \
-             it as one of its own"
-                .into(),
-        ],
-        _ => Vec::new(),
-    }
+    problems
 }
 
 /// Loads an adapter as a further one of the model.

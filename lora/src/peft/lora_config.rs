@@ -11,7 +11,7 @@ use std::path::Path;
 
 impl AdapterConfig {
     /// The settings for a new LoRA model. See also [`LoraConfig::from_pretrained`]. Those of initial
-    /// values (`eva_config` and the like) are left at their defaults.
+    /// values (`eva_config` and the like) are left at their defaults, but for LoftQ's from here.
     ///
     /// # Errors
     /// Lists what does not run here: activated LoRA, Arrow, BD-LoRA, KaSA, Megatron, MonteCLoRA,

@@ -11,12 +11,12 @@ use std::path::{Path, PathBuf};
 /// # Errors
 /// If the name is none of an adapter.
 pub fn check_name(name: &str) -> Result<()> {
-    let wrong = |char: char| matches!(char, '.' | '/' | '\\') || char.is_control();
+    let wrong = |char: char| matches!(char, '.' | '/' | '\\' | ':') || char.is_control();
     if name.is_empty() || name.len() > 255 || name.contains(wrong) {
         let name = super::parse::shorten(name);
         return Err(Error::Config(vec![format!(
             "{name:?} cannot be the name of an adapter: it must have 1 to 255 bytes, without `.`, \
-             `/`, `\\` and control characters"
+             `/`, `\\`, `:` and control characters"
         )]));
     }
     Ok(())

@@ -1,6 +1,6 @@
 //! Replacing the two files of a directory such that a crash at any moment leaves an adapter.
 
-use super::files::{stage, sync};
+use super::files::{stage, sync, temporary};
 use super::{CONFIG_FILE, WEIGHTS_FILE};
 use crate::{Error, Result};
 use std::fs::{self, File};
@@ -10,27 +10,36 @@ use std::path::{Path, PathBuf};
 /// The folder that holds both new files while they replace those of the directory.
 const NEW: &str = ".adapter-new";
 
+/// The old configuration in that folder: with it there the new files count. On a first save it is
+/// empty.
+const OLD_CONFIG: &str = "old_config.json";
+
 /// Where a file of the directory's adapter is: in the directory itself, or, where a save was cut
 /// off, in the folder of new files.
-///
-/// Only a directory without a configuration is in the middle of a save; what is in the folder
-/// otherwise never took effect.
 pub(super) fn place(dir: &Path, file: &str) -> PathBuf {
-    let new = dir.join(NEW).join(file);
-    match !dir.join(CONFIG_FILE).exists() && new.exists() {
-        true => new,
+    match is_cut_off(dir) {
+        true => dir.join(NEW).join(file),
         false => dir.join(file),
     }
+}
+
+/// True where a save took effect and its files are still in their folder.
+fn is_cut_off(dir: &Path) -> bool {
+    let new = dir.join(NEW);
+    !dir.join(CONFIG_FILE).exists()
+        && new.join(OLD_CONFIG).exists()
+        && new.join(CONFIG_FILE).exists()
 }
 
 /// Writes both files, or changes nothing.
 ///
 /// Two files cannot be replaced in one step. So both are written to a folder in the directory and
-/// flushed to the disk; the folder gets its name, `.adapter-new`; the old configuration is removed,
-/// which is the moment from which the new files count; and they are moved up, the configuration
-/// last. Whoever reads without this module in between sees no configuration instead of a mixture,
-/// and finds the whole adapter in the folder. The next save finishes one that was cut off. If the
-/// old configuration has the same bytes it stays, and the weights are replaced in one step.
+/// flushed to the disk; the folder gets its name, `.adapter-new`; the old configuration is moved
+/// into it, which is the moment from which the new files count; the weights are linked or copied up;
+/// and the configuration is moved up last. Until then the folder is whole. Whoever reads without
+/// this module in between sees no configuration instead of a mixture. The next save finishes one
+/// that was cut off. If the old configuration has the same bytes it stays, and the weights are
+/// replaced in one step.
 ///
 /// A process that is killed before leaves the old files as they were, and a temporary file or folder
 /// whose name begins with `.adapter-`.
@@ -62,14 +71,20 @@ fn replace(dir: &Path, config: &[u8], weights: &[u8]) -> io::Result<()> {
             file.write_all(bytes)?;
             file.sync_all()?;
         }
+        let is_first = !config_path.exists();
+        if is_first {
+            File::create_new(folder.path().join(OLD_CONFIG))?.sync_all()?;
+        }
         sync(folder.path());
         fs::rename(folder.path(), dir.join(NEW))?;
         // It has another name now and is not to be removed.
         let _ = folder.keep();
         sync(dir);
-        if config_path.exists() {
-            fs::remove_file(&config_path)?;
+        if !is_first && let Err(error) = fs::rename(&config_path, dir.join(NEW).join(OLD_CONFIG)) {
+            fs::remove_dir_all(dir.join(NEW))?;
+            return Err(error);
         }
+        sync(dir);
         finish(dir)?;
     }
     sync(dir);
@@ -82,12 +97,18 @@ fn finish(dir: &Path) -> io::Result<()> {
     if !new.is_dir() {
         return Ok(());
     }
-    if !dir.join(CONFIG_FILE).exists() {
-        for file in [WEIGHTS_FILE, CONFIG_FILE] {
-            if new.join(file).exists() {
-                fs::rename(new.join(file), dir.join(file))?;
-            }
+    if is_cut_off(dir) {
+        let weights = temporary(dir)?.into_temp_path();
+        fs::remove_file(&weights)?;
+        // Where files cannot have two names, a copy.
+        if fs::hard_link(new.join(WEIGHTS_FILE), &weights).is_err() {
+            fs::copy(new.join(WEIGHTS_FILE), &weights)?;
+            File::open(&weights)?.sync_all()?;
         }
+        weights.persist(dir.join(WEIGHTS_FILE))?;
+        sync(dir);
+        fs::rename(new.join(CONFIG_FILE), dir.join(CONFIG_FILE))?;
+        sync(dir);
     }
     fs::remove_dir_all(&new)
 }
@@ -157,8 +178,10 @@ mod tests {
                     fs::write(new.join(CONFIG_FILE), "c2").unwrap();
                     fs::write(new.join(WEIGHTS_FILE), "w2").unwrap();
                 },
-                &|| fs::remove_file(path.join(CONFIG_FILE)).unwrap(),
-                &|| fs::rename(new.join(WEIGHTS_FILE), path.join(WEIGHTS_FILE)).unwrap(),
+                &|| fs::rename(path.join(CONFIG_FILE), new.join(OLD_CONFIG)).unwrap(),
+                &|| {
+                    fs::copy(new.join(WEIGHTS_FILE), path.join(WEIGHTS_FILE)).unwrap();
+                },
                 &|| fs::rename(new.join(CONFIG_FILE), path.join(CONFIG_FILE)).unwrap(),
             ];
             steps[..count].iter().for_each(|step| step());
@@ -179,5 +202,20 @@ mod tests {
             write(dir.path(), b"c3", b"w3").unwrap();
             assert_eq!(read(dir.path()), ["c3", "w3"]);
         }
+    }
+
+    /// A save that never took effect does not come to life when the old files are deleted.
+    #[test]
+    fn what_never_took_effect_stays_so() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path();
+        write(path, b"c1", b"w1").unwrap();
+        fs::create_dir(path.join(NEW)).unwrap();
+        fs::write(path.join(NEW).join(CONFIG_FILE), "c2").unwrap();
+        fs::write(path.join(NEW).join(WEIGHTS_FILE), "w2").unwrap();
+        fs::remove_file(path.join(CONFIG_FILE)).unwrap();
+        assert!(!place(path, CONFIG_FILE).exists());
+        finish(path).unwrap();
+        assert!(!path.join(NEW).exists());
     }
 }

@@ -118,6 +118,7 @@ fn describe(model: &Description, options: &SaveOptions) -> Result<AdapterConfig,
             ));
         }
     }
+    problems.extend(named_twice(model));
     let bias = bias(model).unwrap_or_else(|problem| {
         problems.push(problem);
         TrainBias::None
@@ -252,6 +253,33 @@ fn bias(model: &Description) -> Result<TrainBias, String> {
             ))
         }
     }
+}
+
+/// Bare weights and embeddings with trained rows whose path is also the end of another's: PEFT takes
+/// both.
+fn named_twice(model: &Description) -> Vec<String> {
+    let tokens = model.tokens();
+    let mut problems = Vec::new();
+    for site in &model.sites {
+        let is_named = |site: &Site| match site.is_bare() {
+            true => site.adapter.is_some(),
+            false => tokens.contains_key(&site.path),
+        };
+        if !is_named(site) {
+            continue;
+        }
+        let others = model.sites.iter().filter(|other| other.kind == site.kind);
+        let mut others = others.filter(|other| {
+            other.path != site.path && is_or_ends_with(&other.path, &site.path) && !is_named(other)
+        });
+        if let Some(other) = others.next() {
+            problems.push(format!(
+                "cannot be written: the name `{}` also means `{}` to PEFT; rename one of them",
+                site.path, other.path
+            ));
+        }
+    }
+    problems
 }
 
 /// Modules that PEFT would train in full by mistake: it takes any whose path ends in the letters

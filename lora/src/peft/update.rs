@@ -2,7 +2,7 @@
 //!
 //! A is (r, in) and B is (out, r) unless it says otherwise; s is the scaling.
 
-use candle_core::{D, Result, Tensor};
+use candle_core::{D, Result, Tensor, bail};
 
 /// s·B·A, (out, in).
 pub(crate) fn linear_delta(a: &Tensor, b: &Tensor, scaling: f64) -> Result<Tensor> {
@@ -60,7 +60,10 @@ pub(crate) fn replace_rows(weight: &Tensor, indices: &[u32], rows: &Tensor) -> R
     let count = weight.dim(0)?;
     let mut order: Vec<u32> = (0..count as u32).collect();
     for (place, &row) in indices.iter().enumerate() {
-        order[row as usize] = (count + place) as u32;
+        match order.get_mut(row as usize) {
+            Some(order) => *order = (count + place) as u32,
+            None => bail!("there is no row {row} of {count} to be replaced"),
+        }
     }
     let order = Tensor::new(order, weight.device())?;
     Tensor::cat(&[weight, rows], 0)?.index_select(&order, 0)

@@ -2,6 +2,7 @@
 
 use super::header::Kind;
 use super::{ALIGNMENT, GgufOptions, VERSION, names};
+use crate::matching::is_or_ends_with;
 use crate::peft::parse::shorten;
 use crate::peft::tensor_file::TensorFile;
 use crate::peft::{AdapterConfig, CONFIG_FILE, PREFIX, files};
@@ -207,7 +208,7 @@ fn pairs(file: &TensorFile) -> Result<Vec<Layer>, Vec<String>> {
                     ));
                 }
             }
-            None if bare.ends_with(".base_layer.weight") => {}
+            None if is_base_of_embedding(bare) => {}
             None => problems.push(format!(
                 "`{}` is neither A nor B of a layer: a GGUF adapter holds no other",
                 shorten(bare)
@@ -370,4 +371,14 @@ fn write(to: &mut impl Write, tensor: &Tensor) -> io::Result<()> {
     tensor.write_bytes(&mut bytes).map_err(io::Error::other)?;
     bytes.resize(bytes.len().next_multiple_of(ALIGNMENT as usize), 0);
     to.write_all(&bytes)
+}
+
+/// PEFT writes the base weight of an adapted embedding or head beside the adapter.
+fn is_base_of_embedding(key: &str) -> bool {
+    let module = key.strip_suffix(".base_layer.weight");
+    module.is_some_and(|module| {
+        ["embed_tokens", "lm_head"]
+            .iter()
+            .any(|name| is_or_ends_with(module, name))
+    })
 }

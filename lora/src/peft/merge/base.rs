@@ -36,7 +36,8 @@ impl Base {
         }
         let name = path.file_name().map(|name| name.to_string_lossy());
         if name.is_some_and(|name| name.ends_with(INDEX)) {
-            return Self::open_index(path, path.parent().unwrap_or(Path::new("")));
+            let parent = path.parent().filter(|dir| !dir.as_os_str().is_empty());
+            return Self::open_index(path, parent.unwrap_or(Path::new(".")));
         }
         Self::of(path, None, None, vec![TensorFile::open(path)?])
     }
@@ -194,10 +195,16 @@ impl Base {
         }
     }
 
-    /// `config.json` beside the files, if there is one that can be read.
-    pub fn model_config(&self) -> Option<Value> {
-        let dir = self.shards.first()?.path().parent()?;
-        let bytes = read_bounded(&dir.join("config.json")).ok()?;
-        serde_json::from_slice(&bytes).ok()
+    /// `config.json` beside the files, if there is one.
+    pub fn model_config(&self) -> Result<Option<Value>> {
+        let dir = self.shards.first().and_then(|shard| shard.path().parent());
+        let path = dir.map(|dir| dir.join("config.json"));
+        let Some(path) = path.filter(|path| path.exists()) else {
+            return Ok(None);
+        };
+        let config = unique::parse(&read_bounded(&path)?);
+        config
+            .map(Some)
+            .map_err(|error| Error::file(&path, format!("is not valid JSON: {error}")))
     }
 }

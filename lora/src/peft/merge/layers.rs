@@ -28,7 +28,7 @@ impl Planner<'_> {
         let names = [join(&place, "weight"), join(&place, "in_proj_weight")];
         let mut found = names.iter().find(|name| self.base.contains(name)).cloned();
         if found.is_none() && !self.is_shared(&a, &b, keys)? {
-            found = self.untie(&names[0], &a, &b);
+            found = self.untie(&names[0], &a, &b)?;
             if found.is_none() {
                 self.problems.push(format!(
                     "`{name}` is adapted, but the base has no `{}`; if it shares an embedding's \
@@ -290,7 +290,11 @@ impl Planner<'_> {
         }
         let rows = rows.clone();
         if self.are_floats(&weight, &[key]) {
-            self.change(&weight).rows = Some((key.into(), rows));
+            let change = self.change(&weight);
+            if change.rows.replace((key.into(), rows)).is_some() {
+                self.problems
+                    .push(format!("two tensors of the file hold rows of `{weight}`"));
+            }
         }
         Ok(())
     }

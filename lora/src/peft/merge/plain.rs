@@ -1,9 +1,10 @@
 //! Tensors that an adapter brings in full, and what a file must hold beside what it does.
 
-use super::keys::{Keys, without_wrappers};
+use super::keys::{Keys, Part, without_wrappers};
 use super::paths::Paths;
 use super::plan::Planner;
 use crate::matching::{is_bias, is_or_ends_with, modules_above};
+use crate::peft::TokenIndices;
 use crate::{Result, TrainBias};
 use candle_core::{DType, Tensor};
 use serde_json::Value;
@@ -74,7 +75,10 @@ impl Planner<'_> {
                 return Ok(());
             }
             if self.options.new_tensors {
-                self.change(&name).replace = Some(key.into());
+                if self.change(&name).replace.replace(key.into()).is_some() {
+                    self.problems
+                        .push(format!("two tensors of the file are to be `{name}`"));
+                }
             } else {
                 self.problems.push(format!(
                     "`{key}` has no `{name}` in the base to replace; MergeOptions::new_tensors adds \
@@ -172,6 +176,9 @@ impl Planner<'_> {
         }
         let modules = keys.modules.keys();
         let adapted: HashSet<String> = modules.map(|path| without_wrappers(path)).collect();
+        let plain = keys.plain.keys();
+        let plain: HashSet<String> = plain.map(|name| without_wrappers(name)).collect();
+        self.find_missing_parts(keys, &adapted);
         let names: Vec<&str> = self.base.names().collect();
         for name in names {
             if self.saved_module(name).is_some() {
@@ -181,6 +188,18 @@ impl Planner<'_> {
                     ));
                 }
                 continue;
+            }
+            if let Some(path) = name.strip_suffix(".bias") {
+                let wanted = match self.config.bias {
+                    TrainBias::None => false,
+                    TrainBias::LoraOnly => adapted.contains(path),
+                    TrainBias::All => true,
+                };
+                if wanted && !plain.contains(name) {
+                    self.problems.push(format!(
+                        "`bias` says that `{name}` is trained, but the adapter has none for it"
+                    ));
+                }
             }
             let Some(path) = name.strip_suffix(".weight") else {
                 continue;
@@ -200,34 +219,61 @@ impl Planner<'_> {
         Ok(())
     }
 
+    /// Rows and bare parameters that the configuration names and the adapter has nothing for.
+    fn find_missing_parts(&mut self, keys: &Keys, adapted: &HashSet<String>) {
+        let with_rows = keys.modules.iter();
+        let with_rows = with_rows.filter(|(_, module)| module.has(Part::Tokens));
+        let with_rows: Vec<&String> = with_rows.map(|(path, _)| path).collect();
+        for module in self.lora.trainable_token_indices.keys() {
+            let found = match self.config.trainable_token_indices {
+                // The input embedding, whatever its name.
+                Some(TokenIndices::Input(_)) => !with_rows.is_empty(),
+                _ => with_rows.iter().any(|path| is_or_ends_with(path, module)),
+            };
+            if !found {
+                self.problems.push(format!(
+                    "`trainable_token_indices` names `{module}`, but the adapter has no rows for it"
+                ));
+            }
+        }
+        for parameter in &self.lora.target_parameters {
+            let module = parameter.rsplit_once('.').map_or("", |(module, _)| module);
+            let mut paths = adapted.iter();
+            if !module.is_empty() && !paths.any(|path| is_or_ends_with(path, module)) {
+                self.problems.push(format!(
+                    "`target_parameters` names `{parameter}`, but the adapter has nothing for it"
+                ));
+            }
+        }
+    }
+
     /// Gives a head that has no weight of its own a copy of the embedding's, if that is asked for.
-    pub fn untie(&mut self, head: &str, a: &str, b: &str) -> Option<String> {
-        if !self.options.untie || !self.is_tied() {
-            return None;
+    pub fn untie(&mut self, head: &str, a: &str, b: &str) -> Result<Option<String>> {
+        if !self.options.untie || !self.is_tied()? {
+            return Ok(None);
         }
         let (&[_, input], &[out, _]) = (self.shape_of(a), self.shape_of(b)) else {
-            return None;
+            return Ok(None);
         };
         let names = self.base.names().filter(|name| is_embedding(name));
         let mut fitting = names.filter(|name| self.base.shape(name) == Some(&[out, input]));
-        let (embedding, other) = (fitting.next()?.to_string(), fitting.next());
-        if other.is_some() {
-            return None;
-        }
+        let (Some(embedding), None) = (fitting.next().map(str::to_string), fitting.next()) else {
+            return Ok(None);
+        };
         self.change(head).copy_of = Some(embedding);
-        Some(head.into())
+        Ok(Some(head.into()))
     }
 
     /// Refuses to change a weight that a head shares and that the adapter was trained not to share,
     /// or gives the head one of its own.
-    pub fn check_tying(&mut self) {
-        if self.config.ensure_weight_tying || self.options.keep_tied || !self.is_tied() {
-            return;
+    pub fn check_tying(&mut self) -> Result<()> {
+        if self.config.ensure_weight_tying || self.options.keep_tied || !self.is_tied()? {
+            return Ok(());
         }
         let head = self.locate("lm_head.weight");
         let own = self.changes.get(&head);
         if own.is_some_and(|head| head.replace.is_some()) {
-            return;
+            return Ok(());
         }
         let changes = self.changes.iter();
         let changed = changes.filter(|(name, change)| {
@@ -255,22 +301,39 @@ impl Planner<'_> {
             Some((name.clone(), rows))
         });
         for (name, rows) in copies.collect::<Vec<_>>() {
+            // The copy is the base's embedding, which may have fewer rows than the adapter's.
+            let source = self
+                .changes
+                .get(&name)
+                .and_then(|change| change.copy_of.clone());
+            let count = source.and_then(|source| self.base.shape(&source)?.first().copied());
+            if let Some(row) = rows
+                .1
+                .iter()
+                .find(|row| **row as usize >= count.unwrap_or(0))
+            {
+                self.problems.push(format!(
+                    "`{name}` is a copy of the base's embedding, which has no row {row} to be trained"
+                ));
+                continue;
+            }
             self.change(&name).rows = Some(rows);
         }
+        Ok(())
     }
 
     /// Whether the model's head has the embedding's weight: its `config.json` says so, or it is a
     /// language model without a head in the checkpoint.
-    fn is_tied(&self) -> bool {
+    fn is_tied(&self) -> Result<bool> {
         let head = |name: &str| {
             let heads = ["lm_head.weight", "embed_out.weight", "output.weight"];
             heads.iter().any(|head| is_or_ends_with(name, head))
         };
         if self.base.names().any(head) {
-            return false;
+            return Ok(false);
         }
-        let Some(config) = self.base.model_config() else {
-            return false;
+        let Some(config) = self.base.model_config()? else {
+            return Ok(false);
         };
         let architectures = config.get("architectures").and_then(Value::as_array);
         let generates = architectures.into_iter().flatten().any(|name| {
@@ -279,7 +342,7 @@ impl Planner<'_> {
             ends.iter().any(|end| name.ends_with(end))
         });
         let says = config.get("tie_word_embeddings").and_then(Value::as_bool);
-        says.unwrap_or(generates)
+        Ok(says.unwrap_or(generates))
     }
 }
 

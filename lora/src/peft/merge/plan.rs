@@ -227,8 +227,7 @@ impl Planner<'_> {
         }
         self.lay_out(square);
         self.find_missing(keys)?;
-        self.check_tying();
-        Ok(())
+        self.check_tying()
     }
 
     /// The path in the checkpoint of a path in the adapter.
