@@ -90,21 +90,23 @@ impl Tokens {
     /// The table with the rows in it: (n, dim).
     pub(crate) fn put_into(&self, table: &Tensor) -> Result<Tensor> {
         let rows = self.rows.detach().to_dtype(table.dtype())?;
-        let slots = self.slots.to_device(table.device())?;
-        let mask = slots.gt(0u32)?.unsqueeze(1)?.broadcast_as(table.shape())?;
-        Ok(mask.where_cond(&self.by_slot(&rows, &slots)?, table)?)
+        let mask = self
+            .slots
+            .gt(0u32)?
+            .unsqueeze(1)?
+            .broadcast_as(table.shape())?;
+        Ok(mask.where_cond(&self.by_slot(&rows, &self.slots)?, table)?)
     }
 
     /// The result of a lookup, `ys` (ids.., dim), with the rows in place of the base's.
     pub(crate) fn after_lookup(&self, ids: &Tensor, ys: &Tensor) -> candle_core::Result<Tensor> {
-        let slots = self.slots.to_device(ids.device())?;
         let flat = ids.flatten_all()?;
         // In a dtype of which candle takes no value for "no row".
         let flat = match flat.dtype() {
             DType::U32 | DType::I64 => flat,
             _ => flat.to_dtype(DType::I64)?,
         };
-        let slots = slots.index_select(&flat, 0)?;
+        let slots = self.slots.index_select(&flat, 0)?;
         let rows = self.by_slot(&self.rows.to_dtype(ys.dtype())?, &slots)?;
         let mut shape = ids.dims().to_vec();
         shape.push(1);
@@ -118,10 +120,9 @@ impl Tokens {
         let scores = ops::linear(xs, &self.rows.to_dtype(xs.dtype())?, None)?;
         let none = scores.narrow(D::Minus1, 0, 1)?.zeros_like()?;
         let scores = Tensor::cat(&[&none, &scores], D::Minus1)?;
-        let slots = self.slots.to_device(xs.device())?;
         let scores = scores.contiguous()?;
-        let scores = scores.index_select(&slots, scores.rank() - 1)?;
-        let mask = slots.gt(0u32)?.broadcast_as(ys.shape())?;
+        let scores = scores.index_select(&self.slots, scores.rank() - 1)?;
+        let mask = self.slots.gt(0u32)?.broadcast_as(ys.shape())?;
         mask.where_cond(&scores, ys)
     }
 

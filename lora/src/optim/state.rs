@@ -1,15 +1,15 @@
 //! The optimiser's state as a file.
 
 use super::adamw::{Slot, State};
+use crate::peft::{stage, sync};
 use crate::{Error, Result, ops};
 use candle_core::safetensors::Load;
 use candle_core::{Device, Tensor};
 use safetensors::SafeTensors;
 use safetensors::tensor::TensorView;
 use std::collections::{BTreeMap, HashMap};
-use std::fs::{self, File};
-use std::io::{self, Write};
 use std::path::Path;
+use std::{fs, io};
 
 /// Ends of the keys, in PyTorch's words.
 const FIRST: &str = "exp_avg";
@@ -120,18 +120,7 @@ fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
         Some(dir) if !dir.as_os_str().is_empty() => dir,
         _ => Path::new("."),
     };
-    let mut builder = tempfile::Builder::new();
-    builder.prefix(".optimizer-");
-    // As any new file: the process's mask applies.
-    #[cfg(unix)]
-    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
-    let mut file = builder.tempfile_in(dir)?;
-    file.write_all(bytes)?;
-    file.as_file().sync_all()?;
-    file.persist(path).map_err(|error| error.error)?;
-    // Makes the renaming durable where directories can be flushed.
-    if let Ok(dir) = File::open(dir) {
-        let _ = dir.sync_all();
-    }
+    stage(dir, bytes)?.persist(path)?;
+    sync(dir);
     Ok(())
 }

@@ -87,7 +87,7 @@ pub(super) fn weights_path(dir: &Path) -> Result<PathBuf> {
 }
 
 /// A file of the directory with these contents and a temporary name.
-pub(super) fn stage(dir: &Path, bytes: &[u8]) -> io::Result<NamedTempFile> {
+pub(crate) fn stage(dir: &Path, bytes: &[u8]) -> io::Result<NamedTempFile> {
     let mut file = temporary(dir)?;
     file.write_all(bytes)?;
     file.as_file().sync_all()?;
@@ -105,7 +105,7 @@ pub(super) fn temporary(dir: &Path) -> io::Result<NamedTempFile> {
 }
 
 /// Makes the renames durable where directories can be flushed.
-pub(super) fn sync(dir: &Path) {
+pub(crate) fn sync(dir: &Path) {
     if let Ok(dir) = File::open(dir) {
         let _ = dir.sync_all();
     }

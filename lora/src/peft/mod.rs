@@ -82,6 +82,7 @@ pub use merge::{
 pub use names::{adapters_in, check_name};
 pub use save::SaveOptions;
 
+pub(crate) use files::{stage, sync};
 pub(crate) use load::{add, load, load_new, swap};
 pub(crate) use save::save_all;
 
