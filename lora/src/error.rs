@@ -25,7 +25,7 @@ pub enum Error {
     /// Trainable parameters that the backward pass did not reach.
     #[error(
         "{} of the model's {trainable} trainable parameters got no gradient:{}\n{}",
-        .paths.len(), list(.paths), crate::backward::CAUSES
+        .paths.len(), list(.paths), CAUSES
     )]
     NoGradient {
         /// Paths of the parameters without a gradient.
@@ -106,11 +106,29 @@ impl From<Error> for candle_core::Error {
     }
 }
 
+/// The usual reasons, for [`Error::NoGradient`].
+const CAUSES: &str = "\
+usual causes:
+  - a function between the loss and these layers records no gradient: candle's layer_norm, \
+rms_norm, softmax_last_dim, rope, rope_i, rope_thd and sdpa do not; those of lora::ops take the same \
+arguments and do
+  - the loss does not depend on them: a branch that was not taken, a detached tensor, an \
+empty batch
+  - the model is in eval mode (call train()) or merged (call unmerge())";
+
 /// One problem stays on the line; several get a line each.
 fn list(problems: &[String]) -> String {
     match problems {
         [one] => format!(" {one}"),
         many => many.iter().map(|p| format!("\n  - {p}")).collect(),
+    }
+}
+
+/// A text of a file in a message, cut where it is long.
+pub(crate) fn shorten(text: &str) -> String {
+    match text.char_indices().nth(80) {
+        Some((end, _)) => format!("{}..", &text[..end]),
+        None => text.into(),
     }
 }
 

@@ -81,64 +81,43 @@
 extern crate self as lora;
 
 mod adapter;
-mod backward;
 pub mod blocks;
-mod builder;
-mod calibrate;
-mod checkpoint;
-mod combine;
 #[doc = include_str!("../docs/coming-from-peft.md")]
 pub mod coming_from_peft {}
 mod config;
 mod convert;
 mod error;
+mod file;
 mod init;
 mod kernels;
-mod layer;
 pub mod layers;
 mod linalg;
 mod manage;
-mod matching;
-mod merge;
-mod model;
 pub mod models;
-mod module;
 pub mod ops;
 pub mod optim;
-mod params;
 mod path;
 pub mod peft;
 pub mod profile;
-mod selection;
-mod status;
-mod summary;
-mod targets;
-mod transfer;
-mod visit;
-mod weighted;
-mod with_lora;
+mod traits;
 
-pub use adapter::{Adapted, Adapter, Adapters, Copies, DEFAULT_ADAPTER, Settings, Tokens};
-pub use builder::{Builder, Mark};
-pub use checkpoint::checkpoint;
-pub use combine::{Combination, CombineOptions, MajoritySign};
-pub use config::{LoraConfig, TrainBias};
-pub use error::{Error, Result};
-pub use init::{
-    Calibrated, CordaConfig, CordaMethod, EvaConfig, Init, LoftqConfig, LoraGaConfig,
-    LoraGaDirection, LoraGaScale,
+pub use adapter::{
+    Adapted, Adapter, Adapters, Copies, DEFAULT_ADAPTER, Layer, Mark, Param, Part, Role, Tokens,
 };
-pub use layer::{Layer, Param, Part, Role};
+pub use config::{
+    CordaConfig, CordaMethod, EvaConfig, Init, LoftqConfig, LoraConfig, LoraGaConfig,
+    LoraGaDirection, LoraGaScale, Settings, Targets, TrainBias, WithLora,
+};
+pub use convert::Builder;
+pub use error::{Error, Result};
+pub use init::Calibrated;
 pub use lora_derive::{LoraModel, forward};
-pub use model::{Lora, LoraLayer, LoraModel};
-pub use module::LoraModule;
-pub use params::NamedParam;
-pub use status::{LayerStatus, ModelStatus, State};
-pub use summary::{Summary, SummaryRow};
-pub use targets::Targets;
-pub use transfer::{LORA_WEIGHT_NAMES, transfer_weights};
-pub use visit::{Cursor, CursorMut};
-pub use with_lora::WithLora;
+pub use manage::{
+    Combination, CombineOptions, LORA_WEIGHT_NAMES, LayerStatus, MajoritySign, ModelStatus, State,
+    Summary, SummaryRow, transfer_weights,
+};
+pub use ops::checkpoint;
+pub use traits::{Cursor, CursorMut, Lora, LoraLayer, LoraModel, LoraModule, NamedParam};
 
 #[doc(hidden)]
 #[path = "private.rs"]

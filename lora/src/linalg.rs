@@ -1,11 +1,17 @@
 //! Decompositions of matrices, in f64 whatever the tensors' dtype, so that results are rounded once.
 
-use crate::init::gaussian;
 use crate::{Error, Result};
 use candle_core::{DType, Device, Tensor};
 use faer::linalg::solvers::Solve;
 use faer::{Mat, MatRef, Side};
-use rand::Rng;
+use rand::{Rng, RngExt};
+
+/// A value of N(0, 1), by Box and Muller.
+pub(crate) fn gaussian(rng: &mut impl Rng) -> f64 {
+    // 1 − u is never 0.
+    let radius = (-2.0 * (1.0 - rng.random::<f64>()).ln()).sqrt();
+    radius * (std::f64::consts::TAU * rng.random::<f64>()).cos()
+}
 
 /// A thin singular value decomposition U·diag(S)·Vᵀ, the largest values first.
 pub(crate) struct Svd {

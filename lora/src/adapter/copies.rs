@@ -1,7 +1,7 @@
 //! [`Copies`]: the copies of a layer's own parameters that adapters have.
 
 use super::{Parked, Tie};
-use crate::builder::Mark;
+use crate::adapter::Mark;
 use crate::{Error, Layer, Param, Result};
 use candle_core::Tensor;
 

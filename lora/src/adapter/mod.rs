@@ -2,31 +2,33 @@
 
 mod adapted;
 mod adapters;
-mod attach;
 pub(crate) mod copies;
-mod fresh;
+mod layer;
+mod mark;
+mod name;
 mod parked;
 mod recorder;
 mod rows;
-pub(crate) mod tie;
+mod tie;
 mod tokens;
+pub(crate) mod update;
 
 pub use adapted::Adapted;
 pub use adapters::Adapters;
 pub(crate) use adapters::Merged;
-pub(crate) use attach::Attach;
 pub use copies::Copies;
+pub use layer::{Layer, Param, Part, Role};
+pub use mark::Mark;
+pub use name::{DEFAULT_ADAPTER, check_name};
 pub(crate) use parked::Parked;
 pub(crate) use recorder::Recorder;
 pub(crate) use rows::{Rows, by_rows};
 pub(crate) use tie::Tie;
 pub use tokens::Tokens;
 
-use crate::{Init, LoftqConfig, Part, Result, init};
+use crate::config::Settings;
+use crate::{Init, LoftqConfig, Result, init};
 use candle_core::{DType, Tensor};
-
-/// The name of the adapter that conversion creates, as in PEFT.
-pub const DEFAULT_ADAPTER: &str = "default";
 
 /// One low-rank update of a layer's weight: W + s·B·A.
 ///
@@ -52,19 +54,6 @@ pub struct Adapter {
     pub(crate) loftq: Option<LoftqConfig>,
     /// A and B as they started, where the base weight lost what they began with.
     pub(crate) initial: Option<(Tensor, Tensor)>,
-}
-
-/// Size and strength of one adapter.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Settings {
-    /// Rank r.
-    pub rank: usize,
-    /// Numerator of the scaling.
-    pub alpha: f64,
-    /// The factor s of the update.
-    pub scaling: f64,
-    /// Probability that an input of the low-rank branch is dropped in training.
-    pub dropout: f64,
 }
 
 impl Adapter {

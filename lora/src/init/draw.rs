@@ -1,5 +1,6 @@
 //! Initial values of adapters, drawn on the CPU so that a seed means the same on every device.
 
+use crate::linalg::gaussian;
 use crate::{Error, Init, LoraConfig, Result};
 use candle_core::{DType, Device, Shape, Tensor, Var};
 use rand::rngs::ChaCha8Rng;
@@ -86,11 +87,6 @@ pub(crate) fn rng(seed: Option<u64>, path: &str) -> ChaCha8Rng {
     rng
 }
 
-/// A value of N(0, 1).
-pub(crate) fn gaussian(rng: &mut impl Rng) -> f64 {
-    Draw::Normal(1.0).sample(rng)
-}
-
 #[derive(Clone, Copy)]
 enum Draw {
     Zero,
@@ -105,11 +101,7 @@ impl Draw {
         match self {
             Draw::Zero => 0.0,
             Draw::Uniform(bound) => (2.0 * rng.random::<f64>() - 1.0) * bound,
-            Draw::Normal(std) => {
-                // Box and Muller; 1 − u is never 0.
-                let radius = (-2.0 * (1.0 - rng.random::<f64>()).ln()).sqrt();
-                radius * (std::f64::consts::TAU * rng.random::<f64>()).cos() * std
-            }
+            Draw::Normal(std) => gaussian(rng) * std,
         }
     }
 }

@@ -1,7 +1,8 @@
 //! Initial values that are computed from a linear layer's weight.
 
-use super::calibrate::{Calibrated, Components};
-use super::{CordaMethod, LoraGaDirection, LoraGaScale, adapter_dtype};
+use super::adapter_dtype;
+use super::calibration::{Calibrated, Components};
+use crate::config::{CordaMethod, LoraGaDirection, LoraGaScale};
 use crate::linalg::{self, Svd};
 use crate::{Error, Init, LoraConfig, Result};
 use candle_core::quantized::QTensor;

@@ -4,7 +4,7 @@ use super::checkpoint::{Checkpoint, Loader};
 use super::random::Random;
 use super::shapes::{Placeholder, parameter_shapes};
 use super::{Architecture, Created, Options, Variant, Weights, names};
-use crate::matching::is_or_starts_with;
+use crate::config::matching::is_or_starts_with;
 use crate::{Error, Result};
 use candle_core::Shape;
 use candle_nn::VarBuilder;

@@ -3,10 +3,10 @@
 //! All that the optimisers know of adapters goes through here.
 
 use super::inverse;
-use crate::adapter::tie::retie;
 use crate::adapter::wider;
-use crate::params::{each_layer, each_layer_mut};
+use crate::manage::tie::retie;
 use crate::path::join;
+use crate::traits::{each_layer, each_layer_mut};
 use crate::{LoraModule, Part, Result, Role};
 use candle_core::{DType, Tensor};
 

@@ -1,7 +1,7 @@
 //! The optimiser's state as a file.
 
 use super::adamw::{Slot, State};
-use crate::peft::{stage, sync};
+use crate::file::{stage, sync};
 use crate::{Error, Result, ops};
 use candle_core::safetensors::Load;
 use candle_core::{Device, Tensor};

@@ -1,8 +1,8 @@
 //! The trained parameters with what the optimisers' groups go by.
 
-use crate::matching::is_bias;
-use crate::params::each_layer;
+use crate::config::matching::is_bias;
 use crate::path::join;
+use crate::traits::each_layer;
 use crate::{LoraModule, Part, Role};
 use candle_core::Var;
 use std::collections::HashSet;

@@ -1,8 +1,8 @@
 //! Where a configuration and a model disagree: PEFT's rules, without its leniency.
 
 use super::describe::{Description, Site};
-use crate::matching::{is_or_ends_with, is_or_starts_with};
-use crate::selection::{Overrides, Selection};
+use crate::config::matching::{is_or_ends_with, is_or_starts_with};
+use crate::config::selection::{Overrides, Selection};
 use crate::{LoraConfig, Part, Result, Settings, TrainBias};
 use indexmap::IndexMap;
 

@@ -2,10 +2,10 @@
 //! and the key of each tensor in the file.
 
 use crate::adapter::copies::{self, Own};
-use crate::adapter::tie::base_id;
-use crate::matching::{is_bias, is_or_starts_with, modules_above};
-use crate::params::each_layer;
+use crate::config::matching::{is_bias, is_or_starts_with, modules_above};
+use crate::manage::tie::base_id;
 use crate::path::join;
+use crate::traits::each_layer;
 use crate::{Adapter, LoftqConfig, LoraModule, Param, Part, Result, Role, Settings};
 use candle_core::Tensor;
 use indexmap::IndexMap;

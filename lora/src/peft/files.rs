@@ -1,16 +1,11 @@
 //! Reading and writing the two files of a directory.
 
 use super::replace::place;
-use super::tensor_file::TensorFile;
 use super::{AdapterConfig, CONFIG_FILE, WEIGHTS_FILE};
+use crate::file::{TensorFile, read_bounded};
 use crate::{Error, Result};
-use std::fs::{self, File};
-use std::io::{self, Read, Write};
+use std::fs;
 use std::path::{Path, PathBuf};
-use tempfile::NamedTempFile;
-
-/// A configuration larger than this is none.
-const MAX_CONFIG: u64 = 16 << 20;
 
 pub(super) fn read_config(dir: &Path) -> Result<Vec<u8>> {
     let path = place(dir, CONFIG_FILE);
@@ -33,22 +28,6 @@ pub(super) fn read_config(dir: &Path) -> Result<Vec<u8>> {
         return Err(Error::file(dir, format!("holds no {CONFIG_FILE}{hint}")));
     }
     read_bounded(&path)
-}
-
-/// A JSON file, if it is of a size that is sensible.
-pub(super) fn read_bounded(path: &Path) -> Result<Vec<u8>> {
-    let failed = |error| Error::file(path, error);
-    let mut bytes = Vec::new();
-    let file = File::open(path).map_err(failed)?;
-    let read = file.take(MAX_CONFIG + 1).read_to_end(&mut bytes);
-    read.map_err(failed)?;
-    if bytes.len() as u64 > MAX_CONFIG {
-        return Err(Error::file(
-            path,
-            "is larger than 16 MiB: not a configuration",
-        ));
-    }
-    Ok(bytes)
 }
 
 /// Both files of one save: if another process saves in between, they are read again.
@@ -84,29 +63,4 @@ pub(super) fn weights_path(dir: &Path) -> Result<PathBuf> {
         ));
     }
     Ok(path)
-}
-
-/// A file of the directory with these contents and a temporary name.
-pub(crate) fn stage(dir: &Path, bytes: &[u8]) -> io::Result<NamedTempFile> {
-    let mut file = temporary(dir)?;
-    file.write_all(bytes)?;
-    file.as_file().sync_all()?;
-    Ok(file)
-}
-
-/// An empty file of the directory with a temporary name.
-pub(super) fn temporary(dir: &Path) -> io::Result<NamedTempFile> {
-    let mut builder = tempfile::Builder::new();
-    builder.prefix(".adapter-");
-    // As any new file: the process's mask applies.
-    #[cfg(unix)]
-    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
-    builder.tempfile_in(dir)
-}
-
-/// Makes the renames durable where directories can be flushed.
-pub(crate) fn sync(dir: &Path) {
-    if let Ok(dir) = File::open(dir) {
-        let _ = dir.sync_all();
-    }
 }

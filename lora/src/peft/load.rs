@@ -3,10 +3,10 @@
 use super::describe::{Description, Entry};
 use super::weights::Weights;
 use super::{AdapterConfig, CONFIG_FILE, TokenIndices, files};
-use crate::builder::Builder;
-use crate::params::each_layer;
+use crate::convert::Builder;
+use crate::manage::assign_to_adapter;
 use crate::path::join;
-use crate::transfer::assign_to_adapter;
+use crate::traits::each_layer;
 use crate::{DEFAULT_ADAPTER, Error, Init, LoraConfig, LoraModel, LoraModule, Result, manage};
 use candle_core::Tensor;
 use indexmap::IndexMap;

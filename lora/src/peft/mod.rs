@@ -61,28 +61,22 @@ mod describe;
 mod files;
 mod gguf;
 mod load;
-mod lora_config;
 mod merge;
 mod names;
-mod parse;
 mod replace;
 mod save;
-mod tensor_file;
-mod unique;
-mod update;
 mod weights;
-mod write_json;
 
+pub use crate::adapter::check_name;
 pub use config::{AdapterConfig, InitWeights, OneOrMany, TaskType, TokenIndices};
 pub use gguf::{GgufOptions, adapter_to_gguf, gguf_to_adapter};
 pub use merge::{
     MergeCheck, MergeOptions, MergeReport, merge_checkpoint, merge_checkpoint_with,
     merged_var_builder, merged_var_builder_with,
 };
-pub use names::{adapters_in, check_name};
+pub use names::adapters_in;
 pub use save::SaveOptions;
 
-pub(crate) use files::{stage, sync};
 pub(crate) use load::{add, load, load_new, swap};
 pub(crate) use save::save_all;
 

@@ -1,7 +1,7 @@
 //! Replacing the two files of a directory such that a crash at any moment leaves an adapter.
 
-use super::files::{stage, sync, temporary};
 use super::{CONFIG_FILE, WEIGHTS_FILE};
+use crate::file::{stage, sync, temporary};
 use crate::{Error, Result};
 use std::fs::{self, File};
 use std::io::{self, Write};

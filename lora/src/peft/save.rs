@@ -2,7 +2,7 @@
 
 use super::describe::{Description, Site};
 use super::{AdapterConfig, TaskType, TokenIndices, replace, weights};
-use crate::matching::{is_or_ends_with, is_or_starts_with};
+use crate::config::matching::{is_or_ends_with, is_or_starts_with};
 use crate::{
     DEFAULT_ADAPTER, Error, LoraModule, Part, Result, Settings, Targets, TrainBias, manage,
 };

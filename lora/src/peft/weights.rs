@@ -1,7 +1,8 @@
 //! The tensors of `adapter_model.safetensors`.
 
 use super::describe::{Description, Entry};
-use super::{PREFIX, WEIGHTS_FILE, parse::shorten};
+use super::{PREFIX, WEIGHTS_FILE};
+use crate::error::shorten;
 use crate::path::join;
 use crate::{Error, Result, Settings, ops};
 use candle_core::safetensors::Load;

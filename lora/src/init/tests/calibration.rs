@@ -162,7 +162,7 @@ fn eva_excludes_beside_what_was_excluded() -> Result<()> {
     let calibrated = eva(&fixture, name, case)?;
     let excludes = |config: LoraConfig, path| -> Result<bool> {
         let config = calibrated.config(&config);
-        let mut selection = crate::selection::Selection::new(&config)?;
+        let mut selection = crate::config::selection::Selection::new(&config)?;
         selection.excludes(path)
     };
     for config in [

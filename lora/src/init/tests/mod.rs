@@ -3,10 +3,14 @@
 mod calibration;
 mod settings;
 
-use super::calibrate::{Calibrated, Calibration};
-use super::convert::convert;
+use super::calibration::{Calibrated, Calibration};
+use super::original::convert;
 use super::start::{Start, Target, start};
 use super::*;
+use crate::config::{
+    CordaConfig, CordaMethod, EvaConfig, Init, LoftqConfig, LoraGaConfig, LoraGaDirection,
+    LoraGaScale,
+};
 use crate::linalg;
 use crate::{LoraConfig, Result, Targets};
 use candle_core::quantized::{GgmlDType, QTensor};

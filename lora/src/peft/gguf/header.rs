@@ -1,7 +1,7 @@
 //! The header of a GGUF file, read within bounds.
 
 use super::ALIGNMENT;
-use crate::peft::parse::shorten;
+use crate::error::shorten;
 use indexmap::{IndexMap, IndexSet};
 use std::fs::File;
 use std::io::{BufReader, Read};

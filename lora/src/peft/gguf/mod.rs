@@ -8,7 +8,7 @@ mod write;
 pub use read::gguf_to_adapter;
 pub use write::adapter_to_gguf;
 
-use super::files;
+use crate::file;
 use crate::{Error, Result};
 use candle_core::DType;
 use serde_json::Value;
@@ -82,7 +82,7 @@ impl GgufOptions {
     /// [`arch`](Self::arch)'s.
     pub fn from_model_config(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
-        let config: Value = serde_json::from_slice(&files::read_bounded(path)?)
+        let config: Value = serde_json::from_slice(&file::read_bounded(path)?)
             .map_err(|error| Error::file(path, format!("is not valid JSON: {error}")))?;
         // Models of text and images keep those of the text apart.
         let config = config.get("text_config").unwrap_or(&config);
@@ -94,7 +94,7 @@ impl GgufOptions {
             other => other,
         };
         if !names::ARCHS.contains(&arch) {
-            let model_type = crate::peft::parse::shorten(model_type);
+            let model_type = crate::error::shorten(model_type);
             let problem = format!("has `model_type` \"{model_type}\": {}", names::known());
             return Err(Error::file(path, problem));
         }

@@ -2,7 +2,7 @@
 
 use super::header::{self, Field, Header, Info, Kind};
 use super::{GgufOptions, names};
-use crate::peft::parse::shorten;
+use crate::error::shorten;
 use crate::peft::{AdapterConfig, PREFIX, replace};
 use crate::{Error, Result, Targets, ops};
 use candle_core::{DType, Device, Tensor};

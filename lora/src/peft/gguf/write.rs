@@ -2,11 +2,11 @@
 
 use super::header::Kind;
 use super::{ALIGNMENT, GgufOptions, VERSION, names};
-use crate::matching::is_or_ends_with;
-use crate::peft::parse::shorten;
-use crate::peft::tensor_file::TensorFile;
+use crate::config::matching::is_or_ends_with;
+use crate::config::selection::{Overrides, Selection};
+use crate::error::shorten;
+use crate::file::{self, TensorFile};
 use crate::peft::{AdapterConfig, CONFIG_FILE, PREFIX, files};
-use crate::selection::{Overrides, Selection};
 use crate::{Error, LoraConfig, Result, TrainBias, ops};
 use candle_core::{DType, Tensor};
 use indexmap::IndexMap;
@@ -112,7 +112,7 @@ pub fn adapter_to_gguf(
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => Path::new("."),
     };
-    let staged = files::temporary(parent).map_err(written)?;
+    let staged = file::temporary(parent).map_err(written)?;
     let mut to = BufWriter::new(staged.as_file());
     to.write_all(&header).map_err(written)?;
     for (layer, factor, heads) in &planned {
@@ -132,7 +132,7 @@ pub fn adapter_to_gguf(
     drop(to);
     staged.as_file().sync_all().map_err(written)?;
     staged.persist(path).map_err(|error| written(error.error))?;
-    files::sync(parent);
+    file::sync(parent);
     Ok(())
 }
 

@@ -1,9 +1,8 @@
 //! The base checkpoint: one file, or shards with their index.
 
-use crate::peft::files::read_bounded;
-use crate::peft::parse::shorten;
-use crate::peft::tensor_file::TensorFile;
-use crate::peft::unique;
+use crate::error::shorten;
+use crate::file::TensorFile;
+use crate::file::{self, read_bounded};
 use crate::{Error, Result};
 use candle_core::{DType, Tensor};
 use indexmap::IndexMap;
@@ -85,7 +84,7 @@ impl Base {
 
     fn open_index(path: &Path, dir: &Path) -> Result<Self> {
         let wrong = |problem: String| Error::file(path, problem);
-        let index: Value = unique::parse(&read_bounded(path)?)
+        let index: Value = file::parse_json(&read_bounded(path)?)
             .map_err(|error| wrong(format!("is not valid JSON: {error}")))?;
         let map = index.get("weight_map").and_then(Value::as_object);
         let map = map.ok_or_else(|| wrong("has no object `weight_map`".into()))?;
@@ -102,7 +101,7 @@ impl Base {
                 None => problems.push(format!(
                     "puts `{}` into {}, which is no plain file name",
                     shorten(tensor),
-                    crate::peft::parse::show(file)
+                    crate::peft::config::show(file)
                 )),
             }
         }
@@ -202,7 +201,7 @@ impl Base {
         let Some(path) = path.filter(|path| path.exists()) else {
             return Ok(None);
         };
-        let config = unique::parse(&read_bounded(&path)?);
+        let config = file::parse_json(&read_bounded(&path)?);
         config
             .map(Some)
             .map_err(|error| Error::file(&path, format!("is not valid JSON: {error}")))

@@ -1,7 +1,7 @@
 //! What an adapter does to one tensor of a checkpoint.
 
 use crate::Result;
-use crate::peft::update;
+use crate::adapter::update;
 use candle_core::{DType, Tensor};
 
 /// What happens to one tensor, in this order. Names are keys of the adapter's file.

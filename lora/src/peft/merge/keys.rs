@@ -1,9 +1,9 @@
 //! The adapter's tensors, sorted by the module that they belong to.
 
 use super::plain::is_embedding;
+use crate::error::shorten;
+use crate::file::TensorFile;
 use crate::peft::PREFIX;
-use crate::peft::parse::shorten;
-use crate::peft::tensor_file::TensorFile;
 use crate::{Error, Result};
 use indexmap::IndexMap;
 

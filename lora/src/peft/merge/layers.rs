@@ -3,9 +3,9 @@
 use super::change::{Form, LowRank};
 use super::keys::{Keys, Module, Part, without_wrappers};
 use super::plan::Planner;
-use crate::matching::is_or_ends_with;
+use crate::config::matching::is_or_ends_with;
+use crate::config::selection::Overrides;
 use crate::path::join;
-use crate::selection::Overrides;
 use crate::{Result, Settings};
 
 /// A linear layer's change, and whether its weight is stored transposed, where the shapes tell.

@@ -124,7 +124,7 @@ impl MergeOptions {
     }
 
     fn renamed(&self, path: &str) -> String {
-        use crate::matching::is_or_starts_with;
+        use crate::config::matching::is_or_starts_with;
         let mut fitting = self.rename.iter();
         let fitting = fitting.find(|(from, _)| from.is_empty() || is_or_starts_with(path, from));
         match fitting {

@@ -3,7 +3,7 @@
 use super::change::{Form, LowRank};
 use super::keys::{Module, Part};
 use super::plan::Planner;
-use crate::matching::is_or_ends_with;
+use crate::config::matching::is_or_ends_with;
 use crate::path::join;
 use crate::{Result, Settings};
 

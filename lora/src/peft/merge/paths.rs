@@ -1,7 +1,7 @@
 //! From the adapter's module paths to those of the checkpoint.
 
 use super::base::Base;
-use crate::matching::{is_or_starts_with, modules_above};
+use crate::config::matching::{is_or_starts_with, modules_above};
 use std::collections::HashSet;
 
 /// A checkpoint may be saved of the model inside the one that was trained, or the other way round:

@@ -3,7 +3,7 @@
 use super::keys::{Keys, Part, without_wrappers};
 use super::paths::Paths;
 use super::plan::Planner;
-use crate::matching::{is_bias, is_or_ends_with, modules_above};
+use crate::config::matching::{is_bias, is_or_ends_with, modules_above};
 use crate::peft::TokenIndices;
 use crate::{Result, TrainBias};
 use candle_core::{DType, Tensor};

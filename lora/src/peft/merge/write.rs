@@ -3,9 +3,9 @@
 use super::MergeOptions;
 use super::base::Base;
 use super::plan::{Plan, parts};
-use crate::peft::files::{read_bounded, stage, sync, temporary};
-use crate::peft::tensor_file::TensorFile;
-use crate::peft::write_json;
+use crate::file::TensorFile;
+use crate::file::{read_bounded, stage, sync, temporary};
+use crate::peft::config::json_bytes;
 use crate::{Error, Result};
 use candle_core::Tensor;
 use safetensors::tensor::{Dtype, Metadata, TensorInfo};
@@ -106,7 +106,7 @@ pub fn merge_checkpoint_with(
     }
     if let Some((name, index)) = &base.index {
         let index = updated(index, &base, &plan);
-        let bytes = write_json::to_vec(&index).map_err(|e| Error::file(out, e))?;
+        let bytes = json_bytes(&index).map_err(|e| Error::file(out, e))?;
         staged.push((stage(dir, &bytes).map_err(failed)?, dir.join(name)));
     }
     if options.copy_files
@@ -288,7 +288,7 @@ fn copy_files(
             if let Some(config) = config.as_object_mut() {
                 config.insert("tie_word_embeddings".into(), json!(false));
             }
-            let bytes = write_json::to_vec(&config).map_err(|error| Error::file(&path, error))?;
+            let bytes = json_bytes(&config).map_err(|error| Error::file(&path, error))?;
             staged.push((stage(dir, &bytes).map_err(failed)?, dir.join(name)));
             continue;
         }

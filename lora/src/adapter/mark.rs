@@ -1,0 +1,52 @@
+//! [`Mark`]: what a field's attribute says.
+
+use crate::config::selection::Overrides;
+
+/// What a field's attribute says of the layers below it.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Mark(Kind);
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Kind {
+    Rank(Overrides),
+    Trainable,
+}
+
+impl Mark {
+    /// `#[lora(rank)]`: a target by default, with the configuration's rank.
+    pub const fn rank() -> Self {
+        Self::rank_with(None, None)
+    }
+
+    /// `#[lora(rank = N)]`, and `alpha` and `dropout` where they are given: they replace the
+    /// configuration's values, and its rank and alpha patterns replace them.
+    pub const fn rank_of(rank: usize, alpha: Option<f64>, dropout: Option<f64>) -> Self {
+        Self(Kind::Rank(Overrides {
+            rank: Some(rank),
+            alpha,
+            dropout,
+        }))
+    }
+
+    /// `#[lora(rank, alpha = A, dropout = P)]`: the configuration's rank, these values.
+    pub const fn rank_with(alpha: Option<f64>, dropout: Option<f64>) -> Self {
+        Self(Kind::Rank(Overrides {
+            rank: None,
+            alpha,
+            dropout,
+        }))
+    }
+
+    /// `#[lora(trainable)]`: trained in full and saved with the adapter.
+    pub const fn trainable() -> Self {
+        Self(Kind::Trainable)
+    }
+
+    /// What a mark of a rank says beside.
+    pub(crate) fn overrides(self) -> Option<Overrides> {
+        match self.0 {
+            Kind::Rank(overrides) => Some(overrides),
+            Kind::Trainable => None,
+        }
+    }
+}

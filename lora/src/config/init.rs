@@ -1,0 +1,136 @@
+//! [`Init`]: how adapters start.
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use std::fmt;
+
+/// How adapters start, PEFT's `init_lora_weights`.
+///
+/// The model computes the same as before at first but with [`Random`](Init::Random). Some take
+/// values out of the base weight and put them into the adapter:
+/// [`changes_base`](Init::changes_base). The first three are for every layer, the others for
+/// linear ones.
+///
+/// In JSON it is one word, `"default"`, `"pissa"`, `"pissa_niter_4"` and so on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Init {
+    /// A from U(−1/√fan_in, 1/√fan_in) and B zero; for an embedding A zero and B from N(0, 1).
+    #[default]
+    Default,
+    /// A from N(0, 1/r) and B zero; for an embedding as [`Default`](Init::Default).
+    Gaussian,
+    /// A and B both random, so that a fresh adapter changes the output. For tests.
+    Random,
+    /// The weight's r largest singular values and their vectors, which the base loses (PiSSA,
+    /// <https://arxiv.org/abs/2404.02948>).
+    Pissa,
+    /// [`Pissa`](Init::Pissa) by this many steps of a randomised decomposition: much faster on
+    /// large weights, not quite exact. In JSON `"pissa_niter_4"`.
+    PissaNiter(usize),
+    /// The first r columns of the weight's QR decomposition, which the base loses (OLoRA,
+    /// <https://arxiv.org/abs/2406.01775>).
+    Olora,
+    /// A and B random and orthogonal to each other, so that B·A is zero. For an even rank.
+    Orthogonal,
+    /// A zero, and B the left vectors of the weight's r smallest singular values. B is not trained
+    /// (MiCA, <https://arxiv.org/abs/2604.01694>).
+    Mica,
+    /// A the principal components of the layer's inputs and B zero; layers whose inputs vary in
+    /// more ways get a higher rank (EVA, <https://arxiv.org/abs/2410.07170>). See
+    /// [`EvaConfig`].
+    Eva,
+    /// Components of the weight as the layer's inputs see it, which the base loses (CorDA,
+    /// <https://arxiv.org/abs/2406.05223>). See [`CordaConfig`].
+    Corda,
+    /// Singular vectors of the weight's gradient; the base loses their product (LoRA-GA,
+    /// <https://arxiv.org/abs/2407.05000>). See [`LoraGaConfig`].
+    LoraGa,
+    /// The base is quantised, the adapter starts as what that costs (LoftQ,
+    /// <https://arxiv.org/abs/2310.08659>). See [`LoftqConfig`]. A saved adapter fits the quantised
+    /// base alone, which [`disabled`](crate::LoraModule::disabled) and
+    /// [`to_base`](crate::LoraModule::to_base) give.
+    Loftq,
+}
+
+impl Init {
+    /// Whether the base weight loses what the adapter starts with, so that such an adapter fits no
+    /// other base.
+    pub fn changes_base(self) -> bool {
+        use Init::*;
+        matches!(self, Pissa | PissaNiter(_) | Olora | Corda | LoraGa | Loftq)
+    }
+
+    /// Whether the changed weight stays when the adapter does not act: a quantised one.
+    pub(crate) fn is_lasting(self) -> bool {
+        self == Self::Loftq
+    }
+
+    /// Whether it depends on neither the weight nor data, and so is for every kind of layer.
+    pub(crate) fn is_drawn(self) -> bool {
+        matches!(self, Self::Default | Self::Gaussian | Self::Random)
+    }
+
+    /// Whether inputs of the layers must be seen first.
+    pub(crate) fn needs_inputs(self) -> bool {
+        matches!(self, Self::Eva | Self::Corda)
+    }
+
+    /// Whether gradients of the weights must be seen first.
+    pub(crate) fn needs_gradients(self) -> bool {
+        self == Self::LoraGa
+    }
+
+    /// The name in JSON.
+    fn from_name(name: &str) -> Option<Self> {
+        if let Some(steps) = name.strip_prefix("pissa_niter_") {
+            return steps.parse().ok().map(Self::PissaNiter);
+        }
+        Some(match name {
+            "default" => Self::Default,
+            "gaussian" => Self::Gaussian,
+            "random" => Self::Random,
+            "pissa" => Self::Pissa,
+            "olora" => Self::Olora,
+            "orthogonal" => Self::Orthogonal,
+            "mica" => Self::Mica,
+            "eva" => Self::Eva,
+            "corda" => Self::Corda,
+            "lora_ga" => Self::LoraGa,
+            "loftq" => Self::Loftq,
+            _ => return None,
+        })
+    }
+}
+
+impl fmt::Display for Init {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Default => "default",
+            Self::Gaussian => "gaussian",
+            Self::Random => "random",
+            Self::Pissa => "pissa",
+            Self::PissaNiter(steps) => return write!(f, "pissa_niter_{steps}"),
+            Self::Olora => "olora",
+            Self::Orthogonal => "orthogonal",
+            Self::Mica => "mica",
+            Self::Eva => "eva",
+            Self::Corda => "corda",
+            Self::LoraGa => "lora_ga",
+            Self::Loftq => "loftq",
+        })
+    }
+}
+
+impl Serialize for Init {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Init {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let name = String::deserialize(deserializer)?;
+        let unknown = || serde::de::Error::custom(format!("`{name}` is no initial value"));
+        Self::from_name(&name).ok_or_else(unknown)
+    }
+}

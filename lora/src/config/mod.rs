@@ -1,0 +1,20 @@
+//! What a user asks for: [`LoraConfig`] with all that is in it, and the rules by which it chooses
+//! layers.
+
+mod init;
+mod init_options;
+mod lora_config;
+pub(crate) mod matching;
+pub(crate) mod selection;
+mod settings;
+mod targets;
+mod with_lora;
+
+pub use init::Init;
+pub use init_options::{
+    CordaConfig, CordaMethod, EvaConfig, LoftqConfig, LoraGaConfig, LoraGaDirection, LoraGaScale,
+};
+pub use lora_config::{LoraConfig, TrainBias};
+pub use settings::Settings;
+pub use targets::Targets;
+pub use with_lora::WithLora;

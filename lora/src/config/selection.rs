@@ -1,0 +1,182 @@
+//! What a configuration selects: PEFT's rules, in one place for conversion and for files.
+
+use crate::config::matching::{LayerNumbers, Patterns, modules_above};
+use crate::{LoraConfig, Result, Settings, Targets};
+
+/// A configuration with its patterns compiled. Each notes whether it was of use.
+pub(crate) struct Selection<'a> {
+    config: &'a LoraConfig,
+    targets: Option<Chosen>,
+    layers: Option<LayerNumbers>,
+    exclude: Option<Patterns>,
+    save: Patterns,
+    rank: Patterns,
+    alpha: Patterns,
+    recompute: Option<Patterns>,
+    tokens: Patterns,
+    parameters: Patterns,
+}
+
+/// What target_modules says.
+enum Chosen {
+    /// `all-linear`, in any case.
+    AllLinear,
+    Named(Patterns),
+}
+
+impl Chosen {
+    fn new(targets: &Targets) -> Result<Self> {
+        match targets {
+            Targets::Regex(word) if word.eq_ignore_ascii_case("all-linear") => Ok(Self::AllLinear),
+            targets => Ok(Self::Named(Patterns::targets("target_modules", targets)?)),
+        }
+    }
+
+    fn patterns(&self) -> Option<&Patterns> {
+        match self {
+            Self::AllLinear => None,
+            Self::Named(patterns) => Some(patterns),
+        }
+    }
+}
+
+/// True for the layer that gives a language model's scores: `all-linear` leaves it out, as PEFT
+/// does.
+fn is_output_embedding(path: &str) -> bool {
+    let name = path.rsplit('.').next().unwrap_or(path);
+    ["lm_head", "embed_out", "output_layer"].contains(&name)
+}
+
+/// What stands in place of the configuration's values where no pattern says otherwise.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub(crate) struct Overrides {
+    pub(crate) rank: Option<usize>,
+    pub(crate) alpha: Option<f64>,
+    pub(crate) dropout: Option<f64>,
+}
+
+impl<'a> Selection<'a> {
+    pub(crate) fn new(config: &'a LoraConfig) -> Result<Self> {
+        let targets = |setting, targets: &Option<_>| -> Result<Option<Patterns>> {
+            let targets = targets.as_ref();
+            targets.map(|t| Patterns::targets(setting, t)).transpose()
+        };
+        let tokens: Vec<String> = config.trainable_token_indices.keys().cloned().collect();
+        Ok(Self {
+            config,
+            targets: config
+                .target_modules
+                .as_ref()
+                .map(Chosen::new)
+                .transpose()?,
+            layers: LayerNumbers::new(config)?,
+            exclude: targets("exclude_modules", &config.exclude_modules)?,
+            save: Patterns::names("modules_to_save", &config.modules_to_save),
+            rank: Patterns::suffixes("rank_pattern", config.rank_pattern.keys())?,
+            alpha: Patterns::suffixes("alpha_pattern", config.alpha_pattern.keys())?,
+            recompute: targets("recompute", &config.recompute)?,
+            parameters: Patterns::names("target_parameters", &config.target_parameters),
+            tokens: Patterns::names("trainable_token_indices", &tokens),
+        })
+    }
+
+    /// True if modules_to_save names the layer or a module that it is in.
+    pub(crate) fn saves(&mut self, path: &str) -> Result<bool> {
+        let mut saves = false;
+        for module in modules_above(path).chain([path]) {
+            saves |= self.save.find(module, false)?.is_some();
+        }
+        Ok(saves)
+    }
+
+    /// True if the layer is to be adapted: target_modules names it, or, where that is not set, its
+    /// attribute does (`marked`); and layers_to_transform has its number.
+    pub(crate) fn chooses(&mut self, path: &str, kind: &str, marked: bool) -> Result<bool> {
+        if kind == "Weight" {
+            let found = self.parameters.find(path, false)?.is_some();
+            let by_mark = self.config.target_parameters.is_empty() && self.targets.is_none();
+            return Ok(found || (by_mark && marked));
+        }
+        let chosen = match &mut self.targets {
+            None => marked,
+            Some(Chosen::AllLinear) => kind.ends_with("Linear") && !is_output_embedding(path),
+            Some(Chosen::Named(patterns)) => {
+                let found = patterns.find(path, false)?.is_some();
+                // A target that is given with its whole path needs no number.
+                if found && patterns.holds(path) {
+                    return Ok(true);
+                }
+                found
+            }
+        };
+        match &mut self.layers {
+            Some(layers) if chosen => layers.has(path),
+            _ => Ok(chosen),
+        }
+    }
+
+    /// True if target_modules names this path, whatever is there.
+    pub(crate) fn names(&mut self, path: &str) -> Result<bool> {
+        match &mut self.targets {
+            Some(Chosen::Named(patterns)) => Ok(patterns.find(path, false)?.is_some()),
+            _ => Ok(false),
+        }
+    }
+
+    /// True if exclude_modules names this path.
+    pub(crate) fn excludes(&mut self, path: &str) -> Result<bool> {
+        match &mut self.exclude {
+            Some(exclude) => Ok(exclude.find(path, false)?.is_some()),
+            None => Ok(false),
+        }
+    }
+
+    /// True if recompute names this path.
+    pub(crate) fn recomputes(&mut self, path: &str) -> Result<bool> {
+        match &mut self.recompute {
+            Some(recompute) => Ok(recompute.find(path, false)?.is_some()),
+            None => Ok(false),
+        }
+    }
+
+    /// The rows of this layer that are trained.
+    pub(crate) fn tokens(&mut self, path: &str) -> Result<Option<&'a [u32]>> {
+        let found = self.tokens.find(path, false)?;
+        Ok(found.map(|index| &self.config.trainable_token_indices[index][..]))
+    }
+
+    /// The adapter of a layer that is adapted.
+    pub(crate) fn settings(&mut self, path: &str, overrides: Overrides) -> Result<Settings> {
+        let config = self.config;
+        let rank = match self.rank.find(path, true)? {
+            Some(index) => config.rank_pattern[index],
+            None => overrides.rank.unwrap_or(config.rank),
+        };
+        let alpha = match self.alpha.find(path, true)? {
+            Some(index) => config.alpha_pattern[index],
+            None => overrides.alpha.unwrap_or(config.alpha),
+        };
+        Ok(Settings {
+            rank,
+            alpha,
+            scaling: config.scaling(rank, alpha),
+            dropout: overrides.dropout.unwrap_or(config.dropout),
+        })
+    }
+
+    /// The patterns that were of no use, as problems.
+    pub(crate) fn unused(&self) -> impl Iterator<Item = String> {
+        let targets = self.targets.as_ref().and_then(Chosen::patterns);
+        let optional = [&self.exclude, &self.recompute].into_iter().flatten();
+        let all = targets.into_iter().chain(optional);
+        let all = all.chain([
+            &self.save,
+            &self.rank,
+            &self.alpha,
+            &self.tokens,
+            &self.parameters,
+        ]);
+        let layers = self.layers.iter().flat_map(LayerNumbers::unused);
+        all.flat_map(Patterns::unused).chain(layers)
+    }
+}

@@ -1,0 +1,258 @@
+//! [`Attach`]: gives each layer what a configuration asks for, when a model is converted and when
+//! an adapter is added.
+
+use super::fresh;
+use crate::adapter::Mark;
+use crate::adapter::{Parked, Tie, Tokens, copies};
+use crate::config::matching::{is_bias, modules_above};
+use crate::config::selection::Selection;
+use crate::path::join;
+use crate::{Calibrated, Error, Layer, LoraConfig, Result, Role, Settings, TrainBias};
+use candle_core::Tensor;
+use indexmap::IndexSet;
+use std::collections::BTreeSet;
+
+/// A walk over layers that adds one adapter.
+pub(crate) struct Attach<'a> {
+    name: &'a str,
+    config: &'a LoraConfig,
+    pub(crate) selection: Selection<'a>,
+    /// The configuration alone decides, not the model's attributes; a pattern without effect is no
+    /// error, as the values that come must find their place anyway.
+    for_values: bool,
+    calibrated: Option<&'a Calibrated>,
+    layers: Vec<(String, &'static str)>,
+    trained: usize,
+    pub(crate) problems: Vec<String>,
+}
+
+impl<'a> Attach<'a> {
+    pub(crate) fn new(
+        name: &'a str,
+        config: &'a LoraConfig,
+        for_values: bool,
+        calibrated: Option<&'a Calibrated>,
+    ) -> Result<Self> {
+        config.validate()?;
+        Ok(Self {
+            name,
+            config,
+            selection: Selection::new(config)?,
+            for_values,
+            calibrated,
+            layers: Vec::new(),
+            trained: 0,
+            problems: Vec::new(),
+        })
+    }
+
+    /// Gives the layer its adapter and its copies, as far as it gets any. They are trainable, and
+    /// not active yet.
+    pub(crate) fn layer(&mut self, path: &str, layer: &mut dyn Layer) -> Result<()> {
+        let mark = layer.copies().and_then(|copies| copies.mark);
+        self.marked_layer(path, mark, layer)
+    }
+
+    pub(crate) fn marked_layer(
+        &mut self,
+        path: &str,
+        mark: Option<Mark>,
+        layer: &mut dyn Layer,
+    ) -> Result<()> {
+        let mark = mark.filter(|_| !self.for_values);
+        // Looked up in any case, so that the pattern counts as used.
+        let saved = self.selection.saves(path)?;
+        let trainable = saved || mark == Some(Mark::trainable());
+        let settings = self.target(path, mark, layer)?.filter(|_| !trainable);
+        let train_bias = match self.config.train_bias {
+            TrainBias::None => false,
+            TrainBias::LoraOnly => settings.is_some(),
+            TrainBias::All => true,
+        };
+        self.layers.push((path.to_string(), layer.kind()));
+        self.trained += usize::from(settings.is_some() || trainable);
+        let mut base = None;
+        if let (Some(settings), Some(adapted)) = (settings, layer.adapted_mut()) {
+            match adapted.refuses(&settings, self.config) {
+                Some(problem) => self.problems.push(format!("`{path}`: {problem}")),
+                None => {
+                    let (config, calibrated) = (self.config, self.calibrated);
+                    let (adapter, changed) =
+                        fresh::fresh(adapted, self.name, settings, config, calibrated)?;
+                    adapted.parts_mut().2.list.push(adapter);
+                    match changed {
+                        Some(changed) if config.init.is_lasting() => {
+                            *adapted.parts_mut().0 = changed;
+                        }
+                        changed => base = changed,
+                    }
+                }
+            }
+        }
+        self.tokens(path, layer, settings.is_some() || trainable)?;
+        self.copies(path, layer, base, trainable, train_bias)
+    }
+
+    /// Gives an embedding the rows that are trained.
+    fn tokens(&mut self, path: &str, layer: &mut dyn Layer, is_taken: bool) -> Result<()> {
+        let Some(ids) = self.selection.tokens(path)? else {
+            return Ok(());
+        };
+        let kind = layer.kind();
+        let embedding = layer.adapted_mut().filter(|layer| layer.is_lookup());
+        match embedding {
+            _ if is_taken => self.problems.push(format!(
+                "`{path}` is to have trained rows and is adapted or trained in full: choose one"
+            )),
+            None => self.problems.push(format!(
+                "trainable_token_indices names `{path}`, a {kind}: rows of an Embedding can be \
+                 trained, and act on a head that shares its weight"
+            )),
+            Some(layer) => {
+                let table = layer.unmerged_weight().clone();
+                let tokens = Tokens::new(path, self.name, ids, &table)?;
+                layer.parts_mut().2.tokens.push(tokens);
+                self.trained += 1;
+            }
+        }
+        Ok(())
+    }
+
+    /// The adapter of a layer that is a target.
+    fn target(
+        &mut self,
+        path: &str,
+        mark: Option<Mark>,
+        layer: &dyn Layer,
+    ) -> Result<Option<Settings>> {
+        // Each is looked up in any case, so that the pattern counts as used.
+        let excluded = self.selection.excludes(path)?;
+        let overrides = mark.and_then(Mark::overrides);
+        let chosen = self
+            .selection
+            .chooses(path, layer.kind(), overrides.is_some())?;
+        if !chosen || excluded {
+            return Ok(None);
+        }
+        if layer.adapted().is_none() {
+            self.problems.push(format!(
+                "`{path}` is a {}, which takes no adapter (linear, convolution and embedding layers \
+                 and bare weights do); to train it in full, put it into modules_to_save",
+                layer.kind()
+            ));
+            return Ok(None);
+        }
+        let settings = self
+            .selection
+            .settings(path, overrides.unwrap_or_default())?;
+        // Attributes come checked from the derive, but not from code by hand.
+        if let Err(Error::Config(problems)) = LoraConfig::new(settings.rank)
+            .alpha(settings.alpha)
+            .dropout(settings.dropout)
+            .validate()
+        {
+            let problems = problems.into_iter();
+            self.problems
+                .extend(problems.map(|problem| format!("`{path}`: {problem}")));
+            return Ok(None);
+        }
+        Ok(Some(settings))
+    }
+
+    /// Copies the layer's own parameters for the adapter, if it trains any, or its start changed the
+    /// weight to `base`. Even variables are
+    /// copied: training must not reach into the base model. A tied one that is trained is a copy of
+    /// its own at each place, as in PEFT.
+    fn copies(
+        &self,
+        path: &str,
+        layer: &mut dyn Layer,
+        mut base: Option<Tensor>,
+        trainable: bool,
+        train_bias: bool,
+    ) -> Result<()> {
+        let is_changed = base.is_some();
+        let (mut tensors, mut trained) = (Vec::new(), Vec::new());
+        for param in layer.params() {
+            if param.is_adapters() {
+                continue;
+            }
+            let is_trained = trainable || (train_bias && is_bias(&join(path, &param.name)));
+            let is_trained =
+                is_trained && param.role == Role::Base && param.tensor.dtype().is_float();
+            let mut tensor: Tensor = match base.take_if(|_| param.name == "weight") {
+                Some(base) => base,
+                None => param.tensor.detach(),
+            };
+            Parked::default().set_trainable(0, &mut tensor, is_trained)?;
+            tensors.push(tensor);
+            trained.push(is_trained);
+        }
+        if is_changed || trained.contains(&true) {
+            let shares = layer.adapted().is_some_and(|layer| layer.is_lookup());
+            let tie = match self.config.ensure_weight_tying && trainable && shares {
+                true => Tie::Shares,
+                false => Tie::None,
+            };
+            copies::add(layer, path, self.name, tensors, trained, tie)?;
+        }
+        Ok(())
+    }
+
+    /// The end of the walk: every pattern must have been of use, and something must be trained.
+    /// `parts` are those that `recompute` may name.
+    pub(crate) fn finish(mut self, parts: Vec<String>) -> Result<()> {
+        let mut problems = std::mem::take(&mut self.problems);
+        let layers = std::mem::take(&mut self.layers);
+        let modules: BTreeSet<&str> = layers
+            .iter()
+            .flat_map(|(path, _)| modules_above(path))
+            .collect();
+        for module in modules {
+            if self.selection.names(module)? {
+                problems.push(format!(
+                    "target_modules matches `{module}`, which is a module that holds layers; \
+                     name the layers themselves"
+                ));
+            }
+        }
+        if !self.for_values || self.trained == 0 {
+            problems.extend(self.selection.unused());
+        }
+        if problems.is_empty() && self.trained == 0 {
+            problems.push(
+                "nothing is adapted or trained: mark fields with `#[lora(rank)]` or set \
+                 target_modules"
+                    .into(),
+            );
+        }
+        if problems.is_empty() {
+            return Ok(());
+        }
+        problems.push(format!("the model has: {}", outline(&layers)));
+        if self.config.recompute.is_some() {
+            let parts: Vec<_> = parts.into_iter().map(|path| (path, "Recompute")).collect();
+            problems.push(format!("parts that can be recomputed: {}", outline(&parts)));
+        }
+        Err(Error::Config(problems))
+    }
+}
+
+/// The layers, with the numbers of repeated ones left out: `layers.*.fc1 (Linear)`.
+fn outline(layers: &[(String, &'static str)]) -> String {
+    let mut lines = IndexSet::new();
+    for (path, kind) in layers {
+        let segments = path
+            .split('.')
+            .map(|segment| match segment.parse::<usize>() {
+                Ok(_) => "*",
+                Err(_) => segment,
+            });
+        let path = segments.collect::<Vec<_>>().join(".");
+        lines.insert(format!("{path} ({kind})"));
+    }
+    if lines.is_empty() {
+        return "none".into();
+    }
+    lines.into_iter().collect::<Vec<_>>().join(", ")
+}

@@ -1,0 +1,148 @@
+//! Showing a base model data before its adapters are made, for initial values that need it.
+
+use crate::adapter::Recorder;
+use crate::init::Calibration;
+use crate::traits::{each_layer, each_layer_mut};
+use crate::{
+    Calibrated, DEFAULT_ADAPTER, Error, Init, Lora, LoraConfig, LoraModel, LoraModule, Result,
+    manage,
+};
+use candle_core::{Tensor, Var};
+use std::sync::{Arc, Mutex};
+
+pub(crate) fn calibrate<B: LoraModel>(
+    base: &B,
+    config: &LoraConfig,
+    mut batch: impl FnMut(&Lora<B>) -> Result<Option<Tensor>>,
+) -> Result<Calibrated> {
+    let mut calibration = Calibration::new(config)?;
+    // Just to find the layers and their ranks.
+    let plain = LoraConfig {
+        init: Init::Default,
+        use_dora: false,
+        lora_bias: false,
+        ..config.clone()
+    };
+    let mut model = base.to_lora(&plain)?;
+    let mut problems = Vec::new();
+    each_layer(&model, |path, layer| {
+        let Some(adapted) = layer.adapted() else {
+            return;
+        };
+        let Some(adapter) = adapted.parts().2.get(DEFAULT_ADAPTER) else {
+            return;
+        };
+        let settings = adapter.settings();
+        let shape = adapted
+            .matrix()
+            .and_then(|matrix| Ok(matrix.map(|m| m.dims2()).transpose()?));
+        let added = match shape {
+            Ok(Some(shape)) => calibration.add_layer(path, shape, settings.rank, settings.alpha),
+            Ok(None) => Err(not_linear(path, layer.kind(), config.init)),
+            Err(error) => Err(error),
+        };
+        if let Err(error) = added {
+            problems.push(error.to_string());
+        }
+    });
+    if !problems.is_empty() {
+        return Err(Error::Config(problems));
+    }
+    manage::activate(&mut model, &[])?;
+    let calibration = match config.init.needs_gradients() {
+        true => by_gradients(&mut model, calibration, &mut batch)?,
+        false => by_inputs(&mut model, calibration, &mut batch)?,
+    };
+    calibration.finish()
+}
+
+pub(crate) fn not_linear(path: &str, kind: &str, init: Init) -> Error {
+    Error::layer(
+        path,
+        format!("`{init}` starts linear layers, this is a {kind}: exclude it, or use another init"),
+    )
+}
+
+/// Layers note their inputs as they come by.
+fn by_inputs<M: LoraModule>(
+    model: &mut M,
+    calibration: Calibration,
+    batch: &mut impl FnMut(&M) -> Result<Option<Tensor>>,
+) -> Result<Calibration> {
+    model.eval();
+    let calibration = Arc::new(Mutex::new(calibration));
+    each_layer_mut(model, |path, layer| {
+        if let Some(adapted) = layer.adapted_mut() {
+            let adapters = adapted.parts_mut().2;
+            if adapters.get(DEFAULT_ADAPTER).is_some() {
+                adapters.recorder = Some(Recorder::new(path, &calibration));
+            }
+        }
+    });
+    while batch(model)?.is_some() {
+        let mut calibration = lock(&calibration);
+        if !calibration.has_seen() {
+            let problem = "a batch went by and no target was seen at work: run the model that is \
+                           handed over";
+            return Err(Error::Config(vec![problem.into()]));
+        }
+        if calibration.end_batch() {
+            break;
+        }
+    }
+    let calibration = lock(&calibration).clone();
+    Ok(calibration)
+}
+
+fn lock(calibration: &Mutex<Calibration>) -> std::sync::MutexGuard<'_, Calibration> {
+    calibration
+        .lock()
+        .unwrap_or_else(|poisoned| poisoned.into_inner())
+}
+
+/// The weights of targets are variables, of which each batch's loss has gradients.
+fn by_gradients<M: LoraModule>(
+    model: &mut M,
+    mut calibration: Calibration,
+    batch: &mut impl FnMut(&M) -> Result<Option<Tensor>>,
+) -> Result<Calibration> {
+    let mut result = Ok(());
+    each_layer_mut(model, |_, layer| {
+        if let Some(adapted) = layer.adapted_mut()
+            && adapted.parts().2.get(DEFAULT_ADAPTER).is_some()
+        {
+            let weight = adapted.parts_mut().0;
+            match Var::from_tensor(weight) {
+                Ok(var) => *weight = var.into_inner(),
+                Err(error) => result = Err(error),
+            }
+        }
+    });
+    result?;
+    while let Some(loss) = batch(model)? {
+        let grads = loss.backward()?;
+        let mut failed = None;
+        each_layer(model, |path, layer| {
+            let Some(adapted) = layer.adapted() else {
+                return;
+            };
+            let (weight, _, adapters) = adapted.parts();
+            if adapters.get(DEFAULT_ADAPTER).is_none() || failed.is_some() {
+                return;
+            }
+            let seen = match grads.get(weight) {
+                None => Err(Error::layer(path, "the loss has no gradient of its weight")),
+                Some(grad) => adapted
+                    .to_matrix(grad)
+                    .and_then(|grad| calibration.observe_gradient(path, &grad)),
+            };
+            failed = seen.err();
+        });
+        match failed {
+            Some(error) => return Err(error),
+            None if calibration.end_batch() => break,
+            None => {}
+        }
+    }
+    Ok(calibration)
+}

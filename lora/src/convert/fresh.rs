@@ -1,0 +1,101 @@
+//! A fresh adapter for a layer.
+
+use crate::adapter::{Adapted, Adapter, Parked, Tie};
+use crate::config::Settings;
+use crate::convert::calibrate::not_linear;
+use crate::init::{AdapterInit, Start, Target, rng, start};
+use crate::{Calibrated, Init, LoraConfig, Result};
+use candle_core::{Tensor, Var};
+
+/// An adapter with the initial values that the configuration asks for, trainable; and the weight
+/// that the layer is to have with it, where that is another.
+pub(crate) fn fresh(
+    layer: &dyn Adapted,
+    name: &str,
+    settings: Settings,
+    config: &LoraConfig,
+    calibrated: Option<&Calibrated>,
+) -> Result<(Adapter, Option<Tensor>)> {
+    let weight = layer.unmerged_weight();
+    let path = &layer.parts().2.path;
+    let Start {
+        a,
+        b,
+        base,
+        frozen_b,
+    } = match (config.init.is_drawn(), layer.matrix()?) {
+        (true, _) => {
+            let (a, b) = layer.shapes(settings.rank);
+            let init = AdapterInit {
+                a,
+                b,
+                embedding: layer.is_lookup(),
+                weight,
+            };
+            let (a, b) = init.draw(config, path, settings.rank)?;
+            Start {
+                a,
+                b,
+                base: None,
+                frozen_b: false,
+            }
+        }
+        (false, None) => return Err(not_linear(path, layer.layer_kind(), config.init)),
+        (false, Some(weight)) => {
+            let target = Target {
+                path,
+                weight: &weight,
+                rank: settings.rank,
+                scaling: settings.scaling,
+            };
+            start(&target, config, calibrated, &mut rng(config.seed, path))?
+        }
+    };
+    let base = base.map(|base| layer.to_matrix(&base)).transpose()?;
+    let var = |tensor: &Tensor| Ok::<_, crate::Error>(Var::from_tensor(tensor)?.into_inner());
+    let outputs = b.dim(0)?;
+    let mut adapter = Adapter {
+        name: name.into(),
+        bias: None,
+        magnitude: None,
+        settings,
+        scale: 1.0,
+        keeps_b: frozen_b,
+        parked: Parked::default(),
+        start: config.init.changes_base().then_some(config.init),
+        loftq: (config.init == Init::Loftq).then(|| config.loftq_config.clone()),
+        tie: match config.ensure_weight_tying && layer.is_lookup() {
+            true => Tie::Shares,
+            false => Tie::None,
+        },
+        initial: match config.init.changes_base() && !config.init.is_lasting() {
+            true if base.is_some() => Some((a.detach().copy()?, b.detach().copy()?)),
+            _ => None,
+        },
+        a: var(&a)?,
+        b: if frozen_b { b.detach() } else { var(&b)? },
+    };
+    let dtype = adapter.b.dtype();
+    if config.lora_bias {
+        let zeros = Var::zeros(outputs, dtype, adapter.b.device())?;
+        adapter.bias = Some(zeros.into_inner());
+    }
+    if config.use_dora {
+        // Rounded to the weight's dtype first, as PEFT does. With the changed base W − s·B·A the
+        // sum is W again.
+        let norms = match &base {
+            None => layer.norms(&adapter)?,
+            Some(_) => {
+                let zero = Adapter {
+                    b: adapter.b.zeros_like()?,
+                    ..adapter.clone()
+                };
+                layer.norms(&zero)?
+            }
+        };
+        let norms = norms.to_dtype(weight.dtype())?.to_dtype(dtype)?;
+        let norms = norms.reshape(layer.magnitude_shape(outputs))?;
+        adapter.magnitude = Some(var(&norms)?);
+    }
+    Ok((adapter, base))
+}

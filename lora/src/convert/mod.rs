@@ -1,0 +1,10 @@
+//! From a base model to its LoRA model: the walk that converts, and what gives each layer its adapter.
+
+mod attach;
+mod builder;
+mod calibrate;
+mod fresh;
+
+pub(crate) use attach::Attach;
+pub use builder::Builder;
+pub(crate) use calibrate::calibrate;

@@ -1,0 +1,25 @@
+//! Reading a JSON file up to a limit.
+
+use crate::{Error, Result};
+use std::fs::File;
+use std::io::Read;
+use std::path::Path;
+
+/// A JSON file larger than this is no configuration.
+const MAX_JSON: u64 = 16 << 20;
+
+/// A JSON file, if it is of a size that is sensible.
+pub(crate) fn read_bounded(path: &Path) -> Result<Vec<u8>> {
+    let failed = |error| Error::file(path, error);
+    let mut bytes = Vec::new();
+    let file = File::open(path).map_err(failed)?;
+    let read = file.take(MAX_JSON + 1).read_to_end(&mut bytes);
+    read.map_err(failed)?;
+    if bytes.len() as u64 > MAX_JSON {
+        return Err(Error::file(
+            path,
+            "is larger than 16 MiB: not a configuration",
+        ));
+    }
+    Ok(bytes)
+}

@@ -1,0 +1,11 @@
+//! Reading and writing whole files: written whole or not at all, read up to a limit and checked.
+
+mod bounded;
+mod json;
+mod safetensors;
+mod stage;
+
+pub(crate) use bounded::read_bounded;
+pub(crate) use json::parse as parse_json;
+pub(crate) use safetensors::TensorFile;
+pub(crate) use stage::{stage, sync, temporary};

@@ -1,0 +1,193 @@
+//! Which adapters a model has, which of them act, which are trained.
+
+use super::checks::{checked, refuse_merged, refuse_merged_of, refuse_trained_fields, unknown};
+use super::merge::{is_merged, merge_like, unmerge};
+use super::tie::retie;
+use crate::adapter::copies;
+use crate::traits::{each_layer, each_layer_mut};
+use crate::{Layer, LoraModule, Result};
+
+/// The names of all adapters, in the order in which the walk meets them.
+pub(crate) fn names<M: LoraModule>(model: &M) -> Vec<String> {
+    let mut names: Vec<String> = Vec::new();
+    each_layer(model, |_, layer| {
+        for name in names_at(layer) {
+            if !names.iter().any(|known| known == name) {
+                names.push(name.into());
+            }
+        }
+    });
+    names
+}
+
+fn names_at(layer: &dyn Layer) -> Vec<&str> {
+    let adapters = layer.adapted().into_iter();
+    let tensors = adapters.flat_map(|layer| layer.parts().2.tensors());
+    let mut names: Vec<&str> = tensors.map(|(name, ..)| name).collect();
+    names.extend(layer.copies().iter().flat_map(|copies| copies.adapters()));
+    names
+}
+
+/// The names of the active adapters, in the order in which they apply.
+pub(crate) fn active<M: LoraModule>(model: &M) -> Vec<String> {
+    let mut names: Vec<String> = Vec::new();
+    each_layer(model, |_, layer| {
+        let active = layer.adapted().map(|layer| &layer.parts().2.active);
+        let active = active.into_iter().flatten().map(String::as_str);
+        for name in active.chain(layer.copies().and_then(|copies| copies.current())) {
+            if !names.iter().any(|known| known == name) {
+                names.push(name.into());
+            }
+        }
+    });
+    names
+}
+
+/// Makes these adapters act, and only these be trained, without the checks of [`set_active`].
+pub(crate) fn activate<M: LoraModule>(model: &mut M, names: &[&str]) -> Result<()> {
+    let all = self::names(model);
+    let change = |layer: &mut dyn Layer| {
+        for name in &all {
+            set_layer_trainable(layer, name, names.contains(&name.as_str()))?;
+        }
+        activate_layer(layer, names)
+    };
+    try_each_layer(model, |_, layer| change(layer))
+}
+
+/// Makes these adapters act at a layer, whoever is trained.
+pub(crate) fn activate_layer(layer: &mut dyn Layer, names: &[&str]) -> Result<()> {
+    if let Some(adapted) = layer.adapted_mut() {
+        adapted.parts_mut().2.active = names.iter().map(|name| name.to_string()).collect();
+    }
+    let copies = layer.copies();
+    let copied = names
+        .iter()
+        .find(|name| copies.is_some_and(|copies| copies.has(name)));
+    copies::switch(layer, copied.copied())
+}
+
+pub(super) fn set_layer_trainable(
+    layer: &mut dyn Layer,
+    name: &str,
+    trainable: bool,
+) -> Result<()> {
+    if let Some(adapted) = layer.adapted_mut() {
+        adapted.parts_mut().2.set_trainable(name, trainable)?;
+    }
+    copies::set_copy_trainable(layer, name, trainable)
+}
+
+/// Calls `f` with each layer until it fails; then ties are made anew, as tensors may be others.
+pub(super) fn try_each_layer<M: LoraModule>(
+    model: &mut M,
+    mut f: impl FnMut(&str, &mut dyn Layer) -> Result<()>,
+) -> Result<()> {
+    let mut result = Ok(());
+    each_layer_mut(model, |path, layer| {
+        if result.is_ok() {
+            result = f(path, layer);
+        }
+    });
+    result.and_then(|()| retie(model))
+}
+
+pub(crate) fn set_active<M: LoraModule>(model: &mut M, names: &[&str]) -> Result<()> {
+    let mut problems = unknown(model, names);
+    for (index, name) in names.iter().enumerate() {
+        if names[..index].contains(name) {
+            problems.push(format!("`{name}` is named twice"));
+        }
+    }
+    refuse_merged(model, &mut problems);
+    // Copies cannot act together: there is one place for them.
+    each_layer(model, |path, layer| {
+        let Some(copies) = layer.copies() else {
+            return;
+        };
+        let copied = names.iter().filter(|name| copies.has(name));
+        let copied: Vec<String> = copied.map(|name| format!("`{name}`")).collect();
+        if copied.len() > 1 {
+            problems.push(format!(
+                "{} each have a copy of `{path}`'s own parameters: only one of them can be active",
+                copied.join(" and ")
+            ));
+        }
+    });
+    if names.len() != 1 {
+        refuse_trained_fields(model, &mut problems);
+    }
+    checked(problems)?;
+    activate(model, names)
+}
+
+/// Makes these adapters act, whoever is trained.
+pub(crate) fn reactivate<M: LoraModule>(model: &mut M, names: &[String]) -> Result<()> {
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    try_each_layer(model, |_, layer| activate_layer(layer, &names))
+}
+
+/// True if something of the adapter is trained.
+pub(crate) fn is_trained<M: LoraModule>(model: &M, name: &str) -> bool {
+    let mut trained = false;
+    each_layer(model, |_, layer| {
+        let adapters = layer.adapted().map(|layer| layer.parts().2).into_iter();
+        let mut tensors = adapters.flat_map(|adapters| adapters.tensors());
+        trained |= tensors.any(|(of, _, tensor)| of == name && tensor.is_variable());
+        let has_copy = layer.copies().is_some_and(|copies| copies.has(name));
+        let mut own = copies::seen_by(layer, name).into_iter();
+        trained |= has_copy && own.any(|own| own.param.tensor.is_variable());
+    });
+    trained
+}
+
+pub(crate) fn set_adapter_trainable<M: LoraModule>(
+    model: &mut M,
+    name: &str,
+    trainable: bool,
+) -> Result<()> {
+    let mut problems = unknown(model, &[name]);
+    if !trainable {
+        refuse_trained_fields(model, &mut problems);
+    }
+    checked(problems)?;
+    while_unmerged(model, |model| {
+        try_each_layer(model, |_, layer| {
+            set_layer_trainable(layer, name, trainable)
+        })
+    })
+}
+
+/// Makes a change without what is merged, and merges that again: a copy in a layer is reached only
+/// so.
+pub(super) fn while_unmerged<M: LoraModule>(
+    model: &mut M,
+    change: impl FnOnce(&mut M) -> Result<()>,
+) -> Result<()> {
+    if !is_merged(model) {
+        return change(model);
+    }
+    let mut changed = model.clone();
+    unmerge(&mut changed);
+    change(&mut changed)?;
+    merge_like(model, &mut changed)?;
+    *model = changed;
+    Ok(())
+}
+
+pub(crate) fn set_scale<M: LoraModule>(model: &mut M, name: &str, scale: f64) -> Result<()> {
+    let mut problems = unknown(model, &[name]);
+    refuse_merged_of(model, name, &mut problems);
+    if !scale.is_finite() {
+        problems.push(format!("a scale of {scale}: it must be finite"));
+    }
+    checked(problems)?;
+    try_each_layer(model, |_, layer| {
+        if let Some(adapted) = layer.adapted_mut()
+            && let Some(adapter) = adapted.parts_mut().2.get_mut(name)
+        {
+            adapter.scale = scale;
+        }
+        Ok(())
+    })
+}

@@ -1,0 +1,123 @@
+//! Adding, renaming and deleting adapters.
+
+use super::active::{set_layer_trainable, try_each_layer, while_unmerged};
+use super::checks::{
+    check_new, checked, refuse_merged, refuse_merged_of, refuse_trained_fields, unknown,
+};
+use super::tie;
+use crate::adapter::copies;
+use crate::convert::Attach;
+use crate::{Calibrated, LoraConfig, LoraModule, Result};
+
+/// Adds a fresh adapter, which is neither active nor trained.
+pub(crate) fn add<M: LoraModule>(
+    model: &mut M,
+    name: &str,
+    config: &LoraConfig,
+    for_values: bool,
+    calibrated: Option<&Calibrated>,
+) -> Result<()> {
+    let mut problems = Vec::new();
+    check_new(model, name, &mut problems);
+    refuse_trained_fields(model, &mut problems);
+    refuse_merged(model, &mut problems);
+    if config.init.is_lasting() {
+        let problem = format!(
+            "`{}` quantises the base for good, which would change the other adapters: convert with it",
+            config.init
+        );
+        problems.push(problem);
+    }
+    if config.recompute.is_some() {
+        let problem = "recompute is set when a model is converted, not by a further adapter";
+        problems.push(problem.into());
+    }
+    checked(problems)?;
+    let mut attach = Attach::new(name, config, for_values, calibrated)?;
+    let mut changed = model.clone();
+    try_each_layer(&mut changed, |path, layer| {
+        let is_field = layer.copies().is_none();
+        // It starts from the base's parameters, not from another adapter's copy of them.
+        let current = layer.copies().and_then(|copies| copies.current());
+        let current = current.map(String::from);
+        copies::switch(layer, None)?;
+        attach.layer(path, layer)?;
+        copies::switch(layer, current.as_deref())?;
+        if is_field
+            && layer
+                .params()
+                .iter()
+                .any(|param| param.tensor.is_variable())
+        {
+            attach.problems.push(format!(
+                "`{path}` is a tensor that is a field of the model: only the adapter of the \
+                 conversion can train it, not one that is added"
+            ));
+        }
+        if let Some(adapted) = layer.adapted_mut() {
+            let active = adapted.parts_mut().2;
+            active.active.retain(|active| active != name);
+        }
+        set_layer_trainable(layer, name, false)
+    })?;
+    let ties = ties(&changed, name, config, for_values);
+    attach.problems.extend(ties);
+    attach.finish(Vec::new())?;
+    *model = changed;
+    Ok(())
+}
+
+/// What keeps `ensure_weight_tying` from having its effect, where it is set, and rows from being
+/// trained.
+pub(crate) fn ties<M: LoraModule>(
+    model: &M,
+    name: &str,
+    config: &LoraConfig,
+    for_values: bool,
+) -> Vec<String> {
+    let mut problems = tie::rows_problems(model, name, config);
+    // Values must find their place in any case.
+    if config.ensure_weight_tying && !for_values {
+        problems.extend(tie::problems(model, name));
+    }
+    problems
+}
+
+pub(crate) fn delete<M: LoraModule>(model: &mut M, name: &str) -> Result<()> {
+    let mut problems = unknown(model, &[name]);
+    refuse_trained_fields(model, &mut problems);
+    refuse_merged_of(model, name, &mut problems);
+    checked(problems)?;
+    while_unmerged(model, |model| {
+        try_each_layer(model, |_, layer| {
+            if layer.copies().and_then(|copies| copies.current()) == Some(name) {
+                copies::switch(layer, None)?;
+            }
+            if let Some(copies) = layer.copies_mut() {
+                copies.remove(name);
+            }
+            if let Some(adapted) = layer.adapted_mut() {
+                let adapters = adapted.parts_mut().2;
+                adapters.list.retain(|adapter| adapter.name() != name);
+                adapters.tokens.retain(|tokens| tokens.adapter() != name);
+                adapters.active.retain(|active| active != name);
+            }
+            Ok(())
+        })
+    })
+}
+
+pub(crate) fn rename<M: LoraModule>(model: &mut M, from: &str, to: &str) -> Result<()> {
+    let mut problems = unknown(model, &[from]);
+    check_new(model, to, &mut problems);
+    checked(problems)?;
+    try_each_layer(model, |_, layer| {
+        if let Some(copies) = layer.copies_mut() {
+            copies.rename(from, to);
+        }
+        if let Some(adapted) = layer.adapted_mut() {
+            adapted.parts_mut().2.rename(from, to);
+        }
+        Ok(())
+    })
+}

@@ -1,0 +1,27 @@
+//! The backward pass with the check that it reached every trainable parameter.
+
+use crate::traits::trainable;
+use crate::{Error, LoraModule, Result};
+use candle_core::Tensor;
+use candle_core::backprop::GradStore;
+
+pub(crate) fn backward<M: LoraModule>(model: &M, loss: &Tensor) -> Result<GradStore> {
+    let mut grads = loss.backward()?;
+    let trainable = trainable(model);
+    let missing = trainable.iter().filter(|(_, var)| grads.get(var).is_none());
+    let paths: Vec<String> = missing.map(|(path, _)| path.clone()).collect();
+    if !paths.is_empty() {
+        return Err(Error::NoGradient {
+            paths,
+            trainable: trainable.len(),
+        });
+    }
+    // Candle also computes gradients of plain tensors that meet tracked ones; they are of no use.
+    let mut kept = GradStore::default();
+    for node in loss.sorted_nodes() {
+        if let Some(grad) = grads.remove(node).filter(|_| node.is_variable()) {
+            kept.insert(node, grad);
+        }
+    }
+    Ok(kept)
+}

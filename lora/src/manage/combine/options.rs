@@ -1,0 +1,122 @@
+//! How to combine adapters: [`Combination`] and its settings.
+
+/// How adapters become one, PEFT's `combination_type`.
+///
+/// `w` is an adapter's weight, `s` its scaling. The combined adapter's scaling is 1.
+///
+/// Those that end in `Svd` work on the whole updates `s·B·A` and take the first singular values of
+/// the result; the others work on A and on B by themselves, with `±√|w·s|` for weight, which is
+/// cheap, but no sum of the updates. Exact is [`Cat`](Self::Cat), and [`Svd`](Self::Svd) where the
+/// rank is large enough.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Combination {
+    /// Weighted sums of the As and of the Bs. For adapters of one rank.
+    Linear,
+    /// The As below each other and the Bs side by side: the sum of the updates, of the sum of the
+    /// ranks.
+    Cat,
+    /// The weighted sum of the updates.
+    #[default]
+    Svd,
+    /// Only the largest values of each; where signs differ, the mean of those of the majority's
+    /// (<https://arxiv.org/abs/2306.01708>). For adapters of one rank.
+    Ties,
+    /// [`Ties`](Self::Ties) on the updates.
+    TiesSvd,
+    /// Random values of each, made larger to make up for the others
+    /// (<https://arxiv.org/abs/2311.03099>). For adapters of one rank.
+    DareLinear,
+    /// [`DareLinear`](Self::DareLinear)'s values by [`Ties`](Self::Ties)' rule. For adapters of
+    /// one rank.
+    DareTies,
+    /// [`DareLinear`](Self::DareLinear) on the updates.
+    DareLinearSvd,
+    /// [`DareTies`](Self::DareTies) on the updates.
+    DareTiesSvd,
+    /// Weighted sums of the largest values of each. For adapters of one rank.
+    MagnitudePrune,
+    /// [`MagnitudePrune`](Self::MagnitudePrune) on the updates.
+    MagnitudePruneSvd,
+}
+
+impl Combination {
+    /// What it is for this number of adapters: a single one is always combined linearly, which is
+    /// exact.
+    pub fn of(self, adapters: usize) -> Self {
+        match adapters {
+            1 => Self::Linear,
+            _ => self,
+        }
+    }
+
+    /// Whether the rank of the result can be chosen.
+    pub(crate) fn takes_rank(self) -> bool {
+        self.on_updates()
+    }
+
+    pub(in crate::manage::combine) fn on_updates(self) -> bool {
+        use Combination::*;
+        matches!(
+            self,
+            Svd | TiesSvd | DareLinearSvd | DareTiesSvd | MagnitudePruneSvd
+        )
+    }
+
+    pub(in crate::manage::combine) fn needs_density(self) -> bool {
+        !matches!(self, Self::Linear | Self::Cat | Self::Svd)
+    }
+}
+
+/// Whose sign wins where adapters differ.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum MajoritySign {
+    /// That of the sum of the values.
+    #[default]
+    Total,
+    /// That of most values.
+    Frequency,
+}
+
+/// Settings of a [`Combination`].
+#[derive(Clone, Debug, Default, PartialEq)]
+#[non_exhaustive]
+pub struct CombineOptions {
+    /// Rank of the result of the combinations with a singular value decomposition; the largest
+    /// rank of the adapters where it is `None`.
+    pub svd_rank: Option<usize>,
+    /// Clips the values of A and B of such a result to ±q, where q is this quantile of them, in
+    /// `0.0..=1.0`.
+    pub svd_clamp: Option<f64>,
+    /// The share of values that are kept, in `0.0..=1.0` without 0. Needed by Ties, Dare and
+    /// MagnitudePrune.
+    pub density: Option<f64>,
+    /// Whose sign wins in Ties and DareTies.
+    pub majority_sign: MajoritySign,
+}
+
+impl CombineOptions {
+    /// Sets [`svd_rank`](Self::svd_rank).
+    pub fn svd_rank(mut self, rank: usize) -> Self {
+        self.svd_rank = Some(rank);
+        self
+    }
+
+    /// Sets [`svd_clamp`](Self::svd_clamp).
+    pub fn svd_clamp(mut self, quantile: f64) -> Self {
+        self.svd_clamp = Some(quantile);
+        self
+    }
+
+    /// Sets [`density`](Self::density).
+    pub fn density(mut self, density: f64) -> Self {
+        self.density = Some(density);
+        self
+    }
+
+    /// Sets [`majority_sign`](Self::majority_sign).
+    pub fn majority_sign(mut self, majority_sign: MajoritySign) -> Self {
+        self.majority_sign = majority_sign;
+        self
+    }
+}

@@ -1,0 +1,98 @@
+//! Moving a model to another device or dtype.
+
+use super::merge::{merge_like, unmerge};
+use crate::adapter::Parked;
+use crate::init::adapter_dtype;
+use crate::manage::tie::retie;
+use crate::traits::each_layer_mut;
+use crate::{Copies, Error, LoraModule, Part, Result, Role};
+use candle_core::{DType, Device, Tensor, TensorId, Var};
+use std::collections::HashMap;
+
+pub(crate) fn to_device<M: LoraModule>(model: &M, device: &Device) -> Result<M> {
+    map(model, |tensor, _| Ok(tensor.to_device(device)?))
+}
+
+pub(crate) fn to_dtype<M: LoraModule>(model: &M, dtype: DType) -> Result<M> {
+    if !dtype.is_float() {
+        let message =
+            format!("a model cannot be converted to {dtype:?}: weights are floating-point");
+        return Err(Error::layer("", message));
+    }
+    map(model, |tensor, role| {
+        Ok(match role {
+            _ if !tensor.dtype().is_float() => tensor.clone(),
+            Role::Adapter(_) => tensor.to_dtype(adapter_dtype(dtype))?,
+            Role::Base | Role::Buffer => tensor.to_dtype(dtype)?,
+        })
+    })
+}
+
+/// A copy of the model with every tensor mapped; trained ones are new variables, tied ones stay
+/// tied. A merged model is merged again from the mapped parts.
+fn map<M: LoraModule>(model: &M, f: impl Fn(&Tensor, Role) -> Result<Tensor>) -> Result<M> {
+    let mut mapped = model.clone();
+    unmerge(&mut mapped);
+    let mut tied = HashMap::<(TensorId, Role), Tensor>::new();
+    let mut failed = None;
+    let mut change = |tensor: &mut Tensor, role: Role| {
+        let key = (tensor.id(), role);
+        let new = match tied.get(&key) {
+            Some(tensor) => Ok(tensor.clone()),
+            None => replace(tensor, |tensor| f(tensor, role)),
+        };
+        match new {
+            Ok(new) => {
+                tied.insert(key, new.clone());
+                *tensor = new;
+            }
+            Err(error) => failed = Some(error),
+        }
+    };
+    each_layer_mut(&mut mapped, |_, layer| {
+        for param in layer.params_mut() {
+            change(param.tensor, param.role);
+        }
+        let parked = layer.copies_mut().into_iter();
+        parked
+            .flat_map(Copies::parked_mut)
+            .for_each(|tensor| change(tensor, Role::Base));
+        if let Some(layer) = layer.adapted_mut() {
+            for adapter in &mut layer.parts_mut().2.list {
+                adapter.parked = Parked::default();
+                for tensor in adapter.started_mut() {
+                    change(tensor, Role::Adapter(Part::A));
+                }
+            }
+        }
+    });
+    if let Some(error) = failed {
+        return Err(error);
+    }
+    let mut result = Ok(());
+    each_layer_mut(&mut mapped, |_, layer| {
+        let adapters = layer.adapted_mut().map(|layer| layer.parts_mut().2);
+        for tokens in adapters
+            .into_iter()
+            .flat_map(|adapters| &mut adapters.tokens)
+        {
+            if result.is_ok() {
+                result = tokens.follow_rows();
+            }
+        }
+    });
+    result?;
+    retie(&mut mapped)?;
+    merge_like(model, &mut mapped)?;
+    Ok(mapped)
+}
+
+/// A mapped tensor, a variable if the tensor is one.
+fn replace(tensor: &Tensor, f: impl Fn(&Tensor) -> Result<Tensor>) -> Result<Tensor> {
+    let new = f(&tensor.detach())?.detach();
+    if tensor.is_variable() {
+        Ok(Var::from_tensor(&new)?.into_inner())
+    } else {
+        Ok(new)
+    }
+}

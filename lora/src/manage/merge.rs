@@ -1,0 +1,122 @@
+//! Merging the adapters of a whole model: every layer or none.
+
+use super::checks::{checked, refuse_view, unknown};
+use crate::traits::{each_layer, each_layer_mut};
+use crate::{Adapted, LoraModule, Result};
+
+/// Merges the active adapters, beside those that are merged already.
+pub(crate) fn merge<M: LoraModule>(model: &mut M) -> Result<()> {
+    each_merged(model, |layer| layer.merge_weight())
+}
+
+/// Merges these adapters, active or not, beside those that are merged already.
+pub(crate) fn merge_adapters<M: LoraModule>(model: &mut M, names: &[&str]) -> Result<()> {
+    let mut problems = unknown(model, names);
+    each_layer(model, |path, layer| {
+        let Some(adapters) = layer.adapted().map(|layer| layer.parts().2) else {
+            return;
+        };
+        for name in names {
+            let starts = adapters
+                .get(name)
+                .is_some_and(|adapter| adapter.initial.is_some());
+            if starts && adapters.copies.current() != Some(name) {
+                problems.push(format!(
+                    "`{name}` took something out of the weight of `{path}`, which is so only while it \
+                     is active: call set_active() first"
+                ));
+            }
+        }
+    });
+    checked(problems)?;
+    each_merged(model, |layer| {
+        let mut all = layer.parts().2.merged().to_vec();
+        for name in names {
+            if !all.iter().any(|known| known == name) {
+                all.push(name.to_string());
+            }
+        }
+        layer.set_merged(&all)
+    })
+}
+
+/// Takes these adapters out again; the others stay merged.
+pub(crate) fn unmerge_adapters<M: LoraModule>(model: &mut M, names: &[&str]) -> Result<()> {
+    checked(unknown(model, names))?;
+    each_merged(model, |layer| {
+        let mut rest = layer.parts().2.merged().to_vec();
+        rest.retain(|name| !names.contains(&name.as_str()));
+        layer.set_merged(&rest)
+    })
+}
+
+/// Merges in each layer what is merged in that of the other model, which has the same layers.
+pub(crate) fn merge_like<M: LoraModule>(model: &M, like: &mut M) -> Result<()> {
+    let mut merged = Vec::new();
+    each_layer(model, |_, layer| {
+        merged.extend(
+            layer
+                .adapted()
+                .map(|layer| layer.parts().2.merged().to_vec()),
+        );
+    });
+    let (mut merged, mut result) = (merged.into_iter(), Ok(()));
+    each_layer_mut(like, |_, layer| {
+        if let Some(layer) = layer.adapted_mut()
+            && let Some(names) = merged.next()
+            && result.is_ok()
+        {
+            result = layer.set_merged(&names);
+        }
+    });
+    result
+}
+
+/// Changes every layer, or none: where one fails, those before it get their state back.
+fn each_merged<M: LoraModule>(
+    model: &mut M,
+    f: impl Fn(&mut dyn Adapted) -> Result<()>,
+) -> Result<()> {
+    let mut problems = Vec::new();
+    refuse_view(model, &mut problems);
+    checked(problems)?;
+    let mut changed = model.clone();
+    let mut result = Ok(());
+    each_layer_mut(&mut changed, |_, layer| {
+        if let Some(layer) = layer.adapted_mut()
+            && result.is_ok()
+        {
+            result = f(layer);
+        }
+    });
+    result?;
+    *model = changed;
+    Ok(())
+}
+
+pub(crate) fn unmerge<M: LoraModule>(model: &mut M) {
+    each_layer_mut(model, |_, layer| {
+        if let Some(layer) = layer.adapted_mut() {
+            layer.unmerge_weight();
+        }
+    });
+}
+
+/// True if any layer is merged.
+pub(crate) fn is_merged<M: LoraModule>(model: &M) -> bool {
+    !merged(model).is_empty()
+}
+
+/// The names of the merged adapters, in the order in which the walk meets them.
+pub(crate) fn merged<M: LoraModule>(model: &M) -> Vec<String> {
+    let mut names: Vec<String> = Vec::new();
+    each_layer(model, |_, layer| {
+        let merged = layer.adapted().map(|layer| layer.parts().2.merged());
+        for name in merged.into_iter().flatten() {
+            if !names.contains(name) {
+                names.push(name.clone());
+            }
+        }
+    });
+    names
+}

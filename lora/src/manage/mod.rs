@@ -1,0 +1,32 @@
+//! What a LoRA model can do with its adapters.
+
+mod active;
+mod add;
+mod backward;
+mod checks;
+mod combine;
+mod device;
+mod merge;
+mod status;
+mod summary;
+pub(crate) mod tie;
+mod transfer;
+mod views;
+mod weighted;
+
+pub(crate) use active::{
+    activate, active, is_trained, names, reactivate, set_active, set_adapter_trainable, set_scale,
+};
+pub(crate) use add::{add, delete, rename, ties};
+pub(crate) use backward::backward;
+pub(crate) use checks::{check_new, checked, refuse_merged, unknown};
+pub use combine::{Combination, CombineOptions, MajoritySign};
+pub(crate) use device::{to_device, to_dtype};
+pub(crate) use merge::{is_merged, merge, merge_adapters, merged, unmerge, unmerge_adapters};
+pub use status::{LayerStatus, ModelStatus, State};
+pub(crate) use status::{layer_status, model_status};
+pub use summary::{Summary, SummaryRow};
+pub(crate) use transfer::assign_to_adapter;
+pub use transfer::{LORA_WEIGHT_NAMES, transfer_weights};
+pub(crate) use views::{disabled, for_rows};
+pub(crate) use weighted::add_weighted;

@@ -1,0 +1,169 @@
+//! A table of a model's layers and parameters.
+
+use crate::path::join;
+use crate::traits::each_layer;
+use crate::{LoraModule, Param, Role};
+use candle_core::TensorId;
+use std::collections::HashMap;
+use std::fmt;
+
+/// What a model consists of: a row a layer, and the totals. Made by [`LoraModule::summary`].
+///
+/// `{}` prints the table and the totals; [`totals`](Self::totals) are the last line alone. Tied
+/// weights are counted once, at their first layer; the others are listed as tied to it.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct Summary {
+    /// The layers in the order of the walk.
+    pub rows: Vec<SummaryRow>,
+    /// Number of values in all parameters.
+    pub total: usize,
+    /// Number of values that are trained.
+    pub trainable: usize,
+}
+
+/// A row of a [`Summary`]: one layer.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct SummaryRow {
+    /// The layer's path.
+    pub path: String,
+    /// Its kind, for example `Linear`.
+    pub kind: &'static str,
+    /// The shape of its first parameter.
+    pub shape: Vec<usize>,
+    /// The rank of its active adapter, or else of its first.
+    pub rank: Option<usize>,
+    /// Number of values in its parameters, without tied ones counted before.
+    pub total: usize,
+    /// Number of its values that are trained, without tied ones counted before.
+    pub trainable: usize,
+    /// The parameter counted before that one of its own is tied to.
+    pub tied_to: Option<String>,
+}
+
+impl Summary {
+    pub(crate) fn of<M: LoraModule>(model: &M) -> Self {
+        let mut seen = HashMap::<TensorId, String>::new();
+        let mut rows = Vec::new();
+        each_layer(model, |path, layer| {
+            let params = layer.params();
+            let adapters = layer.adapted().map(|layer| layer.parts().2);
+            let mut row = SummaryRow {
+                path: path.into(),
+                kind: layer.kind(),
+                shape: params.first().map_or(vec![], |p| p.tensor.dims().into()),
+                rank: adapters.and_then(|adapters| {
+                    let shown = adapters.active().next().or(adapters.iter().next());
+                    Some(shown?.settings.rank)
+                }),
+                total: 0,
+                trainable: 0,
+                tied_to: None,
+            };
+            for Param { name, role, tensor } in params {
+                // While merged, weight and bias count as they were.
+                let original = adapters.and_then(|adapters| adapters.original(&name));
+                let tensor = original.unwrap_or(tensor);
+                if role == Role::Buffer {
+                    continue;
+                }
+                if let Some(first) = seen.get(&tensor.id()) {
+                    row.tied_to = Some(first.clone());
+                    continue;
+                }
+                seen.insert(tensor.id(), join(path, &name));
+                row.total += tensor.elem_count();
+                if tensor.is_variable() {
+                    row.trainable += tensor.elem_count();
+                }
+            }
+            rows.push(row);
+        });
+        Self {
+            total: rows.iter().map(|row| row.total).sum(),
+            trainable: rows.iter().map(|row| row.trainable).sum(),
+            rows,
+        }
+    }
+
+    /// The totals in words: `10 parameters in all, 4 trainable, 6 not`.
+    pub fn totals(&self) -> String {
+        format!(
+            "{} parameters in all, {} trainable, {} not",
+            thousands(self.total),
+            thousands(self.trainable),
+            thousands(self.total - self.trainable)
+        )
+    }
+}
+
+impl fmt::Display for Summary {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let header = ["layer", "kind", "shape", "rank", "parameters", "trainable"];
+        let mut table = vec![header.map(String::from)];
+        for row in &self.rows {
+            let shape: Vec<String> = row.shape.iter().map(usize::to_string).collect();
+            let total = match &row.tied_to {
+                Some(first) if row.total == 0 => format!("= {first}"),
+                _ => thousands(row.total),
+            };
+            table.push([
+                row.path.clone(),
+                row.kind.into(),
+                shape.join("x"),
+                row.rank.map_or(String::new(), |rank| rank.to_string()),
+                total,
+                match row.trainable {
+                    0 => "-".into(),
+                    trainable => thousands(trainable),
+                },
+            ]);
+        }
+        let mut widths = [0; 6];
+        for row in &table {
+            for (width, cell) in widths.iter_mut().zip(row) {
+                *width = (*width).max(cell.chars().count());
+            }
+        }
+        for [path, kind, shape, rank, total, trainable] in &table {
+            let [w0, w1, w2, w3, w4, w5] = widths;
+            writeln!(
+                f,
+                "{path:w0$}  {kind:w1$}  {shape:w2$}  {rank:>w3$}  {total:>w4$}  {trainable:>w5$}"
+            )?;
+        }
+        write!(f, "{}", self.totals())
+    }
+}
+
+/// A number with commas between its thousands.
+fn thousands(number: usize) -> String {
+    let digits = number.to_string();
+    let mut text = String::new();
+    for (index, digit) in digits.chars().enumerate() {
+        if index > 0 && (digits.len() - index).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::thousands;
+
+    #[test]
+    fn commas_every_three_digits() {
+        let cases = [
+            (0, "0"),
+            (999, "999"),
+            (1000, "1,000"),
+            (28721608, "28,721,608"),
+        ];
+        for (number, text) in cases {
+            assert_eq!(thousands(number), text);
+        }
+    }
+}

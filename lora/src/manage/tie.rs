@@ -1,0 +1,184 @@
+//! Heads that share an embedding's weight: what an adapter does to the embedding acts on them too.
+
+use crate::adapter::{Adapted, Adapter, Tie, Tokens, copies};
+use crate::traits::{each_layer, each_layer_mut};
+use crate::{Layer, LoraConfig, LoraModule, Result};
+use candle_core::{Tensor, TensorId};
+use std::collections::HashMap;
+
+/// What an embedding shares with the layers that have its weight.
+#[derive(Default)]
+struct Shared {
+    tokens: Vec<Tokens>,
+    adapters: Vec<Adapter>,
+    /// Copies of the weight by adapter, and the one that is in the layer.
+    copies: Vec<(String, Tensor)>,
+    current: Option<String>,
+}
+
+/// Gives every layer that shares an embedding's weight what that embedding shares at present: its
+/// trained rows, its copies of the weight and adapters of a configuration with
+/// `ensure_weight_tying`, transposed: A of the head is Bᵀ of the embedding and B is Aᵀ. They are
+/// views of the embedding's variables, so that there is one of each and gradients add up.
+pub(crate) fn retie<M: LoraModule>(model: &mut M) -> Result<()> {
+    let mut shared: HashMap<TensorId, Shared> = HashMap::new();
+    each_layer(model, |_, layer| {
+        let Some(adapted) = layer.adapted().filter(|layer| layer.is_lookup()) else {
+            return;
+        };
+        let adapters = adapted.parts().2;
+        let ties = adapters.iter().filter(|adapter| adapter.tie == Tie::Shares);
+        let copies = adapters.copies.tied(Tie::Shares).into_iter();
+        let copies = copies.filter_map(|name| {
+            let weight = copies::seen_by(layer, &name).into_iter().next()?;
+            Some((name, weight.param.tensor))
+        });
+        let of_layer = Shared {
+            tokens: adapters.tokens.clone(),
+            adapters: ties.cloned().collect(),
+            copies: copies.collect(),
+            current: adapters.copies.current().map(String::from),
+        };
+        shared.insert(base_id(adapted), of_layer);
+    });
+    let mut result = Ok(());
+    each_layer_mut(model, |path, layer| {
+        let Some(id) = layer
+            .adapted()
+            .filter(|layer| !layer.is_lookup())
+            .map(base_id)
+        else {
+            return;
+        };
+        let none = Shared::default();
+        let of_embedding = shared.get(&id).unwrap_or(&none);
+        if result.is_ok() {
+            result = of_embedding.give(path, layer);
+        }
+    });
+    result
+}
+
+impl Shared {
+    /// Makes this what the layer has of the embedding.
+    fn give(&self, path: &str, layer: &mut dyn Layer) -> Result<()> {
+        if let Some(adapted) = layer.adapted_mut() {
+            let adapters = adapted.parts_mut().2;
+            adapters.list.retain(|adapter| adapter.tie != Tie::Shared);
+            adapters.tokens = self.tokens.clone();
+            for adapter in &self.adapters {
+                adapters.list.retain(|own| own.name != adapter.name);
+                adapters.list.push(transposed(adapter)?);
+            }
+        }
+        // A merged layer keeps the copies that it was merged with; whoever changes them unmerges.
+        if layer
+            .adapted()
+            .is_some_and(|layer| layer.parts().2.is_merged())
+        {
+            return Ok(());
+        }
+        let names: Vec<String> = self.copies.iter().map(|(name, _)| name.clone()).collect();
+        copies::untie(layer, &names)?;
+        for (name, weight) in &self.copies {
+            copies::tie(layer, path, name, weight.clone())?;
+            if self.current.as_ref() == Some(name) {
+                copies::switch(layer, Some(name))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The identity of the base's weight, whatever is in its place at present.
+pub(crate) fn base_id(layer: &dyn Adapted) -> TensorId {
+    let copies = &layer.parts().2.copies;
+    let base = copies.base_weight();
+    base.unwrap_or(layer.unmerged_weight()).id()
+}
+
+fn transposed(adapter: &Adapter) -> Result<Adapter> {
+    Ok(Adapter {
+        a: adapter.b.t()?,
+        b: adapter.a.t()?,
+        tie: Tie::Shared,
+        ..adapter.clone()
+    })
+}
+
+/// What keeps `ensure_weight_tying` from having its effect.
+pub(crate) fn problems<M: LoraModule>(model: &M, name: &str) -> Vec<String> {
+    let (mut embeddings, mut problems) = (HashMap::new(), Vec::new());
+    each_layer(model, |path, layer| {
+        let copied = layer.copies().is_some_and(|copies| copies.has(name));
+        let Some(layer) = layer.adapted().filter(|layer| layer.is_lookup()) else {
+            return;
+        };
+        let adapters = layer.parts().2;
+        let has_any = copied || adapters.has(name);
+        embeddings.insert(base_id(layer), (path.to_string(), has_any));
+    });
+    let mut tied = false;
+    each_layer(model, |path, layer| {
+        let Some(layer) = layer.adapted().filter(|layer| !layer.is_lookup()) else {
+            return;
+        };
+        if let Some((embedding, has_any)) = embeddings.get(&base_id(layer)) {
+            tied |= has_any;
+            if layer.parts().2.get(name).is_some() && !has_any {
+                problems.push(format!(
+                    "ensure_weight_tying: `{path}` shares the weight of `{embedding}`: make that a \
+                     target, and both are adapted"
+                ));
+            }
+        }
+    });
+    if !tied && problems.is_empty() {
+        problems.push("ensure_weight_tying: no target shares its weight with a head".into());
+    }
+    problems
+}
+
+/// Heads that share an embedding's weight, of which rows or a copy are trained, while the adapter's
+/// start took something out of the head's: what is trained would have it still. And layers that share
+/// it and cannot have other rows.
+pub(crate) fn rows_problems<M: LoraModule>(
+    model: &M,
+    name: &str,
+    config: &LoraConfig,
+) -> Vec<String> {
+    let (mut embeddings, mut problems) = (HashMap::new(), Vec::new());
+    each_layer(model, |path, layer| {
+        let Some(layer) = layer.adapted() else {
+            return;
+        };
+        let (adapters, id) = (layer.parts().2, base_id(layer));
+        let starts = adapters
+            .get(name)
+            .is_some_and(|adapter| adapter.initial.is_some());
+        if layer.is_lookup() {
+            let copies = adapters.copies.tied(Tie::Shares);
+            let rows = adapters.tokens_of(name).is_some();
+            if rows || copies.iter().any(|of| of == name) {
+                embeddings.insert(id, (path.to_string(), rows));
+            }
+        } else if let Some((embedding, true)) = embeddings.get(&id)
+            && layer.layer_kind() != "Linear"
+        {
+            problems.push(format!(
+                "`{path}`, a {}, shares the weight of `{embedding}`, of which rows are trained: only \
+                 a Linear can share them",
+                layer.layer_kind()
+            ));
+        } else if let Some((embedding, _)) = embeddings.get(&id)
+            && starts
+        {
+            problems.push(format!(
+                "`{path}` shares the weight of `{embedding}`, which is trained, and `{}` \
+                 takes values out of it: use another initial value",
+                config.init
+            ));
+        }
+    });
+    problems
+}

@@ -1,0 +1,60 @@
+//! Views of a model: without its adapters, and with an adapter for each row of a batch.
+
+use super::active::{activate, try_each_layer};
+use super::checks::{checked, refuse_merged, refuse_trained_fields, unknown};
+use super::merge::unmerge;
+use crate::adapter::{Rows, copies};
+use crate::traits::{each_layer, each_layer_mut};
+use crate::{LoraModule, Result};
+
+pub(crate) fn disabled<M: LoraModule>(model: &M) -> Result<M> {
+    let mut problems = Vec::new();
+    refuse_trained_fields(model, &mut problems);
+    checked(problems)?;
+    let mut base = model.clone();
+    unmerge(&mut base);
+    each_layer_mut(&mut base, |_, layer| {
+        if let Some(adapted) = layer.adapted_mut() {
+            adapted.parts_mut().2.rows = None;
+        }
+    });
+    activate(&mut base, &[])?;
+    Ok(base)
+}
+
+pub(crate) fn for_rows<M: LoraModule>(model: &M, rows: &[Option<&str>]) -> Result<M> {
+    let named: Vec<&str> = rows.iter().flatten().copied().collect();
+    let mut problems = unknown(model, &named);
+    problems.dedup();
+    refuse_merged(model, &mut problems);
+    refuse_trained_fields(model, &mut problems);
+    if rows.is_empty() {
+        problems.push("a batch of no rows".into());
+    }
+    each_layer(model, |path, layer| {
+        let copied = layer
+            .copies()
+            .iter()
+            .flat_map(|copies| copies.adapters())
+            .find(|adapter| named.contains(adapter));
+        if let (None, Some(adapter)) = (layer.adapted(), copied) {
+            problems.push(format!(
+                "`{adapter}` trains `{path}` in full, a {}: rows of one batch cannot differ there",
+                layer.kind()
+            ));
+        }
+    });
+    checked(problems)?;
+    let mut view = model.clone();
+    view.eval();
+    let rows = Rows::new(rows);
+    try_each_layer(&mut view, |_, layer| match layer.adapted_mut() {
+        Some(adapted) => {
+            adapted.parts_mut().2.rows = Some(rows.clone());
+            Ok(())
+        }
+        // No row has an adapter that trains it.
+        None => copies::switch(layer, None),
+    })?;
+    Ok(view)
+}

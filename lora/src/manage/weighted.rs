@@ -1,0 +1,156 @@
+//! One adapter of several: PEFT's `add_weighted_adapter`.
+
+use crate::adapter::{Parked, copies};
+use crate::manage::combine::{Source, combine};
+use crate::traits::{each_layer, each_layer_mut};
+use crate::{
+    Adapted, Adapter, Combination, CombineOptions, Error, LoraModule, Result, Settings, init,
+    manage,
+};
+use candle_core::Var;
+
+pub(crate) fn add_weighted<M: LoraModule>(
+    model: &mut M,
+    new: &str,
+    adapters: &[(&str, f64)],
+    combination: Combination,
+    options: &CombineOptions,
+) -> Result<()> {
+    let names: Vec<&str> = adapters.iter().map(|(name, _)| *name).collect();
+    let mut problems = manage::unknown(model, &names);
+    manage::check_new(model, new, &mut problems);
+    manage::refuse_merged(model, &mut problems);
+    if adapters.is_empty() {
+        problems.push("no adapters to combine are named".into());
+    }
+    for (name, weight) in adapters {
+        if !weight.is_finite() {
+            problems.push(format!(
+                "the weight of `{name}` is {weight}: it must be finite"
+            ));
+        }
+    }
+    let mut largest = 0;
+    each_layer(model, |path, layer| {
+        let tokens = layer.adapted().map(|layer| layer.parts().2.tokens());
+        for name in &names {
+            let copied = layer.copies().is_some_and(|copies| copies.trains(name));
+            let rows = tokens.is_some_and(|tokens| tokens.iter().any(|t| t.adapter() == *name));
+            if copied || rows {
+                problems.push(format!(
+                    "`{name}` trains parameters of `{path}` itself, which cannot be combined"
+                ));
+            }
+            let adapter = layer.adapted().and_then(|layer| layer.parts().2.get(name));
+            largest = adapter.map_or(largest, |adapter| largest.max(adapter.original_rank()));
+        }
+    });
+    manage::checked(problems)?;
+    // What holds for the model holds for a layer that only one of the adapters has, too.
+    let alone = combination.of(adapters.len()) != combination;
+    let mut options = if alone {
+        CombineOptions::default()
+    } else {
+        options.clone()
+    };
+    let combination = combination.of(adapters.len());
+    if combination.takes_rank() && options.svd_rank.is_none() {
+        options.svd_rank = Some(largest);
+    }
+    let mut changed = model.clone();
+    let mut result = Ok(());
+    each_layer_mut(&mut changed, |_, layer| {
+        if layer.adapted().is_none() || result.is_err() {
+            return;
+        }
+        // It is made for the base's weight, whose copy is in the layer.
+        let current = layer.copies().and_then(|copies| copies.current());
+        let current = current.map(String::from);
+        result = copies::switch(layer, None).and_then(|()| {
+            if let Some(layer) = layer.adapted_mut() {
+                at_layer(layer, new, adapters, combination, &options)?;
+            }
+            copies::switch(layer, current.as_deref())
+        });
+    });
+    result?;
+    manage::set_adapter_trainable(&mut changed, new, false)?;
+    *model = changed;
+    Ok(())
+}
+
+/// The layer's combined adapter, of those of the named ones that it has.
+fn at_layer(
+    layer: &mut dyn Adapted,
+    new: &str,
+    adapters: &[(&str, f64)],
+    combination: Combination,
+    options: &CombineOptions,
+) -> Result<()> {
+    let all = layer.parts().2;
+    let named = adapters.iter().filter_map(|(name, weight)| {
+        let adapter = all.get(name).filter(|adapter| !adapter.is_tied())?;
+        // The new one is for the base as it was.
+        Some(adapter.for_original().map(|adapter| (adapter, *weight)))
+    });
+    let named: Vec<(Adapter, f64)> = named.collect::<Result<_>>()?;
+    let Some((first, _)) = named.first() else {
+        return Ok(());
+    };
+    let alike = named.iter().all(|(adapter, _)| {
+        adapter.bias.is_none()
+            && adapter.magnitude.is_some() == first.magnitude.is_some()
+            && adapter.tie == first.tie
+    });
+    if !alike || layer.experts() > 1 {
+        return Err(Error::layer(
+            &all.path,
+            "adapters of experts, with a bias on B (lora_bias), or of which only some have DoRA or \
+             ensure_weight_tying, cannot be combined",
+        ));
+    }
+    let sources = named.iter().map(|(adapter, weight)| Source {
+        a: &adapter.a,
+        b: &adapter.b,
+        weight: *weight,
+        scaling: adapter.scaling(),
+    });
+    let sources: Vec<Source<'_>> = sources.collect();
+    // Of a grouped convolution B is narrower than the rank.
+    let groups = first.a.dim(0)? / first.b.dim(1)?.max(1);
+    let mut rng = init::rng(None, &all.path);
+    let combined = combine(&sources, groups, combination, options, &mut rng);
+    let combined = combined.map_err(|error| error.at(&all.path))?;
+    let mut adapter = Adapter {
+        name: new.into(),
+        a: Var::from_tensor(&combined.a)?.into_inner(),
+        b: Var::from_tensor(&combined.b)?.into_inner(),
+        bias: None,
+        magnitude: None,
+        settings: Settings {
+            rank: combined.rank,
+            alpha: combined.rank as f64,
+            scaling: 1.0,
+            dropout: first.settings.dropout,
+        },
+        scale: 1.0,
+        keeps_b: false,
+        parked: Parked::default(),
+        start: first.start,
+        loftq: first.loftq.clone(),
+        tie: first.tie,
+        initial: None,
+    };
+    if let Some(magnitude) = &first.magnitude {
+        // As PEFT does: that of the base weight, not of the sum.
+        let zero = Adapter {
+            b: adapter.b.zeros_like()?,
+            ..adapter.clone()
+        };
+        let norms = layer.norms(&zero)?.to_dtype(magnitude.dtype())?;
+        let norms = norms.reshape(magnitude.shape())?;
+        adapter.magnitude = Some(Var::from_tensor(&norms)?.into_inner());
+    }
+    layer.parts_mut().2.list.push(adapter);
+    Ok(())
+}

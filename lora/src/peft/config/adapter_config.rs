@@ -1,0 +1,318 @@
+//! [`AdapterConfig`]: the contents of `adapter_config.json`.
+
+use super::{parse, write};
+use crate::peft::{CONFIG_FILE, files};
+use crate::{Error, Result, Targets, TrainBias};
+use indexmap::IndexMap;
+use serde::Serialize;
+use serde_json::{Map, Value, json};
+use std::path::Path;
+
+/// The contents of `adapter_config.json`: the 41 keys that PEFT writes for LoRA.
+///
+/// Reading is lenient in what it keeps and strict in what it understands: a key of a wrong type is
+/// an error; what only PEFT can run (Arrow routing, KaSA, ..) is kept as it is, so that a file can
+/// be looked at and written again; a key that PEFT does not know is an error, unless its value is
+/// null, false or empty, or it is read with [`read_any`](Self::read_any). Absent keys have PEFT's defaults. PEFT's `runtime_config` is
+/// passed over.
+///
+/// [`to_lora_config`](Self::to_lora_config) is where features that do not run here are refused.
+///
+/// Written are all 41 keys with the bytes that PEFT writes: sorted, two spaces of indentation,
+/// ASCII. Two things differ. The keys of [`rank_pattern`](Self::rank_pattern) and
+/// [`alpha_pattern`](Self::alpha_pattern) keep their order, as the first that matches wins; PEFT
+/// sorts them, and may so change what they mean. A whole alpha is written without a fraction.
+///
+/// ```
+/// use lora::LoraConfig;
+/// use lora::peft::AdapterConfig;
+///
+/// let config = LoraConfig::new(8).alpha(16.0).target_modules(["q_proj", "v_proj"]);
+/// let file = AdapterConfig::from_lora_config(&config)?;
+/// assert_eq!((file.r, file.lora_alpha, file.use_dora), (8, 16.0, false));
+/// assert_eq!(file.to_lora_config()?, config);
+/// # Ok::<(), lora::Error>(())
+/// ```
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[non_exhaustive]
+pub struct AdapterConfig {
+    /// Tokens that switch an activated LoRA on; kept, not run.
+    pub alora_invocation_tokens: Value,
+    /// Alphas by pattern, see [`LoraConfig::alpha_pattern`](crate::LoraConfig::alpha_pattern).
+    #[serde(serialize_with = "write::numbers")]
+    pub alpha_pattern: IndexMap<String, f64>,
+    /// Arrow routing; kept, not run.
+    pub arrow_config: Value,
+    /// The class of a model without a task: for the reader's information.
+    pub auto_mapping: Value,
+    /// The base model that the adapter was trained on: a name on the hub or a path. For the
+    /// reader's information.
+    pub base_model_name_or_path: Option<String>,
+    /// Which biases were trained and are in the file.
+    pub bias: TrainBias,
+    /// Settings of the initial value `corda`. Of no effect on a trained adapter.
+    pub corda_config: Value,
+    /// What is adapted or trained of an embedding acts on the head that shares its weight, too.
+    pub ensure_weight_tying: bool,
+    /// Settings of the initial value `eva`. Of no effect on a trained adapter.
+    pub eva_config: Value,
+    /// Layers without an adapter, whatever the targets say.
+    pub exclude_modules: Option<Targets>,
+    /// Whether the base layers hold their weight as (in, out); PEFT writes what the last layer has.
+    /// A model's layers know their layout, so that this is for information.
+    pub fan_in_fan_out: bool,
+    /// True in a saved adapter.
+    pub inference_mode: bool,
+    /// How the adapter started.
+    pub init_lora_weights: InitWeights,
+    /// KaSA; kept, not run.
+    pub kasa_config: Value,
+    /// Layers that the model has several times; kept, not run.
+    pub layer_replication: Value,
+    /// Names of the lists whose numbers [`layers_to_transform`](Self::layers_to_transform) means.
+    pub layers_pattern: Option<OneOrMany<String>>,
+    /// Numbers of the layers with an adapter.
+    pub layers_to_transform: Option<OneOrMany<usize>>,
+    /// Settings of the initial value `loftq`; those of this crate say how the base was quantised.
+    pub loftq_config: Value,
+    /// Numerator of the scaling.
+    #[serde(serialize_with = "write::number")]
+    pub lora_alpha: f64,
+    /// B has a bias of its own.
+    pub lora_bias: bool,
+    /// Dropout in training.
+    pub lora_dropout: f64,
+    /// Settings of the initial value `lora_ga`. Of no effect on a trained adapter.
+    pub lora_ga_config: Value,
+    /// Layers of Megatron; kept, not run.
+    pub megatron_config: Value,
+    /// Name of Megatron's Python module: of no effect.
+    pub megatron_core: Value,
+    /// Modules that were trained in full and are in the file.
+    pub modules_to_save: Option<Vec<String>>,
+    /// MonteCLoRA; kept, not run.
+    pub monteclora_config: Value,
+    pub(in crate::peft) peft_type: &'static str,
+    /// The version of PEFT that wrote the file.
+    pub peft_version: Option<String>,
+    /// Size of QALoRA's groups.
+    pub qalora_group_size: usize,
+    /// Rank.
+    pub r: usize,
+    /// Ranks by pattern, see [`LoraConfig::rank_pattern`](crate::LoraConfig::rank_pattern).
+    pub rank_pattern: IndexMap<String, usize>,
+    /// The base model's revision: for the reader's information.
+    pub revision: Option<String>,
+    /// Layers with an adapter.
+    pub target_modules: Option<Targets>,
+    /// Bare parameters with an adapter.
+    pub target_parameters: Option<Vec<String>>,
+    /// What the model is used for.
+    pub task_type: Option<TaskType>,
+    /// Rows of embeddings that were trained and are in the file.
+    pub trainable_token_indices: Option<TokenIndices>,
+    /// BD-LoRA; kept, not run.
+    pub use_bdlora: Value,
+    /// The size of each output's weights is learned apart from their direction (DoRA).
+    pub use_dora: bool,
+    /// QALoRA; kept, not run.
+    pub use_qalora: bool,
+    /// Scale by alpha / √r.
+    pub use_rslora: bool,
+    /// VeLoRA; kept, not run.
+    pub velora_config: Value,
+    /// Keys that PEFT does not know, of a file that [`read_any`](Self::read_any) read. They are not
+    /// written.
+    #[serde(skip)]
+    pub unknown: Map<String, Value>,
+}
+
+impl AdapterConfig {
+    /// Reads `adapter_config.json` of a directory.
+    ///
+    /// # Errors
+    /// If the file cannot be read, is no JSON object, has a key twice, or holds a value of a wrong
+    /// type or a key that PEFT does not know and that is not off; all of them are listed.
+    pub fn read(dir: impl AsRef<Path>) -> Result<Self> {
+        Self::read_with(dir.as_ref(), false)
+    }
+
+    /// As [`read`](Self::read), but keys that are not known are no error: they stay in
+    /// [`unknown`](Self::unknown). For files of newer versions of PEFT, where a key that is passed
+    /// over may change what the adapter computes.
+    ///
+    /// # Errors
+    /// Those of [`read`](Self::read), but for keys that are not known.
+    pub fn read_any(dir: impl AsRef<Path>) -> Result<Self> {
+        Self::read_with(dir.as_ref(), true)
+    }
+
+    fn read_with(dir: &Path, any: bool) -> Result<Self> {
+        let json = files::read_config(dir)?;
+        parse::parse(&json, any).map_err(|problems| Error::File {
+            path: dir.join(CONFIG_FILE),
+            problems,
+        })
+    }
+
+    /// PEFT's defaults.
+    pub(in crate::peft) fn new() -> Self {
+        Self {
+            alora_invocation_tokens: Value::Null,
+            alpha_pattern: IndexMap::new(),
+            arrow_config: Value::Null,
+            auto_mapping: Value::Null,
+            base_model_name_or_path: None,
+            bias: TrainBias::None,
+            corda_config: Value::Null,
+            ensure_weight_tying: false,
+            eva_config: Value::Null,
+            exclude_modules: None,
+            fan_in_fan_out: false,
+            inference_mode: true,
+            init_lora_weights: InitWeights::Flag(true),
+            kasa_config: Value::Null,
+            layer_replication: Value::Null,
+            layers_pattern: None,
+            layers_to_transform: None,
+            loftq_config: json!({}),
+            lora_alpha: 8.0,
+            lora_bias: false,
+            lora_dropout: 0.0,
+            lora_ga_config: Value::Null,
+            megatron_config: Value::Null,
+            megatron_core: json!("megatron.core"),
+            modules_to_save: None,
+            monteclora_config: Value::Null,
+            peft_type: "LORA",
+            peft_version: None,
+            qalora_group_size: 16,
+            r: 8,
+            rank_pattern: IndexMap::new(),
+            revision: None,
+            target_modules: None,
+            target_parameters: None,
+            task_type: None,
+            trainable_token_indices: None,
+            use_bdlora: Value::Null,
+            use_dora: false,
+            use_qalora: false,
+            use_rslora: false,
+            velora_config: Value::Null,
+            unknown: Map::new(),
+        }
+    }
+
+    /// The file's bytes.
+    ///
+    /// # Errors
+    /// If a number is not finite.
+    pub fn to_json(&self) -> Result<Vec<u8>> {
+        write::to_vec(self).map_err(|error| Error::Config(vec![error]))
+    }
+}
+
+/// PEFT's `init_lora_weights`, as the file has it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(untagged)]
+pub enum InitWeights {
+    /// True for PEFT's default, false for random values of both A and B.
+    Flag(bool),
+    /// A name: `gaussian`, `pissa`, `pissa_niter_4`, `olora`, ..
+    Name(String),
+}
+
+impl InitWeights {
+    /// Whether training started from a changed base weight, so that the adapter as it is fits no
+    /// other: `pissa`, `olora`, `corda`, `lora_ga`, `loftq`. An adapter that PEFT converted on
+    /// saving says `true` instead.
+    pub fn changes_base(&self) -> bool {
+        let names = ["pissa", "olora", "corda", "lora_ga", "loftq"];
+        match self {
+            Self::Flag(_) => false,
+            Self::Name(name) => names.contains(&name.as_str()) || name.starts_with("pissa_"),
+        }
+    }
+}
+
+/// A value that may stand alone or in a list.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(untagged)]
+pub enum OneOrMany<T> {
+    /// Alone.
+    One(T),
+    /// A list.
+    Many(Vec<T>),
+}
+
+impl<T: Clone> OneOrMany<T> {
+    /// As a list.
+    pub fn to_vec(&self) -> Vec<T> {
+        match self {
+            Self::One(one) => vec![one.clone()],
+            Self::Many(many) => many.clone(),
+        }
+    }
+}
+
+/// PEFT's `trainable_token_indices`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(untagged)]
+pub enum TokenIndices {
+    /// Rows of the model's input embedding, `embed_tokens`.
+    Input(Vec<u32>),
+    /// Rows by the embedding's name.
+    Modules(IndexMap<String, Vec<u32>>),
+}
+
+impl TokenIndices {
+    /// Rows by the embedding's name.
+    pub fn to_modules(&self) -> IndexMap<String, Vec<u32>> {
+        match self {
+            Self::Input(rows) => IndexMap::from([("embed_tokens".into(), rows.clone())]),
+            Self::Modules(modules) => modules.clone(),
+        }
+    }
+}
+
+/// PEFT's `task_type`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
+pub enum TaskType {
+    /// Classification of sequences.
+    SeqCls,
+    /// Encoder and decoder.
+    #[serde(rename = "SEQ_2_SEQ_LM")]
+    Seq2SeqLm,
+    /// Language model.
+    CausalLm,
+    /// Classification of tokens.
+    TokenCls,
+    /// Extractive question answering.
+    QuestionAns,
+    /// Features for other models.
+    FeatureExtraction,
+}
+
+impl TaskType {
+    pub(in crate::peft) fn from_name(name: &str) -> Option<Self> {
+        Some(match name {
+            "SEQ_CLS" => Self::SeqCls,
+            "SEQ_2_SEQ_LM" => Self::Seq2SeqLm,
+            "CAUSAL_LM" => Self::CausalLm,
+            "TOKEN_CLS" => Self::TokenCls,
+            "QUESTION_ANS" => Self::QuestionAns,
+            "FEATURE_EXTRACTION" => Self::FeatureExtraction,
+            _ => return None,
+        })
+    }
+
+    /// The heads that PEFT adds to `modules_to_save` by itself, whether or not the model has them.
+    pub(in crate::peft) fn heads(self) -> &'static [&'static str] {
+        match self {
+            Self::SeqCls | Self::TokenCls => &["classifier", "score"],
+            Self::QuestionAns => &["qa_outputs"],
+            _ => &[],
+        }
+    }
+}

@@ -1,0 +1,13 @@
+//! The two traits that all else stands on, [`LoraModel`] and [`LoraModule`], and the walk over a
+//! model's layers.
+
+mod model;
+mod module;
+mod params;
+mod visit;
+
+pub use model::{Lora, LoraLayer, LoraModel};
+pub use module::LoraModule;
+pub use params::NamedParam;
+pub(crate) use params::{each_layer, each_layer_mut, named, trainable};
+pub use visit::{Cursor, CursorMut};

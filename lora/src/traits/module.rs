@@ -1,0 +1,373 @@
+//! [`LoraModule`]: what every LoRA model and layer can do.
+
+use crate::peft::{self, SaveOptions};
+use crate::{
+    Calibrated, Combination, CombineOptions, Cursor, CursorMut, LayerStatus, LoraConfig, LoraModel,
+    ModelStatus, NamedParam, Result, Summary, manage,
+};
+use candle_core::backprop::GradStore;
+use candle_core::{DType, Device, Tensor, Var};
+use std::fmt::Debug;
+use std::path::Path;
+
+/// The LoRA counterpart of a [`LoraModel`].
+///
+/// A type defines the way back and two walks over its layers; all else is provided.
+pub trait LoraModule: Sized + Clone + Debug {
+    /// The base architecture of this type.
+    type Base: LoraModel<Lora = Self>;
+
+    /// The base model, with the adapters that are active or merged in its weights, and what the
+    /// active ones train in full in its place. This model stays as it is.
+    ///
+    /// # Errors
+    /// If a merged weight is not finite, or an adapter has a bias on B and its layer no bias.
+    fn to_base(&self) -> Result<Self::Base>;
+
+    /// Walks the layers.
+    fn visit(&self, cursor: &mut Cursor<'_>);
+
+    /// Walks the layers, which may be changed.
+    fn visit_mut(&mut self, cursor: &mut CursorMut<'_>);
+
+    /// Every parameter with its path, in a stable order: the walk's.
+    fn named_params(&self) -> Vec<NamedParam> {
+        super::named(self)
+    }
+
+    /// The variables to train, for an optimiser: adapters, and what is trained in full. The order
+    /// is that of [`named_params`](Self::named_params); a tied variable comes once.
+    fn trainable_vars(&self) -> Vec<Var> {
+        let vars = super::trainable(self).into_iter();
+        vars.map(|(_, var)| var).collect()
+    }
+
+    /// The parameters that are not trained.
+    fn non_trainable(&self) -> Vec<NamedParam> {
+        let params = self.named_params().into_iter();
+        params.filter(|param| !param.is_trainable()).collect()
+    }
+
+    /// A table of the layers and their parameters, with the totals.
+    fn summary(&self) -> Summary {
+        Summary::of(self)
+    }
+
+    /// The names of the model's adapters. Conversion makes one,
+    /// [`DEFAULT_ADAPTER`](crate::DEFAULT_ADAPTER).
+    fn adapter_names(&self) -> Vec<String> {
+        manage::names(self)
+    }
+
+    /// The names of the adapters that act, in the order in which they apply.
+    fn active_adapters(&self) -> Vec<String> {
+        manage::active(self)
+    }
+
+    /// Adds a fresh adapter. As in PEFT it does not act yet and is not trained, until
+    /// [`set_active`](Self::set_active) says so. Layers are chosen as in
+    /// [`to_lora`](LoraModel::to_lora); what it trains in full is a copy of its own. EVA, CorDA
+    /// and LoRA-GA go through [`add_adapter_calibrated`](Self::add_adapter_calibrated), LoftQ is for
+    /// conversion only: it changes the base for all.
+    ///
+    /// ```
+    /// use candle_core::{Device, DType, Tensor};
+    /// use lora::{LoraConfig, LoraModel, LoraModule};
+    ///
+    /// let weight = Tensor::zeros((3, 2), DType::F32, &Device::Cpu)?;
+    /// let mut model = candle_nn::Linear::new(weight, None).to_lora(&LoraConfig::new(1))?;
+    /// model.add_adapter("french", &LoraConfig::new(2))?;
+    /// assert_eq!(model.adapter_names(), ["default", "french"]);
+    /// assert_eq!(model.active_adapters(), ["default"]);
+    /// model.set_active(&["french"])?;
+    /// assert_eq!(model.trainable_vars().iter().map(|var| var.elem_count()).sum::<usize>(), 10);
+    /// # Ok::<(), lora::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// A name that is taken or [none of an adapter](crate::peft::check_name), a merged model, a
+    /// configuration with `recompute`, a tensor that is a field of the model and is or would be
+    /// trained, and those of [`to_lora`](LoraModel::to_lora); the model is then as it was.
+    fn add_adapter(&mut self, name: &str, config: &LoraConfig) -> Result<()> {
+        manage::add(self, name, config, false, None)
+    }
+
+    /// As [`add_adapter`](Self::add_adapter), with what [`calibrate`](LoraModel::calibrate) found of
+    /// the base model for the same configuration.
+    ///
+    /// # Errors
+    /// Those of [`add_adapter`](Self::add_adapter), and a layer that was not calibrated.
+    fn add_adapter_calibrated(
+        &mut self,
+        name: &str,
+        config: &LoraConfig,
+        calibrated: &Calibrated,
+    ) -> Result<()> {
+        let config = calibrated.config(config);
+        manage::add(self, name, &config, false, Some(calibrated))
+    }
+
+    /// Adds the adapter of a directory under this name. It does not act and is not trained until
+    /// [`set_active`](Self::set_active) says so.
+    ///
+    /// # Errors
+    /// Those of [`add_adapter`](Self::add_adapter) and of [`load_adapter`](Self::load_adapter).
+    fn load_adapter_as(&mut self, name: &str, dir: impl AsRef<Path>) -> Result<()> {
+        peft::add(self, name, dir.as_ref())
+    }
+
+    /// Puts the adapter of a directory in place of the one of this name, which may have other
+    /// targets, ranks and settings. It acts, and is trained, if the one before did. Its parameters
+    /// are new variables: make the optimiser after this.
+    ///
+    /// # Errors
+    /// Those of [`delete_adapter`](Self::delete_adapter) and of
+    /// [`load_adapter_as`](Self::load_adapter_as); the model is then as it was.
+    fn hot_swap(&mut self, name: &str, dir: impl AsRef<Path>) -> Result<()> {
+        peft::swap(self, name, dir.as_ref())
+    }
+
+    /// Adds one adapter that is made of others, each with a weight: PEFT's
+    /// `add_weighted_adapter`. Its scaling is 1; it neither acts nor is trained until
+    /// [`set_active`](Self::set_active) says so. Layers that only some of the adapters have are
+    /// made of those.
+    ///
+    /// PEFT takes over rsLoRA and the initial values of the first adapter, and is then wrong by
+    /// √r, or changes the base again. Here the scaling is 1 in any case and the base stays: an
+    /// adapter that took something out of its weights is combined as what it is to them as they
+    /// were, of twice the rank.
+    ///
+    /// # Errors
+    /// Unknown names, a new name that is taken, weights that are not finite, options that do not
+    /// fit, adapters that train parameters of the base's own, a merged model; the model is then as it
+    /// was.
+    fn add_weighted_adapter(
+        &mut self,
+        new: &str,
+        adapters: &[(&str, f64)],
+        combination: Combination,
+        options: &CombineOptions,
+    ) -> Result<()> {
+        manage::add_weighted(self, new, adapters, combination, options)
+    }
+
+    /// Makes these adapters act, in this order, and only these be trained. None at all gives what
+    /// the base model computes.
+    ///
+    /// What is trained again is the same variables as before.
+    ///
+    /// # Errors
+    /// Unknown and doubled names, two adapters that each have a copy of the same layer's own
+    /// parameters, a merged model; other than one name, if a tensor that is a field of the model is
+    /// trained.
+    fn set_active(&mut self, names: &[&str]) -> Result<()> {
+        manage::set_active(self, names)
+    }
+
+    /// Makes an adapter trained, or frozen, whether it acts or not. One that is trained and does
+    /// not act gets no gradient, which [`backward`](Self::backward) reports. What is trained again
+    /// is the same variables as before.
+    ///
+    /// # Errors
+    /// A name that no adapter has.
+    fn set_adapter_trainable(&mut self, name: &str, trainable: bool) -> Result<()> {
+        manage::set_adapter_trainable(self, name, trainable)
+    }
+
+    /// The model without any adapter acting, which computes what the base model does: in place of
+    /// trained biases, modules and rows are the base's. A base that
+    /// [LoftQ](crate::Init::Loftq) quantised stays so. A view: it shares its tensors with this
+    /// model, which stays as it is. PEFT's `disable_adapter()`; with [`to_base`](Self::to_base),
+    /// `unload()`.
+    ///
+    /// # Errors
+    /// If a tensor that is a field of the model is trained: its base value is not kept.
+    fn disabled(&self) -> Result<Self> {
+        manage::disabled(self)
+    }
+
+    /// Takes an adapter away, with all that it trained. If it was the only one to act, none acts
+    /// then.
+    ///
+    /// # Errors
+    /// A name that no adapter has, an adapter that is merged, and a trained tensor that is a field of
+    /// the model.
+    fn delete_adapter(&mut self, name: &str) -> Result<()> {
+        manage::delete(self, name)
+    }
+
+    /// Gives an adapter another name.
+    ///
+    /// # Errors
+    /// An old name that no adapter has, a new one that is taken or
+    /// [none of an adapter](crate::peft::check_name).
+    fn rename_adapter(&mut self, from: &str, to: &str) -> Result<()> {
+        manage::rename(self, from, to)
+    }
+
+    /// Multiplies the scaling that an adapter's settings give, alpha / r, by this factor; 1 is as
+    /// configured. It is not saved.
+    ///
+    /// # Errors
+    /// A name that no adapter has, a factor that is not finite, an adapter that is merged.
+    fn set_scale(&mut self, name: &str, factor: f64) -> Result<()> {
+        manage::set_scale(self, name, factor)
+    }
+
+    /// The model for one batch of which each row has its adapter, or none: a view in eval mode
+    /// that shares its tensors with this model. Every adapted layer must see the batch as its
+    /// first dimension. A layer that a row's adapter does not have is the base's for that row.
+    ///
+    /// # Errors
+    /// Unknown names, no rows, a merged model, an adapter that trains a layer in full which takes no
+    /// adapters, such as a norm, and a trained tensor that is a field of the model. The forward pass
+    /// fails on another number of rows, and at an adapted [`Weight`](crate::layers::Weight).
+    fn for_rows(&self, rows: &[Option<&str>]) -> Result<Self> {
+        manage::for_rows(self, rows)
+    }
+
+    /// What each layer that has low-rank updates does with them. Layers of which an adapter only
+    /// trains parameters in full are not listed.
+    fn layer_status(&self) -> Vec<LayerStatus> {
+        manage::layer_status(self)
+    }
+
+    /// What the model as a whole does with its adapters, and where layers differ.
+    fn model_status(&self) -> ModelStatus {
+        manage::model_status(self)
+    }
+
+    /// The backward pass of `loss`, checked: every trainable parameter must get a gradient.
+    /// Gradients of frozen parameters are dropped.
+    ///
+    /// # Errors
+    /// [`Error::NoGradient`](crate::Error::NoGradient) lists the parameters without a gradient and
+    /// the usual causes.
+    fn backward(&self, loss: &Tensor) -> Result<GradStore> {
+        manage::backward(self, loss)
+    }
+
+    /// Adds the active adapters to the weights, so that the forward pass costs what the base
+    /// model's does. All layers are merged or none. What is merged already stays so and is not
+    /// added twice.
+    ///
+    /// # Errors
+    /// Names the layer whose merged weight is not finite, or that has no bias while its adapter has
+    /// one on B; the model is then as it was.
+    fn merge(&mut self) -> Result<()> {
+        manage::merge(self)
+    }
+
+    /// Takes the adapters out of the weights again: the very tensors from before come back.
+    ///
+    /// # Errors
+    /// None: the result is for symmetry with [`merge`](Self::merge).
+    fn unmerge(&mut self) -> Result<()> {
+        manage::unmerge(self);
+        Ok(())
+    }
+
+    /// Adds these adapters to the weights, active or not, in this order; as
+    /// [`merge`](Self::merge) otherwise. Active ones that are not among them go on acting beside. What
+    /// an adapter trains in full, such as biases, is in place only while it is active.
+    ///
+    /// # Errors
+    /// Names that no adapter has, and those of [`merge`](Self::merge).
+    fn merge_adapters(&mut self, names: &[&str]) -> Result<()> {
+        manage::merge_adapters(self, names)
+    }
+
+    /// Takes these adapters out of the weights again. The others stay merged: they are merged anew
+    /// into the very tensors from before.
+    ///
+    /// # Errors
+    /// Names that no adapter has, and those of [`merge`](Self::merge).
+    fn unmerge_adapters(&mut self, names: &[&str]) -> Result<()> {
+        manage::unmerge_adapters(self, names)
+    }
+
+    /// The names of the merged adapters.
+    fn merged_adapters(&self) -> Vec<String> {
+        manage::merged(self)
+    }
+
+    /// True if any layer is merged.
+    fn is_merged(&self) -> bool {
+        manage::is_merged(self)
+    }
+
+    /// Switches to training: dropout acts, and gradients are recorded. A fresh model trains.
+    fn train(&mut self) {
+        super::each_layer_mut(self, |_, layer| layer.set_training(true));
+    }
+
+    /// Switches to evaluation: no dropout in the low-rank branches, and layers record no graph.
+    ///
+    /// A trained tensor that is a field still records one, as the model's own code computes with
+    /// it; candle's `Dropout` goes by the argument that the model gives it.
+    fn eval(&mut self) {
+        super::each_layer_mut(self, |_, layer| layer.set_training(false));
+    }
+
+    /// The model on another device. Trained parameters are new variables: make the optimiser
+    /// after this. Fields marked `#[lora(skip)]` stay where they are.
+    ///
+    /// # Errors
+    /// If a tensor cannot be moved.
+    fn to_device(&self, device: &Device) -> Result<Self> {
+        manage::to_device(self, device)
+    }
+
+    /// The model in another floating-point dtype. Adapters are f32 on a bf16 or f16 base, as in
+    /// PEFT. Trained parameters are new variables: make the optimiser after this.
+    ///
+    /// # Errors
+    /// If the dtype is not a floating-point one or a tensor cannot be cast.
+    fn to_dtype(&self, dtype: DType) -> Result<Self> {
+        manage::to_dtype(self, dtype)
+    }
+
+    /// Saves the adapters in PEFT's format: low-rank matrices, trained biases and rows, fully trained
+    /// modules. The adapter `default` goes into the directory itself and any other into a
+    /// sub-directory of its name, as in PEFT; a lone adapter goes into the directory itself whatever
+    /// its name. A merged model is saved as well. See [`lora::peft`](crate::peft).
+    ///
+    /// An adapter that took something out of the base weight ([`Init::changes_base`], LoftQ apart) is
+    /// written for the original base, with twice the rank. What [`set_scale`](Self::set_scale) said is
+    /// not written.
+    ///
+    /// [`Init::changes_base`]: crate::Init::changes_base
+    ///
+    /// The directory is made if need be; files in it are replaced as a whole or not at all. Where
+    /// layers differ in their dropout, the most common one is written: the format holds one.
+    ///
+    /// # Errors
+    /// If a value is not finite, PEFT's format cannot express the model, or the directory cannot be
+    /// written.
+    fn save_adapter(&self, dir: impl AsRef<Path>) -> Result<()> {
+        peft::save_all(self, dir.as_ref(), &SaveOptions::default())
+    }
+
+    /// Saves adapters as [`save_adapter`](Self::save_adapter) does, with the name of the base model
+    /// and its task, or only some of them.
+    ///
+    /// # Errors
+    /// Those of [`save_adapter`](Self::save_adapter), a name that no adapter has, and a head that
+    /// PEFT would look for because of the task and that is not trained.
+    fn save_adapter_with(&self, dir: impl AsRef<Path>, options: &SaveOptions) -> Result<()> {
+        peft::save_all(self, dir.as_ref(), options)
+    }
+
+    /// Loads an adapter into the one that acts, which must have the same form. Values are converted
+    /// to the dtypes that the model has; variables keep their identity, so an optimiser goes on
+    /// with them.
+    ///
+    /// # Errors
+    /// Lists everything missing, unexpected, of another shape, not finite, and every setting in
+    /// which the file and the model disagree; the model is then as it was. A merged model, one of
+    /// which not exactly one adapter acts, and a raw adapter of PiSSA, OLoRA and their like are
+    /// refused too.
+    fn load_adapter(&mut self, dir: impl AsRef<Path>) -> Result<()> {
+        peft::load(self, dir.as_ref())
+    }
+}

@@ -1,0 +1,75 @@
+//! The parameters of a model, by path.
+
+use crate::path::join;
+use crate::traits::visit::{Cursor, CursorMut};
+use crate::{Layer, LoraModule, Param, Role};
+use candle_core::{Tensor, Var};
+use std::collections::HashSet;
+
+/// A parameter of a model with its path. See [`LoraModule::named_params`].
+#[derive(Clone, Debug)]
+pub struct NamedParam {
+    /// Dotted path: `layers.0.fc1.weight`, `layers.0.fc1.lora_A.default.weight`.
+    pub path: String,
+    /// Length of the path of the layer that holds it.
+    layer: usize,
+    /// What it is for.
+    pub role: Role,
+    /// Its values; a clone shares them with the model.
+    pub tensor: Tensor,
+}
+
+impl NamedParam {
+    /// True if it is trained.
+    pub fn is_trainable(&self) -> bool {
+        self.tensor.is_variable()
+    }
+
+    /// The path of the layer that holds it.
+    pub fn layer(&self) -> &str {
+        &self.path[..self.layer]
+    }
+
+    /// Its name in its layer.
+    pub fn name(&self) -> &str {
+        self.path[self.layer..].trim_start_matches('.')
+    }
+}
+
+pub(crate) fn named<M: LoraModule>(model: &M) -> Vec<NamedParam> {
+    let mut params = Vec::new();
+    each_layer(model, |path, layer| {
+        for Param { name, role, tensor } in layer.params() {
+            params.push(NamedParam {
+                path: join(path, &name),
+                layer: path.len(),
+                role,
+                tensor: tensor.clone(),
+            });
+        }
+    });
+    params
+}
+
+/// The variables in the order of the walk, each once.
+pub(crate) fn trainable<M: LoraModule>(model: &M) -> Vec<(String, Var)> {
+    let mut seen = HashSet::new();
+    let params = named(model).into_iter();
+    let params = params.filter(|param| param.is_trainable() && seen.insert(param.tensor.id()));
+    // A variable is returned as it is; only others are copied, which can fail.
+    let vars = params.filter_map(|param| Some((param.path, Var::from_tensor(&param.tensor).ok()?)));
+    vars.collect()
+}
+
+/// Calls `f` with each layer and its path.
+pub(crate) fn each_layer<M: LoraModule>(model: &M, mut f: impl FnMut(&str, &dyn Layer)) {
+    model.visit(&mut Cursor::new(&mut f));
+}
+
+/// Calls `f` with each layer and its path, to change it.
+pub(crate) fn each_layer_mut<M: LoraModule>(
+    model: &mut M,
+    mut f: impl FnMut(&str, &mut dyn Layer),
+) {
+    model.visit_mut(&mut CursorMut::new(&mut f));
+}
