@@ -24,9 +24,7 @@ impl AsLinear for Linear {
             weight: self.weight().clone(),
             bias: self.bias().cloned(),
             updates: Vec::new(),
-            tokens: Vec::new(),
-            recorder: None,
-            rows: Vec::new(),
+            detour: None,
         })
     }
 }

@@ -102,19 +102,20 @@ pub mod profile;
 mod traits;
 
 pub use adapter::{
-    Adapted, Adapter, Adapters, Copies, DEFAULT_ADAPTER, Layer, Mark, Param, Part, Role, Tokens,
+    Access, Adapted, Adapter, Adapters, Copies, DEFAULT_ADAPTER, Form, LORA_WEIGHT_NAMES, Layer,
+    LayerParts, LayerPartsMut, Param, Part, Role, Tokens,
 };
 pub use config::{
-    CordaConfig, CordaMethod, EvaConfig, Init, LoftqConfig, LoraConfig, LoraGaConfig,
-    LoraGaDirection, LoraGaScale, Settings, Targets, TrainBias, WithLora,
+    CordaConfig, CordaMethod, EvaConfig, Init, Kind, LoftqConfig, LoraConfig, LoraGaConfig,
+    LoraGaDirection, LoraGaScale, Mark, Settings, Targets, TrainBias, WithLora,
 };
 pub use convert::Builder;
 pub use error::{Error, Result};
 pub use init::Calibrated;
 pub use lora_derive::{LoraModel, forward};
 pub use manage::{
-    Combination, CombineOptions, LORA_WEIGHT_NAMES, LayerStatus, MajoritySign, ModelStatus, State,
-    Summary, SummaryRow, transfer_weights,
+    Combination, CombineOptions, LayerStatus, MajoritySign, ModelStatus, State, Summary,
+    SummaryRow, transfer_weights,
 };
 pub use ops::checkpoint;
 pub use traits::{Cursor, CursorMut, Lora, LoraLayer, LoraModel, LoraModule, NamedParam};

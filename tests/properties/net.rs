@@ -221,7 +221,7 @@ pub fn deltas(model: &LoraNet, name: &str) -> Vec<(&'static str, Tensor)> {
         ("head", &model.head),
     ];
     let deltas = layers.into_iter().filter_map(|(path, layer)| {
-        let adapter = layer.parts().2.get(name)?;
+        let adapter = layer.adapters().get(name)?;
         Some((path, layer.delta(adapter).unwrap().detach()))
     });
     deltas.collect()

@@ -324,9 +324,9 @@ fn a_combination_of_rslora_adapters_is_their_sum() {
         model
             .add_weighted_adapter(new, &[("default", 0.5), ("b", -1.0)], combination, &options)
             .unwrap();
-        let delta = |name: &str| model.delta(model.parts().2.get(name).unwrap()).unwrap();
+        let delta = |name: &str| model.delta(model.adapters().get(name).unwrap()).unwrap();
         let expected = ((delta("default") * 0.5).unwrap() - delta("b")).unwrap();
         assert_close(new, &delta(new), &expected, 1e-9);
-        assert_eq!(model.parts().2.get(new).unwrap().scaling(), 1.0);
+        assert_eq!(model.adapters().get(new).unwrap().scaling(), 1.0);
     }
 }

@@ -1,77 +1,126 @@
-//! [`Adapted`]: what the four layers that may carry adapters have in common.
+//! [`Adapted`]: a layer that may carry adapters.
 
-use super::{Adapter, Adapters, Copies, Merged, release, wider};
-use crate::ops::{self, UpdateParts};
-use crate::{Error, Layer, LoraConfig, Param, Part, Result, Role, Settings};
-use candle_core::{D, DType, Shape, Tensor};
+use super::{Access, Adapter, Adapters, Copies, Form, Layer, Param, Role, merging, updates};
+use crate::config::Kind;
+use crate::{LoraConfig, Result, Settings};
+use candle_core::{Shape, Tensor};
 use std::fmt::Debug;
 
-/// A layer that may carry adapters: weight, bias, adapters and how they change the weight.
+/// A layer that may carry adapters: its weight, its bias, its adapters, and how the weight lies.
 ///
-/// Implemented by the layer types of this crate; the walk reaches it through
-/// [`Layer::adapted`](crate::Layer::adapted).
+/// The walk reaches it through [`Layer::adapted`]. A layer of your own implements it, too, and is
+/// then adapted, trained, merged and saved like those of this crate:
+///
+/// ```
+/// use candle_core::{D, Device, Module, Tensor};
+/// use lora::{
+///     Access, Adapted, Adapters, Builder, Cursor, CursorMut, Form, Kind, LayerParts,
+///     LayerPartsMut, LoraConfig, LoraLayer, LoraModel, LoraModule, Result,
+/// };
+///
+/// /// Scores the angle between the input and each class: y = x·Ŵᵀ, the rows of Ŵ of length 1.
+/// #[derive(Clone, Debug)]
+/// struct Cosine {
+///     weight: Tensor,
+/// }
+///
+/// impl Cosine {
+///     fn score(xs: &Tensor, weight: &Tensor) -> candle_core::Result<Tensor> {
+///         let norms = weight.sqr()?.sum_keepdim(D::Minus1)?.sqrt()?;
+///         xs.matmul(&weight.broadcast_div(&norms)?.t()?)
+///     }
+/// }
+///
+/// #[derive(Clone, Debug)]
+/// struct LoraCosine {
+///     weight: Tensor,
+///     adapters: Adapters,
+/// }
+///
+/// impl Module for LoraCosine {
+///     fn forward(&self, xs: &Tensor) -> candle_core::Result<Tensor> {
+///         Cosine::score(xs, &self.adapted_weight()?)
+///     }
+/// }
+///
+/// impl LoraModel for Cosine {
+///     type Lora = LoraCosine;
+///
+///     fn adapt(&self, cx: &mut Builder<'_>) -> Result<LoraCosine> {
+///         let (weight, adapters) = (cx.parameter(&self.weight), cx.adapters());
+///         cx.layer(LoraCosine { weight, adapters })
+///     }
+/// }
+///
+/// impl LoraLayer for Cosine {}
+///
+/// impl LoraModule for LoraCosine {
+///     type Base = Cosine;
+///
+///     fn to_base(&self) -> Result<Cosine> {
+///         let (weight, _) = self.base_parts()?;
+///         Ok(Cosine { weight })
+///     }
+///
+///     fn visit(&self, cursor: &mut Cursor<'_>) {
+///         cursor.layer(self);
+///     }
+///
+///     fn visit_mut(&mut self, cursor: &mut CursorMut<'_>) {
+///         cursor.layer(self);
+///     }
+/// }
+///
+/// impl Adapted for LoraCosine {
+///     fn layer_kind(&self) -> Kind {
+///         Kind::Other("Cosine")
+///     }
+///
+///     fn form(&self) -> Form {
+///         Form::Linear
+///     }
+///
+///     fn parts(&self) -> LayerParts<'_> {
+///         LayerParts { weight: &self.weight, bias: None, adapters: &self.adapters }
+///     }
+///
+///     fn parts_mut(&mut self, _: Access) -> LayerPartsMut<'_> {
+///         LayerPartsMut { weight: &mut self.weight, bias: None, adapters: &mut self.adapters }
+///     }
+/// }
+///
+/// let weight = Tensor::new(&[[3f32, 4.], [0., 2.]], &Device::Cpu)?;
+/// let mut model = Cosine { weight }.to_lora(&LoraConfig::new(1))?;
+/// let xs = Tensor::new(&[[1f32, 1.]], &Device::Cpu)?;
+/// assert_eq!(model.forward(&xs)?.to_vec2::<f32>()?, [[1.4, 1.0]]);
+/// let grads = model.backward(&model.forward(&xs)?.sqr()?.sum_all()?)?;
+/// assert!(grads.get(&model.trainable_vars()[1]).is_some());
+/// model.merge()?;
+/// # Ok::<(), lora::Error>(())
+/// ```
 pub trait Adapted: Debug {
-    /// The layer's kind, for example `Linear`.
-    fn layer_kind(&self) -> &'static str;
+    /// The layer's kind.
+    fn layer_kind(&self) -> Kind;
+
+    /// How the weight lies.
+    fn form(&self) -> Form;
 
     /// The weight (the merged one while merged), the bias and the adapters.
-    fn parts(&self) -> (&Tensor, Option<&Tensor>, &Adapters);
+    fn parts(&self) -> LayerParts<'_>;
 
     /// The weight (the merged one while merged), the bias and the adapters, to be changed.
-    fn parts_mut(&mut self) -> (&mut Tensor, Option<&mut Tensor>, &mut Adapters);
-
-    /// The shapes of A and B for this rank.
-    fn shapes(&self, rank: usize) -> (Shape, Shape);
-
-    /// s·B·A in the shape of the merged weight, in the adapter's dtype.
     ///
-    /// # Errors
-    /// If candle cannot multiply on the device at hand.
-    fn delta(&self, adapter: &Adapter) -> Result<Tensor>;
+    /// Only this crate can call it, with a value that only this crate makes.
+    fn parts_mut(&mut self, access: Access) -> LayerPartsMut<'_>;
 
-    /// The dimension of the weight that counts the outputs: 1 for an embedding, else 0.
-    fn output_dim(&self) -> usize {
-        0
-    }
-
-    /// The base weight as a matrix (out, in), for a linear layer.
-    ///
-    /// # Errors
-    /// None for a layer of this crate.
-    fn matrix(&self) -> Result<Option<Tensor>> {
-        Ok(None)
-    }
-
-    /// A tensor of the weight's shape as a matrix (out, in), or the other way round.
-    ///
-    /// # Errors
-    /// If the tensor is no matrix.
-    fn to_matrix(&self, tensor: &Tensor) -> Result<Tensor> {
-        Ok(match self.output_dim() {
-            0 => tensor.clone(),
-            _ => tensor.t()?,
-        })
-    }
-
-    /// True for an embedding, whose input are indices.
+    /// True for an embedding, whose inputs are indices.
     fn is_lookup(&self) -> bool {
         false
     }
 
-    /// The shape of the magnitudes of this many outputs.
-    fn magnitude_shape(&self, outputs: usize) -> Shape {
-        outputs.into()
-    }
-
-    /// What keeps the layer from taking such an adapter, if anything does.
+    /// What keeps the layer from taking an adapter with these settings, if anything does.
     fn refuses(&self, _settings: &Settings, _config: &LoraConfig) -> Option<String> {
         None
-    }
-
-    /// The number of experts whose weights are in the one weight, each with its own A and B; 1 for
-    /// a layer.
-    fn experts(&self) -> usize {
-        1
     }
 
     /// The name of the weight in the layer; empty for a bare one.
@@ -79,242 +128,135 @@ pub trait Adapted: Debug {
         "weight"
     }
 
-    /// The base weight in the shape of the merged one. They differ only for a grouped convolution.
+    /// The weight; the merged one while merged.
+    fn weight(&self) -> &Tensor {
+        self.parts().weight
+    }
+
+    /// The bias.
+    fn bias(&self) -> Option<&Tensor> {
+        self.parts().bias
+    }
+
+    /// The layer's adapters.
+    fn adapters(&self) -> &Adapters {
+        self.parts().adapters
+    }
+
+    /// The shapes of A and B for this rank.
+    fn shapes(&self, rank: usize) -> (Shape, Shape) {
+        self.form().shapes(self.unmerged_weight().dims(), rank)
+    }
+
+    /// What an adapter adds to the weight, s·B·A: in the shape of the merged weight and the adapter's
+    /// dtype.
     ///
     /// # Errors
-    /// If candle cannot copy on the device at hand.
-    fn widened(&self, weight: &Tensor) -> Result<Tensor> {
-        Ok(weight.clone())
+    /// If candle cannot multiply on the device at hand.
+    fn delta(&self, adapter: &Adapter) -> Result<Tensor> {
+        let delta = self.form().delta(&adapter.a, &adapter.b, adapter.scaling());
+        Ok(delta?)
     }
 
-    /// The name of a tensor of the adapter called `adapter`: `lora_A.default.weight`. Without the
-    /// adapter's name it is PEFT's.
-    fn part_name(&self, part: Part, adapter: &str) -> String {
-        match part {
-            Part::A => format!("lora_A.{adapter}.weight"),
-            Part::B => format!("lora_B.{adapter}.weight"),
-            Part::Bias => format!("lora_B.{adapter}.bias"),
-            Part::Magnitude => format!("lora_magnitude_vector.{adapter}"),
-            Part::Tokens => format!("token_adapter.trainable_tokens_delta.{adapter}"),
-        }
-    }
-
-    /// The weight without what is merged into it.
+    /// The weight without the adapters that are merged into it.
     fn unmerged_weight(&self) -> &Tensor {
-        let (weight, _, adapters) = self.parts();
+        let LayerParts {
+            weight, adapters, ..
+        } = self.parts();
         let merged = adapters.merged.as_ref();
         merged.map_or(weight, |merged| &merged.weight)
     }
 
-    /// The norm of each output's weights in W + s·B·A: (out). A constant: it has no graph.
+    /// The weight with every active adapter, in its own dtype, to compute with. In training the
+    /// gradient reaches the adapters. The layer's dropout does not act on it.
     ///
     /// # Errors
-    /// If candle cannot compute on the device at hand.
-    fn norms(&self, adapter: &Adapter) -> Result<Tensor> {
-        let weight = self.unmerged_weight().detach();
-        let wide = wider(weight.dtype(), DType::F32);
-        let delta = self.delta(&adapter.detached())?.to_dtype(wide)?;
-        let sum = (self.widened(&weight.to_dtype(wide)?)? + delta)?;
-        let outputs = sum.transpose(0, self.output_dim())?.flatten_from(1)?;
-        Ok(outputs.sqr()?.sum(D::Minus1)?.sqrt()?)
-    }
-
-    /// DoRA's factor for each output, m / ‖W + s·B·A‖: (out); `None` without a magnitude.
-    ///
-    /// # Errors
-    /// If candle cannot compute on the device at hand.
-    fn gain(&self, adapter: &Adapter) -> Result<Option<Tensor>> {
-        let Some(magnitude) = &adapter.magnitude else {
-            return Ok(None);
-        };
-        let norms = self.norms(adapter)?.to_dtype(magnitude.dtype())?;
-        Ok(Some((magnitude.flatten_all()? / norms)?))
-    }
-
-    /// The updates that the forward pass is to compute: those of active adapters that are not
-    /// merged.
-    #[doc(hidden)]
-    fn updates(&self) -> candle_core::Result<Vec<UpdateParts>> {
-        let (_, _, adapters) = self.parts();
-        let update = |adapter: &Adapter| {
-            let gain = self.gain(adapter)?;
-            Ok(UpdateParts {
-                a: adapters.seen(&adapter.a),
-                b: adapters.seen(&adapter.b),
-                bias: adapter.bias.as_ref().map(|bias| adapters.seen(bias)),
-                gain: gain.map(|gain| adapters.seen(&gain)),
-                scaling: adapter.scaling(),
-                dropout: if adapters.training {
-                    adapter.settings.dropout
-                } else {
-                    0.0
-                },
-            })
-        };
-        adapters.to_compute().map(update).collect()
-    }
-
-    /// Adds every active adapter to the weight; the forward pass then costs what the base layer's
-    /// does.
-    ///
-    /// The sum is taken in at least f32 and rounded once to the weight's dtype. The weight as it
-    /// was is kept for [`unmerge_weight`](Self::unmerge_weight). What is merged already stays so.
-    ///
-    /// # Errors
-    /// If the merged weight is not finite, or an adapter has a bias and the layer none; the layer
-    /// is then as it was.
-    fn merge_weight(&mut self) -> Result<()> {
-        let names = self.parts().2.to_merge();
-        self.set_merged(&names)
-    }
-
-    /// Takes the adapters out of the weight again: the very tensor from before comes back.
-    fn unmerge_weight(&mut self) {
-        let (weight, bias, adapters) = self.parts_mut();
-        if let Some(merged) = adapters.merged.take() {
-            *weight = merged.weight;
-            if let (Some(bias), Some(original)) = (bias, merged.bias) {
-                *bias = original;
-            }
-        }
-    }
-
-    /// Merges just these adapters, in this order, whatever is merged now: computed from the weight
-    /// as it was. Names that this layer has no adapter of are left out.
-    ///
-    /// # Errors
-    /// As [`merge_weight`](Self::merge_weight).
-    fn set_merged(&mut self, names: &[String]) -> Result<()> {
-        let adapters = self.parts().2;
-        let names = names.iter().filter(|name| adapters.has(name));
-        let names: Vec<String> = names.cloned().collect();
-        if names == adapters.merged() {
-            return Ok(());
-        }
-        adapters.check_order(&names)?;
-        let (merged_weight, merged_bias) = self.merged_parts(&names)?;
-        self.unmerge_weight();
-        if names.is_empty() {
-            return Ok(());
-        }
-        let (weight, bias, adapters) = self.parts_mut();
-        let weight = std::mem::replace(weight, merged_weight);
-        let bias = match (bias, merged_bias) {
-            (Some(bias), Some(merged)) => Some(std::mem::replace(bias, merged)),
-            _ => None,
-        };
-        adapters.merged = Some(Merged {
-            names,
-            weight,
-            bias,
-        });
-        Ok(())
-    }
-
-    /// Weight and bias with these adapters in them, in this order: what the forward pass computes
-    /// with them.
-    ///
-    /// # Errors
-    /// As [`merge_weight`](Self::merge_weight).
-    fn merged_parts(&self, names: &[String]) -> Result<(Tensor, Option<Tensor>)> {
-        let (_, bias, adapters) = self.parts();
-        let weight = self.unmerged_weight();
-        let merged = adapters.merged.as_ref();
-        let bias = merged.and_then(|merged| merged.bias.as_ref()).or(bias);
-        if names.is_empty() {
-            return Ok((weight.clone(), bias.cloned()));
-        }
-        let wide = wider(weight.dtype(), DType::F32);
-        let mut sum = self.widened(&weight.detach().to_dtype(wide)?)?;
-        for tokens in names.iter().filter_map(|name| adapters.tokens_of(name)) {
-            sum = tokens.put_into(&sum)?;
-        }
-        let mut added: Option<Tensor> = None;
-        for adapter in names.iter().filter_map(|name| adapters.get(name)) {
-            let adapter = adapter.detached();
-            sum = (sum + self.delta(&adapter)?.to_dtype(wide)?)?;
-            if let Some(own) = &adapter.bias {
-                let own = (own.to_dtype(wide)? * adapter.scaling())?;
-                added = Some(match added {
-                    Some(added) => (added + own)?,
-                    None => own,
-                });
-            }
-            if let Some(gain) = self.gain(&adapter)? {
-                let gain = gain.to_dtype(wide)?;
-                let mut shape = vec![1; sum.rank()];
-                shape[self.output_dim()] = gain.elem_count();
-                sum = sum.broadcast_mul(&gain.reshape(shape)?)?;
-                added = added.map(|added| added * gain).transpose()?;
-            }
-        }
-        let merged = sum.to_dtype(weight.dtype())?;
-        let bias = match (bias, added) {
-            (Some(bias), Some(added)) => {
-                let sum = (bias.detach().to_dtype(wide)? + added)?;
-                Some(sum.to_dtype(bias.dtype())?)
-            }
-            (None, Some(_)) => {
-                return Err(Error::layer(
-                    &adapters.path,
-                    "an adapter has a bias, which cannot be merged into a layer that has none",
-                ));
-            }
-            (bias, None) => bias.cloned(),
-        };
-        let finite = ops::is_finite(&merged)?
-            && bias.as_ref().map(ops::is_finite).transpose()? != Some(false);
-        if !finite {
-            return Err(Error::layer(
-                &adapters.path,
-                "the merged weight is not finite; the adapter or the base weight holds NaN or \
-                 infinity, or their sum overflows the weight's dtype",
-            ));
-        }
-        Ok((merged, bias))
+    /// In a view for mixed batches, whose rows have no weight in common; and if candle cannot
+    /// multiply on the device at hand.
+    fn adapted_weight(&self) -> candle_core::Result<Tensor>
+    where
+        Self: Sized,
+    {
+        updates::adapted_weight(self)
     }
 
     /// Weight and bias for a base layer: with the adapters that are merged and those that are
     /// active, and out of reach of further training.
     ///
     /// # Errors
-    /// As [`merge_weight`](Self::merge_weight).
-    fn base_parts(&self) -> Result<(Tensor, Option<Tensor>)> {
-        let adapters = self.parts().2;
-        if adapters.rows.is_some() {
-            let message =
-                "a view for the rows of one batch has no base model: use the model it is of";
-            return Err(Error::layer(&adapters.path, message));
-        }
-        let (weight, bias) = self.merged_parts(&adapters.to_merge())?;
-        let bias = bias.as_ref().map(release).transpose()?;
-        Ok((release(&weight)?, bias))
+    /// If a merged weight is not finite, or an adapter has a bias on B and the layer no bias.
+    fn base_parts(&self) -> Result<(Tensor, Option<Tensor>)>
+    where
+        Self: Sized,
+    {
+        merging::base_parts(self)
     }
 }
 
+/// What a layer consists of that may carry adapters.
+#[derive(Clone, Copy, Debug)]
+pub struct LayerParts<'a> {
+    /// The weight; the merged one while merged.
+    pub weight: &'a Tensor,
+    /// The bias.
+    pub bias: Option<&'a Tensor>,
+    /// The layer's adapters.
+    pub adapters: &'a Adapters,
+}
+
+/// What a layer consists of that may carry adapters, to be changed.
+#[derive(Debug)]
+pub struct LayerPartsMut<'a> {
+    /// The weight; the merged one while merged.
+    pub weight: &'a mut Tensor,
+    /// The bias.
+    pub bias: Option<&'a mut Tensor>,
+    /// The layer's adapters.
+    pub adapters: &'a mut Adapters,
+}
+
+/// The changes to an adapted layer, which only this crate makes.
+pub(crate) trait AdaptedMut: Adapted {
+    fn adapters_mut(&mut self) -> &mut Adapters {
+        self.parts_mut(Access::new()).adapters
+    }
+
+    fn weight_mut(&mut self) -> &mut Tensor {
+        self.parts_mut(Access::new()).weight
+    }
+}
+
+impl<T: Adapted + ?Sized> AdaptedMut for T {}
+
 impl<T: Adapted> Layer for T {
-    fn kind(&self) -> &'static str {
+    fn kind(&self) -> Kind {
         self.layer_kind()
     }
 
     fn params(&self) -> Vec<Param<&Tensor>> {
-        let (weight, bias, adapters) = self.parts();
+        let LayerParts {
+            weight,
+            bias,
+            adapters,
+        } = self.parts();
         let mut params = Param::weight_and_bias(weight, bias);
         params[0].name = self.weight_name().into();
+        let of_lookup = self.is_lookup();
         for (adapter, part, tensor) in adapters.tensors() {
-            let name = self.part_name(part, adapter);
+            let name = part.name(of_lookup, adapter);
             params.push(Param::new(name, Role::Adapter(part), tensor));
         }
         params
     }
 
-    fn params_mut(&mut self) -> Vec<Param<&mut Tensor>> {
-        let names = self
-            .params()
-            .into_iter()
-            .map(|param| (param.name, param.role));
-        let names: Vec<_> = names.collect();
-        let (weight, bias, adapters) = self.parts_mut();
+    fn params_mut(&mut self, access: Access) -> Vec<Param<&mut Tensor>> {
+        let names = self.params().into_iter();
+        let names: Vec<_> = names.map(|param| (param.name, param.role)).collect();
+        let LayerPartsMut {
+            weight,
+            bias,
+            adapters,
+        } = self.parts_mut(access);
         let mut tensors = vec![weight];
         tensors.extend(bias);
         tensors.extend(adapters.tensors_mut());
@@ -324,15 +266,15 @@ impl<T: Adapted> Layer for T {
     }
 
     fn set_training(&mut self, training: bool) {
-        self.parts_mut().2.training = training;
+        self.adapters_mut().training = training;
     }
 
     fn copies(&self) -> Option<&Copies> {
-        Some(&self.parts().2.copies)
+        Some(&self.adapters().copies)
     }
 
-    fn copies_mut(&mut self) -> Option<&mut Copies> {
-        Some(&mut self.parts_mut().2.copies)
+    fn copies_mut(&mut self, access: Access) -> Option<&mut Copies> {
+        Some(&mut self.parts_mut(access).adapters.copies)
     }
 
     fn adapted(&self) -> Option<&dyn Adapted> {

@@ -1,7 +1,8 @@
 //! [`Copies`]: the copies of a layer's own parameters that adapters have.
 
 use super::{Parked, Tie};
-use crate::adapter::Mark;
+use crate::adapter::Access;
+use crate::config::Mark;
 use crate::{Error, Layer, Param, Result};
 use candle_core::Tensor;
 
@@ -119,7 +120,7 @@ pub(crate) fn add(
         trained,
         tensors,
     };
-    match layer.copies_mut() {
+    match layer.copies_mut(Access::new()) {
         Some(copies) => copies.list.push(copy),
         // A tensor that is a field of a model has no room for copies.
         None => {
@@ -172,7 +173,7 @@ pub(crate) fn switch(layer: &mut dyn Layer, adapter: Option<&str>) -> Result<()>
     for (tensor, new) in own_mut(layer).into_iter().zip(new) {
         *tensor = new;
     }
-    if let Some(place) = layer.copies_mut() {
+    if let Some(place) = layer.copies_mut(Access::new()) {
         *place = copies;
     }
     Ok(())
@@ -199,7 +200,7 @@ pub(crate) fn set_copy_trainable(
             parked.set_trainable(place, tensor, trainable)?;
         }
     }
-    let copies = layer.copies_mut().into_iter();
+    let copies = layer.copies_mut(Access::new()).into_iter();
     let copies = copies.flat_map(|copies| &mut copies.list);
     for copy in copies.filter(|copy| copy.adapter == adapter) {
         copy.parked = parked.clone();
@@ -216,7 +217,7 @@ pub(crate) struct Own {
 
 /// The layer's own parameters as they are while this adapter is active and nothing is merged.
 pub(crate) fn seen_by(layer: &dyn Layer, adapter: &str) -> Vec<Own> {
-    let originals = layer.adapted().map(|adapted| adapted.parts().2);
+    let originals = layer.adapted().map(|adapted| adapted.adapters());
     let own = layer
         .params()
         .into_iter()
@@ -272,7 +273,7 @@ pub(crate) fn seen_by_mut<'a>(
     let tensors: Vec<&mut Tensor> = match is_parked {
         false => own_mut(layer),
         true => {
-            let copies = layer.copies_mut().into_iter();
+            let copies = layer.copies_mut(Access::new()).into_iter();
             let copies = copies.flat_map(|copies| &mut copies.list);
             let copy = copies.filter(|copy| copy.adapter == adapter);
             copy.flat_map(|copy| &mut copy.tensors).collect()
@@ -295,7 +296,7 @@ pub(crate) fn tie(layer: &mut dyn Layer, path: &str, adapter: &str, weight: Tens
         *place = weight;
     }
     let copies = layer
-        .copies_mut()
+        .copies_mut(Access::new())
         .into_iter()
         .flat_map(|copies| &mut copies.list);
     for copy in copies.filter(|copy| copy.adapter == adapter) {
@@ -315,7 +316,7 @@ pub(crate) fn untie(layer: &mut dyn Layer, keep: &[String]) -> Result<()> {
         if layer.copies().and_then(Copies::current) == Some(&adapter) {
             switch(layer, None)?;
         }
-        if let Some(copies) = layer.copies_mut() {
+        if let Some(copies) = layer.copies_mut(Access::new()) {
             copies.remove(&adapter);
         }
     }
@@ -324,7 +325,7 @@ pub(crate) fn untie(layer: &mut dyn Layer, keep: &[String]) -> Result<()> {
 
 /// The layer's own tensors: parameters and buffers, no adapter's.
 pub(crate) fn own_mut(layer: &mut dyn Layer) -> Vec<&mut Tensor> {
-    let params = layer.params_mut().into_iter();
+    let params = layer.params_mut(Access::new()).into_iter();
     let own = params.filter(|param| !param.is_adapters());
     own.map(|param| param.tensor).collect()
 }

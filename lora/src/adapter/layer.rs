@@ -1,6 +1,7 @@
 //! [`Layer`]: what the walk sees of a leaf, and the [`Param`]s it holds.
 
-use crate::adapter::{Adapted, Copies};
+use super::{Access, Adapted, Copies, Part};
+use crate::config::Kind;
 use candle_core::Tensor;
 use std::fmt::Debug;
 
@@ -9,16 +10,16 @@ use std::fmt::Debug;
 /// Implemented by the layers of [`lora::layers`](crate::layers) and by [`Tensor`]. A parameter is
 /// trainable exactly when its tensor is a variable ([`Tensor::is_variable`]).
 pub trait Layer: Debug {
-    /// The layer's kind as a reader of the model knows it, for example `Linear`.
-    fn kind(&self) -> &'static str;
+    /// The layer's kind.
+    fn kind(&self) -> Kind;
 
     /// The parameters, in the order in which they are listed and saved.
     fn params(&self) -> Vec<Param<&Tensor>>;
 
     /// The parameters, to be replaced. The order is that of [`params`](Self::params).
     ///
-    /// A tensor must be replaced by one of the same shape.
-    fn params_mut(&mut self) -> Vec<Param<&mut Tensor>>;
+    /// Only this crate can call it, with a value that only this crate makes.
+    fn params_mut(&mut self, access: Access) -> Vec<Param<&mut Tensor>>;
 
     /// Switches between training (`true`) and evaluation, where no graph is recorded.
     fn set_training(&mut self, _training: bool) {}
@@ -30,7 +31,7 @@ pub trait Layer: Debug {
     }
 
     /// The copies that adapters have of the layer's own parameters, to be changed.
-    fn copies_mut(&mut self) -> Option<&mut Copies> {
+    fn copies_mut(&mut self, _: Access) -> Option<&mut Copies> {
         None
     }
 
@@ -88,20 +89,4 @@ pub enum Role {
     Buffer,
     /// A parameter of an adapter.
     Adapter(Part),
-}
-
-/// Which tensor of an adapter a parameter is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub enum Part {
-    /// A, which maps the input to r values.
-    A,
-    /// B, which maps r values to the output.
-    B,
-    /// The bias of B.
-    Bias,
-    /// DoRA's magnitudes.
-    Magnitude,
-    /// Trained rows of an embedding.
-    Tokens,
 }

@@ -1,34 +1,45 @@
 //! What an adapter holds at a layer, and what a layer that may carry adapters can do.
 
+mod access;
 mod adapted;
 mod adapters;
 pub(crate) mod copies;
+pub(crate) mod dora;
 mod layer;
-mod mark;
+mod linear;
+pub(crate) mod merging;
 mod name;
 mod parked;
+mod part;
 mod recorder;
 mod rows;
 mod tie;
 mod tokens;
 pub(crate) mod update;
+pub(crate) mod updates;
 
-pub use adapted::Adapted;
+pub use access::Access;
+pub(crate) use adapted::AdaptedMut;
+pub use adapted::{Adapted, LayerParts, LayerPartsMut};
 pub use adapters::Adapters;
 pub(crate) use adapters::Merged;
 pub use copies::Copies;
-pub use layer::{Layer, Param, Part, Role};
-pub use mark::Mark;
+pub use layer::{Layer, Param, Role};
+pub(crate) use linear::linear_parts;
 pub use name::{DEFAULT_ADAPTER, check_name};
 pub(crate) use parked::Parked;
+pub use part::{LORA_WEIGHT_NAMES, Part};
 pub(crate) use recorder::Recorder;
 pub(crate) use rows::{Rows, by_rows};
 pub(crate) use tie::Tie;
 pub use tokens::Tokens;
+pub use update::Form;
+
+pub(crate) use crate::ops::wider;
 
 use crate::config::Settings;
 use crate::{Init, LoftqConfig, Result, init};
-use candle_core::{DType, Tensor};
+use candle_core::Tensor;
 
 /// One low-rank update of a layer's weight: W + s·B·A.
 ///
@@ -129,28 +140,12 @@ impl Adapter {
             return Ok(self.clone());
         };
         let (a, b) = init::convert(&self.a.detach(), &self.b.detach(), a, b)?;
-        let Settings {
-            rank,
-            alpha,
-            scaling,
-            ..
-        } = self.settings;
-        let is_plain = (alpha / rank as f64 - scaling).abs() <= 1e-12 * scaling.abs();
-        let factor = if is_plain {
-            2.0
-        } else {
-            std::f64::consts::SQRT_2
-        };
         Ok(Self {
             a,
             b,
             initial: None,
             start: None,
-            settings: Settings {
-                rank: 2 * rank,
-                alpha: factor * alpha,
-                ..self.settings
-            },
+            settings: self.settings.of_twice_the_rank(),
             ..self.clone()
         })
     }
@@ -202,13 +197,4 @@ pub(crate) fn release(tensor: &Tensor) -> Result<Tensor> {
     } else {
         detached
     })
-}
-
-/// The dtype that holds the values of both floating-point dtypes.
-pub(crate) fn wider(a: DType, b: DType) -> DType {
-    match (a, b) {
-        (a, b) if a == b => a,
-        (DType::F64, _) | (_, DType::F64) => DType::F64,
-        _ => DType::F32,
-    }
 }

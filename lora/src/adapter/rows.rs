@@ -2,6 +2,7 @@
 
 use super::{Adapted, copies};
 use crate::Layer;
+use crate::adapter::AdaptedMut;
 use candle_core::{Device, Module, Result, Tensor, bail};
 
 /// Which rows of a batch go to which adapter.
@@ -31,7 +32,7 @@ impl Rows {
     pub(crate) fn layers<L: Adapted + Clone>(&self, layer: &L) -> Result<Vec<(Vec<u32>, L)>> {
         let alone = |(name, rows): &(Option<String>, Vec<u32>)| {
             let mut alone = layer.clone();
-            let adapters = alone.parts_mut().2;
+            let adapters = alone.adapters_mut();
             adapters.rows = None;
             adapters.active = name.iter().cloned().collect();
             copies::switch(&mut alone as &mut dyn Layer, name.as_deref())?;

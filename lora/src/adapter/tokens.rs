@@ -87,15 +87,20 @@ impl Tokens {
         Ok(())
     }
 
+    /// The same without its graph.
+    pub(crate) fn detached(&self) -> Self {
+        self.with_rows(self.rows.detach())
+    }
+
     /// The table with the rows in it: (n, dim).
-    pub(crate) fn put_into(&self, table: &Tensor) -> Result<Tensor> {
-        let rows = self.rows.detach().to_dtype(table.dtype())?;
+    pub(crate) fn put_into(&self, table: &Tensor) -> candle_core::Result<Tensor> {
+        let rows = self.rows.to_dtype(table.dtype())?;
         let mask = self
             .slots
             .gt(0u32)?
             .unsqueeze(1)?
             .broadcast_as(table.shape())?;
-        Ok(mask.where_cond(&self.by_slot(&rows, &self.slots)?, table)?)
+        mask.where_cond(&self.by_slot(&rows, &self.slots)?, table)
     }
 
     /// The result of a lookup, `ys` (ids.., dim), with the rows in place of the base's.

@@ -1,58 +1,146 @@
-//! What an adapter adds to a weight, as functions of plain tensors.
+//! Every formula of a low-rank update: the shapes of A and B, and what B·A adds to a weight.
 //!
-//! A is (r, in) and B is (out, r) unless it says otherwise; s is the scaling.
+//! The same functions serve a layer in memory, where the graph is recorded, and a checkpoint on disk.
 
-use candle_core::{D, Result, Tensor, bail};
+use candle_core::{Result, Shape, Tensor, bail};
 
-/// s·B·A, (out, in).
-pub(crate) fn linear_delta(a: &Tensor, b: &Tensor, scaling: f64) -> Result<Tensor> {
-    b.contiguous()?.matmul(&a.contiguous()?)? * scaling
+/// How a layer's weight lies, and with that the shapes of A and B and the form of B·A.
+///
+/// A and B lie the same whichever way the weight is stored, as in PEFT.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Form {
+    /// A matrix (out, in): A is (r, in) and B (out, r).
+    Linear,
+    /// A matrix (in, out), or an embedding's table (rows, dim): A is (r, in) and B (out, r).
+    Transposed,
+    /// A convolution's (out, in / groups, k..): A is (r, in, k..) and B (out, r / groups, 1..).
+    Conv {
+        /// The groups of the layer.
+        groups: usize,
+    },
+    /// Weights of experts in one tensor, (experts, out, in), or (experts, in, out) where they are
+    /// `transposed`: A is (experts · r, in) and B (out, r · experts). Expert e has the rows e·r.. of
+    /// A, but each `count`-th column of B from e on.
+    Experts {
+        /// The number of experts.
+        count: usize,
+        /// Stored as (experts, in, out).
+        transposed: bool,
+    },
 }
 
-/// s·(B·A)ᵀ, (in, out): of a weight that is stored transposed, and of an embedding, where `in` is
-/// the number of rows.
-pub(crate) fn transposed_delta(a: &Tensor, b: &Tensor, scaling: f64) -> Result<Tensor> {
-    let (a, b) = (a.t()?.contiguous()?, b.t()?.contiguous()?);
-    a.matmul(&b)? * scaling
-}
+impl Form {
+    /// The shapes of A and B for a weight of this shape.
+    pub(crate) fn shapes(self, weight: &[usize], rank: usize) -> (Shape, Shape) {
+        match self {
+            Self::Linear => ((rank, weight[1]).into(), (weight[0], rank).into()),
+            Self::Transposed => ((rank, weight[0]).into(), (weight[1], rank).into()),
+            Self::Conv { groups } => {
+                let (mut a, mut b) = (weight.to_vec(), vec![1; weight.len()]);
+                (b[0], b[1]) = (weight[0], rank / groups);
+                (a[0], a[1]) = (rank, weight[1] * groups);
+                (a.into(), b.into())
+            }
+            Self::Experts { count, transposed } => {
+                let rows = count.saturating_mul(rank);
+                let (input, out) = match transposed {
+                    true => (weight[1], weight[2]),
+                    false => (weight[2], weight[1]),
+                };
+                ((rows, input).into(), (out, rows).into())
+            }
+        }
+    }
 
-/// Of a convolution without groups: A (r, in, k..), B (out, r, 1..), the result (out, in, k..).
-pub(crate) fn conv_delta(a: &Tensor, b: &Tensor, scaling: f64) -> Result<Tensor> {
-    let mut shape = a.dims().to_vec();
-    shape[0] = b.dim(0)?;
-    let delta = linear_delta(&a.flatten_from(1)?, &b.flatten_from(1)?, scaling)?;
-    delta.reshape(shape)
-}
+    /// B·A in the shape of the merged weight, which is the layer's own but for a convolution with
+    /// groups, see [`widened`](Self::widened).
+    pub(crate) fn product(self, a: &Tensor, b: &Tensor) -> Result<Tensor> {
+        match self {
+            Self::Linear => b.contiguous()?.matmul(&a.contiguous()?),
+            Self::Transposed => {
+                let (a, b) = (a.t()?.contiguous()?, b.t()?.contiguous()?);
+                a.matmul(&b)
+            }
+            Self::Conv { groups } => {
+                let (out, rank) = (b.dim(0)?, b.dim(1)?);
+                let mut shape = a.dims().to_vec();
+                shape[0] = out;
+                let a = a.reshape((groups, rank, ()))?.contiguous()?;
+                let b = b.reshape((groups, out / groups, rank))?.contiguous()?;
+                b.matmul(&a)?.reshape(shape)
+            }
+            Self::Experts { count, transposed } => {
+                let a = a.reshape((count, (), a.dim(1)?))?;
+                let b = b.reshape((b.dim(0)?, (), count))?;
+                let product = b.permute((2, 0, 1))?.contiguous()?.matmul(&a)?;
+                match transposed {
+                    true => product.t()?.contiguous(),
+                    false => Ok(product),
+                }
+            }
+        }
+    }
 
-/// Of one of `experts` weights in one tensor: A (experts·r, in), B (out, r·experts). Expert e has
-/// the rows e·r.. of A, but each `experts`-th column of B from e on. The result is (out, in), or
-/// (in, out) where it is stored transposed.
-pub(crate) fn expert_delta(
-    a: &Tensor,
-    b: &Tensor,
-    (expert, experts): (usize, usize),
-    scaling: f64,
-    transposed: bool,
-) -> Result<Tensor> {
-    let rank = a.dim(0)? / experts;
-    let a = a.narrow(0, expert * rank, rank)?;
-    let b = b.reshape((b.dim(0)?, rank, experts))?;
-    let b = b.narrow(2, expert, 1)?.squeeze(2)?;
-    if transposed {
-        transposed_delta(&a, &b, scaling)
-    } else {
-        linear_delta(&a, &b, scaling)
+    /// s·B·A, as [`product`](Self::product).
+    pub(crate) fn delta(self, a: &Tensor, b: &Tensor, scaling: f64) -> Result<Tensor> {
+        self.product(a, b)? * scaling
+    }
+
+    /// The dimension of the weight that counts the outputs.
+    pub(crate) fn output_dim(self) -> usize {
+        match self {
+            Self::Linear | Self::Conv { .. } => 0,
+            Self::Transposed => 1,
+            Self::Experts { transposed, .. } => 1 + usize::from(transposed),
+        }
+    }
+
+    /// The number of weights in the tensor, each with A and B of its own.
+    pub(crate) fn experts(self) -> usize {
+        match self {
+            Self::Experts { count, .. } => count,
+            _ => 1,
+        }
+    }
+
+    /// A matrix (in, out) as (out, in), or the other way round; one that is stored (out, in) as it is.
+    pub(crate) fn to_matrix(self, tensor: &Tensor) -> Result<Tensor> {
+        match self {
+            Self::Transposed => tensor.t(),
+            _ => Ok(tensor.clone()),
+        }
+    }
+
+    /// A weight in the shape of the merged one. The update of a convolution with groups lets every
+    /// output see all channels, so its weight becomes one over all of them, zero where a group does
+    /// not look.
+    pub(crate) fn widened(self, weight: &Tensor) -> Result<Tensor> {
+        let groups = match self {
+            Self::Conv { groups } if groups > 1 => groups,
+            _ => return Ok(weight.clone()),
+        };
+        let channels = weight.dim(1)?;
+        let rows = weight.chunk(groups, 0)?;
+        let rows = rows.iter().enumerate().map(|(group, row)| {
+            let (left, right) = (group * channels, (groups - 1 - group) * channels);
+            row.pad_with_zeros(1, left, right)
+        });
+        Tensor::cat(&rows.collect::<Result<Vec<_>>>()?, 0)
     }
 }
 
-/// m / ‖V‖ · V, the weight of DoRA: V is the weight with its update, m has one value for each index
-/// of dimension `axis`, and the norm is over all other dimensions.
-pub(crate) fn dora(v: &Tensor, magnitude: &Tensor, axis: usize) -> Result<Tensor> {
-    let v2 = v.transpose(0, axis)?.flatten_from(1)?;
-    let norm = v2.sqr()?.sum(D::Minus1)?.sqrt()?;
-    let mut shape = vec![1; v.rank()];
-    shape[axis] = v.dim(axis)?;
-    v.broadcast_mul(&(magnitude.flatten_all()? / norm)?.reshape(shape)?)
+/// A and B of one expert, (r, in) and (out, r).
+pub(crate) fn of_expert(
+    a: &Tensor,
+    b: &Tensor,
+    expert: usize,
+    count: usize,
+) -> Result<(Tensor, Tensor)> {
+    let rank = a.dim(0)? / count;
+    let a = a.narrow(0, expert * rank, rank)?;
+    let b = b.reshape((b.dim(0)?, rank, count))?;
+    Ok((a, b.narrow(2, expert, 1)?.squeeze(2)?))
 }
 
 /// The matrix with these rows in place of its own; `indices` are of distinct rows.
@@ -91,49 +179,37 @@ mod tests {
     /// Expert by expert, with the strides written out.
     #[test]
     fn experts_have_rows_of_a_and_strided_columns_of_b() {
-        let (experts, rank, input, out) = (3, 2, 4, 5);
-        let (a, b) = (
-            arange(&[experts * rank, input]),
-            arange(&[out, rank * experts]),
-        );
+        let (count, rank, input, out) = (3, 2, 4, 5);
+        let (a, b) = (arange(&[count * rank, input]), arange(&[out, rank * count]));
         let (av, bv) = (a.to_vec2::<f64>().unwrap(), b.to_vec2::<f64>().unwrap());
-        for e in 0..experts {
-            let delta = expert_delta(&a, &b, (e, experts), 0.5, false).unwrap();
+        let form = |transposed| Form::Experts { count, transposed };
+        let all = form(false).delta(&a, &b, 0.5).unwrap();
+        let turned = form(true).delta(&a, &b, 0.5).unwrap();
+        for e in 0..count {
+            let (a, b) = of_expert(&a, &b, e, count).unwrap();
+            let delta = Form::Linear.delta(&a, &b, 0.5).unwrap();
             let dv = delta.to_vec2::<f64>().unwrap();
             for (o, row) in dv.iter().enumerate() {
                 for (i, value) in row.iter().enumerate() {
-                    let terms = (0..rank).map(|j| bv[o][j * experts + e] * av[e * rank + j][i]);
+                    let terms = (0..rank).map(|j| bv[o][j * count + e] * av[e * rank + j][i]);
                     assert_eq!(*value, 0.5 * terms.sum::<f64>());
                 }
             }
-            let transposed = expert_delta(&a, &b, (e, experts), 0.5, true).unwrap();
-            assert_eq!(difference(&transposed.t().unwrap(), &delta), 0.0);
+            assert_eq!(difference(&all.get(e).unwrap(), &delta), 0.0);
+            let turned = turned.get(e).unwrap().t().unwrap();
+            assert_eq!(difference(&turned, &delta), 0.0);
         }
     }
 
     #[test]
     fn a_transposed_delta_is_the_transposed_of_the_delta() {
         let (a, b) = (arange(&[2, 4]), arange(&[3, 2]));
-        let delta = linear_delta(&a, &b, 0.25).unwrap();
-        let transposed = transposed_delta(&a, &b, 0.25).unwrap();
+        let delta = Form::Linear.delta(&a, &b, 0.25).unwrap();
+        let transposed = Form::Transposed.delta(&a, &b, 0.25).unwrap();
         assert_eq!(difference(&transposed.t().unwrap(), &delta), 0.0);
         let (a, b) = (a.reshape((2, 2, 2)).unwrap(), b.reshape((3, 2, 1)).unwrap());
-        let conv = conv_delta(&a, &b, 0.25).unwrap();
+        let conv = Form::Conv { groups: 1 }.delta(&a, &b, 0.25).unwrap();
         assert_eq!(difference(&conv.reshape((3, 4)).unwrap(), &delta), 0.0);
-    }
-
-    /// Whatever the weight, the norms of the result are the magnitudes.
-    #[test]
-    fn dora_sets_the_norms() {
-        for axis in 0..3 {
-            let v = arange(&[3, 4, 2]);
-            let n = v.dim(axis).unwrap();
-            let m = (Tensor::arange(0., n as f64, &Device::Cpu).unwrap() + 1.0).unwrap();
-            let w = dora(&v, &m, axis).unwrap();
-            let norms = w.transpose(0, axis).unwrap().flatten_from(1).unwrap();
-            let norms = norms.sqr().unwrap().sum(1).unwrap().sqrt().unwrap();
-            assert!(difference(&norms, &m) < 1e-12);
-        }
     }
 
     #[test]

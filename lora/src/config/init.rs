@@ -81,7 +81,7 @@ impl Init {
     }
 
     /// The name in JSON.
-    fn from_name(name: &str) -> Option<Self> {
+    pub(crate) fn from_name(name: &str) -> Option<Self> {
         if let Some(steps) = name.strip_prefix("pissa_niter_") {
             return steps.parse().ok().map(Self::PissaNiter);
         }

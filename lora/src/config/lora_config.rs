@@ -1,6 +1,6 @@
 //! [`LoraConfig`]: what to adapt, with which rank, and what else to train.
 
-use super::{CordaConfig, EvaConfig, Init, LoftqConfig, LoraGaConfig, Targets};
+use super::{CordaConfig, EvaConfig, Init, LoftqConfig, LoraGaConfig, Settings, Targets};
 use crate::{Error, Result};
 use indexmap::IndexMap;
 use serde::{Deserialize, Serialize};
@@ -336,11 +336,7 @@ impl LoraConfig {
     /// The scaling of an adapter of this rank and alpha: alpha / r, or alpha / √r with
     /// [`use_rslora`](Self::use_rslora).
     pub fn scaling(&self, rank: usize, alpha: f64) -> f64 {
-        if self.use_rslora {
-            alpha / (rank as f64).sqrt()
-        } else {
-            alpha / rank as f64
-        }
+        Settings::new(rank, alpha, self.use_rslora, self.dropout).scaling
     }
 
     /// Checks the values that can be checked without a model.
@@ -421,4 +417,15 @@ pub enum TrainBias {
     LoraOnly,
     /// Every bias of the model, those of norms and heads too.
     All,
+}
+
+impl TrainBias {
+    /// True if the bias of a layer is trained that has an adapter, or has none.
+    pub(crate) fn trains(self, has_adapter: bool) -> bool {
+        match self {
+            Self::None => false,
+            Self::LoraOnly => has_adapter,
+            Self::All => true,
+        }
+    }
 }

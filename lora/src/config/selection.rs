@@ -1,7 +1,8 @@
 //! What a configuration selects: PEFT's rules, in one place for conversion and for files.
 
-use crate::config::matching::{LayerNumbers, Patterns, modules_above};
-use crate::{LoraConfig, Result, Settings, Targets};
+use super::matching::{LayerNumbers, Patterns, modules_above};
+use super::{Kind, LoraConfig, Mark, Settings, Targets};
+use crate::Result;
 
 /// A configuration with its patterns compiled. Each notes whether it was of use.
 pub(crate) struct Selection<'a> {
@@ -47,6 +48,21 @@ fn is_output_embedding(path: &str) -> bool {
     ["lm_head", "embed_out", "output_layer"].contains(&name)
 }
 
+/// What an adapter does at a layer.
+pub(crate) struct Choice {
+    /// The layer is trained in full: an attribute or modules_to_save says so.
+    pub(crate) trainable: bool,
+    /// The layer is a target, with these settings.
+    pub(crate) target: Option<Settings>,
+}
+
+impl Choice {
+    /// The settings of the layer's low-rank update. A layer that is trained in full gets none.
+    pub(crate) fn adapter(&self) -> Option<Settings> {
+        self.target.filter(|_| !self.trainable)
+    }
+}
+
 /// What stands in place of the configuration's values where no pattern says otherwise.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(crate) struct Overrides {
@@ -80,8 +96,31 @@ impl<'a> Selection<'a> {
         })
     }
 
+    /// What an adapter does at a layer: the one place where that is decided.
+    ///
+    /// Every setting is asked in any case, so that a pattern counts as used even where another
+    /// setting outweighs it. `kind` is `None` where only files are at hand, which do not say it.
+    pub(crate) fn choose(
+        &mut self,
+        path: &str,
+        kind: Option<Kind>,
+        mark: Option<Mark>,
+    ) -> Result<Choice> {
+        let saved = self.saves(path)?;
+        let excluded = self.excludes(path)?;
+        let overrides = mark.and_then(Mark::overrides);
+        let targeted = self.targets(path, kind, overrides.is_some())? && !excluded;
+        Ok(Choice {
+            trainable: saved || mark == Some(Mark::trainable()),
+            target: match targeted {
+                true => Some(self.settings(path, overrides.unwrap_or_default())?),
+                false => None,
+            },
+        })
+    }
+
     /// True if modules_to_save names the layer or a module that it is in.
-    pub(crate) fn saves(&mut self, path: &str) -> Result<bool> {
+    fn saves(&mut self, path: &str) -> Result<bool> {
         let mut saves = false;
         for module in modules_above(path).chain([path]) {
             saves |= self.save.find(module, false)?.is_some();
@@ -89,17 +128,19 @@ impl<'a> Selection<'a> {
         Ok(saves)
     }
 
-    /// True if the layer is to be adapted: target_modules names it, or, where that is not set, its
-    /// attribute does (`marked`); and layers_to_transform has its number.
-    pub(crate) fn chooses(&mut self, path: &str, kind: &str, marked: bool) -> Result<bool> {
-        if kind == "Weight" {
+    /// True if target_modules names the layer, or, where that is not set, its attribute does
+    /// (`marked`); and layers_to_transform has its number.
+    fn targets(&mut self, path: &str, kind: Option<Kind>, marked: bool) -> Result<bool> {
+        if kind.is_some_and(Kind::is_bare) {
             let found = self.parameters.find(path, false)?.is_some();
             let by_mark = self.config.target_parameters.is_empty() && self.targets.is_none();
             return Ok(found || (by_mark && marked));
         }
         let chosen = match &mut self.targets {
             None => marked,
-            Some(Chosen::AllLinear) => kind.ends_with("Linear") && !is_output_embedding(path),
+            Some(Chosen::AllLinear) => {
+                kind.is_some_and(Kind::is_linear) && !is_output_embedding(path)
+            }
             Some(Chosen::Named(patterns)) => {
                 let found = patterns.find(path, false)?.is_some();
                 // A target that is given with its whole path needs no number.
@@ -124,7 +165,7 @@ impl<'a> Selection<'a> {
     }
 
     /// True if exclude_modules names this path.
-    pub(crate) fn excludes(&mut self, path: &str) -> Result<bool> {
+    fn excludes(&mut self, path: &str) -> Result<bool> {
         match &mut self.exclude {
             Some(exclude) => Ok(exclude.find(path, false)?.is_some()),
             None => Ok(false),
@@ -156,12 +197,8 @@ impl<'a> Selection<'a> {
             Some(index) => config.alpha_pattern[index],
             None => overrides.alpha.unwrap_or(config.alpha),
         };
-        Ok(Settings {
-            rank,
-            alpha,
-            scaling: config.scaling(rank, alpha),
-            dropout: overrides.dropout.unwrap_or(config.dropout),
-        })
+        let dropout = overrides.dropout.unwrap_or(config.dropout);
+        Ok(Settings::new(rank, alpha, config.use_rslora, dropout))
     }
 
     /// The patterns that were of no use, as problems.

@@ -2,26 +2,52 @@
 //! an adapter is added.
 
 use super::fresh;
-use crate::adapter::Mark;
+use crate::adapter::AdaptedMut;
 use crate::adapter::{Parked, Tie, Tokens, copies};
 use crate::config::matching::{is_bias, modules_above};
 use crate::config::selection::Selection;
+use crate::config::{Kind, Mark};
 use crate::path::join;
-use crate::{Calibrated, Error, Layer, LoraConfig, Result, Role, Settings, TrainBias};
+use crate::{Calibrated, Error, Layer, LoraConfig, Result, Role, Settings};
 use candle_core::Tensor;
 use indexmap::IndexSet;
 use std::collections::BTreeSet;
+use std::fmt::Display;
+
+/// What the values of a new adapter are.
+#[derive(Clone, Copy)]
+pub(crate) enum Values<'a> {
+    /// As the configuration's initial value says.
+    Fresh,
+    /// The same, with what the calibration found.
+    Calibrated(&'a Calibrated),
+    /// Those of a file, which are put in place afterwards. The configuration alone decides then, not
+    /// the model's attributes. A pattern without effect is no error, as every value of the file must
+    /// find its place anyway.
+    FromFile,
+}
+
+impl<'a> Values<'a> {
+    /// True if the values are put in place afterwards.
+    pub(crate) fn come_later(self) -> bool {
+        matches!(self, Self::FromFile)
+    }
+
+    fn calibrated(self) -> Option<&'a Calibrated> {
+        match self {
+            Self::Calibrated(calibrated) => Some(calibrated),
+            Self::Fresh | Self::FromFile => None,
+        }
+    }
+}
 
 /// A walk over layers that adds one adapter.
 pub(crate) struct Attach<'a> {
     name: &'a str,
     config: &'a LoraConfig,
-    pub(crate) selection: Selection<'a>,
-    /// The configuration alone decides, not the model's attributes; a pattern without effect is no
-    /// error, as the values that come must find their place anyway.
-    for_values: bool,
-    calibrated: Option<&'a Calibrated>,
-    layers: Vec<(String, &'static str)>,
+    selection: Selection<'a>,
+    values: Values<'a>,
+    layers: Vec<(String, Kind)>,
     trained: usize,
     pub(crate) problems: Vec<String>,
 }
@@ -30,20 +56,18 @@ impl<'a> Attach<'a> {
     pub(crate) fn new(
         name: &'a str,
         config: &'a LoraConfig,
-        for_values: bool,
-        calibrated: Option<&'a Calibrated>,
-    ) -> Result<Self> {
-        config.validate()?;
-        Ok(Self {
+        selection: Selection<'a>,
+        values: Values<'a>,
+    ) -> Self {
+        Self {
             name,
             config,
-            selection: Selection::new(config)?,
-            for_values,
-            calibrated,
+            selection,
+            values,
             layers: Vec::new(),
             trained: 0,
             problems: Vec::new(),
-        })
+        }
     }
 
     /// Gives the layer its adapter and its copies, as far as it gets any. They are trainable, and
@@ -59,16 +83,12 @@ impl<'a> Attach<'a> {
         mark: Option<Mark>,
         layer: &mut dyn Layer,
     ) -> Result<()> {
-        let mark = mark.filter(|_| !self.for_values);
-        // Looked up in any case, so that the pattern counts as used.
-        let saved = self.selection.saves(path)?;
-        let trainable = saved || mark == Some(Mark::trainable());
-        let settings = self.target(path, mark, layer)?.filter(|_| !trainable);
-        let train_bias = match self.config.train_bias {
-            TrainBias::None => false,
-            TrainBias::LoraOnly => settings.is_some(),
-            TrainBias::All => true,
-        };
+        let mark = mark.filter(|_| !self.values.come_later());
+        let choice = self.selection.choose(path, Some(layer.kind()), mark)?;
+        let trainable = choice.trainable;
+        let settings = self.checked(path, layer, choice.target);
+        let settings = settings.filter(|_| !trainable);
+        let train_bias = self.config.train_bias.trains(settings.is_some());
         self.layers.push((path.to_string(), layer.kind()));
         self.trained += usize::from(settings.is_some() || trainable);
         let mut base = None;
@@ -76,13 +96,13 @@ impl<'a> Attach<'a> {
             match adapted.refuses(&settings, self.config) {
                 Some(problem) => self.problems.push(format!("`{path}`: {problem}")),
                 None => {
-                    let (config, calibrated) = (self.config, self.calibrated);
+                    let (config, calibrated) = (self.config, self.values.calibrated());
                     let (adapter, changed) =
                         fresh::fresh(adapted, self.name, settings, config, calibrated)?;
-                    adapted.parts_mut().2.list.push(adapter);
+                    adapted.adapters_mut().list.push(adapter);
                     match changed {
                         Some(changed) if config.init.is_lasting() => {
-                            *adapted.parts_mut().0 = changed;
+                            *adapted.weight_mut() = changed;
                         }
                         changed => base = changed,
                     }
@@ -111,40 +131,30 @@ impl<'a> Attach<'a> {
             Some(layer) => {
                 let table = layer.unmerged_weight().clone();
                 let tokens = Tokens::new(path, self.name, ids, &table)?;
-                layer.parts_mut().2.tokens.push(tokens);
+                layer.adapters_mut().tokens.push(tokens);
                 self.trained += 1;
             }
         }
         Ok(())
     }
 
-    /// The adapter of a layer that is a target.
-    fn target(
+    /// The settings of a layer that is a target and can be one; what keeps it from being one is a
+    /// problem.
+    fn checked(
         &mut self,
         path: &str,
-        mark: Option<Mark>,
         layer: &dyn Layer,
-    ) -> Result<Option<Settings>> {
-        // Each is looked up in any case, so that the pattern counts as used.
-        let excluded = self.selection.excludes(path)?;
-        let overrides = mark.and_then(Mark::overrides);
-        let chosen = self
-            .selection
-            .chooses(path, layer.kind(), overrides.is_some())?;
-        if !chosen || excluded {
-            return Ok(None);
-        }
+        settings: Option<Settings>,
+    ) -> Option<Settings> {
+        let settings = settings?;
         if layer.adapted().is_none() {
             self.problems.push(format!(
                 "`{path}` is a {}, which takes no adapter (linear, convolution and embedding layers \
                  and bare weights do); to train it in full, put it into modules_to_save",
                 layer.kind()
             ));
-            return Ok(None);
+            return None;
         }
-        let settings = self
-            .selection
-            .settings(path, overrides.unwrap_or_default())?;
         // Attributes come checked from the derive, but not from code by hand.
         if let Err(Error::Config(problems)) = LoraConfig::new(settings.rank)
             .alpha(settings.alpha)
@@ -154,9 +164,9 @@ impl<'a> Attach<'a> {
             let problems = problems.into_iter();
             self.problems
                 .extend(problems.map(|problem| format!("`{path}`: {problem}")));
-            return Ok(None);
+            return None;
         }
-        Ok(Some(settings))
+        Some(settings)
     }
 
     /// Copies the layer's own parameters for the adapter, if it trains any, or its start changed the
@@ -216,7 +226,7 @@ impl<'a> Attach<'a> {
                 ));
             }
         }
-        if !self.for_values || self.trained == 0 {
+        if !self.values.come_later() || self.trained == 0 {
             problems.extend(self.selection.unused());
         }
         if problems.is_empty() && self.trained == 0 {
@@ -239,7 +249,7 @@ impl<'a> Attach<'a> {
 }
 
 /// The layers, with the numbers of repeated ones left out: `layers.*.fc1 (Linear)`.
-fn outline(layers: &[(String, &'static str)]) -> String {
+fn outline(layers: &[(String, impl Display)]) -> String {
     let mut lines = IndexSet::new();
     for (path, kind) in layers {
         let segments = path

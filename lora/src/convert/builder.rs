@@ -1,13 +1,15 @@
 //! [`Builder`]: the walk that converts a base model, deciding for each layer what is trained.
 
-use super::Attach;
-use crate::adapter::{DEFAULT_ADAPTER, Mark};
+use super::{Attach, Values};
+use crate::adapter::{Access, Adapters};
+use crate::config::Mark;
+use crate::config::selection::Selection;
 use crate::manage;
 use crate::path::Path;
-use crate::traits::each_layer;
-use crate::{Calibrated, Error, Layer, Lora, LoraConfig, LoraModel, LoraModule, Result, WithLora};
+use crate::traits::{each_layer, try_each_layer_mut};
+use crate::{Error, Layer, Lora, LoraConfig, LoraModel, LoraModule, Result, WithLora};
 use candle_core::{Device, Tensor, TensorId};
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 
 /// The walk over a base model that builds its LoRA model, handed to [`LoraModel::adapt`].
 ///
@@ -31,11 +33,11 @@ use std::collections::{HashMap, HashSet};
 /// ```
 pub struct Builder<'a> {
     config: &'a LoraConfig,
+    selection: Selection<'a>,
     path: Path,
     mark: Option<Mark>,
-    /// What gives the layers their adapters; `None` where the model only changes its type.
-    attach: Option<Attach<'a>>,
-    paths: HashSet<String>,
+    /// The layers so far: the path of each, and the mark that it is under.
+    marks: HashMap<String, Option<Mark>>,
     /// The parts that `recompute` may name.
     recomputable: Vec<String>,
     problems: Vec<String>,
@@ -44,50 +46,83 @@ pub struct Builder<'a> {
     devices: Vec<Device>,
 }
 
-impl<'a> Builder<'a> {
-    pub(crate) fn convert<M: LoraModel>(model: &M, config: &'a LoraConfig) -> Result<Lora<M>> {
-        Self::convert_as(model, DEFAULT_ADAPTER, config, false, None)
-    }
+/// A model that was walked once: its LoRA type, all frozen, and what the walk found. An adapter is
+/// attached to that, or none.
+pub(crate) struct Conversion<'a, L> {
+    builder: Builder<'a>,
+    lora: L,
+}
 
-    /// Converts, with an adapter of this name. If it comes with its values (`for_values`), the
-    /// configuration alone decides, not the model's attributes.
-    pub(crate) fn convert_as<M: LoraModel>(
-        model: &M,
-        name: &'a str,
-        config: &'a LoraConfig,
-        for_values: bool,
-        calibrated: Option<&'a Calibrated>,
-    ) -> Result<Lora<M>> {
-        let attach = Attach::new(name, config, for_values, calibrated)?;
-        let mut builder = Self::new(config, Some(attach));
-        if is_layer(&Self::freeze(model)?) {
-            builder.mark = Some(Mark::rank());
-        }
-        let mut lora = model.adapt(&mut builder)?;
-        manage::activate(&mut lora, &[name])?;
-        if let Some(attach) = &mut builder.attach {
-            let ties = manage::ties(&lora, name, config, for_values);
-            attach.problems.extend(ties);
-        }
-        builder.finish()?;
-        Ok(lora)
-    }
-
-    pub(crate) fn freeze<M: LoraModel>(model: &M) -> Result<Lora<M>> {
-        let config = LoraConfig::default();
-        let mut builder = Builder::new(&config, None);
+impl<'a, L: LoraModule> Conversion<'a, L> {
+    /// Walks a base model, with the configuration of the adapter that is to be attached.
+    pub(crate) fn of(model: &L::Base, config: &'a LoraConfig) -> Result<Self> {
+        config.validate()?;
+        let mut builder = Builder::new(config, Selection::new(config)?);
         let lora = model.adapt(&mut builder)?;
-        builder.finish()?;
-        Ok(lora)
+        Ok(Self { builder, lora })
     }
 
-    fn new(config: &'a LoraConfig, attach: Option<Attach<'a>>) -> Self {
+    /// The model without an adapter.
+    pub(crate) fn frozen(&self) -> &L {
+        &self.lora
+    }
+
+    /// The model without an adapter, if nothing stands in its way.
+    fn finish(self) -> Result<L> {
+        match self.builder.problems.is_empty() {
+            true => Ok(self.lora),
+            false => Err(Error::Config(self.builder.problems)),
+        }
+    }
+
+    /// The model with an adapter of this name and these values, which is active.
+    pub(crate) fn attach(self, name: &str, values: Values<'_>) -> Result<L> {
+        let Self { builder, mut lora } = self;
+        let mut marks = builder.marks;
+        if is_layer(&lora) {
+            // Converted on its own, a layer is its own target.
+            marks
+                .values_mut()
+                .for_each(|mark| *mark = Some(Mark::rank()));
+        }
+        let mut attach = Attach::new(name, builder.config, builder.selection, values);
+        try_each_layer_mut(&mut lora, |path, layer| match marks.get(path) {
+            Some(mark) => attach.marked_layer(path, *mark, layer),
+            // Not from this conversion: a model that is its own LoRA model brings its adapters.
+            None => Ok(()),
+        })?;
+        manage::activate(&mut lora, &[name])?;
+        let ties = manage::ties(&lora, name, builder.config, values);
+        attach.problems.extend(ties);
+        attach.problems.extend(builder.problems);
+        attach.finish(builder.recomputable)?;
+        Ok(lora)
+    }
+}
+
+impl<'a> Builder<'a> {
+    /// The LoRA model with one adapter of this name and these values.
+    pub(crate) fn convert<M: LoraModel>(
+        model: &M,
+        name: &str,
+        config: &'a LoraConfig,
+        values: Values<'_>,
+    ) -> Result<Lora<M>> {
+        Conversion::of(model, config)?.attach(name, values)
+    }
+
+    /// The LoRA model without any adapter.
+    pub(crate) fn freeze<M: LoraModel>(model: &M) -> Result<Lora<M>> {
+        Conversion::of(model, &LoraConfig::default())?.finish()
+    }
+
+    fn new(config: &'a LoraConfig, selection: Selection<'a>) -> Self {
         Self {
             config,
+            selection,
             path: Path::default(),
             mark: None,
-            attach,
-            paths: HashSet::new(),
+            marks: HashMap::new(),
             recomputable: Vec::new(),
             problems: Vec::new(),
             frozen: HashMap::new(),
@@ -149,21 +184,18 @@ impl<'a> Builder<'a> {
         result
     }
 
-    /// Registers the layer at the present path and gives it what is to be trained of it: an
-    /// adapter, or copies of its own parameters. Called once by every layer, which comes with its
-    /// parameters frozen, see [`parameter`](Self::parameter).
+    /// Registers the layer at the present path. What is to be trained of it, an adapter or copies of
+    /// its own parameters, comes once the whole model was walked. Called once by every layer, which
+    /// comes with its parameters frozen, see [`parameter`](Self::parameter).
     ///
     /// # Errors
-    /// If a pattern takes too long to match, or an adapter cannot be made.
+    /// None at present.
     pub fn layer<L: Layer>(&mut self, mut layer: L) -> Result<L> {
         let path = self.path.as_str().to_string();
-        if let Some(copies) = layer.copies_mut() {
+        if let Some(copies) = layer.copies_mut(Access::new()) {
             copies.mark = self.mark;
         }
-        if let Some(attach) = &mut self.attach {
-            attach.marked_layer(&path, self.mark, &mut layer)?;
-        }
-        if !self.paths.insert(path.clone()) {
+        if self.marks.insert(path.clone(), self.mark).is_some() {
             let problem =
                 format!("two layers are called `{path}`; `#[lora(name = \"..\")]` renames one");
             self.problems.push(problem);
@@ -182,13 +214,15 @@ impl<'a> Builder<'a> {
         frozen.or_insert_with(|| tensor.detach()).clone()
     }
 
+    /// The room for the adapters of the layer at the present path; none is there yet.
+    pub fn adapters(&self) -> Adapters {
+        Adapters::new(self.path.as_str())
+    }
+
     /// Whether the part at the present path is to be computed anew in the backward pass.
     pub(crate) fn recomputes(&mut self) -> Result<bool> {
         self.recomputable.push(self.path.as_str().to_string());
-        match &mut self.attach {
-            Some(attach) => attach.selection.recomputes(self.path.as_str()),
-            None => Ok(false),
-        }
+        self.selection.recomputes(self.path.as_str())
     }
 
     /// The CPU, and the devices of the tensors met so far.
@@ -199,21 +233,9 @@ impl<'a> Builder<'a> {
     pub(crate) fn path(&self) -> &str {
         self.path.as_str()
     }
-
-    /// The end of the walk: nothing stood in the way.
-    fn finish(self) -> Result<()> {
-        match self.attach {
-            Some(mut attach) => {
-                attach.problems.extend(self.problems);
-                attach.finish(self.recomputable)
-            }
-            None if self.problems.is_empty() => Ok(()),
-            None => Err(Error::Config(self.problems)),
-        }
-    }
 }
 
-/// True for a model that is a single layer: converted on its own, it is its own target.
+/// True for a model that is a single layer.
 fn is_layer<M: LoraModule>(model: &M) -> bool {
     let (mut lone, mut count) = (false, 0);
     each_layer(model, |path, layer| {

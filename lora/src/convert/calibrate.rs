@@ -1,8 +1,10 @@
 //! Showing a base model data before its adapters are made, for initial values that need it.
 
 use crate::adapter::Recorder;
+use crate::adapter::{AdaptedMut, updates};
+use crate::config::Kind;
 use crate::init::Calibration;
-use crate::traits::{each_layer, each_layer_mut};
+use crate::traits::{each_layer, each_layer_mut, try_each_layer, try_each_layer_mut};
 use crate::{
     Calibrated, DEFAULT_ADAPTER, Error, Init, Lora, LoraConfig, LoraModel, LoraModule, Result,
     manage,
@@ -29,12 +31,11 @@ pub(crate) fn calibrate<B: LoraModel>(
         let Some(adapted) = layer.adapted() else {
             return;
         };
-        let Some(adapter) = adapted.parts().2.get(DEFAULT_ADAPTER) else {
+        let Some(adapter) = adapted.adapters().get(DEFAULT_ADAPTER) else {
             return;
         };
         let settings = adapter.settings();
-        let shape = adapted
-            .matrix()
+        let shape = updates::matrix(adapted)
             .and_then(|matrix| Ok(matrix.map(|m| m.dims2()).transpose()?));
         let added = match shape {
             Ok(Some(shape)) => calibration.add_layer(path, shape, settings.rank, settings.alpha),
@@ -56,7 +57,7 @@ pub(crate) fn calibrate<B: LoraModel>(
     calibration.finish()
 }
 
-pub(crate) fn not_linear(path: &str, kind: &str, init: Init) -> Error {
+pub(crate) fn not_linear(path: &str, kind: Kind, init: Init) -> Error {
     Error::layer(
         path,
         format!("`{init}` starts linear layers, this is a {kind}: exclude it, or use another init"),
@@ -73,7 +74,7 @@ fn by_inputs<M: LoraModule>(
     let calibration = Arc::new(Mutex::new(calibration));
     each_layer_mut(model, |path, layer| {
         if let Some(adapted) = layer.adapted_mut() {
-            let adapters = adapted.parts_mut().2;
+            let adapters = adapted.adapters_mut();
             if adapters.get(DEFAULT_ADAPTER).is_some() {
                 adapters.recorder = Some(Recorder::new(path, &calibration));
             }
@@ -106,42 +107,31 @@ fn by_gradients<M: LoraModule>(
     mut calibration: Calibration,
     batch: &mut impl FnMut(&M) -> Result<Option<Tensor>>,
 ) -> Result<Calibration> {
-    let mut result = Ok(());
-    each_layer_mut(model, |_, layer| {
+    try_each_layer_mut(model, |_, layer| {
         if let Some(adapted) = layer.adapted_mut()
-            && adapted.parts().2.get(DEFAULT_ADAPTER).is_some()
+            && adapted.adapters().get(DEFAULT_ADAPTER).is_some()
         {
-            let weight = adapted.parts_mut().0;
-            match Var::from_tensor(weight) {
-                Ok(var) => *weight = var.into_inner(),
-                Err(error) => result = Err(error),
-            }
+            let weight = adapted.weight_mut();
+            *weight = Var::from_tensor(weight)?.into_inner();
         }
-    });
-    result?;
+        Ok(())
+    })?;
     while let Some(loss) = batch(model)? {
         let grads = loss.backward()?;
-        let mut failed = None;
-        each_layer(model, |path, layer| {
+        try_each_layer(model, |path, layer| {
             let Some(adapted) = layer.adapted() else {
-                return;
+                return Ok(());
             };
-            let (weight, _, adapters) = adapted.parts();
-            if adapters.get(DEFAULT_ADAPTER).is_none() || failed.is_some() {
-                return;
+            if adapted.adapters().get(DEFAULT_ADAPTER).is_none() {
+                return Ok(());
             }
-            let seen = match grads.get(weight) {
-                None => Err(Error::layer(path, "the loss has no gradient of its weight")),
-                Some(grad) => adapted
-                    .to_matrix(grad)
-                    .and_then(|grad| calibration.observe_gradient(path, &grad)),
-            };
-            failed = seen.err();
-        });
-        match failed {
-            Some(error) => return Err(error),
-            None if calibration.end_batch() => break,
-            None => {}
+            let grad = grads.get(adapted.weight());
+            let none = || Error::layer(path, "the loss has no gradient of its weight");
+            let grad = adapted.form().to_matrix(grad.ok_or_else(none)?)?;
+            calibration.observe_gradient(path, &grad)
+        })?;
+        if calibration.end_batch() {
+            break;
         }
     }
     Ok(calibration)

@@ -1,6 +1,6 @@
 //! A fresh adapter for a layer.
 
-use crate::adapter::{Adapted, Adapter, Parked, Tie};
+use crate::adapter::{Adapted, Adapter, Parked, Tie, dora, updates};
 use crate::config::Settings;
 use crate::convert::calibrate::not_linear;
 use crate::init::{AdapterInit, Start, Target, rng, start};
@@ -17,13 +17,13 @@ pub(crate) fn fresh(
     calibrated: Option<&Calibrated>,
 ) -> Result<(Adapter, Option<Tensor>)> {
     let weight = layer.unmerged_weight();
-    let path = &layer.parts().2.path;
+    let path = &layer.adapters().path;
     let Start {
         a,
         b,
         base,
         frozen_b,
-    } = match (config.init.is_drawn(), layer.matrix()?) {
+    } = match (config.init.is_drawn(), updates::matrix(layer)?) {
         (true, _) => {
             let (a, b) = layer.shapes(settings.rank);
             let init = AdapterInit {
@@ -51,7 +51,7 @@ pub(crate) fn fresh(
             start(&target, config, calibrated, &mut rng(config.seed, path))?
         }
     };
-    let base = base.map(|base| layer.to_matrix(&base)).transpose()?;
+    let base = base.map(|base| layer.form().to_matrix(&base)).transpose()?;
     let var = |tensor: &Tensor| Ok::<_, crate::Error>(Var::from_tensor(tensor)?.into_inner());
     let outputs = b.dim(0)?;
     let mut adapter = Adapter {
@@ -81,21 +81,14 @@ pub(crate) fn fresh(
         adapter.bias = Some(zeros.into_inner());
     }
     if config.use_dora {
-        // Rounded to the weight's dtype first, as PEFT does. With the changed base W − s·B·A the
-        // sum is W again.
+        // With the changed base W − s·B·A the sum is W again.
         let norms = match &base {
-            None => layer.norms(&adapter)?,
-            Some(_) => {
-                let zero = Adapter {
-                    b: adapter.b.zeros_like()?,
-                    ..adapter.clone()
-                };
-                layer.norms(&zero)?
-            }
+            None => updates::norms(layer, &adapter)?,
+            Some(_) => updates::base_norms(layer)?,
         };
-        let norms = norms.to_dtype(weight.dtype())?.to_dtype(dtype)?;
-        let norms = norms.reshape(layer.magnitude_shape(outputs))?;
-        adapter.magnitude = Some(var(&norms)?);
+        let shape = dora::magnitude_shape(weight.rank(), outputs);
+        let magnitude = dora::start(&norms, weight.dtype(), dtype, shape)?;
+        adapter.magnitude = Some(var(&magnitude)?);
     }
     Ok((adapter, base))
 }

@@ -5,6 +5,7 @@ mod builder;
 mod calibrate;
 mod fresh;
 
-pub(crate) use attach::Attach;
+pub(crate) use attach::{Attach, Values};
 pub use builder::Builder;
+pub(crate) use builder::Conversion;
 pub(crate) use calibrate::calibrate;

@@ -54,8 +54,13 @@ impl TensorFile {
         let checked = Metadata::new(None, tensors.clone());
         let checked = checked.map_err(|error| invalid(error.to_string()))?;
         let start = 8 + size;
-        if start.checked_add(checked.data_len() as u64) != Some(length) {
-            return Err(invalid("its tensors do not fill it exactly".into()));
+        let whole = start.checked_add(checked.data_len() as u64);
+        if whole != Some(length) {
+            return Err(invalid(format!(
+                "its tensors do not fill it exactly: it has {length} bytes, by its header it would \
+                 have {}; it was cut off or damaged",
+                whole.unwrap_or(u64::MAX)
+            )));
         }
         Ok(Self {
             path: path.into(),
@@ -72,6 +77,11 @@ impl TensorFile {
 
     pub(crate) fn tensors(&self) -> &IndexMap<String, TensorInfo> {
         &self.tensors
+    }
+
+    /// The shape of a tensor, if the file has it.
+    pub(crate) fn shape(&self, name: &str) -> Option<&[usize]> {
+        Some(&self.tensors.get(name)?.shape)
     }
 
     pub(crate) fn metadata(&self) -> Option<&HashMap<String, String>> {

@@ -1,6 +1,8 @@
 //! Batch normalisation.
 
+use crate::adapter::Access;
 use crate::adapter::{Copies, release, seen};
+use crate::config::Kind;
 use crate::{Builder, Cursor, CursorMut, Layer, LoraModel, LoraModule, Param, Result, Role, ops};
 use candle_core::{ModuleT, Tensor};
 use candle_nn::BatchNorm;
@@ -115,8 +117,8 @@ impl LoraModule for LoraBatchNorm {
 }
 
 impl Layer for LoraBatchNorm {
-    fn kind(&self) -> &'static str {
-        "BatchNorm"
+    fn kind(&self) -> Kind {
+        Kind::BatchNorm
     }
 
     fn params(&self) -> Vec<Param<&Tensor>> {
@@ -129,7 +131,7 @@ impl Layer for LoraBatchNorm {
         params
     }
 
-    fn params_mut(&mut self) -> Vec<Param<&mut Tensor>> {
+    fn params_mut(&mut self, _: Access) -> Vec<Param<&mut Tensor>> {
         let mut params = match &mut self.weight_and_bias {
             None => Vec::new(),
             Some((weight, bias)) => Param::weight_and_bias(weight, Some(bias)),
@@ -148,7 +150,7 @@ impl Layer for LoraBatchNorm {
         Some(&self.copies)
     }
 
-    fn copies_mut(&mut self) -> Option<&mut Copies> {
+    fn copies_mut(&mut self, _: Access) -> Option<&mut Copies> {
         Some(&mut self.copies)
     }
 }

@@ -1,15 +1,16 @@
 //! The convolutions over one and two dimensions.
 
-use crate::adapter::{Adapted, Adapter, Adapters};
+use crate::adapter::{Access, Adapted, Adapters, Form, LayerParts, LayerPartsMut, updates};
+use crate::config::Kind;
 use crate::{
     Builder, Cursor, CursorMut, Error, LoraConfig, LoraLayer, LoraModel, LoraModule, Result,
     Settings, ops,
 };
-use candle_core::{Shape, Tensor};
+use candle_core::Tensor;
 use candle_nn::{Conv1d, Conv1dConfig, Conv2d, Conv2dConfig, Module};
 
 macro_rules! lora_conv {
-    ($(#[$doc:meta])* $lora:ident, $base:ident, $config:ident, $op:path, $name:literal) => {
+    ($(#[$doc:meta])* $lora:ident, $base:ident, $config:ident, $op:path, $name:ident) => {
         $(#[$doc])*
         #[derive(Clone, Debug)]
         pub struct $lora {
@@ -70,7 +71,7 @@ macro_rules! lora_conv {
                 // r results at each place, group by group.
                 let of_a = $config { groups: 1, ..self.config };
                 let of_b = $config { groups: self.config.groups, ..Default::default() };
-                ops::Updated { bias: bias.as_ref(), updates: &self.updates()?, channels: 1 }.run(
+                ops::Updated { bias: bias.as_ref(), updates: &updates::updates(self)?, channels: 1 }.run(
                     xs,
                     |xs, bias| $op(xs, &weight, bias, &self.weight_config()),
                     |xs, update| {
@@ -95,7 +96,7 @@ macro_rules! lora_conv {
                     weight: cx.parameter(self.weight()),
                     bias: self.bias().map(|bias| cx.parameter(bias)),
                     config: *self.config(),
-                    adapters: Adapters::new(cx.path()),
+                    adapters: cx.adapters(),
                 };
                 cx.layer(layer)
             }
@@ -123,26 +124,28 @@ macro_rules! lora_conv {
         }
 
         impl Adapted for $lora {
-            fn layer_kind(&self) -> &'static str {
-                $name
+            fn layer_kind(&self) -> Kind {
+                Kind::$name
             }
 
-            fn parts(&self) -> (&Tensor, Option<&Tensor>, &Adapters) {
-                (&self.weight, self.bias.as_ref(), &self.adapters)
+            fn form(&self) -> Form {
+                Form::Conv { groups: self.config.groups }
             }
 
-            fn parts_mut(&mut self) -> (&mut Tensor, Option<&mut Tensor>, &mut Adapters) {
-                (&mut self.weight, self.bias.as_mut(), &mut self.adapters)
+            fn parts(&self) -> LayerParts<'_> {
+                LayerParts {
+                    weight: &self.weight,
+                    bias: self.bias.as_ref(),
+                    adapters: &self.adapters,
+                }
             }
 
-            fn shapes(&self, rank: usize) -> (Shape, Shape) {
-                shapes(self.unmerged_weight(), rank, self.config.groups)
-            }
-
-            fn magnitude_shape(&self, outputs: usize) -> Shape {
-                let mut shape = vec![1; self.weight.rank()];
-                shape[1] = outputs;
-                shape.into()
+            fn parts_mut(&mut self, _: Access) -> LayerPartsMut<'_> {
+                LayerPartsMut {
+                    weight: &mut self.weight,
+                    bias: self.bias.as_mut(),
+                    adapters: &mut self.adapters,
+                }
             }
 
             fn refuses(&self, settings: &Settings, _config: &LoraConfig) -> Option<String> {
@@ -151,14 +154,6 @@ macro_rules! lora_conv {
                 (rank % groups != 0).then(|| {
                     format!("rank {rank} is no multiple of the convolution's {groups} groups")
                 })
-            }
-
-            fn delta(&self, adapter: &Adapter) -> Result<Tensor> {
-                delta(adapter, self.config.groups)
-            }
-
-            fn widened(&self, weight: &Tensor) -> Result<Tensor> {
-                widened(weight, self.config.groups)
             }
         }
     };
@@ -169,7 +164,7 @@ lora_conv!(
     ///
     /// With x of shape (batch, in, length): W (out, in / groups, k), A (r, in, k), B (out, r /
     /// groups, 1). As [`LoraConv2d`] otherwise.
-    LoraConv1d, Conv1d, Conv1dConfig, ops::conv1d, "Conv1d"
+    LoraConv1d, Conv1d, Conv1dConfig, ops::conv1d, Conv1d
 );
 
 lora_conv!(
@@ -181,43 +176,5 @@ lora_conv!(
     /// leaves the dilation out and cannot merge a grouped convolution; here both work. As the update
     /// lets every output see every input channel, a grouped convolution merges into one without
     /// groups, whose weight is (out, in, kh, kw).
-    LoraConv2d, Conv2d, Conv2dConfig, ops::conv2d, "Conv2d"
+    LoraConv2d, Conv2d, Conv2dConfig, ops::conv2d, Conv2d
 );
-
-/// The shapes of A and B for a convolution's weight.
-fn shapes(weight: &Tensor, rank: usize, groups: usize) -> (Shape, Shape) {
-    let mut a = weight.dims().to_vec();
-    let mut b = vec![1; a.len()];
-    b[0] = a[0];
-    b[1] = rank / groups;
-    a[0] = rank;
-    a[1] *= groups;
-    (a.into(), b.into())
-}
-
-/// s·B·A, group by group: (out, in, k..).
-fn delta(adapter: &Adapter, groups: usize) -> Result<Tensor> {
-    let (a, b) = (&adapter.a, &adapter.b);
-    let (out, per_group) = (b.dim(0)?, b.dim(1)?);
-    let mut shape = a.dims().to_vec();
-    shape[0] = out;
-    let b = b.reshape((groups, out / groups, per_group))?;
-    let a = a.reshape((groups, per_group, ()))?;
-    let delta = b.contiguous()?.matmul(&a.contiguous()?)?.reshape(shape)?;
-    Ok((delta * adapter.scaling())?)
-}
-
-/// A grouped convolution's weight as one over all channels: zero where a group does not look.
-fn widened(weight: &Tensor, groups: usize) -> Result<Tensor> {
-    if groups == 1 {
-        return Ok(weight.clone());
-    }
-    let channels = weight.dim(1)?;
-    let rows = weight.chunk(groups, 0)?;
-    let rows = rows.iter().enumerate().map(|(group, row)| {
-        let (left, right) = (group * channels, (groups - 1 - group) * channels);
-        row.pad_with_zeros(1, left, right)
-    });
-    let rows = rows.collect::<candle_core::Result<Vec<_>>>()?;
-    Ok(Tensor::cat(&rows, 0)?)
-}

@@ -1,11 +1,11 @@
 //! The embedding layer.
 
-use crate::adapter::{Adapted, Adapter, Adapters};
+use crate::adapter::{Access, Adapted, Adapters, Form, LayerParts, LayerPartsMut, updates};
+use crate::config::Kind;
 use crate::{
-    Builder, Cursor, CursorMut, LoraConfig, LoraLayer, LoraModel, LoraModule, Part, Result,
-    Settings, ops,
+    Builder, Cursor, CursorMut, LoraConfig, LoraLayer, LoraModel, LoraModule, Result, Settings, ops,
 };
-use candle_core::{Shape, Tensor};
+use candle_core::Tensor;
 use candle_nn::{Embedding, Module};
 
 /// An [`Embedding`] layer with low-rank updates: `y = W[i] + s·(Aᵀ)[i]·Bᵀ`.
@@ -57,7 +57,7 @@ impl Module for LoraEmbedding {
         let weight = self.adapters.seen(&self.weight);
         ops::Updated {
             bias: None,
-            updates: &self.updates()?,
+            updates: &updates::updates(self)?,
             channels: ids.rank(),
         }
         .run(
@@ -80,7 +80,7 @@ impl LoraModel for Embedding {
         let layer = LoraEmbedding {
             weight: cx.parameter(self.embeddings()),
             hidden_size: self.hidden_size(),
-            adapters: Adapters::new(cx.path()),
+            adapters: cx.adapters(),
         };
         cx.layer(layer)
     }
@@ -106,25 +106,28 @@ impl LoraModule for LoraEmbedding {
 }
 
 impl Adapted for LoraEmbedding {
-    fn layer_kind(&self) -> &'static str {
-        "Embedding"
+    fn layer_kind(&self) -> Kind {
+        Kind::Embedding
     }
 
-    fn parts(&self) -> (&Tensor, Option<&Tensor>, &Adapters) {
-        (&self.weight, None, &self.adapters)
+    fn form(&self) -> Form {
+        Form::Transposed
     }
 
-    fn parts_mut(&mut self) -> (&mut Tensor, Option<&mut Tensor>, &mut Adapters) {
-        (&mut self.weight, None, &mut self.adapters)
+    fn parts(&self) -> LayerParts<'_> {
+        LayerParts {
+            weight: &self.weight,
+            bias: None,
+            adapters: &self.adapters,
+        }
     }
 
-    fn shapes(&self, rank: usize) -> (Shape, Shape) {
-        let dims = self.weight.dims();
-        ((rank, dims[0]).into(), (dims[1], rank).into())
-    }
-
-    fn output_dim(&self) -> usize {
-        1
+    fn parts_mut(&mut self, _: Access) -> LayerPartsMut<'_> {
+        LayerPartsMut {
+            weight: &mut self.weight,
+            bias: None,
+            adapters: &mut self.adapters,
+        }
     }
 
     fn is_lookup(&self) -> bool {
@@ -134,20 +137,5 @@ impl Adapted for LoraEmbedding {
     fn refuses(&self, _settings: &Settings, config: &LoraConfig) -> Option<String> {
         let bias = config.lora_bias;
         bias.then(|| "an embedding takes no bias on B (lora_bias)".into())
-    }
-
-    fn delta(&self, adapter: &Adapter) -> Result<Tensor> {
-        let delta = adapter.b.matmul(&adapter.a)?.t()?;
-        Ok((delta * adapter.scaling())?)
-    }
-
-    fn part_name(&self, part: Part, adapter: &str) -> String {
-        match part {
-            Part::A => format!("lora_embedding_A.{adapter}"),
-            Part::B => format!("lora_embedding_B.{adapter}"),
-            Part::Bias => format!("lora_embedding_B_bias.{adapter}"),
-            Part::Magnitude => format!("lora_magnitude_vector.{adapter}"),
-            Part::Tokens => format!("token_adapter.trainable_tokens_delta.{adapter}"),
-        }
     }
 }

@@ -1,6 +1,8 @@
 //! Group normalisation.
 
+use crate::adapter::Access;
 use crate::adapter::{Copies, release, seen};
+use crate::config::Kind;
 use crate::{Builder, Cursor, CursorMut, Error, Layer, LoraModel, LoraModule, Param, Result, ops};
 use candle_core::{DType, Device, Tensor, Var};
 use candle_nn::{GroupNorm, Module};
@@ -86,15 +88,15 @@ impl LoraModule for LoraGroupNorm {
 }
 
 impl Layer for LoraGroupNorm {
-    fn kind(&self) -> &'static str {
-        "GroupNorm"
+    fn kind(&self) -> Kind {
+        Kind::GroupNorm
     }
 
     fn params(&self) -> Vec<Param<&Tensor>> {
         Param::weight_and_bias(&self.weight, Some(&self.bias))
     }
 
-    fn params_mut(&mut self) -> Vec<Param<&mut Tensor>> {
+    fn params_mut(&mut self, _: Access) -> Vec<Param<&mut Tensor>> {
         Param::weight_and_bias(&mut self.weight, Some(&mut self.bias))
     }
 
@@ -106,7 +108,7 @@ impl Layer for LoraGroupNorm {
         Some(&self.copies)
     }
 
-    fn copies_mut(&mut self) -> Option<&mut Copies> {
+    fn copies_mut(&mut self, _: Access) -> Option<&mut Copies> {
         Some(&mut self.copies)
     }
 }

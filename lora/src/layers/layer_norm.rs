@@ -1,6 +1,8 @@
 //! Layer and root-mean-square normalisation.
 
+use crate::adapter::Access;
 use crate::adapter::{Copies, release, seen};
+use crate::config::Kind;
 use crate::{Builder, Cursor, CursorMut, Layer, LoraModel, LoraModule, Param, Result, ops};
 use candle_core::Tensor;
 use candle_nn::{LayerNorm, LayerNormConfig, Module, RmsNorm, VarBuilder};
@@ -13,7 +15,7 @@ pub struct LoraLayerNorm {
     remove_mean: bool,
     eps: f64,
     training: bool,
-    kind: &'static str,
+    kind: Kind,
     copies: Copies,
 }
 
@@ -49,7 +51,7 @@ impl LoraLayerNorm {
         }
     }
 
-    fn adapt(base: &LayerNorm, kind: &'static str, cx: &mut Builder<'_>) -> Result<Self> {
+    fn adapt(base: &LayerNorm, kind: Kind, cx: &mut Builder<'_>) -> Result<Self> {
         let layer = Self {
             weight: cx.parameter(base.weight()),
             bias: base.bias().map(|bias| cx.parameter(bias)),
@@ -79,7 +81,7 @@ impl LoraModel for LayerNorm {
     type Lora = LoraLayerNorm;
 
     fn adapt(&self, cx: &mut Builder<'_>) -> Result<LoraLayerNorm> {
-        LoraLayerNorm::adapt(self, "LayerNorm", cx)
+        LoraLayerNorm::adapt(self, Kind::LayerNorm, cx)
     }
 }
 
@@ -118,7 +120,7 @@ impl LoraModule for LoraLayerNorm {
 }
 
 impl Layer for LoraLayerNorm {
-    fn kind(&self) -> &'static str {
+    fn kind(&self) -> Kind {
         self.kind
     }
 
@@ -126,7 +128,7 @@ impl Layer for LoraLayerNorm {
         Param::weight_and_bias(&self.weight, self.bias.as_ref())
     }
 
-    fn params_mut(&mut self) -> Vec<Param<&mut Tensor>> {
+    fn params_mut(&mut self, _: Access) -> Vec<Param<&mut Tensor>> {
         Param::weight_and_bias(&mut self.weight, self.bias.as_mut())
     }
 
@@ -138,7 +140,7 @@ impl Layer for LoraLayerNorm {
         Some(&self.copies)
     }
 
-    fn copies_mut(&mut self) -> Option<&mut Copies> {
+    fn copies_mut(&mut self, _: Access) -> Option<&mut Copies> {
         Some(&mut self.copies)
     }
 }
@@ -183,7 +185,11 @@ impl LoraModel for RmsNorm {
 
     fn adapt(&self, cx: &mut Builder<'_>) -> Result<LoraRmsNorm> {
         let inner = self.clone().into_inner();
-        Ok(LoraRmsNorm(LoraLayerNorm::adapt(&inner, "RmsNorm", cx)?))
+        Ok(LoraRmsNorm(LoraLayerNorm::adapt(
+            &inner,
+            Kind::RmsNorm,
+            cx,
+        )?))
     }
 }
 

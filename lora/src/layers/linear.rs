@@ -1,10 +1,11 @@
 //! The linear layer.
 
-use crate::adapter::{Adapted, Adapter, Adapters};
+use crate::adapter::{Access, Adapted, Adapters, Form, LayerParts, LayerPartsMut, linear_parts};
+use crate::config::Kind;
 use crate::{
     Builder, Cursor, CursorMut, LoraConfig, LoraLayer, LoraModel, LoraModule, Result, ops,
 };
-use candle_core::{Shape, Tensor};
+use candle_core::Tensor;
 use candle_nn::{Linear, Module};
 
 /// A [`Linear`] layer with low-rank updates: y = x·Wᵀ + b + s·B·A·x.
@@ -47,14 +48,8 @@ impl LoraLinear {
 
     /// The layer as its forward pass computes it.
     pub(crate) fn parts_of_forward(&self) -> candle_core::Result<ops::LinearParts> {
-        Ok(ops::LinearParts {
-            weight: self.adapters.seen(&self.weight),
-            bias: self.bias.as_ref().map(|bias| self.adapters.seen(bias)),
-            updates: self.updates()?,
-            tokens: self.adapters.tokens_to_compute().collect(),
-            recorder: self.adapters.recorder.clone(),
-            rows: self.adapters.row_parts(self, Self::parts_of_forward)?,
-        })
+        let weight = self.adapters.seen(&self.weight);
+        linear_parts(self, weight, Self::parts_of_forward)
     }
 }
 
@@ -72,7 +67,7 @@ impl LoraModel for Linear {
         let layer = LoraLinear {
             weight: cx.parameter(self.weight()),
             bias: self.bias().map(|bias| cx.parameter(bias)),
-            adapters: Adapters::new(cx.path()),
+            adapters: cx.adapters(),
         };
         cx.layer(layer)
     }
@@ -98,28 +93,27 @@ impl LoraModule for LoraLinear {
 }
 
 impl Adapted for LoraLinear {
-    fn layer_kind(&self) -> &'static str {
-        "Linear"
+    fn layer_kind(&self) -> Kind {
+        Kind::Linear
     }
 
-    fn parts(&self) -> (&Tensor, Option<&Tensor>, &Adapters) {
-        (&self.weight, self.bias.as_ref(), &self.adapters)
+    fn form(&self) -> Form {
+        Form::Linear
     }
 
-    fn parts_mut(&mut self) -> (&mut Tensor, Option<&mut Tensor>, &mut Adapters) {
-        (&mut self.weight, self.bias.as_mut(), &mut self.adapters)
+    fn parts(&self) -> LayerParts<'_> {
+        LayerParts {
+            weight: &self.weight,
+            bias: self.bias.as_ref(),
+            adapters: &self.adapters,
+        }
     }
 
-    fn shapes(&self, rank: usize) -> (Shape, Shape) {
-        let dims = self.weight.dims();
-        ((rank, dims[1]).into(), (dims[0], rank).into())
-    }
-
-    fn matrix(&self) -> Result<Option<Tensor>> {
-        Ok(Some(self.to_matrix(self.unmerged_weight())?))
-    }
-
-    fn delta(&self, adapter: &Adapter) -> Result<Tensor> {
-        Ok((adapter.b.matmul(&adapter.a)? * adapter.scaling())?)
+    fn parts_mut(&mut self, _: Access) -> LayerPartsMut<'_> {
+        LayerPartsMut {
+            weight: &mut self.weight,
+            bias: self.bias.as_mut(),
+            adapters: &mut self.adapters,
+        }
     }
 }

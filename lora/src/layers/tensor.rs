@@ -1,6 +1,8 @@
 //! A tensor that is a field of a model.
 
+use crate::adapter::Access;
 use crate::adapter::release;
+use crate::config::Kind;
 use crate::{Builder, Cursor, CursorMut, Layer, LoraModel, LoraModule, Param, Result, Role};
 use candle_core::Tensor;
 
@@ -35,15 +37,15 @@ impl LoraModule for Tensor {
 }
 
 impl Layer for Tensor {
-    fn kind(&self) -> &'static str {
-        "Tensor"
+    fn kind(&self) -> Kind {
+        Kind::Tensor
     }
 
     fn params(&self) -> Vec<Param<&Tensor>> {
         vec![Param::new("", role(self), self)]
     }
 
-    fn params_mut(&mut self) -> Vec<Param<&mut Tensor>> {
+    fn params_mut(&mut self, _: Access) -> Vec<Param<&mut Tensor>> {
         vec![Param::new("", role(self), self)]
     }
 }

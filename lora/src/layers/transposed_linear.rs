@@ -1,10 +1,11 @@
 //! The linear layer whose weight is stored (in, out).
 
-use crate::adapter::{Adapted, Adapter, Adapters};
+use crate::adapter::{Access, Adapted, Adapters, Form, LayerParts, LayerPartsMut, linear_parts};
+use crate::config::Kind;
 use crate::{
     Builder, Cursor, CursorMut, LoraConfig, LoraLayer, LoraModel, LoraModule, Result, ops,
 };
-use candle_core::{Shape, Tensor};
+use candle_core::Tensor;
 use candle_nn::{Module, VarBuilder};
 
 /// A linear layer y = x·W + b with W stored (in, out), as GPT-2's checkpoints have it: the `Conv1D`
@@ -103,14 +104,8 @@ impl LoraTransposedLinear {
     }
 
     fn parts_of_forward(&self) -> candle_core::Result<ops::LinearParts> {
-        Ok(ops::LinearParts {
-            weight: self.adapters.seen(&self.weight).t()?,
-            bias: self.bias.as_ref().map(|bias| self.adapters.seen(bias)),
-            updates: self.updates()?,
-            tokens: Vec::new(),
-            recorder: self.adapters.recorder.clone(),
-            rows: self.adapters.row_parts(self, Self::parts_of_forward)?,
-        })
+        let weight = self.adapters.seen(&self.weight).t()?;
+        linear_parts(self, weight, Self::parts_of_forward)
     }
 }
 
@@ -127,7 +122,7 @@ impl LoraModel for TransposedLinear {
         let layer = LoraTransposedLinear {
             weight: cx.parameter(&self.weight),
             bias: self.bias.as_ref().map(|bias| cx.parameter(bias)),
-            adapters: Adapters::new(cx.path()),
+            adapters: cx.adapters(),
         };
         cx.layer(layer)
     }
@@ -153,33 +148,27 @@ impl LoraModule for LoraTransposedLinear {
 }
 
 impl Adapted for LoraTransposedLinear {
-    fn layer_kind(&self) -> &'static str {
-        "TransposedLinear"
+    fn layer_kind(&self) -> Kind {
+        Kind::TransposedLinear
     }
 
-    fn parts(&self) -> (&Tensor, Option<&Tensor>, &Adapters) {
-        (&self.weight, self.bias.as_ref(), &self.adapters)
+    fn form(&self) -> Form {
+        Form::Transposed
     }
 
-    fn parts_mut(&mut self) -> (&mut Tensor, Option<&mut Tensor>, &mut Adapters) {
-        (&mut self.weight, self.bias.as_mut(), &mut self.adapters)
+    fn parts(&self) -> LayerParts<'_> {
+        LayerParts {
+            weight: &self.weight,
+            bias: self.bias.as_ref(),
+            adapters: &self.adapters,
+        }
     }
 
-    fn shapes(&self, rank: usize) -> (Shape, Shape) {
-        let dims = self.weight.dims();
-        ((rank, dims[0]).into(), (dims[1], rank).into())
-    }
-
-    fn output_dim(&self) -> usize {
-        1
-    }
-
-    fn matrix(&self) -> Result<Option<Tensor>> {
-        Ok(Some(self.to_matrix(self.unmerged_weight())?))
-    }
-
-    fn delta(&self, adapter: &Adapter) -> Result<Tensor> {
-        let delta = adapter.b.matmul(&adapter.a)?.t()?;
-        Ok((delta * adapter.scaling())?)
+    fn parts_mut(&mut self, _: Access) -> LayerPartsMut<'_> {
+        LayerPartsMut {
+            weight: &mut self.weight,
+            bias: self.bias.as_mut(),
+            adapters: &mut self.adapters,
+        }
     }
 }

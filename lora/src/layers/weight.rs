@@ -1,10 +1,11 @@
 //! A bare weight that a model computes with by itself, such as those of a mixture of experts.
 
-use crate::adapter::{Adapted, Adapter, Adapters};
+use crate::adapter::{Access, Adapted, Adapters, Form, LayerParts, LayerPartsMut};
+use crate::config::Kind;
 use crate::{
     Builder, Cursor, CursorMut, LoraConfig, LoraLayer, LoraModel, LoraModule, Result, Settings,
 };
-use candle_core::{Shape, Tensor, bail};
+use candle_core::Tensor;
 
 /// A weight without a layer around it, (out, in), or (experts, out, in) for the experts of a mixture
 /// in one tensor: PEFT's `target_parameters`.
@@ -112,53 +113,12 @@ impl LoraWeight {
     /// # Errors
     /// If the updates cannot be computed on the device at hand; in a view for mixed batches.
     pub fn tensor(&self) -> candle_core::Result<Tensor> {
-        let adapters = &self.adapters;
-        if adapters.rows.is_some() && !adapters.is_empty() {
-            bail!(
-                "lora: {}: rows of one batch cannot have adapters of their own on a bare weight",
-                adapters.path
-            );
-        }
-        let mut sum = adapters.seen(&self.weight);
-        let dtype = sum.dtype();
-        for adapter in adapters.to_compute() {
-            let delta = self.update(&adapters.seen(&adapter.a), &adapters.seen(&adapter.b))?;
-            let delta = (delta * adapter.scaling())?;
-            sum = (sum.to_dtype(delta.dtype())? + delta)?;
-        }
-        sum.to_dtype(dtype)
+        self.adapted_weight()
     }
 
     /// The layer's adapters.
     pub fn adapters(&self) -> &Adapters {
         &self.adapters
-    }
-
-    /// Experts, outputs and inputs.
-    fn sizes(&self) -> (usize, usize, usize) {
-        let dims = self.weight.dims();
-        let (experts, rows, columns) = match dims {
-            [experts, rows, columns] => (*experts, *rows, *columns),
-            _ => (1, dims[0], dims[1]),
-        };
-        match self.is_transposed {
-            true => (experts, columns, rows),
-            false => (experts, rows, columns),
-        }
-    }
-
-    /// B·A of each expert, in the shape of the weight.
-    fn update(&self, a: &Tensor, b: &Tensor) -> candle_core::Result<Tensor> {
-        let (experts, outputs, inputs) = self.sizes();
-        let a = a.reshape((experts, (), inputs))?;
-        let b = b.reshape((outputs, (), experts))?;
-        let delta = b.permute((2, 0, 1))?.contiguous()?.matmul(&a)?;
-        let delta = if self.is_transposed {
-            delta.t()?
-        } else {
-            delta
-        };
-        delta.contiguous()?.reshape(self.weight.shape())
     }
 }
 
@@ -169,7 +129,7 @@ impl LoraModel for Weight {
         let layer = LoraWeight {
             weight: cx.parameter(&self.tensor),
             is_transposed: self.is_transposed,
-            adapters: Adapters::new(cx.path()),
+            adapters: cx.adapters(),
         };
         cx.layer(layer)
     }
@@ -195,30 +155,38 @@ impl LoraModule for LoraWeight {
 }
 
 impl Adapted for LoraWeight {
-    fn layer_kind(&self) -> &'static str {
-        "Weight"
+    fn layer_kind(&self) -> Kind {
+        Kind::Weight
+    }
+
+    fn form(&self) -> Form {
+        match (self.weight.dims(), self.is_transposed) {
+            (&[count, ..], transposed) if self.weight.rank() == 3 => {
+                Form::Experts { count, transposed }
+            }
+            (_, true) => Form::Transposed,
+            (_, false) => Form::Linear,
+        }
+    }
+
+    fn parts(&self) -> LayerParts<'_> {
+        LayerParts {
+            weight: &self.weight,
+            bias: None,
+            adapters: &self.adapters,
+        }
+    }
+
+    fn parts_mut(&mut self, _: Access) -> LayerPartsMut<'_> {
+        LayerPartsMut {
+            weight: &mut self.weight,
+            bias: None,
+            adapters: &mut self.adapters,
+        }
     }
 
     fn weight_name(&self) -> &'static str {
         ""
-    }
-
-    fn parts(&self) -> (&Tensor, Option<&Tensor>, &Adapters) {
-        (&self.weight, None, &self.adapters)
-    }
-
-    fn parts_mut(&mut self) -> (&mut Tensor, Option<&mut Tensor>, &mut Adapters) {
-        (&mut self.weight, None, &mut self.adapters)
-    }
-
-    fn experts(&self) -> usize {
-        self.sizes().0
-    }
-
-    fn shapes(&self, rank: usize) -> (Shape, Shape) {
-        let (experts, outputs, inputs) = self.sizes();
-        let rows = experts.saturating_mul(rank);
-        ((rows, inputs).into(), (outputs, rows).into())
     }
 
     fn refuses(&self, settings: &Settings, config: &LoraConfig) -> Option<String> {
@@ -229,9 +197,5 @@ impl Adapted for LoraWeight {
         ];
         let (_, problem) = problems.into_iter().find(|(set, _)| *set)?;
         Some(format!("a bare weight takes no {problem}, as in PEFT"))
-    }
-
-    fn delta(&self, adapter: &Adapter) -> Result<Tensor> {
-        Ok((self.update(&adapter.a, &adapter.b)? * adapter.scaling())?)
     }
 }

@@ -3,8 +3,9 @@
 use super::checks::{checked, refuse_merged, refuse_merged_of, refuse_trained_fields, unknown};
 use super::merge::{is_merged, merge_like, unmerge};
 use super::tie::retie;
+use crate::adapter::AdaptedMut;
 use crate::adapter::copies;
-use crate::traits::{each_layer, each_layer_mut};
+use crate::traits::{each_layer, try_each_layer_mut};
 use crate::{Layer, LoraModule, Result};
 
 /// The names of all adapters, in the order in which the walk meets them.
@@ -22,7 +23,7 @@ pub(crate) fn names<M: LoraModule>(model: &M) -> Vec<String> {
 
 fn names_at(layer: &dyn Layer) -> Vec<&str> {
     let adapters = layer.adapted().into_iter();
-    let tensors = adapters.flat_map(|layer| layer.parts().2.tensors());
+    let tensors = adapters.flat_map(|layer| layer.adapters().tensors());
     let mut names: Vec<&str> = tensors.map(|(name, ..)| name).collect();
     names.extend(layer.copies().iter().flat_map(|copies| copies.adapters()));
     names
@@ -32,7 +33,7 @@ fn names_at(layer: &dyn Layer) -> Vec<&str> {
 pub(crate) fn active<M: LoraModule>(model: &M) -> Vec<String> {
     let mut names: Vec<String> = Vec::new();
     each_layer(model, |_, layer| {
-        let active = layer.adapted().map(|layer| &layer.parts().2.active);
+        let active = layer.adapted().map(|layer| &layer.adapters().active);
         let active = active.into_iter().flatten().map(String::as_str);
         for name in active.chain(layer.copies().and_then(|copies| copies.current())) {
             if !names.iter().any(|known| known == name) {
@@ -52,13 +53,13 @@ pub(crate) fn activate<M: LoraModule>(model: &mut M, names: &[&str]) -> Result<(
         }
         activate_layer(layer, names)
     };
-    try_each_layer(model, |_, layer| change(layer))
+    change_layers(model, |_, layer| change(layer))
 }
 
 /// Makes these adapters act at a layer, whoever is trained.
 pub(crate) fn activate_layer(layer: &mut dyn Layer, names: &[&str]) -> Result<()> {
     if let Some(adapted) = layer.adapted_mut() {
-        adapted.parts_mut().2.active = names.iter().map(|name| name.to_string()).collect();
+        adapted.adapters_mut().active = names.iter().map(|name| name.to_string()).collect();
     }
     let copies = layer.copies();
     let copied = names
@@ -73,23 +74,18 @@ pub(super) fn set_layer_trainable(
     trainable: bool,
 ) -> Result<()> {
     if let Some(adapted) = layer.adapted_mut() {
-        adapted.parts_mut().2.set_trainable(name, trainable)?;
+        adapted.adapters_mut().set_trainable(name, trainable)?;
     }
     copies::set_copy_trainable(layer, name, trainable)
 }
 
-/// Calls `f` with each layer until it fails; then ties are made anew, as tensors may be others.
-pub(super) fn try_each_layer<M: LoraModule>(
+/// Changes each layer; then ties are made anew, as tensors may be others.
+pub(super) fn change_layers<M: LoraModule>(
     model: &mut M,
-    mut f: impl FnMut(&str, &mut dyn Layer) -> Result<()>,
+    f: impl FnMut(&str, &mut dyn Layer) -> Result<()>,
 ) -> Result<()> {
-    let mut result = Ok(());
-    each_layer_mut(model, |path, layer| {
-        if result.is_ok() {
-            result = f(path, layer);
-        }
-    });
-    result.and_then(|()| retie(model))
+    try_each_layer_mut(model, f)?;
+    retie(model)
 }
 
 pub(crate) fn set_active<M: LoraModule>(model: &mut M, names: &[&str]) -> Result<()> {
@@ -124,14 +120,14 @@ pub(crate) fn set_active<M: LoraModule>(model: &mut M, names: &[&str]) -> Result
 /// Makes these adapters act, whoever is trained.
 pub(crate) fn reactivate<M: LoraModule>(model: &mut M, names: &[String]) -> Result<()> {
     let names: Vec<&str> = names.iter().map(String::as_str).collect();
-    try_each_layer(model, |_, layer| activate_layer(layer, &names))
+    change_layers(model, |_, layer| activate_layer(layer, &names))
 }
 
 /// True if something of the adapter is trained.
 pub(crate) fn is_trained<M: LoraModule>(model: &M, name: &str) -> bool {
     let mut trained = false;
     each_layer(model, |_, layer| {
-        let adapters = layer.adapted().map(|layer| layer.parts().2).into_iter();
+        let adapters = layer.adapted().map(|layer| layer.adapters()).into_iter();
         let mut tensors = adapters.flat_map(|adapters| adapters.tensors());
         trained |= tensors.any(|(of, _, tensor)| of == name && tensor.is_variable());
         let has_copy = layer.copies().is_some_and(|copies| copies.has(name));
@@ -152,7 +148,7 @@ pub(crate) fn set_adapter_trainable<M: LoraModule>(
     }
     checked(problems)?;
     while_unmerged(model, |model| {
-        try_each_layer(model, |_, layer| {
+        change_layers(model, |_, layer| {
             set_layer_trainable(layer, name, trainable)
         })
     })
@@ -182,9 +178,9 @@ pub(crate) fn set_scale<M: LoraModule>(model: &mut M, name: &str, scale: f64) ->
         problems.push(format!("a scale of {scale}: it must be finite"));
     }
     checked(problems)?;
-    try_each_layer(model, |_, layer| {
+    change_layers(model, |_, layer| {
         if let Some(adapted) = layer.adapted_mut()
-            && let Some(adapter) = adapted.parts_mut().2.get_mut(name)
+            && let Some(adapter) = adapted.adapters_mut().get_mut(name)
         {
             adapter.scale = scale;
         }

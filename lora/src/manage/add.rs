@@ -1,21 +1,22 @@
 //! Adding, renaming and deleting adapters.
 
-use super::active::{set_layer_trainable, try_each_layer, while_unmerged};
+use super::active::{change_layers, set_layer_trainable, while_unmerged};
 use super::checks::{
     check_new, checked, refuse_merged, refuse_merged_of, refuse_trained_fields, unknown,
 };
 use super::tie;
 use crate::adapter::copies;
-use crate::convert::Attach;
-use crate::{Calibrated, LoraConfig, LoraModule, Result};
+use crate::adapter::{Access, AdaptedMut};
+use crate::config::selection::Selection;
+use crate::convert::{Attach, Values};
+use crate::{LoraConfig, LoraModule, Result};
 
 /// Adds a fresh adapter, which is neither active nor trained.
 pub(crate) fn add<M: LoraModule>(
     model: &mut M,
     name: &str,
     config: &LoraConfig,
-    for_values: bool,
-    calibrated: Option<&Calibrated>,
+    values: Values<'_>,
 ) -> Result<()> {
     let mut problems = Vec::new();
     check_new(model, name, &mut problems);
@@ -33,9 +34,10 @@ pub(crate) fn add<M: LoraModule>(
         problems.push(problem.into());
     }
     checked(problems)?;
-    let mut attach = Attach::new(name, config, for_values, calibrated)?;
+    config.validate()?;
+    let mut attach = Attach::new(name, config, Selection::new(config)?, values);
     let mut changed = model.clone();
-    try_each_layer(&mut changed, |path, layer| {
+    change_layers(&mut changed, |path, layer| {
         let is_field = layer.copies().is_none();
         // It starts from the base's parameters, not from another adapter's copy of them.
         let current = layer.copies().and_then(|copies| copies.current());
@@ -55,12 +57,12 @@ pub(crate) fn add<M: LoraModule>(
             ));
         }
         if let Some(adapted) = layer.adapted_mut() {
-            let active = adapted.parts_mut().2;
+            let active = adapted.adapters_mut();
             active.active.retain(|active| active != name);
         }
         set_layer_trainable(layer, name, false)
     })?;
-    let ties = ties(&changed, name, config, for_values);
+    let ties = ties(&changed, name, config, values);
     attach.problems.extend(ties);
     attach.finish(Vec::new())?;
     *model = changed;
@@ -73,11 +75,11 @@ pub(crate) fn ties<M: LoraModule>(
     model: &M,
     name: &str,
     config: &LoraConfig,
-    for_values: bool,
+    values: Values<'_>,
 ) -> Vec<String> {
     let mut problems = tie::rows_problems(model, name, config);
     // Values must find their place in any case.
-    if config.ensure_weight_tying && !for_values {
+    if config.ensure_weight_tying && !values.come_later() {
         problems.extend(tie::problems(model, name));
     }
     problems
@@ -89,15 +91,15 @@ pub(crate) fn delete<M: LoraModule>(model: &mut M, name: &str) -> Result<()> {
     refuse_merged_of(model, name, &mut problems);
     checked(problems)?;
     while_unmerged(model, |model| {
-        try_each_layer(model, |_, layer| {
+        change_layers(model, |_, layer| {
             if layer.copies().and_then(|copies| copies.current()) == Some(name) {
                 copies::switch(layer, None)?;
             }
-            if let Some(copies) = layer.copies_mut() {
+            if let Some(copies) = layer.copies_mut(Access::new()) {
                 copies.remove(name);
             }
             if let Some(adapted) = layer.adapted_mut() {
-                let adapters = adapted.parts_mut().2;
+                let adapters = adapted.adapters_mut();
                 adapters.list.retain(|adapter| adapter.name() != name);
                 adapters.tokens.retain(|tokens| tokens.adapter() != name);
                 adapters.active.retain(|active| active != name);
@@ -111,12 +113,12 @@ pub(crate) fn rename<M: LoraModule>(model: &mut M, from: &str, to: &str) -> Resu
     let mut problems = unknown(model, &[from]);
     check_new(model, to, &mut problems);
     checked(problems)?;
-    try_each_layer(model, |_, layer| {
-        if let Some(copies) = layer.copies_mut() {
+    change_layers(model, |_, layer| {
+        if let Some(copies) = layer.copies_mut(Access::new()) {
             copies.rename(from, to);
         }
         if let Some(adapted) = layer.adapted_mut() {
-            adapted.parts_mut().2.rename(from, to);
+            adapted.adapters_mut().rename(from, to);
         }
         Ok(())
     })

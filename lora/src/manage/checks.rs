@@ -43,7 +43,7 @@ pub(crate) fn refuse_view<M: LoraModule>(model: &M, problems: &mut Vec<String>) 
     each_layer(model, |_, layer| {
         is_view |= layer
             .adapted()
-            .is_some_and(|layer| layer.parts().2.rows.is_some());
+            .is_some_and(|layer| layer.adapters().rows.is_some());
     });
     if is_view {
         problems

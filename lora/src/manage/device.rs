@@ -2,10 +2,11 @@
 
 use super::merge::{merge_like, unmerge};
 use crate::adapter::Parked;
+use crate::adapter::{Access, AdaptedMut};
 use crate::init::adapter_dtype;
 use crate::manage::tie::retie;
-use crate::traits::each_layer_mut;
-use crate::{Copies, Error, LoraModule, Part, Result, Role};
+use crate::traits::try_each_layer_mut;
+use crate::{Copies, Error, LoraModule, Part, Result, Role, Tokens};
 use candle_core::{DType, Device, Tensor, TensorId, Var};
 use std::collections::HashMap;
 
@@ -34,54 +35,45 @@ fn map<M: LoraModule>(model: &M, f: impl Fn(&Tensor, Role) -> Result<Tensor>) ->
     let mut mapped = model.clone();
     unmerge(&mut mapped);
     let mut tied = HashMap::<(TensorId, Role), Tensor>::new();
-    let mut failed = None;
-    let mut change = |tensor: &mut Tensor, role: Role| {
+    let mut change = |tensor: &mut Tensor, role: Role| -> Result<()> {
         let key = (tensor.id(), role);
         let new = match tied.get(&key) {
-            Some(tensor) => Ok(tensor.clone()),
-            None => replace(tensor, |tensor| f(tensor, role)),
+            Some(tensor) => tensor.clone(),
+            None => replace(tensor, |tensor| f(tensor, role))?,
         };
-        match new {
-            Ok(new) => {
-                tied.insert(key, new.clone());
-                *tensor = new;
-            }
-            Err(error) => failed = Some(error),
-        }
+        tied.insert(key, new.clone());
+        *tensor = new;
+        Ok(())
     };
-    each_layer_mut(&mut mapped, |_, layer| {
-        for param in layer.params_mut() {
-            change(param.tensor, param.role);
+    try_each_layer_mut(&mut mapped, |_, layer| {
+        for param in layer.params_mut(Access::new()) {
+            change(param.tensor, param.role)?;
         }
-        let parked = layer.copies_mut().into_iter();
-        parked
-            .flat_map(Copies::parked_mut)
-            .for_each(|tensor| change(tensor, Role::Base));
-        if let Some(layer) = layer.adapted_mut() {
-            for adapter in &mut layer.parts_mut().2.list {
-                adapter.parked = Parked::default();
-                for tensor in adapter.started_mut() {
-                    change(tensor, Role::Adapter(Part::A));
-                }
-            }
-        }
-    });
-    if let Some(error) = failed {
-        return Err(error);
-    }
-    let mut result = Ok(());
-    each_layer_mut(&mut mapped, |_, layer| {
-        let adapters = layer.adapted_mut().map(|layer| layer.parts_mut().2);
-        for tokens in adapters
+        for tensor in layer
+            .copies_mut(Access::new())
             .into_iter()
-            .flat_map(|adapters| &mut adapters.tokens)
+            .flat_map(Copies::parked_mut)
         {
-            if result.is_ok() {
-                result = tokens.follow_rows();
+            change(tensor, Role::Base)?;
+        }
+        let Some(layer) = layer.adapted_mut() else {
+            return Ok(());
+        };
+        for adapter in &mut layer.adapters_mut().list {
+            adapter.parked = Parked::default();
+            for tensor in adapter.started_mut() {
+                change(tensor, Role::Adapter(Part::A))?;
             }
         }
-    });
-    result?;
+        Ok(())
+    })?;
+    try_each_layer_mut(&mut mapped, |_, layer| match layer.adapted_mut() {
+        Some(layer) => {
+            let mut tokens = layer.adapters_mut().tokens.iter_mut();
+            tokens.try_for_each(Tokens::follow_rows)
+        }
+        None => Ok(()),
+    })?;
     retie(&mut mapped)?;
     merge_like(model, &mut mapped)?;
     Ok(mapped)

@@ -1,19 +1,23 @@
 //! Merging the adapters of a whole model: every layer or none.
 
 use super::checks::{checked, refuse_view, unknown};
-use crate::traits::{each_layer, each_layer_mut};
+use crate::adapter::merging;
+use crate::traits::{each_layer, each_layer_mut, try_each_layer_mut};
 use crate::{Adapted, LoraModule, Result};
 
 /// Merges the active adapters, beside those that are merged already.
 pub(crate) fn merge<M: LoraModule>(model: &mut M) -> Result<()> {
-    each_merged(model, |layer| layer.merge_weight())
+    each_merged(model, |layer| {
+        let names = layer.adapters().to_merge();
+        merging::set_merged(layer, &names)
+    })
 }
 
 /// Merges these adapters, active or not, beside those that are merged already.
 pub(crate) fn merge_adapters<M: LoraModule>(model: &mut M, names: &[&str]) -> Result<()> {
     let mut problems = unknown(model, names);
     each_layer(model, |path, layer| {
-        let Some(adapters) = layer.adapted().map(|layer| layer.parts().2) else {
+        let Some(adapters) = layer.adapted().map(|layer| layer.adapters()) else {
             return;
         };
         for name in names {
@@ -30,13 +34,13 @@ pub(crate) fn merge_adapters<M: LoraModule>(model: &mut M, names: &[&str]) -> Re
     });
     checked(problems)?;
     each_merged(model, |layer| {
-        let mut all = layer.parts().2.merged().to_vec();
+        let mut all = layer.adapters().merged().to_vec();
         for name in names {
             if !all.iter().any(|known| known == name) {
                 all.push(name.to_string());
             }
         }
-        layer.set_merged(&all)
+        merging::set_merged(layer, &all)
     })
 }
 
@@ -44,9 +48,9 @@ pub(crate) fn merge_adapters<M: LoraModule>(model: &mut M, names: &[&str]) -> Re
 pub(crate) fn unmerge_adapters<M: LoraModule>(model: &mut M, names: &[&str]) -> Result<()> {
     checked(unknown(model, names))?;
     each_merged(model, |layer| {
-        let mut rest = layer.parts().2.merged().to_vec();
+        let mut rest = layer.adapters().merged().to_vec();
         rest.retain(|name| !names.contains(&name.as_str()));
-        layer.set_merged(&rest)
+        merging::set_merged(layer, &rest)
     })
 }
 
@@ -57,19 +61,14 @@ pub(crate) fn merge_like<M: LoraModule>(model: &M, like: &mut M) -> Result<()> {
         merged.extend(
             layer
                 .adapted()
-                .map(|layer| layer.parts().2.merged().to_vec()),
+                .map(|layer| layer.adapters().merged().to_vec()),
         );
     });
-    let (mut merged, mut result) = (merged.into_iter(), Ok(()));
-    each_layer_mut(like, |_, layer| {
-        if let Some(layer) = layer.adapted_mut()
-            && let Some(names) = merged.next()
-            && result.is_ok()
-        {
-            result = layer.set_merged(&names);
-        }
-    });
-    result
+    let mut merged = merged.into_iter();
+    try_each_layer_mut(like, |_, layer| match layer.adapted_mut() {
+        Some(layer) => merging::set_merged(layer, &merged.next().unwrap_or_default()),
+        None => Ok(()),
+    })
 }
 
 /// Changes every layer, or none: where one fails, those before it get their state back.
@@ -81,15 +80,10 @@ fn each_merged<M: LoraModule>(
     refuse_view(model, &mut problems);
     checked(problems)?;
     let mut changed = model.clone();
-    let mut result = Ok(());
-    each_layer_mut(&mut changed, |_, layer| {
-        if let Some(layer) = layer.adapted_mut()
-            && result.is_ok()
-        {
-            result = f(layer);
-        }
-    });
-    result?;
+    try_each_layer_mut(&mut changed, |_, layer| match layer.adapted_mut() {
+        Some(layer) => f(layer),
+        None => Ok(()),
+    })?;
     *model = changed;
     Ok(())
 }
@@ -97,7 +91,7 @@ fn each_merged<M: LoraModule>(
 pub(crate) fn unmerge<M: LoraModule>(model: &mut M) {
     each_layer_mut(model, |_, layer| {
         if let Some(layer) = layer.adapted_mut() {
-            layer.unmerge_weight();
+            merging::unmerge(layer);
         }
     });
 }
@@ -111,7 +105,7 @@ pub(crate) fn is_merged<M: LoraModule>(model: &M) -> bool {
 pub(crate) fn merged<M: LoraModule>(model: &M) -> Vec<String> {
     let mut names: Vec<String> = Vec::new();
     each_layer(model, |_, layer| {
-        let merged = layer.adapted().map(|layer| layer.parts().2.merged());
+        let merged = layer.adapted().map(|layer| layer.adapters().merged());
         for name in merged.into_iter().flatten() {
             if !names.contains(name) {
                 names.push(name.clone());

@@ -27,6 +27,6 @@ pub use status::{LayerStatus, ModelStatus, State};
 pub(crate) use status::{layer_status, model_status};
 pub use summary::{Summary, SummaryRow};
 pub(crate) use transfer::assign_to_adapter;
-pub use transfer::{LORA_WEIGHT_NAMES, transfer_weights};
+pub use transfer::transfer_weights;
 pub(crate) use views::{disabled, for_rows};
 pub(crate) use weighted::add_weighted;

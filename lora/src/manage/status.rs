@@ -2,6 +2,7 @@
 //! `get_layer_status` and `get_model_status`.
 
 use super::{merged, names};
+use crate::config::Kind;
 use crate::traits::each_layer;
 use crate::{LoraModule, Summary};
 use indexmap::IndexMap;
@@ -42,7 +43,7 @@ pub struct LayerStatus {
     /// The layer's path.
     pub name: String,
     /// Its kind, for example `Linear`.
-    pub kind: &'static str,
+    pub kind: Kind,
     /// Some adapter of the layer acts.
     pub enabled: bool,
     /// The active adapters, in order: the model's, even those that this layer does not have.
@@ -88,7 +89,7 @@ pub(crate) fn layer_status<M: LoraModule>(model: &M) -> Vec<LayerStatus> {
         let Some(adapted) = layer.adapted() else {
             return;
         };
-        let adapters = adapted.parts().2;
+        let adapters = adapted.adapters();
         if adapters.is_empty() {
             return;
         }

@@ -1,5 +1,6 @@
 //! A table of a model's layers and parameters.
 
+use crate::config::Kind;
 use crate::path::join;
 use crate::traits::each_layer;
 use crate::{LoraModule, Param, Role};
@@ -29,7 +30,7 @@ pub struct SummaryRow {
     /// The layer's path.
     pub path: String,
     /// Its kind, for example `Linear`.
-    pub kind: &'static str,
+    pub kind: Kind,
     /// The shape of its first parameter.
     pub shape: Vec<usize>,
     /// The rank of its active adapter, or else of its first.
@@ -48,7 +49,7 @@ impl Summary {
         let mut rows = Vec::new();
         each_layer(model, |path, layer| {
             let params = layer.params();
-            let adapters = layer.adapted().map(|layer| layer.parts().2);
+            let adapters = layer.adapted().map(|layer| layer.adapters());
             let mut row = SummaryRow {
                 path: path.into(),
                 kind: layer.kind(),
@@ -110,7 +111,7 @@ impl fmt::Display for Summary {
             };
             table.push([
                 row.path.clone(),
-                row.kind.into(),
+                row.kind.to_string(),
                 shape.join("x"),
                 row.rank.map_or(String::new(), |rank| rank.to_string()),
                 total,

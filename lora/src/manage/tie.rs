@@ -1,7 +1,9 @@
 //! Heads that share an embedding's weight: what an adapter does to the embedding acts on them too.
 
+use crate::adapter::AdaptedMut;
 use crate::adapter::{Adapted, Adapter, Tie, Tokens, copies};
-use crate::traits::{each_layer, each_layer_mut};
+use crate::config::Kind;
+use crate::traits::{each_layer, try_each_layer_mut};
 use crate::{Layer, LoraConfig, LoraModule, Result};
 use candle_core::{Tensor, TensorId};
 use std::collections::HashMap;
@@ -26,7 +28,7 @@ pub(crate) fn retie<M: LoraModule>(model: &mut M) -> Result<()> {
         let Some(adapted) = layer.adapted().filter(|layer| layer.is_lookup()) else {
             return;
         };
-        let adapters = adapted.parts().2;
+        let adapters = adapted.adapters();
         let ties = adapters.iter().filter(|adapter| adapter.tie == Tie::Shares);
         let copies = adapters.copies.tied(Tie::Shares).into_iter();
         let copies = copies.filter_map(|name| {
@@ -41,29 +43,21 @@ pub(crate) fn retie<M: LoraModule>(model: &mut M) -> Result<()> {
         };
         shared.insert(base_id(adapted), of_layer);
     });
-    let mut result = Ok(());
-    each_layer_mut(model, |path, layer| {
-        let Some(id) = layer
-            .adapted()
-            .filter(|layer| !layer.is_lookup())
-            .map(base_id)
-        else {
-            return;
-        };
-        let none = Shared::default();
-        let of_embedding = shared.get(&id).unwrap_or(&none);
-        if result.is_ok() {
-            result = of_embedding.give(path, layer);
+    let none = Shared::default();
+    try_each_layer_mut(model, |path, layer| {
+        let head = layer.adapted().filter(|layer| !layer.is_lookup());
+        match head.map(base_id) {
+            Some(id) => shared.get(&id).unwrap_or(&none).give(path, layer),
+            None => Ok(()),
         }
-    });
-    result
+    })
 }
 
 impl Shared {
     /// Makes this what the layer has of the embedding.
     fn give(&self, path: &str, layer: &mut dyn Layer) -> Result<()> {
         if let Some(adapted) = layer.adapted_mut() {
-            let adapters = adapted.parts_mut().2;
+            let adapters = adapted.adapters_mut();
             adapters.list.retain(|adapter| adapter.tie != Tie::Shared);
             adapters.tokens = self.tokens.clone();
             for adapter in &self.adapters {
@@ -74,7 +68,7 @@ impl Shared {
         // A merged layer keeps the copies that it was merged with; whoever changes them unmerges.
         if layer
             .adapted()
-            .is_some_and(|layer| layer.parts().2.is_merged())
+            .is_some_and(|layer| layer.adapters().is_merged())
         {
             return Ok(());
         }
@@ -92,7 +86,7 @@ impl Shared {
 
 /// The identity of the base's weight, whatever is in its place at present.
 pub(crate) fn base_id(layer: &dyn Adapted) -> TensorId {
-    let copies = &layer.parts().2.copies;
+    let copies = &layer.adapters().copies;
     let base = copies.base_weight();
     base.unwrap_or(layer.unmerged_weight()).id()
 }
@@ -114,7 +108,7 @@ pub(crate) fn problems<M: LoraModule>(model: &M, name: &str) -> Vec<String> {
         let Some(layer) = layer.adapted().filter(|layer| layer.is_lookup()) else {
             return;
         };
-        let adapters = layer.parts().2;
+        let adapters = layer.adapters();
         let has_any = copied || adapters.has(name);
         embeddings.insert(base_id(layer), (path.to_string(), has_any));
     });
@@ -125,7 +119,7 @@ pub(crate) fn problems<M: LoraModule>(model: &M, name: &str) -> Vec<String> {
         };
         if let Some((embedding, has_any)) = embeddings.get(&base_id(layer)) {
             tied |= has_any;
-            if layer.parts().2.get(name).is_some() && !has_any {
+            if layer.adapters().get(name).is_some() && !has_any {
                 problems.push(format!(
                     "ensure_weight_tying: `{path}` shares the weight of `{embedding}`: make that a \
                      target, and both are adapted"
@@ -152,7 +146,7 @@ pub(crate) fn rows_problems<M: LoraModule>(
         let Some(layer) = layer.adapted() else {
             return;
         };
-        let (adapters, id) = (layer.parts().2, base_id(layer));
+        let (adapters, id) = (layer.adapters(), base_id(layer));
         let starts = adapters
             .get(name)
             .is_some_and(|adapter| adapter.initial.is_some());
@@ -163,7 +157,7 @@ pub(crate) fn rows_problems<M: LoraModule>(
                 embeddings.insert(id, (path.to_string(), rows));
             }
         } else if let Some((embedding, true)) = embeddings.get(&id)
-            && layer.layer_kind() != "Linear"
+            && layer.layer_kind() != Kind::Linear
         {
             problems.push(format!(
                 "`{path}`, a {}, shares the weight of `{embedding}`, of which rows are trained: only \

@@ -1,24 +1,14 @@
 //! Carrying weights from one model to another.
 
 use super::is_merged;
+use crate::adapter::Access;
 use crate::adapter::{copies, release};
 use crate::path::join;
-use crate::traits::{each_layer_mut, named};
+use crate::traits::{named, try_each_layer_mut};
 use crate::{Error, LoraModule, Result};
-use candle_core::{Tensor, Var};
+use candle_core::{Tensor, TensorId, Var};
 use fancy_regex::Regex;
 use std::collections::HashMap;
-use std::collections::hash_map::Entry;
-
-/// Patterns for the parameters of adapters, to be ignored by [`transfer_weights`].
-pub const LORA_WEIGHT_NAMES: &[&str] = &[
-    "lora_A",
-    "lora_B",
-    "lora_embedding_A",
-    "lora_embedding_B",
-    "lora_magnitude_vector",
-    "token_adapter",
-];
 
 /// Puts the weights of `src` into `dst`, by path. Both can be any models.
 ///
@@ -83,15 +73,7 @@ pub fn transfer_weights<S: LoraModule, D: LoraModule>(
             )),
             Some(value) if value.id() == param.tensor.id() => {}
             Some(value) => {
-                let (dtype, device) = (param.tensor.dtype(), param.tensor.device());
-                let value = match tied.entry((value.id(), dtype)) {
-                    Entry::Occupied(entry) => entry.into_mut(),
-                    // A trained parameter is copied: its training must not reach `dst`.
-                    Entry::Vacant(entry) => {
-                        entry.insert(release(&value)?.to_dtype(dtype)?.to_device(device)?)
-                    }
-                };
-                let value = value.clone();
+                let value = like(&value, &param.tensor, &mut tied)?;
                 changes.insert(param.path, value);
             }
         }
@@ -105,20 +87,35 @@ pub fn transfer_weights<S: LoraModule, D: LoraModule>(
     assign(dst, &changes)
 }
 
+/// The value in the dtype and on the device of this parameter. A tied value that is asked for again
+/// is the same tensor, but for one on each device: tied weights may be on two.
+fn like(
+    value: &Tensor,
+    param: &Tensor,
+    tied: &mut HashMap<TensorId, Vec<Tensor>>,
+) -> Result<Tensor> {
+    let (dtype, device) = (param.dtype(), param.device());
+    let made = tied.entry(value.id()).or_default();
+    let fits = |made: &&Tensor| made.dtype() == dtype && made.device().same_device(device);
+    if let Some(made) = made.iter().find(fits) {
+        return Ok(made.clone());
+    }
+    // A trained parameter is copied: its training must not reach the other model.
+    let new = release(value)?.to_dtype(dtype)?.to_device(device)?;
+    made.push(new.clone());
+    Ok(new)
+}
+
 /// Gives parameters new values of the same shape, dtype and device, by path.
 pub(crate) fn assign<M: LoraModule>(model: &mut M, values: &HashMap<String, Tensor>) -> Result<()> {
-    let mut result = Ok(());
-    each_layer_mut(model, |path, layer| {
-        for param in layer.params_mut() {
-            let Some(value) = values.get(&join(path, &param.name)) else {
-                continue;
-            };
-            if let Err(error) = set(param.tensor, value) {
-                result = Err(error);
+    try_each_layer_mut(model, |path, layer| {
+        for param in layer.params_mut(Access::new()) {
+            if let Some(value) = values.get(&join(path, &param.name)) {
+                set(param.tensor, value)?;
             }
         }
-    });
-    result
+        Ok(())
+    })
 }
 
 /// As [`assign`], for an adapter's parameters and the base's as that adapter sees them, active or
@@ -128,25 +125,21 @@ pub(crate) fn assign_to_adapter<M: LoraModule>(
     adapter: &str,
     values: &HashMap<String, Tensor>,
 ) -> Result<()> {
-    let mut result = Ok(());
-    each_layer_mut(model, |path, layer| {
-        let mut put = |name: &str, tensor: &mut Tensor| {
-            if let Some(value) = values.get(&join(path, name))
-                && let Err(error) = set(tensor, value)
-            {
-                result = Err(error);
-            }
-        };
-        for param in layer.params_mut() {
+    let put = |path: &str, name: &str, tensor: &mut Tensor| match values.get(&join(path, name)) {
+        Some(value) => set(tensor, value),
+        None => Ok(()),
+    };
+    try_each_layer_mut(model, |path, layer| {
+        for param in layer.params_mut(Access::new()) {
             if param.is_adapters() {
-                put(&param.name, param.tensor);
+                put(path, &param.name, param.tensor)?;
             }
         }
         for (name, tensor) in copies::seen_by_mut(layer, adapter) {
-            put(&name, tensor);
+            put(path, &name, tensor)?;
         }
-    });
-    result
+        Ok(())
+    })
 }
 
 fn set(param: &mut Tensor, value: &Tensor) -> Result<()> {

@@ -1,8 +1,9 @@
 //! Views of a model: without its adapters, and with an adapter for each row of a batch.
 
-use super::active::{activate, try_each_layer};
+use super::active::{activate, change_layers};
 use super::checks::{checked, refuse_merged, refuse_trained_fields, unknown};
 use super::merge::unmerge;
+use crate::adapter::AdaptedMut;
 use crate::adapter::{Rows, copies};
 use crate::traits::{each_layer, each_layer_mut};
 use crate::{LoraModule, Result};
@@ -15,7 +16,7 @@ pub(crate) fn disabled<M: LoraModule>(model: &M) -> Result<M> {
     unmerge(&mut base);
     each_layer_mut(&mut base, |_, layer| {
         if let Some(adapted) = layer.adapted_mut() {
-            adapted.parts_mut().2.rows = None;
+            adapted.adapters_mut().rows = None;
         }
     });
     activate(&mut base, &[])?;
@@ -48,9 +49,9 @@ pub(crate) fn for_rows<M: LoraModule>(model: &M, rows: &[Option<&str>]) -> Resul
     let mut view = model.clone();
     view.eval();
     let rows = Rows::new(rows);
-    try_each_layer(&mut view, |_, layer| match layer.adapted_mut() {
+    change_layers(&mut view, |_, layer| match layer.adapted_mut() {
         Some(adapted) => {
-            adapted.parts_mut().2.rows = Some(rows.clone());
+            adapted.adapters_mut().rows = Some(rows.clone());
             Ok(())
         }
         // No row has an adapter that trains it.

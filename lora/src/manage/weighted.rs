@@ -1,8 +1,9 @@
 //! One adapter of several: PEFT's `add_weighted_adapter`.
 
+use crate::adapter::{AdaptedMut, updates};
 use crate::adapter::{Parked, copies};
 use crate::manage::combine::{Source, combine};
-use crate::traits::{each_layer, each_layer_mut};
+use crate::traits::{each_layer, try_each_layer_mut};
 use crate::{
     Adapted, Adapter, Combination, CombineOptions, Error, LoraModule, Result, Settings, init,
     manage,
@@ -32,7 +33,7 @@ pub(crate) fn add_weighted<M: LoraModule>(
     }
     let mut largest = 0;
     each_layer(model, |path, layer| {
-        let tokens = layer.adapted().map(|layer| layer.parts().2.tokens());
+        let tokens = layer.adapted().map(|layer| layer.adapters().tokens());
         for name in &names {
             let copied = layer.copies().is_some_and(|copies| copies.trains(name));
             let rows = tokens.is_some_and(|tokens| tokens.iter().any(|t| t.adapter() == *name));
@@ -41,7 +42,7 @@ pub(crate) fn add_weighted<M: LoraModule>(
                     "`{name}` trains parameters of `{path}` itself, which cannot be combined"
                 ));
             }
-            let adapter = layer.adapted().and_then(|layer| layer.parts().2.get(name));
+            let adapter = layer.adapted().and_then(|layer| layer.adapters().get(name));
             largest = adapter.map_or(largest, |adapter| largest.max(adapter.original_rank()));
         }
     });
@@ -58,22 +59,19 @@ pub(crate) fn add_weighted<M: LoraModule>(
         options.svd_rank = Some(largest);
     }
     let mut changed = model.clone();
-    let mut result = Ok(());
-    each_layer_mut(&mut changed, |_, layer| {
-        if layer.adapted().is_none() || result.is_err() {
-            return;
+    try_each_layer_mut(&mut changed, |_, layer| {
+        if layer.adapted().is_none() {
+            return Ok(());
         }
         // It is made for the base's weight, whose copy is in the layer.
         let current = layer.copies().and_then(|copies| copies.current());
         let current = current.map(String::from);
-        result = copies::switch(layer, None).and_then(|()| {
-            if let Some(layer) = layer.adapted_mut() {
-                at_layer(layer, new, adapters, combination, &options)?;
-            }
-            copies::switch(layer, current.as_deref())
-        });
-    });
-    result?;
+        copies::switch(layer, None)?;
+        if let Some(layer) = layer.adapted_mut() {
+            at_layer(layer, new, adapters, combination, &options)?;
+        }
+        copies::switch(layer, current.as_deref())
+    })?;
     manage::set_adapter_trainable(&mut changed, new, false)?;
     *model = changed;
     Ok(())
@@ -87,7 +85,7 @@ fn at_layer(
     combination: Combination,
     options: &CombineOptions,
 ) -> Result<()> {
-    let all = layer.parts().2;
+    let all = layer.adapters();
     let named = adapters.iter().filter_map(|(name, weight)| {
         let adapter = all.get(name).filter(|adapter| !adapter.is_tied())?;
         // The new one is for the base as it was.
@@ -102,7 +100,7 @@ fn at_layer(
             && adapter.magnitude.is_some() == first.magnitude.is_some()
             && adapter.tie == first.tie
     });
-    if !alike || layer.experts() > 1 {
+    if !alike || layer.form().experts() > 1 {
         return Err(Error::layer(
             &all.path,
             "adapters of experts, with a bias on B (lora_bias), or of which only some have DoRA or \
@@ -127,12 +125,13 @@ fn at_layer(
         b: Var::from_tensor(&combined.b)?.into_inner(),
         bias: None,
         magnitude: None,
-        settings: Settings {
-            rank: combined.rank,
-            alpha: combined.rank as f64,
-            scaling: 1.0,
-            dropout: first.settings.dropout,
-        },
+        // A scaling of 1.
+        settings: Settings::new(
+            combined.rank,
+            combined.rank as f64,
+            false,
+            first.settings.dropout,
+        ),
         scale: 1.0,
         keeps_b: false,
         parked: Parked::default(),
@@ -143,14 +142,10 @@ fn at_layer(
     };
     if let Some(magnitude) = &first.magnitude {
         // As PEFT does: that of the base weight, not of the sum.
-        let zero = Adapter {
-            b: adapter.b.zeros_like()?,
-            ..adapter.clone()
-        };
-        let norms = layer.norms(&zero)?.to_dtype(magnitude.dtype())?;
+        let norms = updates::base_norms(layer)?.to_dtype(magnitude.dtype())?;
         let norms = norms.reshape(magnitude.shape())?;
         adapter.magnitude = Some(Var::from_tensor(&norms)?.into_inner());
     }
-    layer.parts_mut().2.list.push(adapter);
+    layer.adapters_mut().list.push(adapter);
     Ok(())
 }

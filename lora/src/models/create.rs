@@ -1,11 +1,13 @@
 //! Creating a model by its name or its configuration.
 
-use super::checkpoint::{Checkpoint, Loader};
+use super::loader::Loader;
 use super::random::Random;
 use super::shapes::{Placeholder, parameter_shapes};
 use super::{Architecture, Created, Options, Variant, Weights, names};
 use crate::config::matching::is_or_starts_with;
+use crate::file::TensorFile;
 use crate::{Error, Result};
+use candle_core::DType;
 use candle_core::Shape;
 use candle_nn::VarBuilder;
 use candle_nn::var_builder::SimpleBackend;
@@ -111,7 +113,7 @@ fn find<M: Architecture>(
 }
 
 fn load<M: Architecture>(config: &M::Config, path: &Path, options: &Options) -> Result<Created<M>> {
-    let checkpoint = Checkpoint::open(path)?;
+    let checkpoint = TensorFile::open(path)?;
     let mut settings = options.clone();
     let classifier = checkpoint.shape(&format!("{}.weight", M::CLASSIFIER));
     let listed = |name: &str| {
@@ -148,10 +150,12 @@ fn load<M: Architecture>(config: &M::Config, path: &Path, options: &Options) -> 
                 "`{name}` is {found:?}, the model's is {:?}",
                 shape.dims()
             )),
-            Some(_) => problems.extend(checkpoint.not_a_float(name)),
+            Some(_) => problems.extend(not_a_float(&checkpoint, name)),
         }
     }
-    for name in checkpoint.names() {
+    let mut names: Vec<&String> = checkpoint.tensors().keys().collect();
+    names.sort_unstable();
+    for name in names {
         let dropped = is_fresh(name) || (no_classes && of_classifier(name));
         if !expected.contains_key(name) && !dropped {
             problems.push(format!("`{name}` is not a parameter of the model"));
@@ -164,4 +168,11 @@ fn load<M: Architecture>(config: &M::Config, path: &Path, options: &Options) -> 
     let random = Random::new(options.seed);
     let loader = Loader::new(checkpoint, random, fresh.iter().cloned());
     make(config, loader, fresh, options)
+}
+
+/// What is wrong with a tensor that holds no floating-point numbers.
+fn not_a_float(file: &TensorFile, name: &str) -> Option<String> {
+    let found = file.tensors().get(name)?.dtype;
+    let float = DType::try_from(found).is_ok_and(|dtype| dtype.is_float());
+    (!float).then(|| format!("`{name}` is {found:?}, the model's is floating-point"))
 }

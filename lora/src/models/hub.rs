@@ -1,6 +1,6 @@
 //! Files of the Hugging Face hub, through its local cache.
 
-use super::checkpoint::Checkpoint;
+use crate::file::TensorFile;
 use crate::{Error, Result};
 use hf_hub::progress::{DownloadEvent, ProgressEvent, ProgressHandler};
 use hf_hub::{HFClient, HFError, split_id};
@@ -140,7 +140,7 @@ fn check(path: &Path, length: Option<u64>) -> Result<(), String> {
         _ => {}
     }
     if path.extension().is_some_and(|end| end == "safetensors") {
-        Checkpoint::open(path).map_err(|error| error.to_string())?;
+        TensorFile::open(path).map_err(|error| error.to_string())?;
     }
     Ok(())
 }

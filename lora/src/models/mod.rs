@@ -14,11 +14,11 @@
 //! # Ok::<(), lora::Error>(())
 //! ```
 
-mod checkpoint;
 pub mod convnext;
 mod create;
 #[cfg(feature = "hub")]
 mod hub;
+mod loader;
 mod names;
 mod random;
 mod shapes;

@@ -2,13 +2,14 @@
 
 use super::contiguous::copy;
 use super::dropout::{dropout, mask};
-use super::{Compute, affine, linear, record, working};
-use crate::adapter::{Recorder, Tokens, by_rows, wider};
+use super::{Compute, affine, linear, record, wider, working};
 use crate::kernels::adapted::{Adapted, Dropout, LowRank, Pass, UpdateGrads};
 use crate::kernels::buffer::{Cpu, CpuMatrix, buffer, tensor};
 use crate::kernels::simd::Element;
 use crate::profile;
 use candle_core::{DType, Result, Tensor, bail};
+use std::fmt::Debug;
+use std::sync::Arc;
 
 /// A linear layer as the ops read it: what is frozen and what is tracked follows from the tensors.
 #[derive(Clone, Debug)]
@@ -18,12 +19,14 @@ pub struct LinearParts {
     /// (out)
     pub(crate) bias: Option<Tensor>,
     pub(crate) updates: Vec<UpdateParts>,
-    /// At a head: rows of the weight that others stand in place of.
-    pub(crate) tokens: Vec<Tokens>,
-    /// Where inputs are noted.
-    pub(crate) recorder: Option<Recorder>,
-    /// In a mixed batch: the rows that each of these layers computes, in place of this one.
-    pub(crate) rows: Vec<(Vec<u32>, LinearParts)>,
+    /// What takes the layer's forward pass over.
+    pub(crate) detour: Option<Arc<dyn Detour>>,
+}
+
+/// A forward pass in place of the ops' own, for a layer that does more than they know.
+pub(crate) trait Detour: Debug + Send + Sync {
+    /// The layer's result for `xs`.
+    fn forward(&self, xs: &Tensor, layer: &LinearParts) -> Result<Tensor>;
 }
 
 /// A low-rank update of a layer.
@@ -48,8 +51,7 @@ impl LinearParts {
     pub(crate) fn fused(&self) -> std::result::Result<Option<&UpdateParts>, ()> {
         let frozen = !self.weight.track_op();
         match &self.updates[..] {
-            _ if !self.rows.is_empty() || !self.tokens.is_empty() => Err(()),
-            _ if self.recorder.is_some() => Err(()),
+            _ if self.detour.is_some() => Err(()),
             [] if frozen => Ok(None),
             [update] if frozen && update.fits(&self.weight) => Ok(Some(update)),
             _ => Err(()),
@@ -58,6 +60,24 @@ impl LinearParts {
 }
 
 impl LinearParts {
+    /// One op for the layer's own product, `base`, and one for each factor of each update: any dtype,
+    /// device and number of updates.
+    pub(crate) fn composed(
+        &self,
+        xs: &Tensor,
+        base: impl Fn(&Tensor, Option<&Tensor>) -> Result<Tensor>,
+    ) -> Result<Tensor> {
+        let layer = Updated {
+            bias: self.bias.as_ref(),
+            updates: &self.updates,
+            channels: xs.rank().saturating_sub(1),
+        };
+        layer.run(xs, base, |xs, update| {
+            let inner = linear(xs, &update.a, None)?;
+            linear(&inner, &update.b, update.bias.as_ref())
+        })
+    }
+
     /// The first update, for a layer that is [`fused`](Self::fused).
     pub(crate) fn update(&self) -> Option<&UpdateParts> {
         self.updates.first()
@@ -76,9 +96,7 @@ impl LinearParts {
             weight: self.weight.detach(),
             bias: self.bias.as_ref().map(Tensor::detach),
             updates: self.updates.iter().map(update).collect(),
-            tokens: Vec::new(),
-            recorder: None,
-            rows: Vec::new(),
+            detour: None,
         }
     }
 
@@ -88,9 +106,7 @@ impl LinearParts {
             weight: working(&self.weight)?,
             bias: self.bias.as_ref().map(working).transpose()?,
             updates: self.updates.clone(),
-            tokens: Vec::new(),
-            recorder: None,
-            rows: Vec::new(),
+            detour: None,
         })
     }
 }
@@ -119,8 +135,8 @@ impl UpdateParts {
 
 /// The layer's result for `xs` of shape (.., in): (.., out).
 pub(crate) fn adapted_linear(xs: &Tensor, layer: &LinearParts) -> Result<Tensor> {
-    if !layer.rows.is_empty() {
-        return by_rows(xs, &layer.rows, |layer, xs| adapted_linear(xs, layer));
+    if let Some(detour) = &layer.detour {
+        return detour.forward(xs, layer);
     }
     let compute = Compute::of(xs);
     let (outputs, inputs) = layer.weight.dims2()?;
@@ -134,43 +150,8 @@ pub(crate) fn adapted_linear(xs: &Tensor, layer: &LinearParts) -> Result<Tensor>
     match (compute, layer.fused()) {
         (Compute::F32, Ok(Some(update))) if fits => fused::<f32>(xs, layer, update),
         (Compute::F64, Ok(Some(update))) if fits => fused::<f64>(xs, layer, update),
-        _ => composed(xs, layer),
+        _ => layer.composed(xs, |xs, bias| linear(xs, &layer.weight, bias)),
     }
-}
-
-/// One op for the layer and one for each factor of each update: any dtype, device and number of
-/// updates.
-fn composed(xs: &Tensor, layer: &LinearParts) -> Result<Tensor> {
-    if let Some(recorder) = &layer.recorder {
-        recorder.observe(xs)?;
-    }
-    Updated {
-        bias: layer.bias.as_ref(),
-        updates: &layer.updates,
-        channels: xs.rank().saturating_sub(1),
-    }
-    .run(
-        xs,
-        |xs, bias| {
-            if layer.tokens.is_empty() {
-                return linear(xs, &layer.weight, bias);
-            }
-            let ys = linear(xs, &layer.weight, None)?;
-            let mut tokens = layer.tokens.iter();
-            let ys = tokens.try_fold(ys, |ys, tokens| tokens.after_head(xs, &ys))?;
-            match bias {
-                Some(bias) => ys.broadcast_add(bias),
-                None => Ok(ys),
-            }
-        },
-        |xs, update| {
-            linear(
-                &linear(xs, &update.a, None)?,
-                &update.b,
-                update.bias.as_ref(),
-            )
-        },
-    )
 }
 
 /// A layer's bias and updates, with the dimension of its output that they act along.

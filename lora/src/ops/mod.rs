@@ -33,13 +33,13 @@ pub use linear::linear;
 pub use norm::{group_norm, layer_norm, rms_norm};
 pub use rope::{rope, rope_i, rope_thd};
 pub use softmax::{softmax, softmax_last_dim};
-#[doc(hidden)]
-pub use {adapted::LinearParts, adapted::UpdateParts, mlp::NormParts, tape::recorded_values};
 
-pub(crate) use adapted::{Updated, adapted_linear};
+pub(crate) use adapted::{Detour, LinearParts, UpdateParts, Updated, adapted_linear};
 pub(crate) use dropout::dropout_state;
-pub(crate) use mlp::{MlpParts, activate, residual_mlp};
+pub(crate) use mlp::{MlpParts, NormParts, activate, residual_mlp};
 pub(crate) use norm::norm;
+#[doc(hidden)]
+pub use tape::recorded_values;
 
 pub(crate) use tape::{record, record_all, record_with_value};
 
@@ -108,6 +108,15 @@ pub(crate) fn permutation(xs: &Tensor) -> Option<(Vec<usize>, Vec<usize>)> {
         inverse[dim] = position;
     }
     Some((order, inverse))
+}
+
+/// The dtype that holds the values of both floating-point dtypes.
+pub(crate) fn wider(a: DType, b: DType) -> DType {
+    match (a, b) {
+        (a, b) if a == b => a,
+        (DType::F64, _) | (_, DType::F64) => DType::F64,
+        _ => DType::F32,
+    }
 }
 
 /// True if no value is NaN or infinite.

@@ -3,6 +3,7 @@
 //! All that the optimisers know of adapters goes through here.
 
 use super::inverse;
+use crate::adapter::Access;
 use crate::adapter::wider;
 use crate::manage::tie::retie;
 use crate::path::join;
@@ -34,14 +35,14 @@ pub(super) fn pairs<M: LoraModule>(model: &M) -> Vec<Pair> {
             return;
         };
         let is_matrix = |tensor: &Tensor| tensor.dims().len() == 2;
-        for adapter in adapted.parts().2.iter() {
+        for adapter in adapted.adapters().iter() {
             let (a, b) = (adapter.a().clone(), adapter.b().clone());
             pairs.push(Pair {
                 layer: path.into(),
                 adapter: adapter.name().into(),
                 linear: !adapted.is_lookup() && is_matrix(&a) && is_matrix(&b),
                 scaling: adapter.scaling(),
-                experts: adapted.experts(),
+                experts: adapted.form().experts(),
                 a,
                 b,
             });
@@ -53,7 +54,7 @@ pub(super) fn pairs<M: LoraModule>(model: &M) -> Vec<Pair> {
 /// Freezes every matrix A: no gradient is computed for it any more. The values stay.
 pub(super) fn freeze_a<M: LoraModule>(model: &mut M) -> Result<()> {
     each_layer_mut(model, |_, layer| {
-        for param in layer.params_mut() {
+        for param in layer.params_mut(Access::new()) {
             if param.role == Role::Adapter(Part::A) && param.tensor.is_variable() {
                 *param.tensor = param.tensor.detach();
             }

@@ -3,7 +3,7 @@
 use crate::config::matching::is_bias;
 use crate::path::join;
 use crate::traits::each_layer;
-use crate::{LoraModule, Part, Role};
+use crate::{Kind, LoraModule, Part, Role};
 use candle_core::Var;
 use std::collections::HashSet;
 
@@ -11,7 +11,7 @@ use std::collections::HashSet;
 pub(super) struct Trained {
     pub path: String,
     /// The kind of the layer that holds it.
-    kind: &'static str,
+    kind: Kind,
     role: Role,
     pub var: Var,
 }
@@ -19,7 +19,7 @@ pub(super) struct Trained {
 impl Trained {
     /// True if its layer is a normalisation.
     pub fn in_norm(&self) -> bool {
-        self.kind.ends_with("Norm")
+        self.kind.is_norm()
     }
 
     /// True if it has at most one dimension, as biases, norms and magnitudes have.
@@ -42,7 +42,7 @@ impl Trained {
 
     /// True for an adapter's matrices A and B beside an embedding.
     pub fn is_of_embedding(&self) -> bool {
-        self.kind == "Embedding" && matches!(self.role, Role::Adapter(Part::A | Part::B))
+        self.kind == Kind::Embedding && matches!(self.role, Role::Adapter(Part::A | Part::B))
     }
 }
 

@@ -1,9 +1,10 @@
 //! Where a configuration and a model disagree: PEFT's rules, without its leniency.
 
 use super::describe::{Description, Site};
+use crate::config::Kind;
 use crate::config::matching::{is_or_ends_with, is_or_starts_with};
-use crate::config::selection::{Overrides, Selection};
-use crate::{LoraConfig, Part, Result, Settings, TrainBias};
+use crate::config::selection::Selection;
+use crate::{LoraConfig, Part, Result, Settings};
 use indexmap::IndexMap;
 
 impl Description {
@@ -11,7 +12,11 @@ impl Description {
     pub fn planned_tokens(&self, config: &LoraConfig) -> Result<IndexMap<String, Vec<u32>>> {
         let mut selection = Selection::new(config)?;
         let mut planned = IndexMap::new();
-        for site in self.sites.iter().filter(|site| site.kind == "Embedding") {
+        for site in self
+            .sites
+            .iter()
+            .filter(|site| site.kind == Kind::Embedding)
+        {
             if let Some(ids) = selection.tokens(&site.path)? {
                 planned.insert(site.path.clone(), ids.to_vec());
             }
@@ -25,9 +30,8 @@ impl Description {
         let mut planned = IndexMap::new();
         for site in self.sites.iter().filter(|site| site.adaptable) {
             let path = site.path.as_str();
-            let targeted = selection.chooses(path, site.kind, false)?;
-            if targeted && !selection.saves(path)? && !selection.excludes(path)? {
-                let settings = selection.settings(path, Overrides::default())?;
+            let choice = selection.choose(path, Some(site.kind), None)?;
+            if let Some(settings) = choice.adapter() {
                 planned.insert(path.to_string(), settings);
             }
         }
@@ -102,11 +106,7 @@ impl Description {
             ));
         }
         for (key, adapted, trained) in self.biases() {
-            let wanted = match config.train_bias {
-                TrainBias::None => false,
-                TrainBias::LoraOnly => adapted,
-                TrainBias::All => true,
-            };
+            let wanted = config.train_bias.trains(adapted);
             if trained != wanted && self.planned_module(config, &key).is_none() {
                 problems.push(match trained {
                     true => format!("the model trains `{key}`, the file's `bias` does not say so"),

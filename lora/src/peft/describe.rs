@@ -1,7 +1,9 @@
 //! A LoRA model in PEFT's terms: which layers are adapted, what is trained in full, which biases,
 //! and the key of each tensor in the file.
 
+use super::keys;
 use crate::adapter::copies::{self, Own};
+use crate::config::Kind;
 use crate::config::matching::{is_bias, is_or_starts_with, modules_above};
 use crate::manage::tie::base_id;
 use crate::path::join;
@@ -23,7 +25,7 @@ pub(super) struct Description {
 /// A leaf of the walk.
 pub(super) struct Site {
     pub path: String,
-    pub kind: &'static str,
+    pub kind: Kind,
     /// It can carry adapters.
     pub adaptable: bool,
     pub adapter: Option<Settings>,
@@ -58,12 +60,12 @@ pub(super) struct Entry {
 impl Site {
     /// A tensor that is a field of a model has no name of its own: its module is the one above.
     fn is_tensor(&self) -> bool {
-        self.kind == "Tensor" || self.is_bare()
+        self.kind == Kind::Tensor || self.is_bare()
     }
 
     /// A bare weight, PEFT's `target_parameters`.
     pub fn is_bare(&self) -> bool {
-        self.kind == "Weight"
+        self.kind.is_bare()
     }
 
     pub fn base_params(&self) -> impl Iterator<Item = &Own> {
@@ -84,7 +86,7 @@ impl Site {
     /// Key of a bias that is trained for itself.
     fn bias_key(&self, param: &Param<Tensor>) -> String {
         match self.adapter {
-            Some(_) => join(&self.path, "base_layer.bias"),
+            Some(_) => keys::of_base(&self.path, "bias"),
             None => join(&self.path, &param.name),
         }
     }
@@ -121,7 +123,7 @@ impl Description {
         let mut embeddings = HashMap::new();
         each_layer(model, |path, layer| {
             let adapted = layer.adapted();
-            let adapters = adapted.map(|adapted| adapted.parts().2);
+            let adapters = adapted.map(|adapted| adapted.adapters());
             let of_name = adapters
                 .and_then(|adapters| adapters.get(adapter))
                 .map(&mut view);
@@ -131,7 +133,7 @@ impl Description {
                 .into_iter()
                 .flatten();
             let named = tensors.filter_map(|(part, tensor)| {
-                let name = adapted?.part_name(part, adapter);
+                let name = part.name(adapted?.is_lookup(), adapter);
                 Some(Param::new(name, Role::Adapter(part), tensor.clone()))
             });
             let mut params: Vec<_> = named.collect();
@@ -142,7 +144,7 @@ impl Description {
                     embeddings.insert(id, path.to_string());
                     let of_name = adapters.and_then(|adapters| adapters.tokens_of(adapter));
                     if let Some(of_name) = of_name {
-                        let name = adapted.part_name(Part::Tokens, adapter);
+                        let name = Part::Tokens.name(true, adapter);
                         let rows = of_name.rows().clone();
                         params.push(Param::new(name, Role::Adapter(Part::Tokens), rows));
                         tokens = Some(of_name.ids().to_vec());
@@ -157,7 +159,7 @@ impl Description {
                 adaptable: adapted.is_some(),
                 adapter: of_name.map(|adapter| adapter.settings()),
                 loftq: of_name.and_then(|adapter| adapter.loftq.clone()),
-                experts: adapted.map_or(1, |adapted| adapted.experts()),
+                experts: adapted.map_or(1, |adapted| adapted.form().experts()),
                 tied_to,
                 has_tied_copy: layer.copies().is_some_and(|copies| copies.is_tied(adapter)),
                 tokens,
@@ -277,8 +279,8 @@ impl Description {
         biases
     }
 
-    /// What the adapter of this name consists of.
-    pub fn entries(&self, adapter: &str) -> Vec<Entry> {
+    /// What the adapter consists of.
+    pub fn entries(&self) -> Vec<Entry> {
         let mut entries = Vec::new();
         for site in &self.sites {
             let saved = self.is_saved(site);
@@ -287,8 +289,8 @@ impl Description {
                     .tied_to
                     .as_deref()
                     .and_then(|embedding| match param.role {
-                        Role::Adapter(Part::A) => Some(join(embedding, "lora_embedding_B")),
-                        Role::Adapter(Part::B) => Some(join(embedding, "lora_embedding_A")),
+                        Role::Adapter(Part::A) => Some(keys::part(embedding, Part::B, true)),
+                        Role::Adapter(Part::B) => Some(keys::part(embedding, Part::A, true)),
                         _ => None,
                     });
                 entries.push(Entry {
@@ -313,12 +315,13 @@ impl Description {
                 }
             }
             for param in &site.adapters {
-                if let Some(name) = without_adapter(&param.name, adapter) {
+                if let Role::Adapter(part) = param.role {
                     let place = match site.is_bare() {
                         true => self.place(&site.path, |other| other.adapter.is_some()),
                         false => site.path.clone(),
                     };
-                    add(join(&place, &name), param);
+                    let of_lookup = site.kind == Kind::Embedding;
+                    add(keys::part(&place, part, of_lookup), param);
                 }
             }
         }
@@ -340,7 +343,7 @@ impl Description {
             .skip(1);
         let outer = after.filter(|site| site.is_bare() && module(&site.path) == own);
         let outer = outer.filter(|site| is_adapted(site));
-        outer.fold(own.clone(), |place, _| join(&place, "base_layer"))
+        outer.fold(own.clone(), |place, _| keys::wrapped(&place))
     }
 
     /// Where the file keeps the adapter of each of these layers, and the rows of its A.
@@ -369,27 +372,5 @@ impl Description {
         let sites = self.sites.iter();
         let tokens = sites.filter_map(|site| Some((site.path.clone(), site.tokens.clone()?)));
         tokens.collect()
-    }
-}
-
-/// `lora_A.weight` for `lora_A.default.weight`, if the name is of that adapter.
-fn without_adapter(name: &str, adapter: &str) -> Option<String> {
-    let mut segments: Vec<&str> = name.split('.').collect();
-    let place = segments.iter().rposition(|segment| *segment == adapter)?;
-    segments.remove(place);
-    Some(segments.join("."))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn adapter_names_are_taken_out() {
-        let name = without_adapter("lora_A.default.weight", "default");
-        assert_eq!(name.as_deref(), Some("lora_A.weight"));
-        let name = without_adapter("lora_embedding_A.default", "default");
-        assert_eq!(name.as_deref(), Some("lora_embedding_A"));
-        assert_eq!(without_adapter("lora_A.default2.weight", "default"), None);
     }
 }

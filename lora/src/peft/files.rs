@@ -1,10 +1,10 @@
 //! Reading and writing the two files of a directory.
 
 use super::replace::place;
+use super::weights::Weights;
 use super::{AdapterConfig, CONFIG_FILE, WEIGHTS_FILE};
-use crate::file::{TensorFile, read_bounded};
+use crate::file::read_bounded;
 use crate::{Error, Result};
-use std::fs;
 use std::path::{Path, PathBuf};
 
 pub(super) fn read_config(dir: &Path) -> Result<Vec<u8>> {
@@ -30,25 +30,17 @@ pub(super) fn read_config(dir: &Path) -> Result<Vec<u8>> {
     read_bounded(&path)
 }
 
-/// Both files of one save: if another process saves in between, they are read again.
-pub(super) fn read_pair(dir: &Path) -> Result<(AdapterConfig, Vec<u8>)> {
+/// Both files of one save: if another process saves in between, they are opened again.
+pub(super) fn open_pair(dir: &Path) -> Result<(AdapterConfig, Weights)> {
     for _ in 0..16 {
         let json = read_config(dir)?;
-        let config = AdapterConfig::read(dir)?;
-        let weights = read_weights(dir)?;
+        let config = AdapterConfig::parse(dir, &json)?;
+        let weights = Weights::open(dir)?;
         if read_config(dir)? == json {
             return Ok((config, weights));
         }
     }
     Err(Error::file(dir, "is being written again and again"))
-}
-
-/// The weights' bytes. The header is checked first, so that nothing is read of a file that claims
-/// to be larger than it is, or the other way round.
-pub(super) fn read_weights(dir: &Path) -> Result<Vec<u8>> {
-    let path = weights_path(dir)?;
-    TensorFile::open(&path)?;
-    fs::read(&path).map_err(|error| Error::file(path, error))
 }
 
 /// The file with the weights, which is no pickle.

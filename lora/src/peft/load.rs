@@ -3,7 +3,7 @@
 use super::describe::{Description, Entry};
 use super::weights::Weights;
 use super::{AdapterConfig, CONFIG_FILE, TokenIndices, files};
-use crate::convert::Builder;
+use crate::convert::{Conversion, Values};
 use crate::manage::assign_to_adapter;
 use crate::path::join;
 use crate::traits::each_layer;
@@ -12,27 +12,28 @@ use candle_core::Tensor;
 use indexmap::IndexMap;
 use std::path::Path;
 
-/// The name of an embedding's trained rows in a file.
-const TOKENS: &str = ".token_adapter.trainable_tokens_delta";
-
-/// A directory's contents: its configuration, and its weights as bytes.
+/// A directory's contents: its settings, and its weights, of which only the header was read.
 struct Files<'a> {
     dir: &'a Path,
     config: LoraConfig,
-    bytes: Vec<u8>,
+    weights: Weights,
 }
 
 impl<'a> Files<'a> {
-    fn read(dir: &'a Path) -> Result<Self> {
-        let (file, bytes) = files::read_pair(dir)?;
+    fn open(dir: &'a Path) -> Result<Self> {
+        let (file, weights) = files::open_pair(dir)?;
         let mut config = settings(dir, &file)?;
         // A list without a name means the input embedding, which the weights know the name of.
         if let Some(TokenIndices::Input(ids)) = &file.trainable_token_indices
-            && let Some(path) = Weights::parse(dir, &bytes)?.path_of(TOKENS)
+            && let Some(path) = weights.path_of_rows()
         {
             config.trainable_token_indices = IndexMap::from([(path, ids.clone())]);
         }
-        Ok(Self { dir, config, bytes })
+        Ok(Self {
+            dir,
+            config,
+            weights,
+        })
     }
 
     fn checked(&self, problems: Vec<String>) -> Result<()> {
@@ -48,20 +49,18 @@ impl<'a> Files<'a> {
     /// Checks that the weights have the ranks that the configuration claims, before anything of
     /// their size is made.
     fn check_ranks<M: LoraModule>(&self, model: &M) -> Result<()> {
-        let weights = Weights::parse(self.dir, &self.bytes)?;
         let model = Description::of(model, "");
         let planned = model.planned(&self.config)?;
-        self.checked(weights.check_ranks(&model, &planned))
+        self.checked(self.weights.check_ranks(&model, &planned))
     }
 
     /// Checks everything, then puts the values into the model's adapter of this name.
     fn put<M: LoraModule>(&self, model: &mut M, name: &str) -> Result<()> {
-        let weights = Weights::parse(self.dir, &self.bytes)?;
         let description = Description::of(model, name);
         let mut problems = description.disagreements(&self.config)?;
         manage::refuse_merged(model, &mut problems);
-        let entries = description.entries(name);
-        let values = weights.values(&entries, &description, &mut problems);
+        let entries = description.entries();
+        let values = self.weights.values(&entries, &description, &mut problems);
         self.checked(problems)?;
         self.checked(untied(&entries, &values)?)?;
         let paths = entries.iter().map(|entry| join(&entry.path, &entry.name));
@@ -95,7 +94,7 @@ fn untied(entries: &[Entry], values: &[Tensor]) -> Result<Vec<String>> {
 
 /// Loads an adapter into the active one, of the same form.
 pub(crate) fn load<M: LoraModule>(model: &mut M, dir: &Path) -> Result<()> {
-    let files = Files::read(dir)?;
+    let files = Files::open(dir)?;
     match &manage::active(model)[..] {
         [name] => {
             files.checked(other_start(model, name, &files.config))?;
@@ -117,7 +116,7 @@ fn other_start<M: LoraModule>(model: &M, name: &str, file: &LoraConfig) -> Vec<S
         None => "the base as it was".into(),
     };
     each_layer(model, |_, layer| {
-        let adapter = layer.adapted().and_then(|layer| layer.parts().2.get(name));
+        let adapter = layer.adapted().and_then(|layer| layer.adapters().get(name));
         let Some(adapter) = adapter.filter(|_| problems.is_empty()) else {
             return;
         };
@@ -138,10 +137,10 @@ fn other_start<M: LoraModule>(model: &M, name: &str, file: &LoraConfig) -> Vec<S
 
 /// Loads an adapter as a further one of the model.
 pub(crate) fn add<M: LoraModule>(model: &mut M, name: &str, dir: &Path) -> Result<()> {
-    let files = Files::read(dir)?;
+    let files = Files::open(dir)?;
     let mut changed = model.clone();
     files.check_ranks(&changed)?;
-    manage::add(&mut changed, name, &files.config, true, None)?;
+    manage::add(&mut changed, name, &files.config, Values::FromFile)?;
     files.put(&mut changed, name)?;
     *model = changed;
     Ok(())
@@ -162,9 +161,10 @@ pub(crate) fn swap<M: LoraModule>(model: &mut M, name: &str, dir: &Path) -> Resu
 
 /// The LoRA model that the directory describes, in eval mode.
 pub(crate) fn load_new<B: LoraModel>(base: &B, dir: &Path) -> Result<B::Lora> {
-    let files = Files::read(dir)?;
-    files.check_ranks(&base.to_frozen()?)?;
-    let mut model = Builder::convert_as(base, DEFAULT_ADAPTER, &files.config, true, None)?;
+    let files = Files::open(dir)?;
+    let conversion = Conversion::of(base, &files.config)?;
+    files.check_ranks(conversion.frozen())?;
+    let mut model: B::Lora = conversion.attach(DEFAULT_ADAPTER, Values::FromFile)?;
     files.put(&mut model, DEFAULT_ADAPTER)?;
     model.eval();
     Ok(model)

@@ -60,6 +60,7 @@ mod config;
 mod describe;
 mod files;
 mod gguf;
+mod keys;
 mod load;
 mod merge;
 mod names;
@@ -85,6 +86,3 @@ pub const CONFIG_FILE: &str = "adapter_config.json";
 
 /// The file with an adapter's weights.
 pub const WEIGHTS_FILE: &str = "adapter_model.safetensors";
-
-/// What PEFT puts before the path of every module of the base model.
-const PREFIX: &str = "base_model.model.";

@@ -2,6 +2,7 @@
 
 use super::describe::{Description, Site};
 use super::{AdapterConfig, TaskType, TokenIndices, replace, weights};
+use crate::config::Kind;
 use crate::config::matching::{is_or_ends_with, is_or_starts_with};
 use crate::{
     DEFAULT_ADAPTER, Error, LoraModule, Part, Result, Settings, Targets, TrainBias, manage,
@@ -92,9 +93,9 @@ fn save<M: LoraModule>(model: &M, name: &str, dir: &Path, options: &SaveOptions)
     let batch_norms = model
         .sites
         .iter()
-        .filter(|site| site.kind == "BatchNorm" && model.saved_module(&site.path).is_some());
+        .filter(|site| site.kind == Kind::BatchNorm && model.saved_module(&site.path).is_some());
     let batch_norms: Vec<String> = batch_norms.map(|site| site.path.clone()).collect();
-    let weights = weights::to_bytes(&model.entries(name), &batch_norms).map_err(failed)?;
+    let weights = weights::to_bytes(&model.entries(), &batch_norms).map_err(failed)?;
     let json = config.to_json()?;
     replace::write(dir, &json, &weights)
 }
@@ -170,24 +171,17 @@ fn describe(model: &Description, options: &SaveOptions) -> Result<AdapterConfig,
     Ok(config)
 }
 
-/// Whether the scalings are alpha / √r; where they follow no common rule, alphas that give them.
+/// Whether the scalings are alpha / √r; where the layers do not agree, alphas for alpha / r.
 fn alphas<'a>(layers: &[(&'a str, Settings)]) -> (bool, Vec<(&'a str, Settings)>) {
-    let all = |scaling: fn(&Settings) -> f64| {
-        layers
-            .iter()
-            .all(|(_, s)| (s.scaling - scaling(s)).abs() <= 1e-12 * s.scaling.abs())
-    };
-    if all(|s| s.alpha / s.rank as f64) {
-        (false, layers.to_vec())
-    } else if all(|s| s.alpha / (s.rank as f64).sqrt()) {
-        (true, layers.to_vec())
-    } else {
-        let layers = layers.iter().map(|&(path, s)| {
-            let alpha = s.scaling * s.rank as f64;
-            (path, Settings { alpha, ..s })
-        });
-        (false, layers.collect())
+    let rslora = layers.iter().filter(|(_, s)| s.use_rslora).count();
+    if rslora == 0 || rslora == layers.len() {
+        return (rslora > 0, layers.to_vec());
     }
+    let layers = layers.iter().map(|&(path, s)| {
+        let alpha = s.scaling * s.rank as f64;
+        (path, Settings { alpha, ..s })
+    });
+    (false, layers.collect())
 }
 
 /// The value that occurs most often, the first of several.

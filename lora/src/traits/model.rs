@@ -1,6 +1,6 @@
 //! [`LoraModel`]: a type that has a LoRA counterpart.
 
-use crate::convert::Builder;
+use crate::convert::{Builder, Values};
 use crate::{Calibrated, DEFAULT_ADAPTER, LoraConfig, LoraModule, Result, convert, peft};
 use candle_core::Tensor;
 use std::path::Path;
@@ -49,7 +49,7 @@ pub trait LoraModel: Sized {
     /// # Ok::<(), lora::Error>(())
     /// ```
     fn to_lora(&self, config: &LoraConfig) -> Result<Self::Lora> {
-        Builder::convert(self, config)
+        Builder::convert(self, DEFAULT_ADAPTER, config, Values::Fresh)
     }
 
     /// Shows the model data, for initial values that depend on it: EVA, CorDA and LoRA-GA. The
@@ -100,7 +100,12 @@ pub trait LoraModel: Sized {
         calibrated: &Calibrated,
     ) -> Result<Self::Lora> {
         let config = calibrated.config(config);
-        Builder::convert_as(self, DEFAULT_ADAPTER, &config, false, Some(calibrated))
+        Builder::convert(
+            self,
+            DEFAULT_ADAPTER,
+            &config,
+            Values::Calibrated(calibrated),
+        )
     }
 
     /// The LoRA model without any adapter and with nothing to train: the way to list, count and

@@ -1,9 +1,10 @@
 //! [`LoraModule`]: what every LoRA model and layer can do.
 
+use crate::convert::Values;
 use crate::peft::{self, SaveOptions};
 use crate::{
-    Calibrated, Combination, CombineOptions, Cursor, CursorMut, LayerStatus, LoraConfig, LoraModel,
-    ModelStatus, NamedParam, Result, Summary, manage,
+    Calibrated, Combination, CombineOptions, Cursor, CursorMut, Layer, LayerStatus, LoraConfig,
+    LoraModel, ModelStatus, NamedParam, Result, Summary, manage,
 };
 use candle_core::backprop::GradStore;
 use candle_core::{DType, Device, Tensor, Var};
@@ -48,6 +49,28 @@ pub trait LoraModule: Sized + Clone + Debug {
         params.filter(|param| !param.is_trainable()).collect()
     }
 
+    /// Calls `f` with each layer of the model and its path, in the order of
+    /// [`named_params`](Self::named_params).
+    ///
+    /// ```
+    /// use candle_core::{DType, Device, Tensor};
+    /// use lora::{LoraConfig, LoraModel, LoraModule};
+    ///
+    /// let weight = Tensor::zeros((3, 2), DType::F32, &Device::Cpu)?;
+    /// let net = vec![candle_nn::Linear::new(weight, None)];
+    /// let model = net.to_lora(&LoraConfig::new(1).target_modules(["0"]))?;
+    /// let mut lines = Vec::new();
+    /// model.for_each_layer(|path, layer| {
+    ///     let adapters = layer.adapted().map_or(0, |layer| layer.adapters().iter().count());
+    ///     lines.push(format!("{path}: {} with {adapters} adapter", layer.kind()));
+    /// });
+    /// assert_eq!(lines, ["0: Linear with 1 adapter"]);
+    /// # Ok::<(), lora::Error>(())
+    /// ```
+    fn for_each_layer(&self, f: impl FnMut(&str, &dyn Layer)) {
+        super::each_layer(self, f);
+    }
+
     /// A table of the layers and their parameters, with the totals.
     fn summary(&self) -> Summary {
         Summary::of(self)
@@ -89,7 +112,7 @@ pub trait LoraModule: Sized + Clone + Debug {
     /// configuration with `recompute`, a tensor that is a field of the model and is or would be
     /// trained, and those of [`to_lora`](LoraModel::to_lora); the model is then as it was.
     fn add_adapter(&mut self, name: &str, config: &LoraConfig) -> Result<()> {
-        manage::add(self, name, config, false, None)
+        manage::add(self, name, config, Values::Fresh)
     }
 
     /// As [`add_adapter`](Self::add_adapter), with what [`calibrate`](LoraModel::calibrate) found of
@@ -104,7 +127,7 @@ pub trait LoraModule: Sized + Clone + Debug {
         calibrated: &Calibrated,
     ) -> Result<()> {
         let config = calibrated.config(config);
-        manage::add(self, name, &config, false, Some(calibrated))
+        manage::add(self, name, &config, Values::Calibrated(calibrated))
     }
 
     /// Adds the adapter of a directory under this name. It does not act and is not trained until

@@ -2,7 +2,7 @@
 
 use crate::path::join;
 use crate::traits::visit::{Cursor, CursorMut};
-use crate::{Layer, LoraModule, Param, Role};
+use crate::{Layer, LoraModule, Param, Result, Role};
 use candle_core::{Tensor, Var};
 use std::collections::HashSet;
 
@@ -59,6 +59,34 @@ pub(crate) fn trainable<M: LoraModule>(model: &M) -> Vec<(String, Var)> {
     // A variable is returned as it is; only others are copied, which can fail.
     let vars = params.filter_map(|param| Some((param.path, Var::from_tensor(&param.tensor).ok()?)));
     vars.collect()
+}
+
+/// Calls `f` with each layer and its path until it fails.
+pub(crate) fn try_each_layer<M: LoraModule>(
+    model: &M,
+    mut f: impl FnMut(&str, &dyn Layer) -> Result<()>,
+) -> Result<()> {
+    let mut result = Ok(());
+    each_layer(model, |path, layer| {
+        if result.is_ok() {
+            result = f(path, layer);
+        }
+    });
+    result
+}
+
+/// Calls `f` with each layer and its path, to change it, until it fails.
+pub(crate) fn try_each_layer_mut<M: LoraModule>(
+    model: &mut M,
+    mut f: impl FnMut(&str, &mut dyn Layer) -> Result<()>,
+) -> Result<()> {
+    let mut result = Ok(());
+    each_layer_mut(model, |path, layer| {
+        if result.is_ok() {
+            result = f(path, layer);
+        }
+    });
+    result
 }
 
 /// Calls `f` with each layer and its path.

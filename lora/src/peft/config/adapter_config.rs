@@ -2,7 +2,7 @@
 
 use super::{parse, write};
 use crate::peft::{CONFIG_FILE, files};
-use crate::{Error, Result, Targets, TrainBias};
+use crate::{Error, Init, Result, Targets, TrainBias};
 use indexmap::IndexMap;
 use serde::Serialize;
 use serde_json::{Map, Value, json};
@@ -148,8 +148,16 @@ impl AdapterConfig {
     }
 
     fn read_with(dir: &Path, any: bool) -> Result<Self> {
-        let json = files::read_config(dir)?;
-        parse::parse(&json, any).map_err(|problems| Error::File {
+        Self::from_json(dir, &files::read_config(dir)?, any)
+    }
+
+    /// The configuration of a directory with this text.
+    pub(in crate::peft) fn parse(dir: &Path, json: &[u8]) -> Result<Self> {
+        Self::from_json(dir, json, false)
+    }
+
+    fn from_json(dir: &Path, json: &[u8], any: bool) -> Result<Self> {
+        parse::parse(json, any).map_err(|problems| Error::File {
             path: dir.join(CONFIG_FILE),
             problems,
         })
@@ -227,10 +235,9 @@ impl InitWeights {
     /// other: `pissa`, `olora`, `corda`, `lora_ga`, `loftq`. An adapter that PEFT converted on
     /// saving says `true` instead.
     pub fn changes_base(&self) -> bool {
-        let names = ["pissa", "olora", "corda", "lora_ga", "loftq"];
         match self {
             Self::Flag(_) => false,
-            Self::Name(name) => names.contains(&name.as_str()) || name.starts_with("pissa_"),
+            Self::Name(name) => Init::from_name(name).is_some_and(Init::changes_base),
         }
     }
 }

@@ -2,8 +2,9 @@
 
 use super::header::{self, Field, Header, Info, Kind};
 use super::{GgufOptions, names};
+use crate::adapter::Part;
 use crate::error::shorten;
-use crate::peft::{AdapterConfig, PREFIX, replace};
+use crate::peft::{AdapterConfig, keys, replace};
 use crate::{Error, Result, Targets, ops};
 use candle_core::{DType, Device, Tensor};
 use indexmap::IndexMap;
@@ -227,14 +228,12 @@ impl Layer<'_> {
         if let Some(heads) = heads {
             b = names::reorder(&b, heads, false).map_err(named)?;
         }
-        let mut keys = ["lora_A.weight", "lora_B.weight"];
         if self.is_tokens() {
             let flipped = a.t().and_then(|a| a.contiguous());
             a = flipped.map_err(|error| named(error.to_string()))?;
-            keys = ["lora_embedding_A", "lora_embedding_B"];
         }
-        let key = |key| format!("{PREFIX}{}.{key}", self.path);
-        Ok([(key(keys[0]), a), (key(keys[1]), b)])
+        let key = |part| keys::with_prefix(&keys::part(&self.path, part, self.is_tokens()));
+        Ok([(key(Part::A), a), (key(Part::B), b)])
     }
 }
 

@@ -2,11 +2,12 @@
 
 use super::header::Kind;
 use super::{ALIGNMENT, GgufOptions, VERSION, names};
+use crate::adapter::Part;
 use crate::config::matching::is_or_ends_with;
 use crate::config::selection::{Overrides, Selection};
 use crate::error::shorten;
 use crate::file::{self, TensorFile};
-use crate::peft::{AdapterConfig, CONFIG_FILE, PREFIX, files};
+use crate::peft::{AdapterConfig, CONFIG_FILE, files, keys};
 use crate::{Error, LoraConfig, Result, TrainBias, ops};
 use candle_core::{DType, Tensor};
 use indexmap::IndexMap;
@@ -186,19 +187,15 @@ struct Layer {
 
 /// The layers of the file, or all that is wrong with its tensors.
 fn pairs(file: &TensorFile) -> Result<Vec<Layer>, Vec<String>> {
-    const PARTS: [(&str, usize, bool); 4] = [
-        (".lora_A.weight", 0, false),
-        (".lora_B.weight", 1, false),
-        (".lora_embedding_A", 0, true),
-        (".lora_embedding_B", 1, true),
-    ];
     let mut problems = Vec::new();
     let mut parts: IndexMap<(&str, bool), [Option<&String>; 2]> = IndexMap::new();
     for key in file.tensors().keys() {
-        let bare = key.strip_prefix(PREFIX).unwrap_or(key);
-        let part = PARTS
-            .iter()
-            .find_map(|(end, part, tokens)| Some(((bare.strip_suffix(end)?, *tokens), *part)));
+        let bare = keys::without_prefix(key);
+        let part = keys::parse(bare).and_then(|(path, part, of_lookup)| match part {
+            Part::A => Some(((path, of_lookup), 0)),
+            Part::B => Some(((path, of_lookup), 1)),
+            _ => None,
+        });
         match part {
             Some((layer, part)) => {
                 if parts.entry(layer).or_default()[part].replace(key).is_some() {
@@ -375,7 +372,7 @@ fn write(to: &mut impl Write, tensor: &Tensor) -> io::Result<()> {
 
 /// PEFT writes the base weight of an adapted embedding or head beside the adapter.
 fn is_base_of_embedding(key: &str) -> bool {
-    let module = key.strip_suffix(".base_layer.weight");
+    let module = keys::path_of_base_weight(key);
     module.is_some_and(|module| {
         ["embed_tokens", "lm_head"]
             .iter()

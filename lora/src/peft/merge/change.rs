@@ -1,7 +1,7 @@
 //! What an adapter does to one tensor of a checkpoint.
 
 use crate::Result;
-use crate::adapter::update;
+use crate::adapter::{Form, dora, update};
 use candle_core::{DType, Tensor};
 
 /// What happens to one tensor, in this order. Names are keys of the adapter's file.
@@ -27,19 +27,6 @@ pub(super) struct LowRank {
     pub form: Form,
 }
 
-/// How the weight lies.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub(super) enum Form {
-    /// (out, in).
-    Linear,
-    /// (in, out), or an embedding.
-    Transposed,
-    /// (out, in, k..).
-    Conv,
-    /// (experts, out, in), or (experts, in, out).
-    Experts { count: usize, transposed: bool },
-}
-
 impl LowRank {
     /// The weight with its update, in the weight's dtype. What `read` gives is of the wider dtype in
     /// which all is computed, about `piece` values at a time.
@@ -52,20 +39,28 @@ impl LowRank {
         let (a, b) = (read(&self.a)?, read(&self.b)?);
         let magnitude = self.magnitude.as_deref().map(read).transpose()?;
         let magnitude = magnitude.map(|m| m.flatten_all()).transpose()?;
-        let (wide, scaling) = (a.dtype(), self.scaling);
-        let merged = match self.form {
-            Form::Linear | Form::Conv => in_pieces(weight, wide, piece, |weight, from, count| {
-                let b = b.narrow(0, from, count)?;
-                let delta = match self.form {
-                    Form::Conv => update::conv_delta(&a, &b, scaling)?,
-                    _ => update::linear_delta(&a, &b, scaling)?,
-                };
-                let sum = (weight + delta)?;
-                match &magnitude {
-                    Some(magnitude) => update::dora(&sum, &magnitude.narrow(0, from, count)?, 0),
-                    None => Ok(sum),
-                }
-            })?,
+        let (wide, scaling, form) = (a.dtype(), self.scaling, self.form);
+        let output_dim = form.output_dim();
+        let merge = |weight: Tensor, a: &Tensor, b: &Tensor, magnitude: Option<Tensor>| {
+            let sum = (weight + form.delta(a, b, scaling)?)?;
+            let Some(magnitude) = magnitude else {
+                return Ok(sum);
+            };
+            let gain = dora::gain(&magnitude, &dora::norms(&sum, output_dim)?)?;
+            dora::scale_outputs(&sum, &gain, output_dim)
+        };
+        Ok(match form {
+            Form::Linear | Form::Conv { .. } => {
+                in_pieces(weight, wide, piece, |weight, from, count| {
+                    let magnitude = magnitude.as_ref().map(|m| m.narrow(0, from, count));
+                    merge(
+                        weight,
+                        &a,
+                        &b.narrow(0, from, count)?,
+                        magnitude.transpose()?,
+                    )
+                })?
+            }
             Form::Transposed => {
                 // The norm of a column is over all rows.
                 let piece = if magnitude.is_some() {
@@ -74,27 +69,20 @@ impl LowRank {
                     piece
                 };
                 in_pieces(weight, wide, piece, |weight, from, count| {
-                    let delta = update::transposed_delta(&a.narrow(1, from, count)?, &b, scaling)?;
-                    let sum = (weight + delta)?;
-                    match &magnitude {
-                        Some(magnitude) => update::dora(&sum, magnitude, 1),
-                        None => Ok(sum),
-                    }
+                    merge(weight, &a.narrow(1, from, count)?, &b, magnitude.clone())
                 })?
             }
             Form::Experts { count, transposed } => {
-                // A parameter of one expert is a matrix.
-                let rows = weight.elem_count() / weight.dim(candle_core::D::Minus1)?.max(1);
-                let experts = weight.reshape((count, rows / count, ()))?;
-                let merged = in_pieces(&experts, wide, 0, |weight, expert, _| {
-                    let which = (expert, count);
-                    let delta = update::expert_delta(&a, &b, which, scaling, transposed)?;
-                    weight.broadcast_add(&delta)
-                })?;
-                merged.reshape(weight.shape())?
+                let of_one = match transposed {
+                    true => Form::Transposed,
+                    false => Form::Linear,
+                };
+                in_pieces(weight, wide, 0, |weight, expert, _| {
+                    let (a, b) = update::of_expert(&a, &b, expert, count)?;
+                    weight.broadcast_add(&of_one.delta(&a, &b, scaling)?)
+                })?
             }
-        };
-        Ok(merged)
+        })
     }
 }
 
@@ -150,7 +138,13 @@ mod tests {
         let shapes: [Case; 6] = [
             (Form::Linear, &[5, 4], &[2, 4], &[5, 2], 5),
             (Form::Transposed, &[5, 4], &[2, 5], &[4, 2], 4),
-            (Form::Conv, &[5, 4, 3], &[2, 4, 3], &[5, 2, 1], 5),
+            (
+                Form::Conv { groups: 1 },
+                &[5, 4, 3],
+                &[2, 4, 3],
+                &[5, 2, 1],
+                5,
+            ),
             (experts(false), &[3, 5, 4], &[6, 4], &[5, 6], 0),
             (experts(true), &[3, 5, 4], &[6, 5], &[4, 6], 0),
             (
@@ -158,7 +152,7 @@ mod tests {
                     count: 1,
                     transposed: false,
                 },
-                &[5, 4],
+                &[1, 5, 4],
                 &[2, 4],
                 &[5, 2],
                 0,

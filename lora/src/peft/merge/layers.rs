@@ -1,11 +1,14 @@
 //! Adapters of layers: linear, convolution, embedding.
 
-use super::change::{Form, LowRank};
-use super::keys::{Keys, Module, Part, without_wrappers};
+use super::change::LowRank;
+use super::modules::{Keys, Module};
 use super::plan::Planner;
+use crate::adapter::Form;
+use crate::adapter::Part;
 use crate::config::matching::is_or_ends_with;
 use crate::config::selection::Overrides;
 use crate::path::join;
+use crate::peft::keys::{self, without_wrappers};
 use crate::{Result, Settings};
 
 /// A linear layer's change, and whether its weight is stored transposed, where the shapes tell.
@@ -21,7 +24,7 @@ impl Planner<'_> {
         square: &mut Vec<Laid>,
     ) -> Result<()> {
         let name = without_wrappers(path);
-        let Some((a, b)) = self.pair(&name, module, Part::A, Part::B) else {
+        let Some((a, b)) = self.pair(&name, module) else {
             return Ok(());
         };
         let place = self.locate(&name);
@@ -42,8 +45,7 @@ impl Planner<'_> {
         };
         // The inner part of an attention layer has the settings of the whole. PEFT adds its update
         // twice, in training as in merging, so that this is what such an adapter has learnt.
-        let inner = path.strip_suffix("base_layer.out_proj");
-        let owner = inner.map(|owner| owner.trim_end_matches('.'));
+        let owner = keys::owner_of_projection(path);
         let mut settings = self.settings(owner.unwrap_or(&name))?;
         if owner.is_some() {
             settings.scaling *= 2.0;
@@ -69,7 +71,7 @@ impl Planner<'_> {
             {
                 let grouped = *y > 0 && channels % y == 0 && r2 * (channels / y) == *r;
                 match (channels == y && r == r2, grouped) {
-                    (true, _) => Ok((Form::Conv, Some(false))),
+                    (true, _) => Ok((Form::Conv { groups: 1 }, Some(false))),
                     (_, grouped) => Err(grouped),
                 }
             }
@@ -95,7 +97,7 @@ impl Planner<'_> {
         let out = b_shape[0];
         let magnitude = self.magnitude(&name, module, out);
         self.bias_of_b(&name, &place, module, out, settings.scaling);
-        if form != Form::Conv {
+        if !matches!(form, Form::Conv { .. }) {
             square.push((weight.clone(), transposed));
         }
         let scaling = settings.scaling;
@@ -116,7 +118,7 @@ impl Planner<'_> {
 
     /// An embedding: A (r, rows), B (columns, r), the weight (rows, columns).
     pub fn embedding(&mut self, name: &str, module: &Module) -> Result<()> {
-        let pair = self.pair(name, module, Part::EmbeddingA, Part::EmbeddingB);
+        let pair = self.pair(name, module);
         let Some((a, b)) = pair else {
             return Ok(());
         };
@@ -161,14 +163,8 @@ impl Planner<'_> {
     }
 
     /// Both matrices, or a problem.
-    pub fn pair(
-        &mut self,
-        name: &str,
-        module: &Module,
-        a: Part,
-        b: Part,
-    ) -> Option<(String, String)> {
-        match (module.get(a), module.get(b)) {
+    pub fn pair(&mut self, name: &str, module: &Module) -> Option<(String, String)> {
+        match (module.get(Part::A), module.get(Part::B)) {
             (Some(a), Some(b)) => Some((a.into(), b.into())),
             (a, _) => {
                 let (has, lacks) = if a.is_some() { ("A", "B") } else { ("B", "A") };
@@ -198,7 +194,7 @@ impl Planner<'_> {
     }
 
     fn bias_of_b(&mut self, name: &str, place: &str, module: &Module, out: usize, scaling: f64) {
-        let Some(key) = module.get(Part::BiasOfB) else {
+        let Some(key) = module.get(Part::Bias) else {
             if self.config.lora_bias {
                 self.problems.push(format!(
                     "`{name}` has no `lora_B.bias`, but `lora_bias` is true"

@@ -3,8 +3,8 @@
 
 mod base;
 mod change;
-mod keys;
 mod layers;
+mod modules;
 mod parameters;
 mod paths;
 mod plain;

@@ -1,8 +1,10 @@
 //! Adapters of bare parameters, such as the weights of all experts in one tensor.
 
-use super::change::{Form, LowRank};
-use super::keys::{Module, Part};
+use super::change::LowRank;
+use super::modules::Module;
 use super::plan::Planner;
+use crate::adapter::Form;
+use crate::adapter::Part;
 use crate::config::matching::is_or_ends_with;
 use crate::path::join;
 use crate::{Result, Settings};
@@ -71,13 +73,13 @@ impl Planner<'_> {
         // Innermost first.
         parts.sort_by_key(|(depth, _)| std::cmp::Reverse(*depth));
         for (_, part) in parts {
-            for other in [Part::Magnitude, Part::BiasOfB] {
+            for other in [Part::Magnitude, Part::Bias] {
                 if let Some(key) = part.get(other) {
                     let problem = format!("`{key}` cannot be: parameters have neither");
                     self.problems.push(problem);
                 }
             }
-            let Some((a, b)) = self.pair(module, part, Part::A, Part::B) else {
+            let Some((a, b)) = self.pair(module, part) else {
                 return Ok(());
             };
             let (a_shape, b_shape) = (self.shape_of(&a).to_vec(), self.shape_of(&b).to_vec());
@@ -160,9 +162,12 @@ impl Planner<'_> {
                 return;
             }
         };
-        let form = Form::Experts {
-            count: parameter.experts(),
-            transposed,
+        let form = match parameter.shape.len() {
+            3 => Form::Experts {
+                count: parameter.experts(),
+                transposed,
+            },
+            _ => Form::Linear,
         };
         let low_rank = LowRank {
             a: wrapper.a,

@@ -1,57 +1,41 @@
 //! Tensors that an adapter brings in full, and what a file must hold beside what it does.
 
-use super::keys::{Keys, Part, without_wrappers};
+use super::modules::Keys;
 use super::paths::Paths;
 use super::plan::Planner;
+use crate::Result;
+use crate::adapter::Part;
 use crate::config::matching::{is_bias, is_or_ends_with, modules_above};
 use crate::peft::TokenIndices;
-use crate::{Result, TrainBias};
+use crate::peft::keys::{self, is_embedding, without_wrappers};
 use candle_core::{DType, Tensor};
 use serde_json::Value;
 use std::collections::HashSet;
 
-/// Names that a language model's embedding has.
-const EMBEDDINGS: [&str; 7] = [
-    "embed_tokens",
-    "wte",
-    "word_embeddings",
-    "tok_embeddings",
-    "embed_in",
-    "embeddings",
-    "shared",
-];
-
 impl Planner<'_> {
     /// A tensor under the name of one of the base's.
-    pub fn plain(&mut self, name: &str, key: &str, keys: &Keys) -> Result<()> {
+    pub fn plain(&mut self, name: &str, key: &str, sorted: &Keys) -> Result<()> {
         let bare = without_wrappers(name);
         let saved = self.saved_module(&bare);
         if let Some(module) = &saved {
-            // With bias="all" PEFT saves the biases of both copies of a fully trained module.
-            let rest = bare[module.len()..].trim_start_matches('.');
-            let copies = ["modules_to_save.", "original_module."];
-            if is_bias(rest) && copies.iter().any(|copy| rest.starts_with(copy)) {
+            if keys::is_bias_of_copy(bare[module.len()..].trim_start_matches('.')) {
                 return Ok(());
             }
-            return self.replace(&bare, key, keys);
+            return self.replace(&bare, key, sorted);
         }
         if is_bias(&bare) {
-            let allowed = match self.config.bias {
-                TrainBias::All => true,
-                TrainBias::LoraOnly => name.contains("base_layer."),
-                TrainBias::None => false,
-            };
+            let allowed = self.config.bias.trains(keys::is_of_base(name));
             if !allowed {
                 self.problems
                     .push(format!("`{key}` is a bias, which `bias` does not say"));
                 return Ok(());
             }
-            return self.replace(&bare, key, keys);
+            return self.replace(&bare, key, sorted);
         }
         let known = is_embedding(&bare) || is_or_ends_with(&bare, "lm_head.weight");
-        if name.ends_with("base_layer.weight") || known {
+        if keys::path_of_base_weight(name).is_some() || known {
             // An embedding's base weight comes with its adapter, and must be the base's own.
-            return self.replace_if_new(&bare, key, keys);
+            return self.replace_if_new(&bare, key, sorted);
         }
         self.problems.push(format!(
             "`{key}` is unexpected: it is no part of an adapter, and not in `modules_to_save`"
@@ -190,11 +174,7 @@ impl Planner<'_> {
                 continue;
             }
             if let Some(path) = name.strip_suffix(".bias") {
-                let wanted = match self.config.bias {
-                    TrainBias::None => false,
-                    TrainBias::LoraOnly => adapted.contains(path),
-                    TrainBias::All => true,
-                };
+                let wanted = self.config.bias.trains(adapted.contains(path));
                 if wanted && !plain.contains(name) {
                     self.problems.push(format!(
                         "`bias` says that `{name}` is trained, but the adapter has none for it"
@@ -209,8 +189,8 @@ impl Planner<'_> {
                 continue;
             }
             // Of what kind a layer is, files do not say: `all-linear` names none here.
-            let targeted = self.selection.chooses(path, "", false)?;
-            if targeted && !self.selection.excludes(path)? && !adapted.contains(path) {
+            let targeted = self.selection.choose(path, None, None)?.target.is_some();
+            if targeted && !adapted.contains(path) {
                 self.problems.push(format!(
                     "`{path}` is a target of the configuration, but the adapter has nothing for it"
                 ));
@@ -344,11 +324,6 @@ impl Planner<'_> {
         let says = config.get("tie_word_embeddings").and_then(Value::as_bool);
         Ok(says.unwrap_or(generates))
     }
-}
-
-pub(super) fn is_embedding(name: &str) -> bool {
-    let module = name.strip_suffix(".weight");
-    module.is_some_and(|module| EMBEDDINGS.iter().any(|end| is_or_ends_with(module, end)))
 }
 
 /// The same shape, dtype and values.

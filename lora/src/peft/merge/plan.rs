@@ -3,13 +3,15 @@
 use super::MergeOptions;
 use super::base::Base;
 use super::change::Change;
-use super::keys::{Keys, Part, without_wrappers, wrappers_behind};
+use super::modules::Keys;
 use super::paths::Paths;
+use crate::adapter::Part;
 use crate::adapter::update;
 use crate::config::matching::is_or_ends_with;
 use crate::config::selection::Selection;
 use crate::file::TensorFile;
 use crate::peft::InitWeights;
+use crate::peft::keys::{without_wrappers, wrappers_behind};
 use crate::peft::{AdapterConfig, CONFIG_FILE, files};
 use crate::{Error, LoraConfig, Result, ops};
 use candle_core::{DType, Tensor};
@@ -206,15 +208,16 @@ impl Planner<'_> {
                 self.tokens(&name, key)?;
             }
             let low_rank = module.has(Part::A) || module.has(Part::B);
-            if low_rank && self.is_of_parameters(&name) {
+            let of_layer = low_rank && !module.of_lookup;
+            if of_layer && self.is_of_parameters(&name) {
                 let (inner, depth) = wrappers_behind(path);
                 let list: &mut Vec<_> = wrapped.entry(without_wrappers(inner)).or_default();
                 list.push((depth, module));
                 continue;
             }
-            if low_rank {
+            if of_layer {
                 self.layer(path, module, keys, &mut square)?;
-            } else if module.has(Part::EmbeddingA) || module.has(Part::EmbeddingB) {
+            } else if low_rank {
                 self.embedding(&name, module)?;
             } else if !module.has(Part::Tokens) {
                 for key in module.keys() {

@@ -1,6 +1,6 @@
 //! [`Mark`]: what a field's attribute says.
 
-use crate::config::selection::Overrides;
+use super::selection::Overrides;
 
 /// What a field's attribute says of the layers below it.
 #[derive(Clone, Copy, Debug, PartialEq)]

@@ -1,0 +1,141 @@
+//! Merging adapters into the weight of one layer, and taking them out again.
+
+use super::{Access, Adapted, AdaptedMut, Adapters, LayerParts, LayerPartsMut, Merged};
+use super::{dora, release, updates};
+use crate::{Error, Result, ops};
+use candle_core::Tensor;
+
+/// Takes the adapters out of the weight again: the very tensor from before comes back.
+pub(crate) fn unmerge(layer: &mut (impl AdaptedMut + ?Sized)) {
+    let LayerPartsMut {
+        weight,
+        bias,
+        adapters,
+    } = layer.parts_mut(Access::new());
+    if let Some(merged) = adapters.merged.take() {
+        *weight = merged.weight;
+        if let (Some(bias), Some(original)) = (bias, merged.bias) {
+            *bias = original;
+        }
+    }
+}
+
+/// Merges just these adapters, in this order, whatever is merged now: computed from the weight as
+/// it was, which is kept for [`unmerge`]. Names that this layer has no adapter of are left out.
+///
+/// # Errors
+/// If the merged weight is not finite, or an adapter has a bias and the layer none; the layer is
+/// then as it was.
+pub(crate) fn set_merged(layer: &mut dyn Adapted, names: &[String]) -> Result<()> {
+    let adapters = layer.adapters();
+    let names = names.iter().filter(|name| adapters.has(name));
+    let names: Vec<String> = names.cloned().collect();
+    if names == adapters.merged() {
+        return Ok(());
+    }
+    adapters.check_order(&names)?;
+    let (merged_weight, merged_bias) = merged_parts(layer, &names)?;
+    unmerge(layer);
+    if names.is_empty() {
+        return Ok(());
+    }
+    let LayerPartsMut {
+        weight,
+        bias,
+        adapters,
+    } = layer.parts_mut(Access::new());
+    let weight = std::mem::replace(weight, merged_weight);
+    let bias = match (bias, merged_bias) {
+        (Some(bias), Some(merged)) => Some(std::mem::replace(bias, merged)),
+        _ => None,
+    };
+    adapters.merged = Some(Merged {
+        names,
+        weight,
+        bias,
+    });
+    Ok(())
+}
+
+/// Weight and bias for a base layer: with the adapters that are merged and those that are active,
+/// and out of reach of further training.
+pub(crate) fn base_parts(layer: &dyn Adapted) -> Result<(Tensor, Option<Tensor>)> {
+    let adapters = layer.adapters();
+    if adapters.rows.is_some() {
+        let message = "a view for the rows of one batch has no base model: use the model it is of";
+        return Err(Error::layer(&adapters.path, message));
+    }
+    let (weight, bias) = merged_parts(layer, &adapters.to_merge())?;
+    let bias = bias.as_ref().map(release).transpose()?;
+    Ok((release(&weight)?, bias))
+}
+
+/// Weight and bias with these adapters in them, in this order: what the forward pass computes with
+/// them. The sums are taken in at least f32 and rounded once to the dtype of the weight.
+fn merged_parts(layer: &dyn Adapted, names: &[String]) -> Result<(Tensor, Option<Tensor>)> {
+    let LayerParts { bias, adapters, .. } = layer.parts();
+    let weight = layer.unmerged_weight();
+    let merged = adapters.merged.as_ref();
+    let bias = merged.and_then(|merged| merged.bias.as_ref()).or(bias);
+    if names.is_empty() {
+        return Ok((weight.clone(), bias.cloned()));
+    }
+    let (sum, added) = sums(layer, names)?;
+    let merged = sum.to_dtype(weight.dtype())?;
+    let bias = match (bias, added) {
+        (Some(bias), Some(added)) => {
+            let sum = (bias.detach().to_dtype(added.dtype())? + added)?;
+            Some(sum.to_dtype(bias.dtype())?)
+        }
+        (None, Some(_)) => {
+            return Err(Error::layer(
+                &adapters.path,
+                "an adapter has a bias, which cannot be merged into a layer that has none",
+            ));
+        }
+        (bias, None) => bias.cloned(),
+    };
+    check_finite(adapters, &merged, bias.as_ref())?;
+    Ok((merged, bias))
+}
+
+/// The merged weight in the precision of the sum, and what is added to the bias.
+fn sums(layer: &dyn Adapted, names: &[String]) -> Result<(Tensor, Option<Tensor>)> {
+    let (form, adapters) = (layer.form(), layer.adapters());
+    let weight = layer.unmerged_weight().detach();
+    let wide = dora::precision(weight.dtype());
+    let mut sum = form.widened(&weight.to_dtype(wide)?)?;
+    for tokens in names.iter().filter_map(|name| adapters.tokens_of(name)) {
+        sum = tokens.detached().put_into(&sum)?;
+    }
+    let mut added: Option<Tensor> = None;
+    for adapter in names.iter().filter_map(|name| adapters.get(name)) {
+        let adapter = adapter.detached();
+        sum = (sum + layer.delta(&adapter)?.to_dtype(wide)?)?;
+        if let Some(own) = &adapter.bias {
+            let own = (own.to_dtype(wide)? * adapter.scaling())?;
+            added = Some(match added {
+                Some(added) => (added + own)?,
+                None => own,
+            });
+        }
+        if let Some(gain) = updates::gain(layer, &adapter)? {
+            let gain = gain.to_dtype(wide)?;
+            sum = dora::scale_outputs(&sum, &gain, form.output_dim())?;
+            added = added.map(|added| added * gain).transpose()?;
+        }
+    }
+    Ok((sum, added))
+}
+
+fn check_finite(adapters: &Adapters, weight: &Tensor, bias: Option<&Tensor>) -> Result<()> {
+    let bias = bias.map(ops::is_finite).transpose()?;
+    if ops::is_finite(weight)? && bias != Some(false) {
+        return Ok(());
+    }
+    Err(Error::layer(
+        &adapters.path,
+        "the merged weight is not finite; the adapter or the base weight holds NaN or infinity, or \
+         their sum overflows the weight's dtype",
+    ))
+}

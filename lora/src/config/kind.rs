@@ -1,0 +1,81 @@
+//! [`Kind`]: which layer a leaf of a model is.
+
+use std::fmt;
+
+/// The kind of a layer, as a reader of the model knows it. [`Display`](fmt::Display) gives its name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Kind {
+    /// [`Linear`](candle_nn::Linear).
+    Linear,
+    /// [`TransposedLinear`](crate::layers::TransposedLinear).
+    TransposedLinear,
+    /// [`Conv1d`](candle_nn::Conv1d).
+    Conv1d,
+    /// [`Conv2d`](candle_nn::Conv2d).
+    Conv2d,
+    /// [`Embedding`](candle_nn::Embedding).
+    Embedding,
+    /// [`Weight`](crate::layers::Weight).
+    Weight,
+    /// [`LayerNorm`](candle_nn::LayerNorm).
+    LayerNorm,
+    /// [`RmsNorm`](candle_nn::RmsNorm).
+    RmsNorm,
+    /// [`GroupNorm`](candle_nn::GroupNorm).
+    GroupNorm,
+    /// [`BatchNorm`](candle_nn::BatchNorm).
+    BatchNorm,
+    /// A [`Tensor`](candle_core::Tensor) that is a field.
+    Tensor,
+    /// A layer of another crate, by its name.
+    Other(&'static str),
+}
+
+impl Kind {
+    /// True for the layers that `all-linear` means and that initial values made from the weight are
+    /// for.
+    pub(crate) fn is_linear(self) -> bool {
+        matches!(self, Self::Linear | Self::TransposedLinear)
+    }
+
+    /// True for a bare weight, PEFT's `target_parameters`.
+    pub(crate) fn is_bare(self) -> bool {
+        self == Self::Weight
+    }
+
+    /// True for a normalisation.
+    pub(crate) fn is_norm(self) -> bool {
+        use Kind::{BatchNorm, GroupNorm, LayerNorm, RmsNorm};
+        matches!(self, LayerNorm | RmsNorm | GroupNorm | BatchNorm)
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Linear => "Linear",
+            Self::TransposedLinear => "TransposedLinear",
+            Self::Conv1d => "Conv1d",
+            Self::Conv2d => "Conv2d",
+            Self::Embedding => "Embedding",
+            Self::Weight => "Weight",
+            Self::LayerNorm => "LayerNorm",
+            Self::RmsNorm => "RmsNorm",
+            Self::GroupNorm => "GroupNorm",
+            Self::BatchNorm => "BatchNorm",
+            Self::Tensor => "Tensor",
+            Self::Other(name) => name,
+        }
+    }
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+impl PartialEq<&str> for Kind {
+    fn eq(&self, name: &&str) -> bool {
+        self.name() == *name
+    }
+}

@@ -1,0 +1,66 @@
+//! A model's weights: those of a file, but for some that are fresh.
+
+use super::random::Random;
+use crate::file::TensorFile;
+use candle_core::{DType, Device, Shape, Tensor, bail};
+use candle_nn::Init;
+use candle_nn::var_builder::SimpleBackend;
+use std::collections::HashSet;
+
+/// Weights of a file, but for some that are fresh.
+pub(super) struct Loader {
+    file: TensorFile,
+    random: Random,
+    fresh: HashSet<String>,
+}
+
+impl Loader {
+    pub(super) fn new(
+        file: TensorFile,
+        random: Random,
+        fresh: impl Iterator<Item = String>,
+    ) -> Self {
+        Self {
+            file,
+            random,
+            fresh: fresh.collect(),
+        }
+    }
+}
+
+impl SimpleBackend for Loader {
+    fn get(
+        &self,
+        shape: Shape,
+        name: &str,
+        init: Init,
+        dtype: DType,
+        device: &Device,
+    ) -> candle_core::Result<Tensor> {
+        if self.fresh.contains(name) {
+            return self.random.get(shape, name, init, dtype, device);
+        }
+        let tensor = self.get_unchecked(name, dtype, device)?;
+        if *tensor.shape() != shape {
+            bail!(
+                "`{name}` is {:?}, the model's is {:?}",
+                tensor.dims(),
+                shape.dims()
+            );
+        }
+        Ok(tensor)
+    }
+
+    fn get_unchecked(
+        &self,
+        name: &str,
+        dtype: DType,
+        device: &Device,
+    ) -> candle_core::Result<Tensor> {
+        self.file.tensor(name)?.to_dtype(dtype)?.to_device(device)
+    }
+
+    fn contains_tensor(&self, name: &str) -> bool {
+        self.fresh.contains(name) || self.file.tensors().contains_key(name)
+    }
+}
