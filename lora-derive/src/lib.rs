@@ -8,7 +8,7 @@ mod ctxt;
 mod expand;
 mod forward;
 mod krate;
-mod rename;
+mod params;
 #[cfg(test)]
 mod tests;
 mod valid;
