@@ -2,7 +2,6 @@
 
 use crate::attr;
 use crate::ctxt::Ctxt;
-use crate::valid;
 use proc_macro2::{Span, TokenTree};
 use quote::{ToTokens, format_ident};
 use syn::ext::IdentExt;
@@ -59,9 +58,8 @@ pub struct Field<'a> {
     /// Where messages show the field: where its type begins and ends.
     pub ends: (Span, Span),
     pub kept: Vec<Attribute>,
+    pub attrs: attr::Field,
     pub kind: Kind,
-    /// A key of the field's attributes, for messages.
-    pub key: Option<Ident>,
     /// What the field adds to the path; nothing if it is flattened or the only one of a tuple.
     pub segment: Option<String>,
 }
@@ -86,6 +84,28 @@ pub enum Kind {
 }
 
 impl Kind {
+    /// What the attributes make of a field. Where some exclude each other, which is an error, the
+    /// first counts.
+    fn new(attrs: &attr::Field) -> Self {
+        if let Some(rank) = &attrs.rank {
+            Self::Rank {
+                rank: rank.value,
+                alpha: attrs.alpha.as_ref().map(|given| given.value),
+                dropout: attrs.dropout.as_ref().map(|given| given.value),
+            }
+        } else if attrs.trainable.is_some() {
+            Self::Trainable
+        } else if attrs.skip.is_some() {
+            Self::Skip
+        } else if let Some(config) = &attrs.config {
+            Self::Config {
+                alias: config.value.clone(),
+            }
+        } else {
+            Self::Model
+        }
+    }
+
     /// True if the field has a LoRA model, which the walks go through.
     pub fn is_model(&self) -> bool {
         !matches!(self, Self::Skip | Self::Config { .. })
@@ -145,7 +165,7 @@ impl<'a> Item<'a> {
             Data::Struct(_) => false,
             Data::Enum(variants) => variants.iter().all(|v| v.fields.fields.is_empty()),
         };
-        let item = Self {
+        Some(Self {
             ident,
             lora,
             vis: &input.vis,
@@ -157,18 +177,20 @@ impl<'a> Item<'a> {
                 &["allow", "cfg", "deprecated", "must_use", "non_exhaustive"],
             ),
             data,
-        };
-        valid::item(cx, &item, input);
-        Some(item)
+        })
     }
 
-    /// The fields of the struct, or of every variant.
-    pub fn fields(&self) -> impl Iterator<Item = &Field<'a>> {
-        let all = match &self.data {
+    /// The struct's fields, or those of each variant.
+    pub fn bodies(&self) -> Vec<&Fields<'a>> {
+        match &self.data {
             Data::Struct(fields) => vec![fields],
             Data::Enum(variants) => variants.iter().map(|v| &v.fields).collect(),
-        };
-        all.into_iter().flat_map(|fields| &fields.fields)
+        }
+    }
+
+    /// All fields, of the struct or of every variant.
+    pub fn fields(&self) -> impl Iterator<Item = &Field<'a>> {
+        self.bodies().into_iter().flat_map(|body| &body.fields)
     }
 }
 
@@ -202,7 +224,6 @@ impl<'a> Fields<'a> {
                 field.ends.1 = field.ends.0;
             }
         }
-        valid::configs(cx, &fields);
         Self { style, fields }
     }
 }
@@ -210,9 +231,8 @@ impl<'a> Fields<'a> {
 impl<'a> Field<'a> {
     fn new(cx: &Ctxt, field: &'a syn::Field, member: Member, newtype: bool) -> Self {
         let attrs = attr::Field::parse(cx, &field.attrs);
-        let kind = valid::kind(cx, &attrs);
         let segment = match (&attrs.name, &member) {
-            (Some(name), _) => Some(name.value.value()),
+            (Some(name), _) => Some(name.value.clone()),
             _ if attrs.flatten.is_some() || newtype => None,
             (None, Member::Named(name)) => Some(name.unraw().to_string()),
             (None, Member::Unnamed(index)) => Some(index.index.to_string()),
@@ -223,8 +243,8 @@ impl<'a> Field<'a> {
             ty: &field.ty,
             ends: ends(&field.ty),
             kept: attr::kept(&field.attrs, KEPT),
-            kind,
-            key: attrs.key().cloned(),
+            kind: Kind::new(&attrs),
+            attrs,
             segment,
         }
     }

@@ -8,7 +8,7 @@ use std::fmt::Display;
 /// The errors found so far.
 #[derive(Default)]
 pub struct Ctxt {
-    errors: RefCell<Option<syn::Error>>,
+    errors: RefCell<Vec<syn::Error>>,
 }
 
 impl Ctxt {
@@ -19,10 +19,7 @@ impl Ctxt {
 
     /// Adds an error of the parser.
     pub fn add(&self, error: syn::Error) {
-        match &mut *self.errors.borrow_mut() {
-            Some(errors) => errors.combine(error),
-            empty => *empty = Some(error),
-        }
+        self.errors.borrow_mut().push(error);
     }
 
     /// The value, or the error if there is one.
@@ -32,7 +29,14 @@ impl Ctxt {
 
     /// The errors as `compile_error!` calls, if there are any.
     pub fn into_errors(self) -> Option<TokenStream> {
-        let errors = self.errors.into_inner();
-        errors.map(|errors| errors.into_compile_error())
+        let mut errors = self.errors.into_inner();
+        // Some are found by reading an attribute, some by comparing several: the user goes through
+        // the source from top to bottom.
+        errors.sort_by_key(|error| {
+            let span = error.span().unwrap();
+            (span.line(), span.column())
+        });
+        let errors = errors.iter().map(syn::Error::to_compile_error);
+        (errors.len() > 0).then(|| errors.collect())
     }
 }

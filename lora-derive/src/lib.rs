@@ -1,4 +1,4 @@
-//! Macros of the [`lora`](https://docs.rs/lora) crate: `#[derive(LoraModel)]` and
+//! Macros of [lora-candle](https://docs.rs/lora-candle): `#[derive(LoraModel)]` and
 //! `#[lora::forward]`. Use them through that crate.
 
 mod ast;
@@ -8,7 +8,7 @@ mod ctxt;
 mod expand;
 mod forward;
 mod krate;
-mod rename;
+mod params;
 #[cfg(test)]
 mod tests;
 mod valid;

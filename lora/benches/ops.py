@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""Times PyTorch's ops under the names of `cargo bench -p lora --bench ops`.
+"""Times PyTorch's ops under the names of `cargo bench -p lora-candle --bench ops`.
 
     pip install torch
-    cargo bench -p lora --bench ops
+    cargo bench -p lora-candle --bench ops
     python lora/benches/ops.py
     python lora/benches/ops.py layer_norm
 

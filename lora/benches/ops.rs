@@ -2,9 +2,9 @@
 //! backward pass.
 //!
 //! ```sh
-//! cargo bench -p lora --bench ops                # all, in a few minutes
-//! cargo bench -p lora --bench ops -- layer_norm  # those whose name has it
-//! cargo bench -p lora --bench ops -- --test      # runs each once, untimed
+//! cargo bench -p lora-candle --bench ops                # all, in a few minutes
+//! cargo bench -p lora-candle --bench ops -- layer_norm  # those whose name has it
+//! cargo bench -p lora-candle --bench ops -- --test      # runs each once, untimed
 //! ```
 //!
 //! A name is op/shape/pass/whose. Shapes are those of ConvNeXt-tiny's third stage with a batch of 8

@@ -11,7 +11,7 @@ mod ty;
 use crate::ast::Item;
 use crate::bounds::Bounds;
 use crate::ctxt::Ctxt;
-use crate::krate;
+use crate::{krate, valid};
 use proc_macro2::TokenStream;
 use quote::quote;
 use syn::DeriveInput;
@@ -19,11 +19,11 @@ use syn::DeriveInput;
 /// The whole expansion of `#[derive(LoraModel)]`.
 pub fn derive(input: &DeriveInput) -> TokenStream {
     let cx = Ctxt::default();
-    let item = Item::new(&cx, input);
-    let errors = cx.into_errors();
-    let Some(item) = item else {
-        return errors.unwrap_or_default();
+    let Some(item) = Item::new(&cx, input) else {
+        return cx.into_errors().unwrap_or_default();
     };
+    valid::item(&cx, &item);
+    let errors = cx.into_errors();
     let krate = krate::path(item.attrs.krate.as_ref().map(|given| &given.value));
     let bounds = Bounds::new(&item, &krate);
     let (definition, impls) = match (&errors, item.plain) {

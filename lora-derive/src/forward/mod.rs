@@ -1,0 +1,153 @@
+//! `#[lora::forward]`: an impl block, and its copy for the LoRA type.
+
+mod generics;
+mod items;
+mod rename;
+
+use crate::attr::{Entry, Given, parse_entries, set, value};
+use crate::ctxt::Ctxt;
+use crate::krate;
+use generics::{generics, layers};
+use items::{finish, makes, only_base};
+use proc_macro2::TokenStream;
+use quote::{ToTokens, format_ident, quote};
+use rename::Rename;
+use syn::ext::IdentExt;
+use syn::visit_mut::VisitMut;
+use syn::{Ident, ImplItem, Item, ItemImpl, Path, Type, TypePath, parse_quote, parse2};
+
+/// The arguments of `#[lora::forward(..)]`.
+#[derive(Default)]
+struct Args {
+    krate: Option<Given<Path>>,
+    name: Option<Given<Ident>>,
+    skip: Option<Given<Vec<Ident>>>,
+    also: Option<Given<Vec<Ident>>>,
+}
+
+const ARGS: &[&str] = &["crate", "name", "skip", "also"];
+
+impl Args {
+    fn parse(cx: &Ctxt, tokens: TokenStream) -> Self {
+        let mut all = Self::default();
+        for entry in parse_entries(cx, tokens) {
+            match entry.key.to_string().as_str() {
+                "crate" => set(cx, &mut all.krate, &entry, |e| krate::parse(&e.value()?)),
+                "name" => set(cx, &mut all.name, &entry, |e| value::ty(&e.value()?)),
+                "skip" => set(cx, &mut all.skip, &entry, Entry::list),
+                "also" => set(cx, &mut all.also, &entry, Entry::list),
+                _ => entry.unknown(cx, ARGS, &[], ""),
+            }
+        }
+        all
+    }
+}
+
+/// The whole expansion: the errors, the impl block, and the copy.
+pub fn expand(args: TokenStream, input: TokenStream) -> TokenStream {
+    let cx = Ctxt::default();
+    let args = Args::parse(&cx, args);
+    let mut base = match parse2(input.clone()) {
+        Ok(Item::Impl(base)) => base,
+        Ok(other) => {
+            cx.error(head(&other), NOT_AN_IMPL);
+            let errors = cx.into_errors();
+            return quote!(#errors #input);
+        }
+        Err(error) => return error.into_compile_error(),
+    };
+    let copy = copy(&cx, &args, &base);
+    finish(&mut base);
+    let errors = cx.into_errors();
+    quote!(#errors #base #copy)
+}
+
+const NOT_AN_IMPL: &str = "`#[lora::forward]` goes on an impl block, such as `impl Module for Net` \
+                           or `impl Net`";
+
+/// What to underline of an item.
+fn head(item: &Item) -> TokenStream {
+    match item {
+        Item::Fn(item) => item.sig.ident.to_token_stream(),
+        Item::Struct(item) => item.ident.to_token_stream(),
+        Item::Enum(item) => item.ident.to_token_stream(),
+        Item::Trait(item) => item.ident.to_token_stream(),
+        Item::Mod(item) => item.ident.to_token_stream(),
+        other => other.to_token_stream(),
+    }
+}
+
+fn copy(cx: &Ctxt, args: &Args, base: &ItemImpl) -> Option<TokenStream> {
+    let path = match &*base.self_ty {
+        Type::Path(TypePath {
+            qself: None, path, ..
+        }) => path,
+        other => {
+            cx.error(
+                other,
+                "`#[lora::forward]` is for a type with a name, one that derives `LoraModel`",
+            );
+            return None;
+        }
+    };
+    let ident = &path.segments.last()?.ident;
+    let lora = match &args.name {
+        Some(name) => name.value.clone(),
+        None => lora_name(ident),
+    };
+    let mut types = vec![(ident.clone(), lora.clone())];
+    let also = args.also.iter().flat_map(|given| &given.value);
+    types.extend(also.map(|ty| (ty.clone(), lora_name(ty))));
+    let mut rename = Rename {
+        types,
+        layers: layers(
+            cx,
+            args.skip.as_ref().map_or(&[], |given| &given.value),
+            base,
+        ),
+        krate: krate::path(args.krate.as_ref().map(|given| &given.value)),
+    };
+
+    let mut copy = base.clone();
+    copy.generics = generics(&mut rename, &base.generics);
+    if let Type::Path(ty) = &mut *copy.self_ty
+        && let Some(last) = ty.path.segments.last_mut()
+    {
+        let span = last.ident.span();
+        last.ident = lora;
+        last.ident.set_span(span);
+    }
+    if let Some((path, _)) = &mut copy.trait_ {
+        for segment in &mut path.segments {
+            rename.visit_path_arguments_mut(&mut segment.arguments);
+        }
+    }
+    let is_trait = base.trait_.is_some();
+    let items = std::mem::take(&mut copy.items).into_iter();
+    copy.items = items
+        .filter(|item| !only_base(cx, item, ident, is_trait))
+        .collect();
+    for item in &mut copy.items {
+        if let ImplItem::Fn(item) = item
+            && makes(&item.sig.output, ident)
+        {
+            // There is an error for it, which is enough.
+            item.block = parse_quote!({ loop {} });
+        }
+        rename.visit_impl_item_mut(item);
+    }
+    if !is_trait && copy.items.is_empty() {
+        return None;
+    }
+    // The user sees each lint once, in the block as written.
+    let derived = is_trait.then(|| quote!(#[automatically_derived]));
+    Some(quote! {
+        #derived
+        #[allow(warnings, clippy::all)]
+        #copy
+    })
+}
+
+fn lora_name(ident: &Ident) -> Ident {
+    format_ident!("Lora{}", ident.unraw(), span = ident.span())
+}
