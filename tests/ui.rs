@@ -1,21 +1,19 @@
 //! What the macros accept and refuse, each case a program in `ui/`.
 
-#[path = "ui/pass/cfg.rs"]
-mod cfg;
-#[path = "ui/pass/containers.rs"]
-mod containers;
-#[path = "ui/pass/enums.rs"]
-mod enums;
-#[path = "ui/pass/forward.rs"]
-mod forward;
-#[path = "ui/pass/generics.rs"]
-mod generics;
-#[path = "ui/pass/names.rs"]
-mod names;
-#[path = "ui/pass/recursive.rs"]
-mod recursive;
-#[path = "ui/pass/structs.rs"]
-mod structs;
+mod ui {
+    pub mod pass {
+        pub mod cfg;
+        pub mod containers;
+        pub mod enums;
+        pub mod forward;
+        pub mod generics;
+        pub mod names;
+        pub mod recursive;
+        pub mod structs;
+    }
+}
+
+use ui::pass::*;
 
 /// These are part of this test, so that they are built once, with the dependencies of all tests.
 #[test]

@@ -1,6 +1,6 @@
 //! The methods of the library that the harness calls, in one place.
 
-use crate::support::{Error, Result};
+use crate::peft::support::{Error, Result};
 use candle_core::{Shape, Tensor, Var};
 use indexmap::IndexMap;
 use lora::peft::{SaveOptions, TaskType, WEIGHTS_FILE};

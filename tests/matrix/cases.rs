@@ -1,6 +1,6 @@
 //! Cases of `fixtures`, run one by one with a list of what failed.
 
-use crate::support::{Result, Weights};
+use crate::peft::support::{Result, Weights};
 use candle_core::{DType, Tensor};
 use serde_json::Value;
 use std::path::{Path, PathBuf};

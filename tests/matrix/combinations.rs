@@ -1,9 +1,9 @@
 //! `fixtures/lifecycle/weighted.json`: adapters combined into one.
 
-use crate::api;
-use crate::cases::{folder, near, read_json, run, same};
-use crate::models::{Conv2dNet, EmbedNet, Mlp, Twin};
-use crate::support::{Result, Weights};
+use super::api;
+use super::cases::{folder, near, read_json, run, same};
+use crate::peft::models::{Conv2dNet, EmbedNet, Mlp, Twin};
+use crate::peft::support::{Result, Weights};
 use lora::LoraModule;
 use serde_json::{Value, json};
 use std::collections::BTreeSet;

@@ -1,10 +1,10 @@
 //! `fixtures/curves`: three steps of training, with PEFT's losses and where they lead.
 
-use crate::api::{self, part};
-use crate::cases::{folder, input, near, read_json, run, same};
-use crate::models::{Conv1dNet, Conv2dNet, EmbedNet, Mlp, Stack, Twin};
-use crate::support::{Result, Weights};
-use crate::twins::Tied;
+use super::api::{self, part};
+use super::cases::{folder, input, near, read_json, run, same};
+use super::twins::Tied;
+use crate::peft::models::{Conv1dNet, Conv2dNet, EmbedNet, Mlp, Stack, Twin};
+use crate::peft::support::{Result, Weights};
 use candle_core::{DType, Module, Tensor, Var};
 use candle_nn::{AdamW, Optimizer, ParamsAdamW};
 use lora::{LoraModule, NamedParam};

@@ -4,11 +4,11 @@
 //! `LORA_PEFT_EXPORT=DIR cargo test -p lora-tests --test matrix forms` leaves what was saved in
 //! DIR, for `check_adapters.py`.
 
-use crate::api;
-use crate::cases::{folder, near, read_json, run, same};
-use crate::models::{Conv1dNet, Conv2dNet, EmbedNet, Mlp, Stack, Twin};
-use crate::support::{Fixture, Result, Weights};
-use crate::twins::{Moe, Tied, TiedLm, Transposed};
+use super::api;
+use super::cases::{folder, near, read_json, run, same};
+use super::twins::{Moe, Tied, TiedLm, Transposed};
+use crate::peft::models::{Conv1dNet, Conv2dNet, EmbedNet, Mlp, Stack, Twin};
+use crate::peft::support::{Fixture, Result, Weights};
 use candle_core::{DType, Module};
 use lora::{LoraModel, LoraModule};
 use serde_json::Value;

@@ -1,8 +1,8 @@
 //! `fixtures/matrix`: one layer of each kind, with every variant of LoRA.
 
-use crate::api::{self, part};
-use crate::cases::{folder, input, near, read_json, run, same};
-use crate::support::{Result, Weights};
+use super::api::{self, part};
+use super::cases::{folder, input, near, read_json, run, same};
+use crate::peft::support::{Result, Weights};
 use candle_core::{DType, Module, Tensor};
 use candle_nn::{Conv1d, Conv1dConfig, Conv2d, Conv2dConfig, Embedding, Linear};
 use lora::layers::TransposedLinear;

@@ -1,9 +1,9 @@
 //! `fixtures/lifecycle`: what becomes of a model's adapters, operation by operation.
 
-use crate::api::{self, part};
-use crate::cases::{folder, input, near, read_json, run, same};
-use crate::models::{Conv2dNet, EmbedNet, Mlp, Twin};
-use crate::support::{Result, Weights};
+use super::api::{self, part};
+use super::cases::{folder, input, near, read_json, run, same};
+use crate::peft::models::{Conv2dNet, EmbedNet, Mlp, Twin};
+use crate::peft::support::{Result, Weights};
 use candle_core::Module;
 use lora::{LoraModule, NamedParam};
 use serde_json::{Map, Value, json};

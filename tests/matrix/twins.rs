@@ -1,7 +1,7 @@
 //! More twins of `fixtures/peft/models.py`.
 
-use crate::models::Twin;
-use crate::support::Weights;
+use crate::peft::models::{Twin, forward};
+use crate::peft::support::Weights;
 use candle_core::{Module, Result, Tensor};
 use candle_nn::{Embedding, Linear};
 use lora::LoraModel;

@@ -1,6 +1,6 @@
 //! Every fixture: on disk and as a `VarBuilder`.
 
-use crate::support::*;
+use super::support::*;
 use candle_core::{DType, Device, IndexOp};
 use lora::peft::{
     MergeOptions, merge_checkpoint, merge_checkpoint_with, merged_var_builder,
@@ -39,11 +39,11 @@ fn the_results_are_pefts() -> Result {
             let error = error(tensor, &expected[name]);
             assert!(error <= tolerance, "{case} {name}: {error}");
             let is_changed = report.changed.contains(name);
-            let same = crate::support::error(tensor, &before[name]) == 0.0;
+            let same = super::support::error(tensor, &before[name]) == 0.0;
             assert_eq!(same, !is_changed, "{case} {name}");
             let lazy = vb.get(tensor.dims(), name)?;
             let wide = tensor.to_dtype(DType::F32)?;
-            assert_eq!(crate::support::error(&lazy, &wide), 0.0, "{case} {name}");
+            assert_eq!(super::support::error(&lazy, &wide), 0.0, "{case} {name}");
         }
         check.finish()?;
         assert_eq!(report.changed.len() + report.unchanged, merged.len());

@@ -1,6 +1,6 @@
 //! What is not merged, and why; and what options allow.
 
-use crate::support::*;
+use super::support::*;
 use candle_core::{DType, Device, Tensor};
 use lora::peft::{MergeOptions, merge_checkpoint, merge_checkpoint_with, merged_var_builder_with};
 use serde_json::json;

@@ -1,6 +1,6 @@
 //! A model without any derive that holds LoRA layers by hand: it is its own LoRA model.
 
-use crate::life::{Run, adapted, layer_norm, linear, live};
+use super::life::{Run, adapted, layer_norm, linear, live};
 use candle_core::{DType, Result, Tensor};
 use candle_nn::{Linear, Module};
 use lora::layers::{LoraLayerNorm, LoraLinear};

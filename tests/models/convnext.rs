@@ -1,6 +1,6 @@
 //! A classifier of images in the manner of ConvNeXt.
 
-use crate::life::{Run, adapted, conv2d, layer_norm, linear, live, weight};
+use super::life::{Run, adapted, conv2d, layer_norm, linear, live, weight};
 use candle_core::{DType, Result, Tensor};
 use candle_nn::{Activation, Conv2d, Conv2dConfig, LayerNorm, Linear, Module};
 use lora::{LoraConfig, LoraModel, LoraModule, TrainBias};

@@ -1,7 +1,7 @@
 //! A language model with rotary tables, a cache changed by `&mut self`, grouped-query attention and
 //! a head tied to the embedding.
 
-use crate::life::{Run, adapted, embedding, linear_no_bias, live, weight};
+use super::life::{Run, adapted, embedding, linear_no_bias, live, weight};
 use candle_core::{D, DType, Device, Result, Tensor};
 use candle_nn::{Embedding, Linear, Module, RmsNorm};
 use lora::{LoraConfig, LoraModel, LoraModule, ops};

@@ -1,6 +1,6 @@
 //! An encoder of text with an attention mask and an optional pooler.
 
-use crate::life::{Run, adapted, embedding, layer_norm, linear, live};
+use super::life::{Run, adapted, embedding, layer_norm, linear, live};
 use candle_core::{Device, Result, Tensor};
 use candle_nn::{Activation, Dropout, Embedding, LayerNorm, Linear, Module};
 use lora::{LoraConfig, LoraModel, TrainBias, ops};

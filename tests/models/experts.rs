@@ -1,6 +1,6 @@
 //! A mixture of experts: an enum of feed-forwards in a `Vec`.
 
-use crate::life::{Run, adapted, linear, linear_no_bias, live};
+use super::life::{Run, adapted, linear, linear_no_bias, live};
 use candle_core::{D, DType, Result, Tensor};
 use candle_nn::{Activation, Linear, Module};
 use lora::{LoraConfig, LoraModel, LoraModule, ops};

@@ -1,6 +1,6 @@
 //! A forward pass that calls candle's fused functions: the gradient is cut, and the error says so.
 
-use crate::life::{Run, layer_norm, linear};
+use super::life::{Run, layer_norm, linear};
 use candle_core::{DType, Result, Tensor};
 use candle_nn::{LayerNorm, Linear};
 use lora::{Error, LoraConfig, LoraModel, LoraModule};

@@ -1,6 +1,6 @@
 //! A block generic over its norm and its activation.
 
-use crate::life::{Run, adapted, layer_norm, linear, live, weight};
+use super::life::{Run, adapted, layer_norm, linear, live, weight};
 use candle_core::{DType, Result, Tensor};
 use candle_nn::{Activation, LayerNorm, Linear, Module, RmsNorm};
 use lora::{LoraConfig, LoraModel};

@@ -1,6 +1,6 @@
 //! A residual network with batch norms and optional downsampling.
 
-use crate::life::{Run, adapted, conv2d, linear, live, weight};
+use super::life::{Run, adapted, conv2d, linear, live, weight};
 use candle_core::{DType, ModuleT, Result, Tensor};
 use candle_nn::{BatchNorm, Conv2d, Conv2dConfig, Linear};
 use lora::{LoraConfig, LoraModel, LoraModule, TrainBias};

@@ -1,7 +1,7 @@
 //! Attention by `ops::sdpa` with grouped queries, rotary positions and no copy of a tensor for its
 //! shape.
 
-use crate::life::{Run, adapted, linear, live};
+use super::life::{Run, adapted, linear, live};
 use candle_core::{D, DType, Device, Result, Tensor};
 use candle_nn::{Linear, Module};
 use lora::{LoraConfig, LoraModel, LoraModule, ops};

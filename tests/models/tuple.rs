@@ -1,6 +1,6 @@
 //! Tuple structs, nested.
 
-use crate::life::{Run, adapted, linear, live};
+use super::life::{Run, adapted, linear, live};
 use candle_core::{DType, Result, Tensor};
 use candle_nn::{Activation, Linear, Module};
 use lora::{LoraConfig, LoraModel, LoraModule};

@@ -1,6 +1,6 @@
 //! AdamW: its groups, its rates, its state.
 
-use crate::support::{FIXTURE_PARAMS, Fixture, grads_of, linear, vars};
+use super::support::{FIXTURE_PARAMS, Fixture, grads_of, linear, vars};
 use candle_core::backprop::GradStore;
 use candle_core::{DType, Device, Tensor, Var};
 use candle_nn::{Linear, Optimizer, ParamsAdamW};

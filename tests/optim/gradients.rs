@@ -1,6 +1,6 @@
 //! What goes between the backward pass and the step, and schedules.
 
-use crate::support::{folder, grads_of, linear, vars};
+use super::support::{folder, grads_of, linear, vars};
 use candle_core::backprop::GradStore;
 use candle_core::{DType, Device};
 use lora::LoraModule;

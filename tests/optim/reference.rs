@@ -1,6 +1,6 @@
 //! The steps of PEFT and PyTorch.
 
-use crate::support::{FIXTURE_PARAMS, Fixture, LoraNet, grads_of, vars};
+use super::support::{FIXTURE_PARAMS, Fixture, LoraNet, grads_of, vars};
 use candle_core::{DType, Var};
 use candle_nn::{Conv2d, Conv2dConfig, Optimizer, ParamsAdamW};
 use lora::optim::{AdamW, Group, LoraFa, LoraPlus, Riemannian};

@@ -1,7 +1,7 @@
 //! Several adapters, DoRA, biases of B and experts: what PEFT's optimisers cannot take, in closed
 //! form.
 
-use crate::support::vars;
+use super::support::vars;
 use candle_core::{DType, Module, Tensor, Var};
 use candle_nn::{Linear, Optimizer, ParamsAdamW};
 use lora::layers::Weight;

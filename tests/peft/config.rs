@@ -1,6 +1,6 @@
 //! Settings to `adapter_config.json` and back.
 
-use crate::support::*;
+use super::support::*;
 use lora::peft::{AdapterConfig, InitWeights};
 use lora::{Init, LoraConfig, TrainBias};
 use proptest::collection::vec;

@@ -3,8 +3,8 @@
 //! `LORA_PEFT_EXPORT=DIR cargo test -p lora-tests --test peft export` leaves them in DIR. Each is
 //! also loaded here again.
 
-use crate::models::*;
-use crate::support::*;
+use super::models::*;
+use super::support::*;
 use candle_core::{Device, Module, Tensor};
 use lora::peft::{SaveOptions, TaskType};
 use lora::{LoraConfig, LoraModel, LoraModule, TrainBias};

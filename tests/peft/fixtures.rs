@@ -1,7 +1,7 @@
 //! What PEFT saved gives PEFT's outputs and gradients here, and is saved again as it was.
 
-use crate::models::*;
-use crate::support::*;
+use super::models::*;
+use super::support::*;
 use candle_core::{DType, IndexOp, Module, Tensor};
 use lora::{LoraModel, LoraModule};
 use serde_json::json;

@@ -1,7 +1,7 @@
 //! Every way in which a directory can be wrong is an error that says so, and changes nothing.
 
-use crate::models::*;
-use crate::support::*;
+use super::models::*;
+use super::support::*;
 use candle_core::{DType, Device, Module, Tensor};
 use lora::{LoraConfig, LoraModel, LoraModule};
 use serde_json::json;

@@ -1,6 +1,6 @@
 //! The twins of `fixtures/peft/models.py`.
 
-use crate::support::Weights;
+use super::support::Weights;
 use candle_core::{Device, Module, ModuleT, Result, Tensor};
 use candle_nn::{
     BatchNorm, Conv1d, Conv1dConfig, Conv2d, Conv2dConfig, Embedding, LayerNorm, Linear,
@@ -24,6 +24,7 @@ macro_rules! forward {
         }
     };
 }
+pub(crate) use forward;
 
 #[derive(Clone, Debug, LoraModel)]
 pub struct Mlp {

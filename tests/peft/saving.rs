@@ -1,7 +1,7 @@
 //! What is written for models of every kind, and what cannot be.
 
-use crate::models::*;
-use crate::support::*;
+use super::models::*;
+use super::support::*;
 use candle_core::{DType, Device, Module, ModuleT, Tensor, Var};
 use lora::peft::{SaveOptions, TaskType};
 use lora::{Init, LoraConfig, LoraModel, LoraModule, TrainBias};

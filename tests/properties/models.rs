@@ -1,6 +1,6 @@
 //! What must hold for a model, whatever is adapted, and how.
 
-use crate::net::{Case, all_values, case, deltas, ids, perturb};
+use super::net::{Case, all_values, case, deltas, ids, perturb};
 use candle_core::{DType, Module, Tensor, TensorId};
 use lora::{Combination, CombineOptions, LoraModel, LoraModule, Role};
 use lora_tests::{absolute_error, relative_error, values};

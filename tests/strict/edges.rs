@@ -1,6 +1,6 @@
 //! The rest of PEFT's sharp edges.
 
-use crate::net::{config, input, linear, net, net_of, perturb, refused, tuned, var};
+use super::net::{config, input, linear, net, net_of, perturb, refused, tuned, var};
 use candle_core::{DType, Device, Module, Tensor};
 use candle_nn::{Conv1d, Conv1dConfig, Embedding, Linear};
 use lora::optim::AdamW;
@@ -134,7 +134,7 @@ fn an_optimiser_of_other_variables_is_noticed() {
 fn an_optimiser_goes_on_after_adapters_were_switched() {
     let mut model = tuned(&config().modules_to_save(["norm"]));
     model.add_adapter("other", &config()).unwrap();
-    let ids = |model: &crate::net::LoraNet| -> Vec<_> {
+    let ids = |model: &super::net::LoraNet| -> Vec<_> {
         let vars = model.trainable_vars();
         vars.iter().map(|var| var.as_tensor().id()).collect()
     };
@@ -261,7 +261,7 @@ fn merging_what_is_not_finite_leaves_the_model() {
     let b = var(&model, "model.layers.1.fc1.lora_B.default.weight");
     b.set(&(b.ones_like().unwrap() * f64::NAN).unwrap())
         .unwrap();
-    let ids = |model: &crate::net::LoraNet| -> Vec<_> {
+    let ids = |model: &super::net::LoraNet| -> Vec<_> {
         let params = model.named_params().into_iter();
         params.map(|param| param.tensor.id()).collect()
     };
@@ -283,7 +283,7 @@ fn merging_what_is_not_finite_leaves_the_model() {
 fn merging_in_sixteen_bits_rounds_once_and_is_undone_exactly() {
     let mut model = net_of(DType::BF16).to_lora(&config()).unwrap();
     perturb(&model, 3);
-    let weight = |model: &crate::net::LoraNet| {
+    let weight = |model: &super::net::LoraNet| {
         let params = model.named_params().into_iter();
         let mut params = params.filter(|param| param.path == "model.layers.0.fc1.weight");
         params.next().unwrap().tensor

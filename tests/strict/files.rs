@@ -1,6 +1,6 @@
 //! Loading: section by section what PEFT passes over.
 
-use crate::net::{changed, config, input, net, refused, tuned};
+use super::net::{changed, config, input, net, refused, tuned};
 use candle_core::Module;
 use lora::{LoraModel, LoraModule, TrainBias};
 use lora_tests::{assert_close, values};
@@ -197,7 +197,7 @@ fn the_order_of_patterns_survives_the_file() {
     let model = tuned(&config);
     model.save_adapter(dir.path()).unwrap();
     let loaded = net().with_adapter(dir.path()).unwrap();
-    let ranks = |model: &crate::net::LoraNet| -> Vec<usize> {
+    let ranks = |model: &super::net::LoraNet| -> Vec<usize> {
         let params = model.named_params().into_iter();
         let a = params.filter(|param| param.name().starts_with("lora_A"));
         a.map(|a| a.tensor.dims()[0]).collect()
@@ -211,7 +211,7 @@ fn the_order_of_patterns_survives_the_file() {
 fn another_base_is_noticed() {
     let dir = tempfile::tempdir().unwrap();
     tuned(&config()).save_adapter(dir.path()).unwrap();
-    let other = crate::net::linear(1, candle_core::DType::F32);
+    let other = super::net::linear(1, candle_core::DType::F32);
     refused(other.with_adapter(dir.path()), &["model.layers.0.fc1"]);
 }
 
@@ -263,7 +263,7 @@ fn nothing_is_loaded_by_halves() {
     let mut other = net()
         .to_lora(&config().train_bias(TrainBias::LoraOnly))
         .unwrap();
-    let all = |model: &crate::net::LoraNet| -> Vec<Vec<f64>> {
+    let all = |model: &super::net::LoraNet| -> Vec<Vec<f64>> {
         let params = model.named_params().into_iter();
         params.map(|param| values(&param.tensor).unwrap()).collect()
     };

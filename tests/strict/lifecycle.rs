@@ -1,6 +1,6 @@
 //! What becomes of adapters: names that PEFT passes over, and states that it gets wrong.
 
-use crate::net::{config, input, net, perturb, refused, tuned};
+use super::net::{config, input, net, perturb, refused, tuned};
 use candle_core::Module;
 use lora::{Combination, CombineOptions, Init, LoraModel, LoraModule};
 use lora_tests::{assert_close, values};

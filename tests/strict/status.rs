@@ -1,6 +1,6 @@
 //! Who is trained after what, and what the status says of models whose layers differ.
 
-use crate::net::{LoraNet, config, input, net, perturb, tuned};
+use super::net::{LoraNet, config, input, net, perturb, tuned};
 use candle_core::Module;
 use lora::{Init, LoraModel, LoraModule, State, TrainBias};
 use lora_tests::values;

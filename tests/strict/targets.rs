@@ -1,6 +1,6 @@
 //! Patterns: what PEFT's matching passes over.
 
-use crate::net::{config, linear, net, refused};
+use super::net::{config, linear, net, refused};
 use candle_core::DType;
 use lora::{Init, LoraConfig, LoraModel, LoraModule};
 
@@ -96,7 +96,7 @@ fn a_layer_pattern_without_effect_is_named() {
         net().to_lora(&config),
         &["layers_pattern `h` matches nothing"],
     );
-    let config = crate::net::config().layers_pattern(["layers"]);
+    let config = super::net::config().layers_pattern(["layers"]);
     refused(
         net().to_lora(&config),
         &["layers_pattern", "layers_to_transform"],

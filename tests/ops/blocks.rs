@@ -3,12 +3,10 @@
 
 use candle_core::{DType, Device, Result, Tensor, Var};
 use candle_nn::{Activation, LayerNorm, Linear, Module, RmsNorm};
-use lora::__private::{Level, force_simd};
 use lora::blocks::Mlp;
 use lora::layers::{LoraLayerNorm, LoraLinear, Recompute};
 use lora::{LoraConfig, LoraModel, LoraModule, ops};
 use lora_tests::{assert_close, check_gradients, fill_adapters, fixed, var};
-use std::collections::HashMap;
 
 const F64: DType = DType::F64;
 
@@ -392,81 +390,4 @@ fn a_frozen_norm_makes_a_block_with_its_layers() {
         )
         .unwrap();
     assert_close("elu", &y.unwrap(), &expected, 1e-13);
-}
-
-/// A layer with the adapter of a fixture.
-fn adapted(tensors: &HashMap<String, Tensor>, case: usize, n: usize, scale: f64) -> LoraLinear {
-    let get = |name: &str| tensors[&format!("{case}.{name}{n}")].clone();
-    let base = Linear::new(get("w"), Some(get("bias")));
-    let rank = get("a").dim(0).unwrap();
-    let config = LoraConfig::new(rank).alpha(scale * rank as f64);
-    let layer = LoraLinear::new(&base, &config).unwrap();
-    for (var, values) in layer.trainable_vars().iter().zip([get("a"), get("b")]) {
-        var.set(&values).unwrap();
-    }
-    layer
-}
-
-#[test]
-fn values_and_gradients_are_pytorchs_at_every_level() {
-    #[derive(serde::Deserialize)]
-    struct Spec {
-        act: String,
-        scale: f64,
-    }
-
-    let path =
-        std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/blocks/mlp.safetensors");
-    let bytes = std::fs::read(path).unwrap();
-    let (_, metadata) = safetensors::SafeTensors::read_metadata(&bytes).unwrap();
-    let specs = &metadata.metadata().as_ref().unwrap()["cases"];
-    let specs: Vec<Spec> = serde_json::from_str(specs).unwrap();
-    assert_eq!(specs.len(), 7);
-    let tensors = candle_core::safetensors::load_buffer(&bytes, &Device::Cpu).unwrap();
-    for level in [Level::Plain, Level::Avx2, Level::Avx512] {
-        force_simd(level);
-        for (case, Spec { act, scale }) in specs.iter().enumerate() {
-            let get = |name: &str| &tensors[&format!("{case}.{name}")];
-            let act = match act.as_str() {
-                "gelu" => Activation::Gelu,
-                "gelu_tanh" => Activation::GeluPytorchTanh,
-                "relu" => Activation::Relu,
-                _ => Activation::Silu,
-            };
-            let (fc1, fc2) = (
-                adapted(&tensors, case, 1, *scale),
-                adapted(&tensors, case, 2, *scale),
-            );
-            let norm = LayerNorm::new(get("norm_weight").clone(), get("norm_bias").clone(), 1e-5);
-            let x = Var::from_tensor(get("x")).unwrap();
-            let shortcut = Var::from_tensor(get("shortcut")).unwrap();
-            for recompute in [false, true] {
-                let y = Mlp::new(&fc1, &act, &fc2)
-                    .norm(&norm)
-                    .gamma(Some(get("gamma")))
-                    .shortcut(&shortcut)
-                    .recompute(recompute)
-                    .forward(&x)
-                    .unwrap();
-                let upstream = fixed(y.shape(), DType::F32, 77);
-                let loss = (&y * upstream).unwrap().sum_all().unwrap();
-                let grads = loss.backward().unwrap();
-                let what = format!("case {case}, {level:?}, recompute {recompute}");
-                assert_close(&what, &y, get("output"), 1e-5);
-                let (of_fc1, of_fc2) = (fc1.trainable_vars(), fc2.trainable_vars());
-                let vars = [
-                    &x, &shortcut, &of_fc1[0], &of_fc1[1], &of_fc2[0], &of_fc2[1],
-                ];
-                for (name, var) in ["x", "shortcut", "a1", "b1", "a2", "b2"]
-                    .into_iter()
-                    .zip(vars)
-                {
-                    let expected = get(&format!("grad.{name}"));
-                    let grad = grads.get(var).unwrap();
-                    assert_close(&format!("{what}: {name}"), grad, expected, 1e-5);
-                }
-            }
-        }
-    }
-    force_simd(Level::Avx512);
 }

@@ -12,15 +12,9 @@
 //! | conversion twice stacks adapters | a LoRA model is of another type, which has no `to_lora`; what it turns back into has no adapter |
 //! | a copy of `modules_to_save` stays after `unload` | `disabled` and `delete_adapter` give the base's tensors; `disabling_gives_the_base_with_trained_biases` |
 
-#[path = "strict/edges.rs"]
 mod edges;
-#[path = "strict/files.rs"]
 mod files;
-#[path = "strict/lifecycle.rs"]
 mod lifecycle;
-#[path = "strict/net.rs"]
 mod net;
-#[path = "strict/status.rs"]
 mod status;
-#[path = "strict/targets.rs"]
 mod targets;

@@ -471,7 +471,7 @@ mod shadowed {
     #[derive(::lora::LoraModel)]
     pub(super) struct Layers {
         #[lora(rank = 2, alpha = 1.0)]
-        pub(in crate::shadowed) cx: Proj,
+        pub(in crate::derive::shapes::shadowed) cx: Proj,
         pub(super) cursor: Proj,
     }
 

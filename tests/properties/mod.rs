@@ -6,9 +6,7 @@ use lora::{LoraConfig, LoraModel, LoraModule, TrainBias, transfer_weights};
 use lora_tests::{fill_adapters, fixed, relative_error, values};
 use proptest::prelude::*;
 
-#[path = "properties/models.rs"]
 mod models;
-#[path = "properties/net.rs"]
 mod net;
 
 const F32: DType = DType::F32;

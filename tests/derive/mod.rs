@@ -1,0 +1,4 @@
+//! What the macros make.
+
+mod forward;
+mod shapes;

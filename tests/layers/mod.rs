@@ -1,0 +1,4 @@
+//! Every layer by itself.
+
+mod gradients;
+mod life;

@@ -1,0 +1,12 @@
+//! The ops against PyTorch and their definitions, in every form that a tensor takes, and the graph
+//! that they make.
+
+mod attention;
+mod blocks;
+mod convolutions;
+mod errors;
+mod fixtures;
+mod graph;
+mod halves;
+mod threads;
+mod views;
