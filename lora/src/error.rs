@@ -124,6 +124,16 @@ fn list(problems: &[String]) -> String {
     }
 }
 
+/// Tells of something that is of no use, but does no harm: through the program's logger, or on the
+/// error output where it has none.
+pub(crate) fn warn(message: &str) {
+    if log::max_level() == log::LevelFilter::Off {
+        eprintln!("warning: {message}");
+    } else {
+        log::warn!("{message}");
+    }
+}
+
 /// A text of a file in a message, cut where it is long.
 pub(crate) fn shorten(text: &str) -> String {
     match text.char_indices().nth(80) {

@@ -203,13 +203,13 @@ impl fmt::Display for Report {
 static RECORDING: AtomicUsize = AtomicUsize::new(0);
 
 thread_local! {
-    static STATE: RefCell<State> = RefCell::default();
+    static STATE: RefCell<Recording> = RefCell::default();
 }
 
 type Totals = HashMap<(&'static str, Pass), Total>;
 
 #[derive(Default)]
-struct State {
+struct Recording {
     /// The recordings of this thread that are open.
     recordings: Vec<Totals>,
     /// For each span that is open, the time of the spans that it has enclosed so far.

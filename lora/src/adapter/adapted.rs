@@ -148,6 +148,11 @@ pub trait Adapted: Debug {
         self.form().shapes(self.unmerged_weight().dims(), rank)
     }
 
+    /// The smaller side of the weight as a matrix: no rank above that makes an update richer.
+    fn largest_rank(&self) -> usize {
+        self.form().largest_rank(self.unmerged_weight().dims())
+    }
+
     /// What an adapter adds to the weight, s·B·A: in the shape of the merged weight and the adapter's
     /// dtype.
     ///

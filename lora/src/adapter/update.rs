@@ -53,6 +53,19 @@ impl Form {
         }
     }
 
+    /// The largest rank that B·A can have for a weight of this shape: its smaller side. A higher rank
+    /// makes the adapter larger, but not what it can express.
+    pub(crate) fn largest_rank(self, weight: &[usize]) -> usize {
+        match self {
+            Self::Linear | Self::Transposed => weight[0].min(weight[1]),
+            Self::Conv { groups } => {
+                let inputs: usize = weight[1..].iter().product();
+                weight[0].min(inputs * groups)
+            }
+            Self::Experts { .. } => weight[1].min(weight[2]),
+        }
+    }
+
     /// B·A in the shape of the merged weight, which is the layer's own but for a convolution with
     /// groups, see [`widened`](Self::widened).
     pub(crate) fn product(self, a: &Tensor, b: &Tensor) -> Result<Tensor> {

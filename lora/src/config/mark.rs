@@ -4,10 +4,10 @@ use super::selection::Overrides;
 
 /// What a field's attribute says of the layers below it.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Mark(Kind);
+pub struct Mark(Meaning);
 
 #[derive(Clone, Copy, Debug, PartialEq)]
-enum Kind {
+enum Meaning {
     Rank(Overrides),
     Trainable,
 }
@@ -21,7 +21,7 @@ impl Mark {
     /// `#[lora(rank = N)]`, and `alpha` and `dropout` where they are given: they replace the
     /// configuration's values, and its rank and alpha patterns replace them.
     pub const fn rank_of(rank: usize, alpha: Option<f64>, dropout: Option<f64>) -> Self {
-        Self(Kind::Rank(Overrides {
+        Self(Meaning::Rank(Overrides {
             rank: Some(rank),
             alpha,
             dropout,
@@ -30,7 +30,7 @@ impl Mark {
 
     /// `#[lora(rank, alpha = A, dropout = P)]`: the configuration's rank, these values.
     pub const fn rank_with(alpha: Option<f64>, dropout: Option<f64>) -> Self {
-        Self(Kind::Rank(Overrides {
+        Self(Meaning::Rank(Overrides {
             rank: None,
             alpha,
             dropout,
@@ -39,14 +39,14 @@ impl Mark {
 
     /// `#[lora(trainable)]`: trained in full and saved with the adapter.
     pub const fn trainable() -> Self {
-        Self(Kind::Trainable)
+        Self(Meaning::Trainable)
     }
 
     /// What a mark of a rank says beside.
     pub(crate) fn overrides(self) -> Option<Overrides> {
         match self.0 {
-            Kind::Rank(overrides) => Some(overrides),
-            Kind::Trainable => None,
+            Meaning::Rank(overrides) => Some(overrides),
+            Meaning::Trainable => None,
         }
     }
 }

@@ -7,6 +7,8 @@ use crate::adapter::{Parked, Tie, Tokens, copies};
 use crate::config::matching::{is_bias, modules_above};
 use crate::config::selection::Selection;
 use crate::config::{Kind, Mark};
+use crate::error::warn;
+use crate::manage::oversized;
 use crate::path::join;
 use crate::{Calibrated, Error, Layer, LoraConfig, Result, Role, Settings};
 use candle_core::Tensor;
@@ -49,6 +51,8 @@ pub(crate) struct Attach<'a> {
     values: Values<'a>,
     layers: Vec<(String, Kind)>,
     trained: usize,
+    /// What is of no use, but does no harm.
+    warnings: Vec<String>,
     pub(crate) problems: Vec<String>,
 }
 
@@ -66,6 +70,7 @@ impl<'a> Attach<'a> {
             values,
             layers: Vec::new(),
             trained: 0,
+            warnings: Vec::new(),
             problems: Vec::new(),
         }
     }
@@ -96,6 +101,11 @@ impl<'a> Attach<'a> {
             match adapted.refuses(&settings, self.config) {
                 Some(problem) => self.problems.push(format!("`{path}`: {problem}")),
                 None => {
+                    let largest = adapted.largest_rank();
+                    if settings.rank > largest {
+                        let warning = oversized(path, settings.rank, largest);
+                        self.warnings.push(warning);
+                    }
                     let (config, calibrated) = (self.config, self.values.calibrated());
                     let (adapter, changed) =
                         fresh::fresh(adapted, self.name, settings, config, calibrated)?;
@@ -237,6 +247,10 @@ impl<'a> Attach<'a> {
             );
         }
         if problems.is_empty() {
+            // The values of a file are what they are.
+            if !self.values.come_later() {
+                self.warnings.iter().for_each(|warning| warn(warning));
+            }
             return Ok(());
         }
         problems.push(format!("the model has: {}", outline(&layers)));

@@ -6,7 +6,7 @@ use crate::config::Mark;
 use crate::config::selection::Selection;
 use crate::manage;
 use crate::path::Path;
-use crate::traits::{each_layer, try_each_layer_mut};
+use crate::traits::{each_layer, each_layer_mut, try_each_layer_mut};
 use crate::{Error, Layer, Lora, LoraConfig, LoraModel, LoraModule, Result, WithLora};
 use candle_core::{Device, Tensor, TensorId};
 use std::collections::HashMap;
@@ -80,10 +80,13 @@ impl<'a, L: LoraModule> Conversion<'a, L> {
         let Self { builder, mut lora } = self;
         let mut marks = builder.marks;
         if is_layer(&lora) {
-            // Converted on its own, a layer is its own target.
-            marks
-                .values_mut()
-                .for_each(|mark| *mark = Some(Mark::rank()));
+            // Converted on its own, a layer is its own target, for adapters that are added later, too.
+            marks = HashMap::from([(String::new(), Some(Mark::rank()))]);
+            each_layer_mut(&mut lora, |_, layer| {
+                if let Some(copies) = layer.copies_mut(Access::new()) {
+                    copies.mark = Some(Mark::rank());
+                }
+            });
         }
         let mut attach = Attach::new(name, builder.config, builder.selection, values);
         try_each_layer_mut(&mut lora, |path, layer| match marks.get(path) {

@@ -16,13 +16,13 @@ use indexmap::IndexMap;
 #[derive(Clone, Debug)]
 pub struct Calibration {
     config: LoraConfig,
-    layers: IndexMap<String, Layer>,
+    layers: IndexMap<String, Observed>,
     /// Some layer was seen at work.
     has_seen: bool,
 }
 
 #[derive(Clone, Debug)]
-struct Layer {
+struct Observed {
     out: usize,
     inputs: usize,
     rank: usize,
@@ -119,7 +119,7 @@ impl Calibration {
             Init::LoraGa => Seen::Gradient(Mean::default()),
             _ => Seen::Covariance(Mean::default()),
         };
-        let layer = Layer {
+        let layer = Observed {
             out,
             inputs,
             rank,
@@ -251,7 +251,7 @@ impl Calibration {
         }
     }
 
-    fn layer(&mut self, path: &str) -> Result<&mut Layer> {
+    fn layer(&mut self, path: &str) -> Result<&mut Observed> {
         let layer = self.layers.get_mut(path);
         layer.ok_or_else(|| Error::layer(path, "was not added to the calibration"))
     }
@@ -259,7 +259,7 @@ impl Calibration {
     /// The rank of each layer: the sum of ranks is shared out to the components that explain most
     /// of their layer's variance. The most that each may have until all layers have components.
     fn ranks(&self) -> Vec<usize> {
-        let ratios = |layer: &Layer| match &layer.seen {
+        let ratios = |layer: &Observed| match &layer.seen {
             Seen::Components(pca) if pca.missing().is_none() => Some(pca.ratios().to_vec()),
             _ => None,
         };

@@ -15,7 +15,7 @@ use std::borrow::Cow;
 /// The update enters in the cheaper of two ways: with many rows the product s·B·A is added to a
 /// copy of the weight first, with few rows the branch is computed beside it. With dropout the
 /// branch has another input, so it is always beside it.
-pub(crate) struct Adapted<'a, T: Element> {
+pub(crate) struct LinearKernel<'a, T: Element> {
     /// (out, in) with these steps; with the update in it if `merged`.
     weight: Cow<'a, [T]>,
     steps: (usize, usize),
@@ -37,14 +37,14 @@ const LARGEST_COPY: usize = 1 << 26;
 
 /// The pass that a layer is made for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Pass {
+pub(crate) enum Direction {
     Forward,
     Backward,
 }
 
 /// A low-rank update.
 #[derive(Clone, Copy)]
-pub(crate) struct LowRank<'a, T> {
+pub(crate) struct UpdateKernel<'a, T> {
     /// (rank, in)
     pub(crate) a: &'a [T],
     /// (out, rank)
@@ -55,7 +55,7 @@ pub(crate) struct LowRank<'a, T> {
 }
 
 struct Update<'a, T: Element> {
-    low_rank: LowRank<'a, T>,
+    low_rank: UpdateKernel<'a, T>,
     /// s·Bᵀ, (rank, out)
     scaled_b: Vec<T>,
 }
@@ -93,14 +93,14 @@ impl<T: Element> UpdateGrads<T> {
     }
 }
 
-impl<'a, T: Element> Adapted<'a, T> {
+impl<'a, T: Element> LinearKernel<'a, T> {
     /// `weight` is (out, in) with these steps between rows and columns.
     pub(crate) fn new(
         weight: Matrix<'a, T>,
         bias: Option<&'a [T]>,
-        update: Option<LowRank<'a, T>>,
+        update: Option<UpdateKernel<'a, T>>,
         rows: usize,
-        pass: Pass,
+        pass: Direction,
     ) -> Self {
         let (outputs, inputs) = weight.shape();
         let update = update.map(|low_rank| Update {
@@ -122,7 +122,7 @@ impl<'a, T: Element> Adapted<'a, T> {
 
     /// Copies the weight, with the update added or in another order of memory, where the products
     /// with so many rows gain more by it than the copy costs.
-    fn lay_out(&mut self, rows: usize, pass: Pass) {
+    fn lay_out(&mut self, rows: usize, pass: Direction) {
         let (inputs, outputs) = (self.inputs, self.outputs);
         let count = inputs * outputs;
         if self.steps != (inputs, 1) || count == 0 || count * size_of::<T>() > LARGEST_COPY {
@@ -135,7 +135,7 @@ impl<'a, T: Element> Adapted<'a, T> {
         });
         // The forward product reads the weight along its columns; when they are far apart, products
         // run at half their speed.
-        let transposed = pass == Pass::Forward && inputs >= FAR_APART && rows >= MANY_ROWS;
+        let transposed = pass == Direction::Forward && inputs >= FAR_APART && rows >= MANY_ROWS;
         if merged.is_none() && !transposed {
             return;
         }
@@ -401,7 +401,7 @@ fn transpose_of<T: Element>(values: &[T], rows: usize, scale: f64) -> Vec<T> {
     result
 }
 
-impl<T: Element> LowRank<'_, T> {
+impl<T: Element> UpdateKernel<'_, T> {
     /// The branch's input: x, or x after dropout.
     fn dropped<'x>(&self, x: &'x [T], width: usize, first: usize) -> Cow<'x, [T]> {
         match self.dropout {

@@ -2,7 +2,7 @@
 //! in a core's cache from the first layer to the last.
 
 use super::activation::{self, Function};
-use super::adapted::{Adapted, Seen, UpdateGrads};
+use super::adapted::{LinearKernel, Seen, UpdateGrads};
 use super::blocks::{blocks, take};
 use super::buffer::buffer;
 use super::matrix::Threads;
@@ -16,9 +16,9 @@ use std::marker::PhantomData;
 /// `fc2.outputs`.
 pub(crate) struct Mlp<'a, T: Element, F> {
     pub(crate) norm: Option<Norm<'a, T>>,
-    pub(crate) fc1: Adapted<'a, T>,
+    pub(crate) fc1: LinearKernel<'a, T>,
     pub(crate) act: PhantomData<F>,
-    pub(crate) fc2: Adapted<'a, T>,
+    pub(crate) fc2: LinearKernel<'a, T>,
     pub(crate) gamma: Option<&'a [T]>,
 }
 

@@ -25,6 +25,7 @@ pub(crate) use device::{to_device, to_dtype};
 pub(crate) use merge::{is_merged, merge, merge_adapters, merged, unmerge, unmerge_adapters};
 pub use status::{LayerStatus, ModelStatus, State};
 pub(crate) use status::{layer_status, model_status};
+pub(crate) use summary::oversized;
 pub use summary::{Summary, SummaryRow};
 pub(crate) use transfer::assign_to_adapter;
 pub use transfer::transfer_weights;

@@ -35,6 +35,9 @@ pub struct SummaryRow {
     pub shape: Vec<usize>,
     /// The rank of its active adapter, or else of its first.
     pub rank: Option<usize>,
+    /// The smaller side of the weight of a layer that has an adapter. A higher rank makes the adapter
+    /// larger, but not what it can express.
+    pub largest_rank: Option<usize>,
     /// Number of values in its parameters, without tied ones counted before.
     pub total: usize,
     /// Number of its values that are trained, without tied ones counted before.
@@ -58,10 +61,13 @@ impl Summary {
                     let shown = adapters.active().next().or(adapters.iter().next());
                     Some(shown?.settings.rank)
                 }),
+                largest_rank: None,
                 total: 0,
                 trainable: 0,
                 tied_to: None,
             };
+            let largest_rank = layer.adapted().map(|layer| layer.largest_rank());
+            row.largest_rank = largest_rank.filter(|_| row.rank.is_some());
             for Param { name, role, tensor } in params {
                 // While merged, weight and bias count as they were.
                 let original = adapters.and_then(|adapters| adapters.original(&name));
@@ -99,6 +105,14 @@ impl Summary {
     }
 }
 
+/// Why a rank above the smaller side of a weight is of no use.
+pub(crate) fn oversized(path: &str, rank: usize, largest: usize) -> String {
+    format!(
+        "rank {rank} of `{path}` is above the smaller side of its weight, {largest}: the adapter is \
+         larger, but can express no more"
+    )
+}
+
 impl fmt::Display for Summary {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let header = ["layer", "kind", "shape", "rank", "parameters", "trainable"];
@@ -133,6 +147,13 @@ impl fmt::Display for Summary {
                 f,
                 "{path:w0$}  {kind:w1$}  {shape:w2$}  {rank:>w3$}  {total:>w4$}  {trainable:>w5$}"
             )?;
+        }
+        for row in &self.rows {
+            if let (Some(rank), Some(largest)) = (row.rank, row.largest_rank)
+                && rank > largest
+            {
+                writeln!(f, "note: {}", oversized(&row.path, rank, largest))?;
+            }
         }
         write!(f, "{}", self.totals())
     }

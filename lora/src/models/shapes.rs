@@ -25,7 +25,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 /// ```
 pub fn parameter_shapes<M: Architecture>(config: &M::Config) -> Result<IndexMap<String, Shape>> {
     let shapes = Arc::new(Mutex::new(IndexMap::new()));
-    let recorder = Recorder(shapes.clone());
+    let recorder = ShapeRecorder(shapes.clone());
     let vb = VarBuilder::from_backend(Box::new(recorder), DType::F32, Device::Cpu);
     M::build(config, vb).map_err(Error::Candle)?;
     let mut shapes = shapes.lock().unwrap_or_else(PoisonError::into_inner);
@@ -36,7 +36,7 @@ pub fn parameter_shapes<M: Architecture>(config: &M::Config) -> Result<IndexMap<
 pub(super) struct Placeholder;
 
 /// Notes what is asked for.
-struct Recorder(Arc<Mutex<IndexMap<String, Shape>>>);
+struct ShapeRecorder(Arc<Mutex<IndexMap<String, Shape>>>);
 
 impl SimpleBackend for Placeholder {
     fn get(
@@ -59,7 +59,7 @@ impl SimpleBackend for Placeholder {
     }
 }
 
-impl SimpleBackend for Recorder {
+impl SimpleBackend for ShapeRecorder {
     fn get(
         &self,
         shape: Shape,

@@ -3,7 +3,7 @@
 use super::contiguous::copy;
 use super::dropout::{dropout, mask};
 use super::{Compute, affine, linear, record, wider, working};
-use crate::kernels::adapted::{Adapted, Dropout, LowRank, Pass, UpdateGrads};
+use crate::kernels::adapted::{Direction, Dropout, LinearKernel, UpdateGrads, UpdateKernel};
 use crate::kernels::buffer::{Cpu, CpuMatrix, buffer, tensor};
 use crate::kernels::simd::Element;
 use crate::profile;
@@ -278,7 +278,7 @@ impl Frozen {
     fn forward<T: Element>(&self, x: &Tensor, kept: bool) -> Result<(Vec<T>, Vec<T>)> {
         let (layer, x) = (self.layer.working()?, working(x)?);
         let (operands, x) = (Operands::<T>::of(&layer)?, Cpu::<T>::of(&x)?);
-        let layer = operands.layer(self.mask, self.rows, Pass::Forward);
+        let layer = operands.layer(self.mask, self.rows, Direction::Forward);
         let mut y = buffer(self.rows * layer.outputs);
         let mut t = buffer(if kept { self.rows * layer.rank() } else { 0 });
         layer.forward_all(&x, &mut y, &mut t);
@@ -296,7 +296,7 @@ impl Frozen {
     ) -> Result<InputAndUpdate<T>> {
         let (layer, x) = (self.layer.working()?, working(x)?);
         let (operands, x) = (Operands::<T>::of(&layer)?, Cpu::<T>::of(&x)?);
-        let layer = operands.layer(self.mask, self.rows, Pass::Backward);
+        let layer = operands.layer(self.mask, self.rows, Direction::Backward);
         let grad = Cpu::<T>::of(grad)?;
         let mut of_x = on_x.then(|| buffer(self.rows * layer.inputs));
         let grads = layer.backward_all(&grad, &x, t, of_x.as_deref_mut(), on_update);
@@ -324,14 +324,19 @@ impl<'a, T: Element> Operands<'a, T> {
         })
     }
 
-    pub(crate) fn layer(&self, mask: Option<Dropout>, rows: usize, pass: Pass) -> Adapted<'_, T> {
-        let update = self.update.as_ref().map(|(parts, a, b)| LowRank {
+    pub(crate) fn layer(
+        &self,
+        mask: Option<Dropout>,
+        rows: usize,
+        pass: Direction,
+    ) -> LinearKernel<'_, T> {
+        let update = self.update.as_ref().map(|(parts, a, b)| UpdateKernel {
             a,
             b,
             rank: parts.a.dims()[0],
             scaling: parts.scaling,
             dropout: mask,
         });
-        Adapted::new(self.weight.view(), self.bias.as_deref(), update, rows, pass)
+        LinearKernel::new(self.weight.view(), self.bias.as_deref(), update, rows, pass)
     }
 }

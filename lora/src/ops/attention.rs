@@ -1,7 +1,7 @@
 //! Attention.
 
 use super::{Compute, record_with_value, working};
-use crate::kernels::attention::{self, Attention, Given, Gradients, Heads, Order, Sizes};
+use crate::kernels::attention::{self, Attention, Given, Gradients, Heads, RowOrder, Sizes};
 use crate::kernels::buffer::{Cpu, CpuStrided, tensor};
 use crate::kernels::simd::Element;
 use crate::profile;
@@ -365,8 +365,8 @@ fn heads<'a, T: Element>(tensor: &'a CpuStrided<'_, T>) -> Heads<'a, T> {
 fn shaped<T: Element>(grad: Vec<T>, arg: &Tensor) -> Result<Tensor> {
     let (batch, heads, rows, dim) = arg.dims4()?;
     match order(arg) {
-        Order::HeadsFirst => tensor(grad, (batch, heads, rows, dim))?.to_dtype(arg.dtype()),
-        Order::RowsFirst => {
+        RowOrder::HeadsFirst => tensor(grad, (batch, heads, rows, dim))?.to_dtype(arg.dtype()),
+        RowOrder::RowsFirst => {
             let grad = tensor(grad, (batch, rows, heads, dim))?.to_dtype(arg.dtype())?;
             grad.transpose(1, 2)
         }
@@ -374,10 +374,10 @@ fn shaped<T: Element>(grad: Vec<T>, arg: &Tensor) -> Result<Tensor> {
 }
 
 /// The order in memory that the gradient of an argument is best in: the argument's.
-fn order(arg: &Tensor) -> Order {
+fn order(arg: &Tensor) -> RowOrder {
     match arg.stride() {
-        [_, heads, rows, _] if heads < rows => Order::RowsFirst,
-        _ => Order::HeadsFirst,
+        [_, heads, rows, _] if heads < rows => RowOrder::RowsFirst,
+        _ => RowOrder::HeadsFirst,
     }
 }
 

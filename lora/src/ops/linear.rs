@@ -1,7 +1,7 @@
 //! The linear map, y = x·Wᵀ + b.
 
 use super::{Compute, record, working};
-use crate::kernels::adapted::{Adapted, Pass};
+use crate::kernels::adapted::{Direction, LinearKernel};
 use crate::kernels::buffer::{Cpu, CpuMatrix, buffer, tensor};
 use crate::kernels::matrix::{Threads, multiply};
 use crate::kernels::simd::Element;
@@ -116,7 +116,7 @@ fn on_cpu<T: Element>(x: &Tensor, w: &Tensor, bias: Option<&Tensor>) -> Result<T
     let bias = bias.map(Cpu::<T>::of).transpose()?;
     let (x, w) = (Cpu::<T>::of(x)?, CpuMatrix::<T>::of(w)?);
     let mut y = buffer(rows * outputs);
-    let layer = Adapted::new(w.view(), bias.as_deref(), None, rows, Pass::Forward);
+    let layer = LinearKernel::new(w.view(), bias.as_deref(), None, rows, Direction::Forward);
     layer.forward_all(&x, &mut y, &mut []);
     tensor(y, (rows, outputs))
 }

@@ -6,7 +6,7 @@ use super::{
     Compute, affine, dropout, gelu, gelu_erf, norm, record, relu, residual, silu, working,
 };
 use crate::kernels::activation::{Function, GeluErf, GeluTanh, Relu, Silu};
-use crate::kernels::adapted::{Dropout, Pass};
+use crate::kernels::adapted::{Direction, Dropout};
 use crate::kernels::buffer::{Cpu, buffer, tensor};
 use crate::kernels::mlp::{self, Grads, Keep, Kept};
 use crate::kernels::simd::Element;
@@ -182,7 +182,7 @@ fn fused<T: Element, F: Function + 'static>(
     let kept = {
         let shortcut = shortcut.transpose()?;
         let shortcut = shortcut.as_ref().map(Cpu::<T>::of).transpose()?;
-        block.run(Pass::Forward, |mlp, x| {
+        block.run(Direction::Forward, |mlp, x| {
             mlp.forward(x, shortcut.as_deref(), &mut y, keep)
         })?
     };
@@ -242,7 +242,7 @@ impl<F: Function> Block<F> {
     /// Calls `f` with the block as slices, and x.
     fn run<T: Element, R>(
         &self,
-        pass: Pass,
+        pass: Direction,
         f: impl FnOnce(&mlp::Mlp<'_, T, F>, &[T]) -> R,
     ) -> Result<R> {
         let (x, parts) = (working(&self.x)?, self.parts.working()?);
@@ -286,7 +286,7 @@ impl<F: Function> Block<F> {
         let mut on_x = on_xs.then(|| buffer(self.x.elem_count()));
         let grad = working(grad)?;
         let grad = Cpu::<T>::of(&grad)?;
-        let Grads { fc1, fc2 } = self.run(Pass::Backward, |mlp, x| {
+        let Grads { fc1, fc2 } = self.run(Direction::Backward, |mlp, x| {
             mlp.backward(x, &grad, kept, on_x.as_deref_mut())
         })?;
         let mut on_updates = [None, None, None, None];

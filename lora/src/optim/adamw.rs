@@ -37,27 +37,27 @@ use std::path::Path;
 /// ```
 #[derive(Debug)]
 pub struct AdamW {
-    pub(super) slots: Vec<Slot>,
+    pub(super) slots: Vec<Tracked>,
     rates: Vec<Rate>,
     lr_factor: f64,
     beta1: f64,
     beta2: f64,
     eps: f64,
-    order: Order,
+    order: Decay,
 }
 
 /// A parameter and its state.
 #[derive(Debug)]
-pub(super) struct Slot {
+pub(super) struct Tracked {
     pub path: String,
     pub var: Var,
-    pub state: State,
+    pub state: Moments,
     group: usize,
 }
 
 /// The moments of a parameter's gradient, and the number of steps that they come from.
 #[derive(Clone, Debug)]
-pub(super) struct State {
+pub(super) struct Moments {
     pub first: Tensor,
     pub second: Tensor,
     pub steps: u32,
@@ -71,7 +71,7 @@ struct Rate {
 
 /// Where the two common forms of AdamW differ.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Order {
+pub(super) enum Decay {
     /// PyTorch's: decay, then update; eps is added to the corrected root.
     DecayFirst,
     /// That of transformers: update, then decay; eps is added before the correction.
@@ -142,7 +142,7 @@ impl AdamW {
             rates.push(Rate { lr, weight_decay });
             for var in vars {
                 match name(&var, index) {
-                    Ok(path) => slots.push(Slot::new(path, var, index)?),
+                    Ok(path) => slots.push(Tracked::new(path, var, index)?),
                     Err(problem) => problems.push(problem),
                 }
             }
@@ -157,7 +157,7 @@ impl AdamW {
             beta1: 0.9,
             beta2: 0.999,
             eps: 1e-8,
-            order: Order::DecayFirst,
+            order: Decay::DecayFirst,
         })
     }
 
@@ -191,7 +191,7 @@ impl AdamW {
         Ok(self)
     }
 
-    pub(super) fn order(mut self, order: Order) -> Self {
+    pub(super) fn order(mut self, order: Decay) -> Self {
         self.order = order;
         self
     }
@@ -264,11 +264,11 @@ impl AdamW {
             let value = slot.var.as_tensor().detach();
             let value = value.to_dtype(state.first.dtype())?;
             let value = match self.order {
-                Order::DecayFirst => {
+                Decay::DecayFirst => {
                     let update = (&state.first / ((root / second_bias)? + self.eps)?)?;
                     ((value * kept)? - (update * (lr / first_bias))?)?
                 }
-                Order::DecayLast => {
+                Decay::DecayLast => {
                     let update = (&state.first / (root + self.eps)?)?;
                     ((value - (update * (lr * second_bias / first_bias))?)? * kept)?
                 }
@@ -282,7 +282,7 @@ impl AdamW {
     /// The gradients of this optimiser's parameters.
     pub(super) fn own(&self, grads: &GradStore) -> GradStore {
         let mut own = GradStore::default();
-        for Slot { var, .. } in &self.slots {
+        for Tracked { var, .. } in &self.slots {
             if let Some(grad) = grads.get(var) {
                 own.insert(var, grad.clone());
             }
@@ -291,10 +291,10 @@ impl AdamW {
     }
 }
 
-impl Slot {
+impl Tracked {
     fn new(path: String, var: Var, group: usize) -> Result<Self> {
         let moment = Tensor::zeros(var.dims(), wider(var.dtype(), DType::F32), var.device())?;
-        let state = State {
+        let state = Moments {
             first: moment.clone(),
             second: moment,
             steps: 0,
@@ -308,7 +308,7 @@ impl Slot {
     }
 }
 
-impl State {
+impl Moments {
     fn next(&self, grad: &Tensor, beta1: f64, beta2: f64) -> Result<Self> {
         let grad = grad.detach().to_dtype(self.first.dtype())?;
         let first = ((&self.first * beta1)? + (&grad * (1.0 - beta1))?)?;

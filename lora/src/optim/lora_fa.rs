@@ -1,6 +1,6 @@
 //! LoRA-FA: A is frozen, B follows the full gradient.
 
-use super::adamw::Order;
+use super::adamw::Decay;
 use super::pairs::{Pair, freeze_a, pairs};
 use super::{AdamW, Group};
 use crate::{Error, LoraModule, Result};
@@ -79,7 +79,7 @@ impl LoraFa {
         let pairs = pairs.collect::<Result<_>>()?;
         freeze_a(model)?;
         Ok(Self {
-            adamw: adamw.order(Order::DecayLast),
+            adamw: adamw.order(Decay::DecayLast),
             pairs,
         })
     }

@@ -1,6 +1,6 @@
 //! The optimiser's state as a file.
 
-use super::adamw::{Slot, State};
+use super::adamw::{Moments, Tracked};
 use crate::file::{stage, sync};
 use crate::{Error, Result, ops};
 use candle_core::safetensors::Load;
@@ -16,11 +16,11 @@ const FIRST: &str = "exp_avg";
 const SECOND: &str = "exp_avg_sq";
 const STEPS: &str = "step";
 
-pub(super) fn save(slots: &[Slot], path: &Path) -> Result<()> {
+pub(super) fn save(slots: &[Tracked], path: &Path) -> Result<()> {
     let mut tensors = Vec::new();
-    for Slot {
+    for Tracked {
         path,
-        state: State {
+        state: Moments {
             first,
             second,
             steps,
@@ -40,7 +40,7 @@ pub(super) fn save(slots: &[Slot], path: &Path) -> Result<()> {
     replace(path, &bytes).map_err(|error| Error::file(path, format!("cannot be written: {error}")))
 }
 
-pub(super) fn load(slots: &mut [Slot], path: &Path) -> Result<()> {
+pub(super) fn load(slots: &mut [Tracked], path: &Path) -> Result<()> {
     let bytes = fs::read(path).map_err(|error| Error::file(path, error))?;
     let file = SafeTensors::deserialize(&bytes);
     let file = file.map_err(|error| Error::file(path, format!("is no valid file: {error}")))?;
@@ -57,7 +57,7 @@ pub(super) fn load(slots: &mut [Slot], path: &Path) -> Result<()> {
             let value = value.map_err(|problem| problems.push(format!("`{key}` {problem}")));
             value.ok()
         };
-        let State { first, second, .. } = &slot.state;
+        let Moments { first, second, .. } = &slot.state;
         let first = read(FIRST, Some(first));
         let second = read(SECOND, Some(second));
         let steps = read(STEPS, None);
@@ -65,7 +65,7 @@ pub(super) fn load(slots: &mut [Slot], path: &Path) -> Result<()> {
             continue;
         };
         match steps.to_scalar::<i64>().map(u32::try_from) {
-            Ok(Ok(steps)) => states.push(State {
+            Ok(Ok(steps)) => states.push(Moments {
                 first,
                 second,
                 steps,

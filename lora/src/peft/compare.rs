@@ -4,7 +4,7 @@ use super::describe::{Description, Site};
 use crate::config::Kind;
 use crate::config::matching::{is_or_ends_with, is_or_starts_with};
 use crate::config::selection::Selection;
-use crate::{LoraConfig, Part, Result, Settings};
+use crate::{LoraConfig, Result, Settings};
 use indexmap::IndexMap;
 
 impl Description {
@@ -87,10 +87,7 @@ impl Description {
             ));
         }
         self.compare_saved(config, &mut problems);
-        for (key, part, theirs) in [
-            ("use_dora", Part::Magnitude, config.use_dora),
-            ("lora_bias", Part::Bias, config.lora_bias),
-        ] {
+        for (key, part, theirs) in config.parts() {
             if self.has(part) != theirs {
                 let mine = self.has(part);
                 problems.push(format!(

@@ -4,9 +4,7 @@ use super::describe::{Description, Site};
 use super::{AdapterConfig, TaskType, TokenIndices, replace, weights};
 use crate::config::Kind;
 use crate::config::matching::{is_or_ends_with, is_or_starts_with};
-use crate::{
-    DEFAULT_ADAPTER, Error, LoraModule, Part, Result, Settings, Targets, TrainBias, manage,
-};
+use crate::{DEFAULT_ADAPTER, Error, LoraModule, Result, Settings, Targets, TrainBias, manage};
 use std::path::Path;
 
 /// What a saved adapter says of its model, beside what the model itself knows.
@@ -143,8 +141,9 @@ fn describe(model: &Description, options: &SaveOptions) -> Result<AdapterConfig,
         config.set_loftq(loftq).map_err(|problem| vec![problem])?;
     }
     config.use_rslora = use_rslora;
-    config.use_dora = model.has(Part::Magnitude);
-    config.lora_bias = model.has(Part::Bias);
+    for (_, part, flag) in config.parts_mut() {
+        *flag = model.has(part);
+    }
     config.bias = bias;
     config.task_type = options.task_type;
     config.base_model_name_or_path = options.base_model.clone();

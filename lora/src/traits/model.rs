@@ -33,6 +33,10 @@ pub trait LoraModel: Sized {
     /// Converts to the LoRA model. Frozen weights are shared with this model, not copied;
     /// weights to train are copied.
     ///
+    /// A rank above the smaller side of a layer's weight makes the adapter larger and nothing else.
+    /// A warning names such layers: through the `log` crate, or on the error output where the program
+    /// has no logger. [`summary`](LoraModule::summary) lists the layers, too.
+    ///
     /// # Errors
     /// If the configuration is invalid or does not fit: a pattern that matches nothing or
     /// something that takes no adapter, nothing to adapt at all. Every problem is listed, with the

@@ -1,6 +1,6 @@
 //! The gradients of queries, keys and values.
 
-use super::{Attention, Order, QUERIES, Sizes, by_head, each, tile};
+use super::{Attention, QUERIES, RowOrder, Sizes, by_head, each, tile};
 use crate::kernels::buffer::buffer;
 use crate::kernels::matrix::{Matrix, Threads, multiply};
 use crate::kernels::simd::{Element, run};
@@ -51,10 +51,10 @@ struct Sums<T> {
 pub(crate) fn backward<T: Element>(
     attention: &Attention<'_, T>,
     given: Given<'_, T>,
-    wanted: &Gradients<Order>,
+    wanted: &Gradients<RowOrder>,
 ) -> Gradients<Vec<T>> {
     let sizes = attention.sizes;
-    let zeros = |wanted: Option<Order>, heads: usize, rows: usize, dim: usize| {
+    let zeros = |wanted: Option<RowOrder>, heads: usize, rows: usize, dim: usize| {
         wanted.map(|_| vec![T::ZERO; sizes.batch * heads * rows * dim])
     };
     let mut result = Gradients {
@@ -127,7 +127,7 @@ fn tasks<'a, 'b, T>(
 
 fn rows_of<T>(
     values: Option<&mut [T]>,
-    order: Option<Order>,
+    order: Option<RowOrder>,
     shape: (usize, usize, usize),
 ) -> Vec<Vec<&mut [T]>> {
     match (values, order) {

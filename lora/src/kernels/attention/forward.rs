@@ -1,6 +1,6 @@
 //! The output, with what the backward pass needs to compute the probabilities again.
 
-use super::{Attention, Order, QUERIES, by_head, each, tile};
+use super::{Attention, QUERIES, RowOrder, by_head, each, tile};
 use crate::kernels::buffer::buffer;
 use crate::kernels::matrix::{Matrix, Threads, multiply};
 use crate::kernels::simd::{Element, run};
@@ -14,7 +14,7 @@ pub(crate) fn forward<T: Element>(attention: &Attention<'_, T>) -> (Vec<T>, Vec<
     let mut output = buffer::<T>(rows * sizes.value_dim);
     let mut log_sums = vec![T::ZERO; rows];
     let shape = (sizes.heads, sizes.queries, sizes.value_dim);
-    let mut heads = by_head(&mut output, Order::RowsFirst, shape);
+    let mut heads = by_head(&mut output, RowOrder::RowsFirst, shape);
     let outputs = heads.iter_mut().flat_map(|rows| rows.chunks_mut(QUERIES));
     let sums = log_sums.chunks_mut(sizes.queries.max(1));
     let sums = sums.flat_map(|sums| sums.chunks_mut(QUERIES));

@@ -192,7 +192,7 @@ fn add_row<T: Element>(scores: &mut [T], mask: &[T], step: usize) {
 
 /// How the rows of a result lie in memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Order {
+pub(crate) enum RowOrder {
     /// (batch, heads, rows, dim)
     HeadsFirst,
     /// (batch, rows, heads, dim), as a projection to all heads gives it.
@@ -202,7 +202,7 @@ pub(crate) enum Order {
 /// The rows of every head of a result, by batch and head, each `dim` numbers.
 fn by_head<T>(
     values: &mut [T],
-    order: Order,
+    order: RowOrder,
     (heads, rows, dim): (usize, usize, usize),
 ) -> Vec<Vec<&mut [T]>> {
     let mut result = Vec::new();
@@ -214,8 +214,8 @@ fn by_head<T>(
         result.extend((0..heads).map(|_| Vec::with_capacity(rows)));
         for (index, row) in batch.chunks_exact_mut(dim).enumerate() {
             let head = match order {
-                Order::HeadsFirst => index / rows,
-                Order::RowsFirst => index % heads,
+                RowOrder::HeadsFirst => index / rows,
+                RowOrder::RowsFirst => index % heads,
             };
             result[start + head].push(row);
         }

@@ -71,9 +71,9 @@ impl<T: Element> Arguments<T> {
             log_sums: &log_sums,
         };
         let wanted = Gradients {
-            q: Some(Order::RowsFirst),
-            k: Some(Order::HeadsFirst),
-            v: Some(Order::RowsFirst),
+            q: Some(RowOrder::RowsFirst),
+            k: Some(RowOrder::HeadsFirst),
+            v: Some(RowOrder::RowsFirst),
         };
         let grads = backward(&attention, given, &wanted);
         let results = [Some(output), grads.q, grads.k, grads.v];
@@ -143,16 +143,16 @@ fn tiles_do_not_grow() {
 
 #[test]
 fn rows_are_found_in_both_orders() {
-    for order in [Order::HeadsFirst, Order::RowsFirst] {
+    for order in [RowOrder::HeadsFirst, RowOrder::RowsFirst] {
         let mut values: Vec<usize> = (0..2 * 3 * 4 * 5).collect();
         let heads = by_head(&mut values, order, (3, 4, 5));
         assert_eq!(heads.len(), 6);
         let first = heads[4].iter().map(|row| row[0]);
         let (start, step) = match order {
-            Order::HeadsFirst => (60 + 20, 5),
-            Order::RowsFirst => (60 + 5, 15),
+            RowOrder::HeadsFirst => (60 + 20, 5),
+            RowOrder::RowsFirst => (60 + 5, 15),
         };
         assert!(first.eq((0..4).map(|row| start + row * step)), "{order:?}");
     }
-    assert!(by_head::<u8>(&mut [], Order::HeadsFirst, (3, 0, 5)).is_empty());
+    assert!(by_head::<u8>(&mut [], RowOrder::HeadsFirst, (3, 0, 5)).is_empty());
 }

@@ -13,7 +13,7 @@ use super::layout::transpose_block;
 use super::simd::{Element, run};
 use super::window::Window;
 use rayon::prelude::*;
-use ring::Pass;
+use ring::Way;
 use rows::WeightRows;
 use std::ops::Range;
 
@@ -188,7 +188,7 @@ pub(crate) fn forward_rows<T: Element>(
     channels: usize,
 ) {
     let (window, spread, turned) = (*window, 1, false);
-    let pass = Pass {
+    let pass = Way {
         window,
         spread,
         turned,
@@ -207,7 +207,7 @@ pub(crate) fn grad_input_rows<T: Element>(
     channels: usize,
 ) {
     // With zeros between the gradients a stride is one of 1.
-    let pass = Pass {
+    let pass = Way {
         window: Window {
             stride: 1,
             ..window.reversed()
@@ -236,7 +236,7 @@ pub(crate) fn grad_weight<T: Element>(
         let mut sums = vec![T::ZERO; taps.len()];
         for (x, grad) in x.chunks(x_map).zip(grad.chunks(grad_map)) {
             run(WeightRows {
-                pass: Pass {
+                pass: Way {
                     window: *window,
                     spread: 1,
                     turned: false,

@@ -10,7 +10,7 @@ use std::ops::Range;
 
 /// The way from a map to another through a kernel.
 #[derive(Clone, Copy)]
-pub(super) struct Pass {
+pub(super) struct Way {
     pub(super) window: Window,
     /// Steps from row to row and column to column of the map that is seen, zeros between them.
     pub(super) spread: usize,
@@ -49,7 +49,7 @@ impl<T: Element> Aligned<T> {
 
 /// The padded rows that a row of outputs sees, one vector of channels a pixel.
 pub(super) struct Ring<T: Element> {
-    pub(super) pass: Pass,
+    pub(super) pass: Way,
     /// Rows from the first that an output sees to the last.
     span: usize,
     /// Pixels in a row, padding included.
@@ -64,7 +64,7 @@ pub(super) struct Ring<T: Element> {
 impl<T: Element> Ring<T> {
     /// A ring for rows of at least `outputs` outputs.
     #[inline(always)]
-    pub(super) fn new<S: Simd>(pass: Pass, outputs: usize) -> Self {
+    pub(super) fn new<S: Simd>(pass: Way, outputs: usize) -> Self {
         let Window {
             kernel,
             stride,
@@ -132,7 +132,7 @@ impl<T: Element> Ring<T> {
 
     #[inline(always)]
     fn copy<S: Simd>(&mut self, simd: S, x: &[T], channel: usize, slot: usize, source: usize) {
-        let Pass {
+        let Way {
             window,
             spread,
             channels,

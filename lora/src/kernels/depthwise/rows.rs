@@ -3,12 +3,12 @@
 //! A vector holds neighbouring channels of one pixel. The sums of neighbouring pixels are held in
 //! registers while the kernel moves over what they see.
 
-use super::ring::{Aligned, Pass, Ring};
+use super::ring::{Aligned, Ring, Way};
 use crate::kernels::simd::{Element, Vector, run};
 use crate::kernels::window::Window;
 use pulp::{Simd, WithSimd};
 
-impl Pass {
+impl Way {
     pub(super) fn run<T: Element>(
         self,
         x: &[T],
@@ -37,7 +37,7 @@ impl Pass {
 }
 
 struct Rows<'a, T> {
-    pass: Pass,
+    pass: Way,
     x: &'a [T],
     taps: &'a [T],
     bias: Option<&'a [T]>,
@@ -184,7 +184,7 @@ fn add_line<T: Element, S: Simd, const N: usize, const K: usize>(
 
 /// Adds a map's gradient of the weights to `taps`.
 pub(super) struct WeightRows<'a, T> {
-    pub(super) pass: Pass,
+    pub(super) pass: Way,
     pub(super) x: &'a [T],
     pub(super) grad: &'a [T],
     pub(super) taps: &'a mut [T],

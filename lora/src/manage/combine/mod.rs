@@ -46,7 +46,7 @@ pub(crate) fn combine(
     rng: &mut impl Rng,
 ) -> Result<Combined> {
     let combination = combination.of(sources.len());
-    let shapes = Shapes::check(sources, groups, combination, options)?;
+    let shapes = UpdateShapes::check(sources, groups, combination, options)?;
     let factors: Vec<Factors> = sources
         .iter()
         .map(|source| shapes.factors(source))
@@ -119,7 +119,7 @@ fn rows(matrix: &Mat<f64>, group: usize, groups: usize) -> MatRef<'_, f64> {
 }
 
 /// Sizes that all adapters of the layer share, and the rank of the result.
-struct Shapes {
+struct UpdateShapes {
     out: usize,
     /// Inputs times the size of the kernel.
     inputs: usize,
@@ -127,7 +127,7 @@ struct Shapes {
     rank: usize,
 }
 
-impl Shapes {
+impl UpdateShapes {
     fn check(
         sources: &[Source<'_>],
         groups: usize,

@@ -1,7 +1,7 @@
 //! Convolutions by the CPU kernels.
 
-use super::{Order, Shapes};
-use crate::kernels::adapted::{Adapted, Pass};
+use super::{Channels, Convolution};
+use crate::kernels::adapted::{Direction, LinearKernel};
 use crate::kernels::buffer::{Cpu, buffer, tensor};
 use crate::kernels::conv::each_chunk;
 use crate::kernels::depthwise;
@@ -13,8 +13,8 @@ use candle_core::{Result, Tensor};
 
 /// The result, in the order of the input.
 pub(super) fn forward<T: Element>(
-    shapes: &Shapes,
-    order: Order,
+    shapes: &Convolution,
+    order: Channels,
     x: &Tensor,
     w: &Tensor,
     bias: Option<&Tensor>,
@@ -28,31 +28,31 @@ pub(super) fn forward<T: Element>(
     let shape = shapes.output(order);
     let mut y = buffer(shape.iter().product());
     match order {
-        Order::First if shapes.is_depthwise() => {
+        Channels::First if shapes.is_depthwise() => {
             depthwise::forward_planes(&x, &w, bias, &mut y, window, inputs);
         }
-        Order::Last if shapes.is_depthwise() => {
+        Channels::Last if shapes.is_depthwise() => {
             let taps = transposed(&w, inputs, window.taps());
             depthwise::forward(&x, &taps, bias, &mut y, window, inputs);
         }
-        Order::First if shapes.is_pointwise() => {
+        Channels::First if shapes.is_pointwise() => {
             let w = Matrix::new(&w, outputs, inputs);
             per_image(&mut y, outputs, &x, inputs, window.pixels(), w, bias);
         }
-        Order::Last if shapes.is_pointwise() => {
+        Channels::Last if shapes.is_pointwise() => {
             let w = Matrix::new(&w, outputs, inputs);
             let rows = y.len().checked_div(outputs).unwrap_or(0);
-            let layer = Adapted::new(w, bias, None, rows, Pass::Forward);
+            let layer = LinearKernel::new(w, bias, None, rows, Direction::Forward);
             layer.forward_all(&x, &mut y, &mut []);
         }
-        Order::First => {
+        Channels::First => {
             let x = transposed(&x, inputs, window.pixels());
             let w = transposed(&w, inputs / shapes.conv.groups, window.taps());
             let mut last = buffer(y.len());
             shapes.conv.forward(&x, &w, bias, &mut last);
             transpose(&last, &mut y, window.places(), outputs);
         }
-        Order::Last => {
+        Channels::Last => {
             let w = transposed(&w, inputs / shapes.conv.groups, window.taps());
             shapes.conv.forward(&x, &w, bias, &mut y);
         }
@@ -62,8 +62,8 @@ pub(super) fn forward<T: Element>(
 
 /// The gradient of the input, in its order.
 pub(super) fn grad_input<T: Element>(
-    shapes: &Shapes,
-    order: Order,
+    shapes: &Convolution,
+    order: Channels,
     grad: &Tensor,
     w: &Tensor,
 ) -> Result<Tensor> {
@@ -73,30 +73,30 @@ pub(super) fn grad_input<T: Element>(
     let shape = shapes.input(order);
     let mut x = buffer(shape.iter().product());
     match order {
-        Order::First if shapes.is_depthwise() => {
+        Channels::First if shapes.is_depthwise() => {
             depthwise::grad_input_planes(&grad, &w, &mut x, window, inputs);
         }
-        Order::Last if shapes.is_depthwise() => {
+        Channels::Last if shapes.is_depthwise() => {
             let taps = transposed(&w, inputs, window.taps());
             depthwise::grad_input(&grad, &taps, &mut x, window, inputs);
         }
-        Order::First if shapes.is_pointwise() => {
+        Channels::First if shapes.is_pointwise() => {
             let w = Matrix::new(&w, outputs, inputs).t();
             per_image(&mut x, inputs, &grad, outputs, window.pixels(), w, None);
         }
-        Order::Last if shapes.is_pointwise() => {
+        Channels::Last if shapes.is_pointwise() => {
             let grad = Matrix::new(&grad, shapes.batch * window.pixels(), outputs);
             let w = Matrix::new(&w, outputs, inputs);
             multiply(&mut x, grad, w, T::ONE, false, Threads::All);
         }
-        Order::First => {
+        Channels::First => {
             let grad = transposed(&grad, outputs, window.places());
             let w = transposed(&w, inputs / shapes.conv.groups, window.taps());
             let mut last = buffer(x.len());
             shapes.conv.grad_input(&grad, &w, &mut last);
             transpose(&last, &mut x, window.pixels(), inputs);
         }
-        Order::Last => {
+        Channels::Last => {
             let w = transposed(&w, inputs / shapes.conv.groups, window.taps());
             shapes.conv.grad_input(&grad, &w, &mut x);
         }
@@ -106,15 +106,15 @@ pub(super) fn grad_input<T: Element>(
 
 /// The gradient of the weight.
 pub(super) fn grad_weight<T: Element>(
-    shapes: &Shapes,
-    order: Order,
+    shapes: &Convolution,
+    order: Channels,
     grad: &Tensor,
     x: &Tensor,
 ) -> Result<Tensor> {
     let (window, inputs, outputs) = shapes.sizes();
     let kernel = shapes.kernel();
     let x = x.contiguous()?;
-    if order == Order::Last && shapes.is_pointwise() {
+    if order == Channels::Last && shapes.is_pointwise() {
         let rows = |t: &Tensor| t.flatten_to(2);
         return product(&rows(grad)?.t()?, &rows(&x)?)?.reshape(&kernel);
     }
@@ -137,8 +137,8 @@ pub(super) fn grad_weight<T: Element>(
     }
     let (first_grad, first_x);
     let (grad, x): (&[T], &[T]) = match order {
-        Order::Last => (&grad, &x),
-        Order::First => {
+        Channels::Last => (&grad, &x),
+        Channels::First => {
             first_grad = transposed(&grad, outputs, window.places());
             first_x = transposed(&x, inputs, window.pixels());
             (&first_grad, &first_x)

@@ -48,18 +48,18 @@ fn convolution(
     config: &Conv2dConfig,
     padding: (usize, usize),
 ) -> Result<Tensor> {
-    let shapes = Shapes::new(xs, weight, bias, config, padding)?;
+    let shapes = Convolution::new(xs, weight, bias, config, padding)?;
     let last = xs.permute((0, 2, 3, 1))?;
     if shapes.compute != Compute::Tensors && !xs.is_contiguous() && last.is_contiguous() {
-        return node(shapes, Order::Last, &last, weight, bias)?.permute((0, 3, 1, 2));
+        return node(shapes, Channels::Last, &last, weight, bias)?.permute((0, 3, 1, 2));
     }
-    node(shapes, Order::First, xs, weight, bias)
+    node(shapes, Channels::First, xs, weight, bias)
 }
 
 /// The node of a convolution; `xs` in this order.
 fn node(
-    shapes: Shapes,
-    order: Order,
+    shapes: Convolution,
+    order: Channels,
     xs: &Tensor,
     weight: &Tensor,
     bias: Option<&Tensor>,
@@ -134,7 +134,7 @@ pub fn conv1d(
 
 /// The order of a map's dimensions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Order {
+enum Channels {
     /// (channels, height, width)
     First,
     /// (height, width, channels)
@@ -143,14 +143,14 @@ enum Order {
 
 /// One convolution: its shapes, which fit, and how it is computed.
 #[derive(Clone, Copy, Debug)]
-struct Shapes {
+struct Convolution {
     config: Conv2dConfig,
     batch: usize,
     conv: Conv,
     compute: Compute,
 }
 
-impl Shapes {
+impl Convolution {
     /// `padding` is the height's and the width's; the configuration's is not read.
     fn new(
         xs: &Tensor,
@@ -251,7 +251,7 @@ impl Shapes {
 
     fn forward(
         &self,
-        order: Order,
+        order: Channels,
         x: &Tensor,
         w: &Tensor,
         bias: Option<&Tensor>,
@@ -264,7 +264,7 @@ impl Shapes {
         }
     }
 
-    fn grad_input(&self, order: Order, grad: &Tensor, w: &Tensor) -> Result<Tensor> {
+    fn grad_input(&self, order: Channels, grad: &Tensor, w: &Tensor) -> Result<Tensor> {
         match self.compute {
             Compute::F32 => cpu::grad_input::<f32>(self, order, grad, w),
             Compute::F64 => cpu::grad_input::<f64>(self, order, grad, w),
@@ -272,7 +272,7 @@ impl Shapes {
         }
     }
 
-    fn grad_weight(&self, order: Order, grad: &Tensor, x: &Tensor) -> Result<Tensor> {
+    fn grad_weight(&self, order: Channels, grad: &Tensor, x: &Tensor) -> Result<Tensor> {
         match self.compute {
             Compute::F32 => cpu::grad_weight::<f32>(self, order, grad, x),
             Compute::F64 => cpu::grad_weight::<f64>(self, order, grad, x),
@@ -280,27 +280,32 @@ impl Shapes {
         }
     }
 
-    fn grad_bias(&self, order: Order, grad: &Tensor) -> Result<Tensor> {
+    fn grad_bias(&self, order: Channels, grad: &Tensor) -> Result<Tensor> {
         match (order, self.compute) {
-            (Order::Last, Compute::F32) => cpu::channel_sums::<f32>(grad),
-            (Order::Last, Compute::F64) => cpu::channel_sums::<f64>(grad),
+            (Channels::Last, Compute::F32) => cpu::channel_sums::<f32>(grad),
+            (Channels::Last, Compute::F64) => cpu::channel_sums::<f64>(grad),
             _ => grad.flatten_from(2)?.sum(2)?.sum(0),
         }
     }
 
     /// The shape of the input or, with `outputs`, of the result.
-    fn shape(&self, order: Order, channels: usize, (height, width): (usize, usize)) -> [usize; 4] {
+    fn shape(
+        &self,
+        order: Channels,
+        channels: usize,
+        (height, width): (usize, usize),
+    ) -> [usize; 4] {
         match order {
-            Order::First => [self.batch, channels, height, width],
-            Order::Last => [self.batch, height, width, channels],
+            Channels::First => [self.batch, channels, height, width],
+            Channels::Last => [self.batch, height, width, channels],
         }
     }
 
-    fn input(&self, order: Order) -> [usize; 4] {
+    fn input(&self, order: Channels) -> [usize; 4] {
         self.shape(order, self.conv.inputs, self.conv.window.input)
     }
 
-    fn output(&self, order: Order) -> [usize; 4] {
+    fn output(&self, order: Channels) -> [usize; 4] {
         self.shape(order, self.conv.outputs, self.conv.window.output)
     }
 

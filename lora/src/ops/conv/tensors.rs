@@ -1,16 +1,16 @@
 //! Convolutions by tensor operations, for devices without kernels of ours.
 
-use super::{Order, Shapes};
+use super::{Channels, Convolution};
 use candle_core::{Result, Tensor};
 
 /// The result, channels first as the input.
 pub(super) fn forward(
-    shapes: &Shapes,
+    shapes: &Convolution,
     x: &Tensor,
     w: &Tensor,
     bias: Option<&Tensor>,
 ) -> Result<Tensor> {
-    let shape = shapes.output(Order::First);
+    let shape = shapes.output(Channels::First);
     let y = if shapes.is_empty() {
         Tensor::zeros(&shape, x.dtype(), x.device())?
     } else if shapes.is_pointwise() {
@@ -34,8 +34,8 @@ pub(super) fn forward(
 }
 
 /// The gradient of the input: a transposed convolution of each group.
-pub(super) fn grad_input(shapes: &Shapes, grad: &Tensor, w: &Tensor) -> Result<Tensor> {
-    let shape = shapes.input(Order::First);
+pub(super) fn grad_input(shapes: &Convolution, grad: &Tensor, w: &Tensor) -> Result<Tensor> {
+    let shape = shapes.input(Channels::First);
     if shapes.is_empty() {
         return Tensor::zeros(&shape, grad.dtype(), grad.device());
     }
@@ -58,7 +58,7 @@ pub(super) fn grad_input(shapes: &Shapes, grad: &Tensor, w: &Tensor) -> Result<T
 
 /// The gradient of the weight: a convolution of the input with the gradient, stride and dilation
 /// exchanged, batch and channels exchanged.
-pub(super) fn grad_weight(shapes: &Shapes, grad: &Tensor, x: &Tensor) -> Result<Tensor> {
+pub(super) fn grad_weight(shapes: &Convolution, grad: &Tensor, x: &Tensor) -> Result<Tensor> {
     let kernel = shapes.kernel();
     if shapes.is_empty() {
         return Tensor::zeros(&kernel, grad.dtype(), grad.device());
@@ -80,13 +80,13 @@ pub(super) fn grad_weight(shapes: &Shapes, grad: &Tensor, x: &Tensor) -> Result<
 }
 
 /// Rows above and columns left of the input.
-fn padding(shapes: &Shapes) -> (usize, usize) {
+fn padding(shapes: &Convolution) -> (usize, usize) {
     let (top, left) = shapes.conv.window.padding;
     (top.unsigned_abs(), left.unsigned_abs())
 }
 
 /// The contiguous input with the padding that is still to come, the same on all sides.
-fn padded(shapes: &Shapes, x: &Tensor) -> Result<(Tensor, usize)> {
+fn padded(shapes: &Convolution, x: &Tensor) -> Result<(Tensor, usize)> {
     let x = x.contiguous()?;
     match padding(shapes) {
         (top, left) if top == left => Ok((x, top)),
@@ -100,7 +100,7 @@ fn padded(shapes: &Shapes, x: &Tensor) -> Result<(Tensor, usize)> {
 /// Applies `f` to the groups of the gradient's channels and of `other`, a weight or an input, and
 /// joins the results along `dim`.
 fn each_group(
-    shapes: &Shapes,
+    shapes: &Convolution,
     grad: &Tensor,
     other: &Tensor,
     dim: usize,
@@ -164,9 +164,9 @@ mod tests {
                 groups,
                 cudnn_fwd_algo: None,
             };
-            let shapes = Shapes::new(&x, &w, Some(&bias), &config, padding).unwrap();
+            let shapes = Convolution::new(&x, &w, Some(&bias), &config, padding).unwrap();
             assert_eq!(x.dtype(), DType::F64);
-            let order = Order::First;
+            let order = Channels::First;
             let y = forward(&shapes, &x, &w, Some(&bias)).unwrap();
             let by_kernel = cpu::forward::<f64>(&shapes, order, &x, &w, Some(&bias)).unwrap();
             assert_same("result", &y, &by_kernel);

@@ -1,6 +1,6 @@
 //! The nodes of candle's graph that the tape is made of.
 
-use super::pass::Pass;
+use super::pass::BackwardPass;
 use candle_core::backend::{BackendDevice, BackendStorage};
 use candle_core::{
     CpuStorage, CudaStorage, CustomOp1, CustomOp2, DType, InplaceOp1, Layout, MetalStorage, Result,
@@ -154,7 +154,7 @@ impl CustomOp2 for Join {
         _: &Tensor,
         _: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        let pass = Pass::current();
+        let pass = BackwardPass::current();
         Ok((Some(pass.hold(left)?), Some(pass.hold(right)?)))
     }
 }

@@ -5,7 +5,7 @@
 //! nothing else. For that each node is two in candle's graph: a *token*, a single number that
 //! carries the order of the backward pass, and the value that the model sees, which leads to the
 //! token. From node to node candle only follows tokens; the gradients themselves go past it, in a
-//! [`Pass`], without a copy. Where candle's own operations use a value or make an argument, one
+//! [`BackwardPass`], without a copy. Where candle's own operations use a value or make an argument, one
 //! step more hands the gradient over.
 //!
 //! A view of all of a value (reshaped, transposed, permuted) is recognised by its storage, so views
@@ -18,7 +18,7 @@ use super::contiguous::copy;
 use crate::profile;
 use candle_core::{Layout, Result, Storage, Tensor, bail};
 use link::{Join, Link, take_storage};
-use pass::{Pass, Slot};
+use pass::{BackwardPass, Place};
 use std::collections::HashMap;
 use std::sync::{Arc, LazyLock, Mutex, MutexGuard, OnceLock, PoisonError};
 
@@ -63,13 +63,13 @@ pub(crate) fn record_all(
     let Some(before) = join(tokens)? else {
         return Ok(value);
     };
-    let slot = Arc::new(Slot::new(value.shape()));
+    let slot = Arc::new(Place::new(value.shape()));
     let node = slot.clone();
     let token = before.apply_op1(Link::token(name, move |before, _| {
-        let pass = Pass::current();
+        let pass = BackwardPass::current();
         // No gradient: nothing that the loss depends on used the value.
         if let Some(grad) = pass.take(&node) {
-            Pass::aside(|| {
+            BackwardPass::aside(|| {
                 let span = profile::backward(name);
                 let grads = backward(&copy(&grad)?)?;
                 span.end(grads.iter().flatten());
@@ -121,7 +121,7 @@ fn join(tokens: Vec<Tensor>) -> Result<Option<Tensor>> {
 
 /// The way of a gradient to an argument of a node.
 struct Edge {
-    slot: Arc<Slot>,
+    slot: Arc<Place>,
     /// The argument's dimensions in the order of memory, where the argument is a view.
     order: Option<Vec<usize>>,
 }
@@ -134,10 +134,10 @@ impl Edge {
             return Ok((Self { slot, order }, token));
         }
         // Made by candle, or a variable: the gradient goes back to candle.
-        let slot = Arc::new(Slot::new(arg.shape()));
+        let slot = Arc::new(Place::new(arg.shape()));
         let entry = slot.clone();
         let token = arg.apply_op1(Link::token("entry", move |arg, _| {
-            match Pass::current().take(&entry) {
+            match BackwardPass::current().take(&entry) {
                 Some(grad) => Ok(Some(grad)),
                 // Candle expects a gradient for every argument, but for variables.
                 None if arg.is_variable() => Ok(None),
@@ -147,7 +147,7 @@ impl Edge {
         Ok((Self { slot, order: None }, token))
     }
 
-    fn deliver(&self, pass: &Pass, grad: Tensor) -> Result<()> {
+    fn deliver(&self, pass: &BackwardPass, grad: Tensor) -> Result<()> {
         let grad = match &self.order {
             Some(order) => {
                 let grad = copy(&grad.detach().permute(order.as_slice())?)?;
@@ -161,7 +161,7 @@ impl Edge {
 
 /// A value that a node has produced and the model still holds.
 struct Produced {
-    slot: Arc<Slot>,
+    slot: Arc<Place>,
     token: Tensor,
     /// Keeps the storage while it is on the list: candle frees a tensor's storage before its graph,
     /// and another thread's tensor could take its address in between.
@@ -183,7 +183,7 @@ fn all_produced() -> MutexGuard<'static, HashMap<usize, Produced>> {
 
 /// The slot and the token of a node's value, if the tensor is one or shows all of one; and its
 /// dimensions in the order of memory.
-fn produced(tensor: &Tensor) -> Option<(Arc<Slot>, Tensor, Vec<usize>)> {
+fn produced(tensor: &Tensor) -> Option<(Arc<Place>, Tensor, Vec<usize>)> {
     let order = memory_order(tensor.layout())?;
     let produced = all_produced();
     let Produced { slot, token, .. } = produced.get(&address(tensor))?;
@@ -213,7 +213,7 @@ pub(crate) fn memory_order(layout: &Layout) -> Option<Vec<usize>> {
 }
 
 /// The value as a tensor of candle's graph that leads to its token.
-fn expose(slot: Arc<Slot>, token: Tensor, value: Tensor) -> Result<Tensor> {
+fn expose(slot: Arc<Place>, token: Tensor, value: Tensor) -> Result<Tensor> {
     /// Takes the value off the list when the tensor goes.
     struct Listed(OnceLock<usize>);
 
@@ -239,7 +239,7 @@ fn expose(slot: Arc<Slot>, token: Tensor, value: Tensor) -> Result<Tensor> {
         shape,
         move |token, grad| {
             let _ = &entry;
-            let pass = Pass::current();
+            let pass = BackwardPass::current();
             pass.deliver(&exit, grad.clone())?;
             Ok(Some(pass.hold(token)?))
         },

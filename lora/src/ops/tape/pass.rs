@@ -9,12 +9,12 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 /// Where the gradient of one value gathers in a backward pass.
-pub(super) struct Slot {
+pub(super) struct Place {
     id: usize,
     pub(super) shape: Shape,
 }
 
-impl Slot {
+impl Place {
     pub(super) fn new(shape: &Shape) -> Self {
         static COUNT: AtomicUsize = AtomicUsize::new(0);
         Self {
@@ -29,14 +29,14 @@ impl Slot {
 /// The gradient of every token holds the pass, so it lives as long as anything in candle's store
 /// waits for it. What a pass that failed leaves behind goes with that store and meets no other pass.
 #[derive(Default)]
-pub(super) struct Pass(Mutex<HashMap<usize, Tensor>>);
+pub(super) struct BackwardPass(Mutex<HashMap<usize, Tensor>>);
 
 thread_local! {
     /// The pass that this thread runs. A pass stays on the thread that started it.
-    static CURRENT: RefCell<Weak<Pass>> = RefCell::default();
+    static CURRENT: RefCell<Weak<BackwardPass>> = RefCell::default();
 }
 
-impl Pass {
+impl BackwardPass {
     /// The pass that runs, or one that begins.
     pub(super) fn current() -> Arc<Self> {
         CURRENT.with_borrow_mut(|current| {
@@ -61,7 +61,7 @@ impl Pass {
     }
 
     /// Adds a gradient to a slot; the first is kept as it is.
-    pub(super) fn deliver(&self, slot: &Slot, grad: Tensor) -> Result<()> {
+    pub(super) fn deliver(&self, slot: &Place, grad: Tensor) -> Result<()> {
         let grad = grad.detach();
         let grad = match self.take(slot) {
             Some(sum) => add(&sum, &grad)?,
@@ -71,7 +71,7 @@ impl Pass {
         Ok(())
     }
 
-    pub(super) fn take(&self, slot: &Slot) -> Option<Tensor> {
+    pub(super) fn take(&self, slot: &Place) -> Option<Tensor> {
         self.grads().remove(&slot.id)
     }
 

@@ -1,6 +1,7 @@
 //! [`AdapterConfig`]: the contents of `adapter_config.json`.
 
 use super::{parse, write};
+use crate::adapter::Part;
 use crate::peft::{CONFIG_FILE, files};
 use crate::{Error, Init, Result, Targets, TrainBias};
 use indexmap::IndexMap;
@@ -209,6 +210,27 @@ impl AdapterConfig {
             velora_config: Value::Null,
             unknown: Map::new(),
         }
+    }
+
+    /// The settings that are true or false, by key.
+    pub(in crate::peft) fn flags_mut(&mut self) -> [(&'static str, &mut bool); 7] {
+        [
+            ("ensure_weight_tying", &mut self.ensure_weight_tying),
+            ("fan_in_fan_out", &mut self.fan_in_fan_out),
+            ("inference_mode", &mut self.inference_mode),
+            ("lora_bias", &mut self.lora_bias),
+            ("use_dora", &mut self.use_dora),
+            ("use_qalora", &mut self.use_qalora),
+            ("use_rslora", &mut self.use_rslora),
+        ]
+    }
+
+    /// The flags that say which parts an adapter has beside A and B.
+    pub(in crate::peft) fn parts_mut(&mut self) -> [(&'static str, Part, &mut bool); 2] {
+        [
+            ("use_dora", Part::Magnitude, &mut self.use_dora),
+            ("lora_bias", Part::Bias, &mut self.lora_bias),
+        ]
     }
 
     /// The file's bytes.

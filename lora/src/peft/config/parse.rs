@@ -94,15 +94,7 @@ fn read_numbers(fields: &mut Fields, config: &mut AdapterConfig) {
 }
 
 fn read_flags(fields: &mut Fields, config: &mut AdapterConfig) {
-    for (key, field) in [
-        ("ensure_weight_tying", &mut config.ensure_weight_tying),
-        ("fan_in_fan_out", &mut config.fan_in_fan_out),
-        ("inference_mode", &mut config.inference_mode),
-        ("lora_bias", &mut config.lora_bias),
-        ("use_dora", &mut config.use_dora),
-        ("use_qalora", &mut config.use_qalora),
-        ("use_rslora", &mut config.use_rslora),
-    ] {
+    for (key, field) in config.flags_mut() {
         fields.read(key, field, "true or false", Value::as_bool);
     }
 }

@@ -1,5 +1,6 @@
 //! From `adapter_config.json` to the settings of a LoRA model, and back.
 
+use crate::adapter::Part;
 use crate::peft::config::adapter_config::{InitWeights, OneOrMany, TokenIndices};
 use crate::peft::config::parse::{is_off, show};
 use crate::peft::{AdapterConfig, CONFIG_FILE};
@@ -199,6 +200,14 @@ impl InitWeights {
 }
 
 impl LoraConfig {
+    /// The parts that an adapter may have beside A and B: the key that says so, and what it says.
+    pub(in crate::peft) fn parts(&self) -> [(&'static str, Part, bool); 2] {
+        [
+            ("use_dora", Part::Magnitude, self.use_dora),
+            ("lora_bias", Part::Bias, self.lora_bias),
+        ]
+    }
+
     /// The settings of an adapter in PEFT's format, to train a new one alike.
     ///
     /// # Errors

@@ -28,14 +28,14 @@ pub(super) enum Field {
 pub(super) struct Info {
     pub rows: usize,
     pub columns: usize,
-    pub kind: Kind,
+    pub kind: DataType,
     /// From the beginning of the file.
     pub start: u64,
     pub size: u64,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Kind {
+pub(super) enum DataType {
     F32,
     F16,
     Bf16,
@@ -43,7 +43,7 @@ pub(super) enum Kind {
     Q8,
 }
 
-impl Kind {
+impl DataType {
     pub fn number(self) -> u32 {
         match self {
             Self::F32 => 0,
@@ -161,7 +161,7 @@ fn read_info(reader: &mut Reader, length: u64, alignment: u64) -> Result<Info, S
     if shape.iter().skip(2).any(|n| *n != 1) || columns == 0 || rows == 0 {
         return Err(format!("has shape {shape:?}, which is no matrix"));
     }
-    let kind = Kind::of(kind).ok_or_else(|| {
+    let kind = DataType::of(kind).ok_or_else(|| {
         format!("has the data type {kind}: F32 (0), F16 (1), Q8_0 (8) and BF16 (30) are read")
     })?;
     let size = kind.row_size(columns).and_then(|row| row.checked_mul(rows));

@@ -1,6 +1,6 @@
 //! From GGUF to a directory.
 
-use super::header::{self, Field, Header, Info, Kind};
+use super::header::{self, DataType, Field, Header, Info};
 use super::{GgufOptions, names};
 use crate::adapter::Part;
 use crate::error::shorten;
@@ -121,7 +121,7 @@ impl Meaning {
         })
     }
 
-    fn config(&self, layers: &[Layer]) -> AdapterConfig {
+    fn config(&self, layers: &[Pair]) -> AdapterConfig {
         let mut counts: IndexMap<usize, usize> = IndexMap::new();
         for layer in layers {
             *counts.entry(layer.rank()).or_default() += 1;
@@ -152,7 +152,7 @@ impl Meaning {
 }
 
 /// Both matrices of a layer.
-struct Layer<'a> {
+struct Pair<'a> {
     /// llama.cpp's name, without `.weight`.
     name: &'a str,
     path: String,
@@ -161,7 +161,7 @@ struct Layer<'a> {
 }
 
 /// The layers of the file, or all that is wrong with its tensors.
-fn pairs(header: &Header) -> Result<Vec<Layer<'_>>, Vec<String>> {
+fn pairs(header: &Header) -> Result<Vec<Pair<'_>>, Vec<String>> {
     let mut problems = Vec::new();
     let mut parts: IndexMap<&str, [Option<&Info>; 2]> = IndexMap::new();
     for (key, info) in &header.tensors {
@@ -182,7 +182,7 @@ fn pairs(header: &Header) -> Result<Vec<Layer<'_>>, Vec<String>> {
             (_, [None, _]) => problems.push(format!("`{short}` has B, but no A")),
             (_, [_, None]) => problems.push(format!("`{short}` has A, but no B")),
             (Some(path), [Some(a), Some(b)]) => {
-                let layer = Layer { name, path, a, b };
+                let layer = Pair { name, path, a, b };
                 // The embedding's A has its rows and columns changed.
                 let rank = if layer.is_tokens() { a.columns } else { a.rows };
                 match rank == b.columns {
@@ -205,7 +205,7 @@ fn pairs(header: &Header) -> Result<Vec<Layer<'_>>, Vec<String>> {
     }
 }
 
-impl Layer<'_> {
+impl Pair<'_> {
     fn is_tokens(&self) -> bool {
         self.name == names::TOKENS
     }
@@ -254,10 +254,10 @@ fn tensor(file: &File, info: &Info) -> Result<Tensor, String> {
     let shape = (info.rows, info.columns);
     let raw = |dtype| Tensor::from_raw_buffer(&bytes, dtype, &[shape.0, shape.1], &Device::Cpu);
     let tensor = match info.kind {
-        Kind::F32 => raw(DType::F32),
-        Kind::F16 => raw(DType::F16),
-        Kind::Bf16 => raw(DType::BF16),
-        Kind::Q8 => q8(&bytes, shape),
+        DataType::F32 => raw(DType::F32),
+        DataType::F16 => raw(DType::F16),
+        DataType::Bf16 => raw(DType::BF16),
+        DataType::Q8 => q8(&bytes, shape),
     };
     let tensor = tensor.map_err(|error| format!("cannot be read: {error}"))?;
     match ops::is_finite(&tensor) {

@@ -1,6 +1,6 @@
 //! From a directory to GGUF.
 
-use super::header::Kind;
+use super::header::DataType;
 use super::{ALIGNMENT, GgufOptions, VERSION, names};
 use crate::adapter::Part;
 use crate::config::matching::is_or_ends_with;
@@ -47,9 +47,9 @@ pub fn adapter_to_gguf(
         return Err(Error::Config(vec![problem]));
     };
     let kind = match options.dtype {
-        DType::F32 => Kind::F32,
-        DType::F16 => Kind::F16,
-        DType::BF16 => Kind::Bf16,
+        DType::F32 => DataType::F32,
+        DType::F16 => DataType::F16,
+        DType::BF16 => DataType::Bf16,
         dtype => {
             let problem =
                 format!("`dtype` of the options is {dtype:?}: it must be F32, F16 or BF16");
@@ -174,7 +174,7 @@ fn settings(file: &AdapterConfig) -> Result<LoraConfig, Vec<String>> {
     }
 }
 
-struct Layer {
+struct Pair {
     /// llama.cpp's, without `.weight`.
     name: String,
     path: String,
@@ -186,7 +186,7 @@ struct Layer {
 }
 
 /// The layers of the file, or all that is wrong with its tensors.
-fn pairs(file: &TensorFile) -> Result<Vec<Layer>, Vec<String>> {
+fn pairs(file: &TensorFile) -> Result<Vec<Pair>, Vec<String>> {
     let mut problems = Vec::new();
     let mut parts: IndexMap<(&str, bool), [Option<&String>; 2]> = IndexMap::new();
     for key in file.tensors().keys() {
@@ -212,7 +212,7 @@ fn pairs(file: &TensorFile) -> Result<Vec<Layer>, Vec<String>> {
             )),
         }
     }
-    let mut layers: IndexMap<String, Layer> = IndexMap::new();
+    let mut layers: IndexMap<String, Pair> = IndexMap::new();
     for ((path, tokens), keys) in parts {
         let short = shorten(path);
         let name = names::to_gguf(path).filter(|name| (name == names::TOKENS) == tokens);
@@ -228,7 +228,7 @@ fn pairs(file: &TensorFile) -> Result<Vec<Layer>, Vec<String>> {
             (&[rank, inputs], &[outputs, same])
                 if rank == same && [rank, inputs, outputs].iter().all(|n| *n > 0) =>
             {
-                let layer = Layer {
+                let layer = Pair {
                     name: name.clone(),
                     path: path.into(),
                     rank,
@@ -254,7 +254,7 @@ fn pairs(file: &TensorFile) -> Result<Vec<Layer>, Vec<String>> {
     }
 }
 
-impl Layer {
+impl Pair {
     /// Names, rows and columns of both tensors.
     fn tensors(&self) -> [(String, usize, usize); 2] {
         let name = |part| format!("{}.weight.{part}", self.name);
@@ -310,8 +310,8 @@ fn header<'a>(
     arch: &str,
     alpha: f32,
     file: &AdapterConfig,
-    layers: impl Iterator<Item = &'a Layer>,
-    kind: Kind,
+    layers: impl Iterator<Item = &'a Pair>,
+    kind: DataType,
 ) -> Result<Vec<u8>, String> {
     let text = |bytes: &mut Vec<u8>, text: &str| {
         bytes.extend((text.len() as u64).to_le_bytes());
@@ -324,7 +324,7 @@ fn header<'a>(
     ];
     let base = file.base_model_name_or_path.as_deref();
     fields.extend(base.map(|base| ("general.base_model.0.name", base)));
-    let tensors: Vec<_> = layers.flat_map(Layer::tensors).collect();
+    let tensors: Vec<_> = layers.flat_map(Pair::tensors).collect();
 
     let mut bytes = b"GGUF".to_vec();
     bytes.extend(VERSION.to_le_bytes());

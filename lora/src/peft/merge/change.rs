@@ -11,7 +11,7 @@ pub(super) struct Change {
     pub replace: Option<String>,
     /// Starts as a copy of this tensor of the base: a head that no longer shares it.
     pub copy_of: Option<String>,
-    pub low_rank: Option<LowRank>,
+    pub low_rank: Option<FileUpdate>,
     /// A multiple of this is added.
     pub add: Option<(String, f64)>,
     /// These rows are replaced.
@@ -19,7 +19,7 @@ pub(super) struct Change {
 }
 
 #[derive(Debug)]
-pub(super) struct LowRank {
+pub(super) struct FileUpdate {
     pub a: String,
     pub b: String,
     pub magnitude: Option<String>,
@@ -27,7 +27,7 @@ pub(super) struct LowRank {
     pub form: Form,
 }
 
-impl LowRank {
+impl FileUpdate {
     /// The weight with its update, in the weight's dtype. What `read` gives is of the wider dtype in
     /// which all is computed, about `piece` values at a time.
     pub fn apply(
@@ -164,7 +164,7 @@ mod tests {
                 if dora && magnitude == 0 {
                     continue;
                 }
-                let low_rank = LowRank {
+                let low_rank = FileUpdate {
                     a: "a".into(),
                     b: "b".into(),
                     magnitude: dora.then(|| "m".into()),

@@ -1,6 +1,6 @@
 //! Adapters of layers: linear, convolution, embedding.
 
-use super::change::LowRank;
+use super::change::FileUpdate;
 use super::modules::{Keys, Module};
 use super::plan::Planner;
 use crate::adapter::Form;
@@ -105,7 +105,7 @@ impl Planner<'_> {
             &name,
             &weight,
             settings,
-            LowRank {
+            FileUpdate {
                 a,
                 b,
                 magnitude,
@@ -147,7 +147,7 @@ impl Planner<'_> {
             name,
             &weight,
             settings,
-            LowRank {
+            FileUpdate {
                 a,
                 b,
                 magnitude,
@@ -223,7 +223,7 @@ impl Planner<'_> {
     }
 
     /// Adds a change whose shapes fit.
-    pub fn add(&mut self, name: &str, weight: &str, settings: Settings, low_rank: LowRank) {
+    pub fn add(&mut self, name: &str, weight: &str, settings: Settings, low_rank: FileUpdate) {
         let count = match low_rank.form {
             Form::Experts { count, .. } => count,
             _ => 1,

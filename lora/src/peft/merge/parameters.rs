@@ -1,6 +1,6 @@
 //! Adapters of bare parameters, such as the weights of all experts in one tensor.
 
-use super::change::LowRank;
+use super::change::FileUpdate;
 use super::modules::Module;
 use super::plan::Planner;
 use crate::adapter::Form;
@@ -169,7 +169,7 @@ impl Planner<'_> {
             },
             _ => Form::Linear,
         };
-        let low_rank = LowRank {
+        let low_rank = FileUpdate {
             a: wrapper.a,
             b: wrapper.b,
             magnitude: None,

@@ -76,7 +76,7 @@ pub fn merged_var_builder_with<P: AsRef<Path>>(
         all: plan.changes.keys().cloned().collect(),
         asked: Arc::default(),
     };
-    let merged = Merged {
+    let merged = MergedBackend {
         base,
         plan,
         asked: check.asked.clone(),
@@ -123,13 +123,13 @@ impl MergeCheck {
     }
 }
 
-struct Merged {
+struct MergedBackend {
     base: Base,
     plan: Plan,
     asked: Arc<Mutex<HashSet<String>>>,
 }
 
-impl SimpleBackend for Merged {
+impl SimpleBackend for MergedBackend {
     fn get(
         &self,
         shape: Shape,
