@@ -79,7 +79,7 @@ impl<'a, L: LoraModule> Conversion<'a, L> {
     pub(crate) fn attach(self, name: &str, values: Values<'_>) -> Result<L> {
         let Self { builder, mut lora } = self;
         let mut marks = builder.marks;
-        if is_layer(&lora) {
+        if marks.contains_key("") && is_layer(&lora) {
             // Converted on its own, a layer is its own target, for adapters that are added later, too.
             marks = HashMap::from([(String::new(), Some(Mark::rank()))]);
             each_layer_mut(&mut lora, |_, layer| {
