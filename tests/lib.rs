@@ -103,6 +103,15 @@ pub fn fill_adapters<M: LoraModule>(model: &M) {
     }
 }
 
+// Examples of pages that belong to no crate that could run them.
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]
 struct Readme;
+
+#[cfg(doctest)]
+#[doc = include_str!("../lora-derive/docs/derive.md")]
+struct Derive;
+
+#[cfg(doctest)]
+#[doc = include_str!("../lora-derive/docs/forward.md")]
+struct Forward;
