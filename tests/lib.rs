@@ -4,6 +4,9 @@ use candle_core::{DType, Device, Result, Shape, Tensor, Var, bail};
 use lora::LoraModule;
 
 pub mod op_fixtures;
+mod random;
+
+pub use random::cases;
 
 /// The largest difference of two tensors, relative to the largest value of the second.
 pub fn relative_error(actual: &Tensor, expected: &Tensor) -> Result<f64> {
