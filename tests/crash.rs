@@ -2,8 +2,10 @@
 
 use candle_core::{DType, Device, Tensor};
 use candle_nn::Linear;
-use lora::peft::{AdapterConfig, WEIGHTS_FILE};
+use lora::peft::AdapterConfig;
 use lora::{LoraConfig, LoraModel, LoraModule};
+use std::fs::{self, File};
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -12,6 +14,8 @@ use std::time::{Duration, Instant};
 const DIR: &str = "LORA_TESTS_CRASH_DIR";
 /// How many processes are killed for each of the two ways of replacing an adapter.
 const KILLS: u32 = 150;
+/// How long a process may take to its first save, on a machine with much else to do.
+const PATIENCE: Duration = Duration::from_secs(120);
 
 #[derive(Clone, Debug, LoraModel)]
 struct Net {
@@ -46,7 +50,12 @@ fn ranks(dir: &Path) -> [usize; 2] {
     }
 }
 
-/// Saves for ever, if it is the process that is killed.
+/// Where the process that saves notes that a save begins, `(`, and that it is over, `)`.
+fn journal(dir: &Path) -> PathBuf {
+    dir.with_extension("journal")
+}
+
+/// Saves again and again, if it is the process that is killed.
 #[test]
 fn saving_process() {
     let Some(dir) = std::env::var_os(DIR).map(PathBuf::from) else {
@@ -54,45 +63,55 @@ fn saving_process() {
     };
     let [a, b] = ranks(&dir);
     let models = [adapter(a, 1.0), adapter(b, 2.0)];
-    loop {
+    let mut journal = File::create(journal(&dir)).unwrap();
+    // Not for ever, should the other process die first.
+    let began = Instant::now();
+    while began.elapsed() < 2 * PATIENCE {
         for model in &models {
+            journal.write_all(b"(").unwrap();
             model.save_adapter(&dir).unwrap();
+            journal.write_all(b")").unwrap();
         }
     }
 }
 
 fn start(dir: &Path) -> Child {
-    let mut command = Command::new(std::env::current_exe().unwrap());
-    command
-        .args(["--exact", "saving_process", "--test-threads=1"])
-        .env(DIR, dir);
-    command
+    Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "saving_process", "--nocapture"])
+        .env(DIR, dir)
         .stdout(Stdio::null())
-        .stderr(Stdio::null())
         .spawn()
         .unwrap()
+}
+
+/// Lets a process save, and kills it at some moment after its first save. Gives its journal.
+fn killed(dir: &Path, moment: Duration) -> String {
+    let mut child = start(dir);
+    let saved = || fs::metadata(journal(dir)).is_ok_and(|journal| journal.len() >= 2);
+    let began = Instant::now();
+    while !saved() {
+        let ended = child.try_wait().unwrap();
+        assert_eq!(ended, None, "the process that saves has ended");
+        assert!(began.elapsed() < PATIENCE, "no save in {PATIENCE:?}");
+        std::thread::sleep(Duration::from_micros(200));
+    }
+    std::thread::sleep(moment);
+    child.kill().unwrap();
+    child.wait().unwrap();
+    let text = fs::read_to_string(journal(dir)).unwrap();
+    fs::remove_file(journal(dir)).unwrap();
+    text
 }
 
 /// Kills saving processes and loads what each of them left.
 fn kill_often(dir: &Path) {
     let [a, b] = ranks(dir);
     adapter(a, 1.0).save_adapter(dir).unwrap();
+    let mut inside = 0;
     for round in 0..KILLS {
-        let mut child = start(dir);
-        // The first save shows that it has begun; then it dies at some point of the next ones.
-        let changed = || std::fs::metadata(dir.join(WEIGHTS_FILE)).and_then(|m| m.modified());
-        let first = changed().ok();
-        let began = Instant::now();
-        while began.elapsed() < Duration::from_secs(10) {
-            let now = changed().ok();
-            if now.is_some() && now != first {
-                break;
-            }
-            std::thread::sleep(Duration::from_micros(200));
-        }
-        std::thread::sleep(Duration::from_micros(u64::from(round * 7919 % 3001)));
-        child.kill().unwrap();
-        child.wait().unwrap();
+        let text = killed(dir, Duration::from_micros(u64::from(round * 7919 % 3001)));
+        assert!(text.starts_with("()"), "{text}");
+        inside += u32::from(text.ends_with('('));
         let rank = AdapterConfig::read(dir).unwrap().r;
         let model = base().with_adapter(dir).unwrap();
         let values: Vec<f64> = model
@@ -112,6 +131,11 @@ fn kill_often(dir: &Path) {
             false => assert_eq!(value, if rank == a { 1.0 } else { 2.0 }),
         }
     }
+    // The process does nothing but save, so that most kills cut a save off.
+    assert!(
+        inside > KILLS / 2,
+        "{inside} of {KILLS} kills fell into a save"
+    );
 }
 
 #[test]

@@ -4,6 +4,9 @@ use candle_core::{DType, Device, Result, Shape, Tensor, Var, bail};
 use lora::LoraModule;
 
 pub mod op_fixtures;
+mod random;
+
+pub use random::cases;
 
 /// The largest difference of two tensors, relative to the largest value of the second.
 pub fn relative_error(actual: &Tensor, expected: &Tensor) -> Result<f64> {
@@ -103,6 +106,15 @@ pub fn fill_adapters<M: LoraModule>(model: &M) {
     }
 }
 
+// Examples of pages that belong to no crate that could run them.
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]
 struct Readme;
+
+#[cfg(doctest)]
+#[doc = include_str!("../lora-derive/docs/derive.md")]
+struct Derive;
+
+#[cfg(doctest)]
+#[doc = include_str!("../lora-derive/docs/forward.md")]
+struct Forward;

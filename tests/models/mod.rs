@@ -3,6 +3,7 @@
 
 mod by_hand;
 mod convnext;
+mod create;
 mod decoder;
 mod encoder;
 mod experts;

@@ -1,9 +1,9 @@
 //! What must hold for a model, whatever is adapted, and how.
 
-use super::net::{Case, all_values, case, deltas, ids, perturb};
+use super::net::{Case, LoraNet, all_values, case, deltas, ids, low_rank, perturb};
 use candle_core::{DType, Module, Tensor, TensorId};
-use lora::{Combination, CombineOptions, LoraModel, LoraModule, Role};
-use lora_tests::{absolute_error, relative_error, values};
+use lora::{Combination, CombineOptions, LoraModel, LoraModule, Part, Role};
+use lora_tests::{absolute_error, cases, relative_error, values};
 use proptest::prelude::*;
 
 const F32: DType = DType::F32;
@@ -311,6 +311,28 @@ fn converts(case: &Case, other: &Case) -> Result<(), TestCaseError> {
     Ok(())
 }
 
+/// Why `default` and `other` of the model cannot be combined: a part of the message.
+fn refusal(model: &LoraNet, case: &Case, other: &Case) -> Option<&'static str> {
+    let trains_more = ["default", "other"].iter().any(|name| {
+        let mut model = model.clone();
+        model.set_active(&[*name]).unwrap();
+        let params = model.named_params();
+        let mut trained = params.iter().filter(|param| param.is_trainable());
+        trained.any(|param| matches!(param.role, Role::Base | Role::Adapter(Part::Tokens)))
+    });
+    if trains_more {
+        return Some("itself, which cannot be combined");
+    }
+    let layers = |name: &str| deltas(model, name).into_iter().map(|(path, _)| path);
+    let mixed = case.config.use_dora != other.config.use_dora
+        && layers("default").any(|layer| layers("other").any(|path| path == layer));
+    let has_experts = layers("default")
+        .chain(layers("other"))
+        .any(|path| path == "experts");
+    let has_bias = case.config.lora_bias || other.config.lora_bias;
+    (mixed || has_experts || has_bias).then_some("ensure_weight_tying, cannot be combined")
+}
+
 /// The scale is linear, and a combination by `cat` is the weighted sum.
 fn sums(case: &Case, other: &Case, weights: [f64; 2]) -> Result<(), TestCaseError> {
     let mut model = case.net(F64).to_lora(&case.config).unwrap();
@@ -324,15 +346,26 @@ fn sums(case: &Case, other: &Case, weights: [f64; 2]) -> Result<(), TestCaseErro
         let tripled = (once * 3.0).unwrap();
         prop_assert!(error(scaled, &tripled) < 1e-12, "{path}");
     }
+    let named = [("default", weights[0]), ("other", weights[1])];
+    let refused = refusal(&model, case, other);
+    let before = all_values(&model);
+    let options = CombineOptions::default();
+    let result = model.add_weighted_adapter("sum", &named, Combination::Cat, &options);
+    if let Some(refused) = refused {
+        let message = result.unwrap_err().to_string();
+        prop_assert!(message.contains(refused), "{message}");
+        prop_assert_eq!(all_values(&model), before);
+        return Ok(());
+    }
+    result.unwrap();
+    let (first, second) = (deltas(&model, "default"), deltas(&model, "other"));
+    let combined = deltas(&model, "sum");
+    let layers = first.iter().chain(&second).map(|(path, _)| *path);
+    let layers: std::collections::BTreeSet<_> = layers.collect();
+    prop_assert_eq!(layers.len(), combined.len());
     if !case.is_low_rank() || !other.is_low_rank() {
         return Ok(());
     }
-    let named = [("default", weights[0]), ("other", weights[1])];
-    model
-        .add_weighted_adapter("sum", &named, Combination::Cat, &CombineOptions::default())
-        .unwrap();
-    let (first, second) = (deltas(&model, "default"), deltas(&model, "other"));
-    let combined = deltas(&model, "sum");
     for (path, sum) in &combined {
         let part = |all: &[(&str, Tensor)], weight: f64| {
             let found = all.iter().find(|(known, _)| known == path);
@@ -344,9 +377,6 @@ fn sums(case: &Case, other: &Case, weights: [f64; 2]) -> Result<(), TestCaseErro
         let expected = (part(&first, weights[0]) + part(&second, weights[1])).unwrap();
         prop_assert!(absolute_error(sum, &expected).unwrap() < 1e-9, "{path}");
     }
-    let layers = first.iter().chain(&second).map(|(path, _)| *path);
-    let layers: std::collections::BTreeSet<_> = layers.collect();
-    prop_assert_eq!(layers.len(), combined.len());
     Ok(())
 }
 
@@ -368,7 +398,7 @@ fn fit(case: &Case, other: Case) -> Case {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 48, failure_persistence: None, ..Default::default() })]
+    #![proptest_config(cases(48))]
 
     #[test]
     fn a_fresh_adapter_has_no_effect_and_a_disabled_one_none_at_all(
@@ -415,7 +445,7 @@ proptest! {
 
     #[test]
     fn scales_and_sums_are_linear(
-        (case, other) in (case(), case()),
+        (case, other) in prop_oneof![(low_rank(), low_rank()), (case(), case())],
         weights in [-2.0..2.0f64, -2.0..2.0f64],
     ) {
         sums(&case, &fit(&case, other), weights)?;

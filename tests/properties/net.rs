@@ -187,6 +187,18 @@ pub fn case() -> impl Strategy<Value = Case> {
     })
 }
 
+/// Random settings of adapters that are A and B alone.
+pub fn low_rank() -> impl Strategy<Value = Case> {
+    case().prop_map(|mut case| {
+        let config = case.config.train_bias(TrainBias::None);
+        case.config = config.use_dora(false).lora_bias(false);
+        case.config.modules_to_save.clear();
+        case.config.trainable_token_indices.clear();
+        case.config.target_parameters.clear();
+        case
+    })
+}
+
 /// Moves every variable by something, so that the adapters have an effect.
 pub fn perturb<M: LoraModule>(model: &M, seed: usize) {
     for (index, var) in model.trainable_vars().iter().enumerate() {

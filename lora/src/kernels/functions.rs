@@ -107,7 +107,8 @@ fn each_lane<S: Simd>(mut x: S::f64s, f: fn(f64) -> f64) -> S::f64s {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::kernels::simd::{Element, Level, force_level, run};
+    use crate::kernels::simd::testing::at_every_level;
+    use crate::kernels::simd::{Element, run};
     use pulp::WithSimd;
 
     struct Map<'a>(&'a mut [f32], bool);
@@ -143,16 +144,14 @@ mod tests {
 
     #[test]
     fn functions_are_exact_to_a_few_ulp() {
-        for level in [Level::Plain, Level::Avx2, Level::Avx512] {
-            force_level(level);
+        at_every_level(|level| {
             assert!(largest_error(true, f64::exp, 86.9) < 2.5e-7, "{level:?}");
             assert!(largest_error(false, erf_f64, 6.0) < 6e-7, "{level:?}");
-        }
-        force_level(Level::Avx512);
-        let mut edges = vec![f32::NEG_INFINITY, -200.0, 0.0, f32::NAN];
-        edges.resize(16, 0.0);
-        run(Map(&mut edges, true));
-        assert_eq!(edges[..3], [0.0, 0.0, 1.0]);
-        assert!(edges[3].is_nan());
+            let mut edges = vec![f32::NEG_INFINITY, -200.0, 0.0, f32::NAN];
+            edges.resize(16, 0.0);
+            run(Map(&mut edges, true));
+            assert_eq!(edges[..3], [0.0, 0.0, 1.0], "{level:?}");
+            assert!(edges[3].is_nan(), "{level:?}");
+        });
     }
 }

@@ -237,7 +237,7 @@ fn outer_block<T: Element, S: Simd, const RANKS: usize, const COLUMNS: usize>(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::kernels::simd::{Level, force_level};
+    use crate::kernels::simd::testing::at_every_level;
 
     fn numbers(count: usize, seed: usize) -> Vec<f64> {
         (0..count)
@@ -286,15 +286,13 @@ mod tests {
 
     #[test]
     fn products_are_right_at_every_level() {
-        for level in [Level::Plain, Level::Avx2, Level::Avx512] {
-            force_level(level);
+        at_every_level(|_| {
             for width in [1, 3, 7, 13, 16, 17, 64, 100, 1000] {
                 for (rows, rank) in [(1, 1), (3, 2), (5, 3), (8, 7), (6, 16)] {
                     check::<f32>(rows, width, rank, 1e-5);
                     check::<f64>(rows, width, rank, 1e-13);
                 }
             }
-        }
-        force_level(Level::Avx512);
+        });
     }
 }

@@ -133,7 +133,7 @@ fn neighbours<T: Element>(y: &mut [T], x: &[T], cos: &[T], sin: &[T], sign: T) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::kernels::simd::{Level, force_level};
+    use crate::kernels::simd::testing::at_every_level;
 
     #[test]
     fn every_level_rotates_and_rotates_back() {
@@ -150,8 +150,7 @@ mod tests {
                 table_steps: [0, 0, 1],
             };
             for (pairs, apart) in [(Pairs::Halves, half), (Pairs::Neighbours, 1)] {
-                for level in [Level::Plain, Level::Avx2, Level::Avx512] {
-                    force_level(level);
+                at_every_level(|level| {
                     let (mut y, mut z) = (vec![0.0; x.len()], vec![0.0; x.len()]);
                     rotate(&mut y, &x, (&cos, &sin), at, pairs, false);
                     rotate(&mut z, &y, (&cos, &sin), at, pairs, true);
@@ -174,7 +173,7 @@ mod tests {
                         errors.fold(0.0, f32::max) < 1e-6,
                         "{level:?} {pairs:?} {dim}"
                     );
-                }
+                });
             }
         }
     }

@@ -139,7 +139,7 @@ pub(crate) fn dot<T: Element, S: Simd>(simd: S, a: &[T], b: &[T]) -> T {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::kernels::simd::{Level, force_level};
+    use crate::kernels::simd::testing::at_every_level;
 
     #[test]
     fn every_level_computes_the_same() {
@@ -161,8 +161,7 @@ mod tests {
                 let along: f64 = y.iter().zip(grad).map(|(y, &g)| y * f64::from(g)).sum();
                 on_exact.extend(y.iter().zip(grad).map(|(y, &g)| y * (f64::from(g) - along)));
             }
-            for level in [Level::Plain, Level::Avx2, Level::Avx512] {
-                force_level(level);
+            at_every_level(|level| {
                 let (mut y, mut on_x) = (vec![0.0; x.len()], vec![0.0; x.len()]);
                 forward(&x, &mut y, columns);
                 backward(&y, &grad, &mut on_x, columns);
@@ -172,14 +171,13 @@ mod tests {
                         assert!(error < 1e-6, "{level:?} {columns}: {a} for {e}");
                     }
                 }
-            }
+            });
         }
     }
 
     #[test]
     fn nan_is_not_lost() {
-        for level in [Level::Plain, Level::Avx2, Level::Avx512] {
-            force_level(level);
+        at_every_level(|level| {
             for at in [0, 15, 16, 18] {
                 let mut x = [1f32; 19];
                 x[at] = f32::NAN;
@@ -187,6 +185,6 @@ mod tests {
                 forward(&x, &mut y, 19);
                 assert!(y.iter().all(|y| y.is_nan()), "{level:?} {at}: {y:?}");
             }
-        }
+        });
     }
 }

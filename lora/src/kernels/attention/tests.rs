@@ -1,5 +1,5 @@
 use super::*;
-use crate::kernels::simd::{Level, force_level};
+use crate::kernels::simd::testing::at_every_level;
 use candle_core::WithDType;
 
 const SIZES: Sizes = Sizes {
@@ -84,8 +84,7 @@ impl<T: Element> Arguments<T> {
 #[test]
 fn every_level_computes_the_same() {
     let exact = Arguments::<f64>::new().results();
-    for level in [Level::Plain, Level::Avx2, Level::Avx512] {
-        force_level(level);
+    at_every_level(|level| {
         let results = Arguments::<f32>::new().results();
         for (index, (values, exact)) in results.iter().zip(&exact).enumerate() {
             let largest = exact.iter().fold(0.0, |m: f64, x| m.max(x.abs()));
@@ -94,7 +93,7 @@ fn every_level_computes_the_same() {
                 assert!(error < 5e-6, "{level:?} {index}: {value} for {exact}");
             }
         }
-    }
+    });
 }
 
 #[test]

@@ -1,7 +1,8 @@
 //! Against the definition, with every set of instructions.
 
 use super::*;
-use crate::kernels::simd::{Level, force_level};
+use crate::kernels::simd::Level;
+use crate::kernels::simd::testing::at_every_level;
 
 fn values(count: usize, seed: usize) -> Vec<f64> {
     let value = |i: usize| ((i + 1 + 101 * seed) as f64 * 0.618_033_988_749_895).fract() - 0.5;
@@ -137,8 +138,7 @@ fn check<T: Element>(level: Level, window: &Window, channels: usize, tolerance: 
 
 #[test]
 fn every_level_agrees_with_the_definition() {
-    for level in [Level::Plain, Level::Avx2, Level::Avx512] {
-        force_level(level);
+    at_every_level(|level| {
         for window in windows() {
             for channels in [1, 3, 7, 13, 17, 96] {
                 check::<f32>(level, &window, channels, 4e-6);
@@ -146,7 +146,7 @@ fn every_level_agrees_with_the_definition() {
             }
         }
         check::<f32>(level, &windows()[0], 1000, 4e-6);
-    }
+    });
 }
 
 #[test]
