@@ -1,12 +1,10 @@
 //! The main job, on a model and images small enough for a test.
 
-mod common;
-
+use crate::common::{checkpoint, config, folder, input, message, model, snapshot};
 use anyhow::Result;
 use candle_core::{Device, Tensor};
 use candle_nn::Module;
 use clap::Parser;
-use common::{checkpoint, config, folder, input, message, model, snapshot};
 use image::{Rgb, RgbImage};
 use lora::models::convnext::ConvNext;
 use lora::{LoraConfig, LoraModel, LoraModule, TrainBias};
@@ -282,12 +280,13 @@ fn colour_reaches_a_model_of_grey_images() -> Result<()> {
     }
 
     let mut options = options(&base, &data, &dir.path().join("out"));
-    (options.epochs, options.lr, options.augment) = (40, 0.02, 0.0);
+    (options.epochs, options.lr, options.augment) = (20, 0.02, 0.0);
+    options.lora.train_classifier = true;
     let report = run(&options)?;
     assert_eq!((report.before, report.after), (Some(0.5), 1.0));
-    // Beside the adapters a stem of 4 x 3 x 4 x 4 weights and 4 biases.
+    // Beside the adapters a stem of 4 x 3 x 4 x 4 weights and 4 biases, and the classifier.
     let adapters = 2 * 2 * (2 * (4 + 16) + 2 * (8 + 32));
-    assert_eq!(report.trainable, adapters + 4 * 3 * 16 + 4);
+    assert_eq!(report.trainable, adapters + 4 * 3 * 16 + 4 + 2 * 8 + 2);
     let merged = Checkpoint::open(&dir.path().join("out/merged.safetensors"))?;
     assert_eq!((merged.config.in_chans, merged.input.mean.len()), (3, 3));
     Ok(())
@@ -295,33 +294,33 @@ fn colour_reaches_a_model_of_grey_images() -> Result<()> {
 
 #[test]
 fn targets_are_called_as_in_peft() -> Result<()> {
-    let config = |args: &[&str]| -> Result<LoraConfig> {
+    let parsed = |args: &[&str]| -> Result<LoraConfig> {
         let line = ["finetune"].iter().chain(args);
         Ok(Options::try_parse_from(line)?.config([]))
     };
-    let plain = config(&[])?;
+    let plain = parsed(&[])?;
     assert_eq!((plain.rank, plain.alpha), (8, 16.0));
     assert_eq!(plain.train_bias, TrainBias::All);
     assert!(plain.target_modules.is_none() && plain.modules_to_save.is_empty());
     for flag in ["--target-modules", "--target"] {
-        let targets = |value| -> Result<_> { Ok(config(&[flag, value])?.target_modules) };
+        let targets = |value| -> Result<_> { Ok(parsed(&[flag, value])?.target_modules) };
         assert_eq!(targets("all-linear")?, Some("all-linear".into()));
         assert_eq!(targets("fc1,mlp.fc2")?, Some(["fc1", "mlp.fc2"].into()));
     }
     assert_eq!(
-        config(&["--target-regex", ".*fc1"])?.target_modules,
+        parsed(&["--target-regex", ".*fc1"])?.target_modules,
         Some(".*fc1".into())
     );
     for word in ["lora_only", "lora-only"] {
-        assert_eq!(config(&["--bias", word])?.train_bias, TrainBias::LoraOnly);
+        assert_eq!(parsed(&["--bias", word])?.train_bias, TrainBias::LoraOnly);
     }
     for flag in ["--train-classifier", "--train-head"] {
-        assert_eq!(config(&[flag])?.modules_to_save, ["head.fc"]);
+        assert_eq!(parsed(&[flag])?.modules_to_save, ["head.fc"]);
     }
 
     // All linear layers: those of the four MLPs and the classifier.
-    let all = config(&["--target-modules", "all-linear"])?;
-    let summary = model(&common::config())?.to_lora(&all)?.summary();
+    let all = parsed(&["--target-modules", "all-linear"])?;
+    let summary = model(&config())?.to_lora(&all)?.summary();
     let adapted = summary.rows.iter().filter(|row| row.rank.is_some());
     assert_eq!(adapted.count(), 9);
     Ok(())

@@ -1,9 +1,7 @@
 //! Reading folders of images: what is read, what is skipped, what is refused.
 
-mod common;
-
+use crate::common::{folder, message};
 use anyhow::Result;
-use common::{folder, message};
 use image::{GrayImage, Luma, Rgb, RgbImage, Rgba, RgbaImage};
 use lora_examples::images::{Folder, Image, read_folder};
 use std::fs;

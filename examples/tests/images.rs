@@ -1,9 +1,7 @@
 //! Resizing, splitting and changing images.
 
-mod common;
-
+use crate::common::message;
 use anyhow::Result;
-use common::message;
 use image::Luma;
 use lora_examples::bundled::bundled;
 use lora_examples::images::{Dataset, Image, augment, read_sheets};

@@ -1,9 +1,7 @@
 //! Where the programs write: whole or not at all, and over nothing that is not theirs.
 
-mod common;
-
+use crate::common::{checkpoint, config, input, message, model, snapshot};
 use anyhow::Result;
-use common::{checkpoint, config, input, message, model, snapshot};
 use lora_examples::bundled::find;
 use lora_examples::checkpoint::Checkpoint;
 use lora_examples::finetune::Output;
