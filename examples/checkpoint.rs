@@ -2,15 +2,17 @@
 //! says what the model looks like and how it wants its images.
 
 use anyhow::{Context, Result, anyhow, bail};
-use candle_core::Tensor;
+use candle_core::{DType, Device, Tensor};
+use candle_nn::VarBuilder;
 use lora::models::convnext::{ConvNext, ConvNextConfig};
 use lora::models::{self, Architecture, Created, Options, Weights};
 use lora::{LoraModel, LoraModule};
 use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use tempfile::TempDir;
 
 /// Where a model is and what it looks like.
 #[derive(Clone, Debug)]
@@ -64,16 +66,24 @@ impl Input {
     ///
     /// # Errors
     /// If the images have other channels.
-    pub fn normalize(&self, images: &Tensor) -> candle_core::Result<Tensor> {
-        let per_channel = |values: &[f64]| {
-            let shape = (1, values.len(), 1, 1);
-            Tensor::new(values, images.device())?
-                .to_dtype(images.dtype())?
-                .reshape(shape)
-        };
-        images
-            .broadcast_sub(&per_channel(&self.mean)?)?
-            .broadcast_div(&per_channel(&self.std)?)
+    pub fn normalize(&self, images: &Tensor) -> Result<Tensor> {
+        let (_, channels, height, width) = images.dims4()?;
+        if channels != self.channels() {
+            bail!(
+                "images of {channels} channels for a model of {}",
+                self.channels()
+            );
+        }
+        // By hand: candle would wake threads of its own for it.
+        let mut values = images.flatten_all()?.to_vec1::<f32>()?;
+        let per_channel = self.mean.iter().zip(&self.std).cycle();
+        for (values, (mean, std)) in values.chunks_mut((height * width).max(1)).zip(per_channel) {
+            let (mean, std) = (*mean as f32, *std as f32);
+            values
+                .iter_mut()
+                .for_each(|value| *value = (*value - mean) / std);
+        }
+        Ok(Tensor::from_vec(values, images.dims(), images.device())?)
     }
 
     fn check(&self) -> Result<()> {
@@ -109,7 +119,7 @@ impl Checkpoint {
         let own = weights.with_extension("json");
         let general = weights.with_file_name("config.json");
         let path = if own.is_file() { own } else { general };
-        let text = std::fs::read_to_string(&path).with_context(|| {
+        let text = fs::read_to_string(&path).with_context(|| {
             format!(
                 "checkpoint {} needs its description beside it, in {} or {}, in the form of timm's \
                  config.json",
@@ -141,21 +151,12 @@ impl Checkpoint {
             .with_context(|| format!("cannot use checkpoint {}", self.weights.display()))
     }
 
-    /// Writes a model as `NAME.safetensors` with its description in `NAME.json` beside it.
+    /// Writes a model as `NAME.safetensors` with its description in `NAME.json` beside it. A file
+    /// that was there stays as it is until its successor is complete.
     ///
     /// # Errors
     /// If a file cannot be written.
     pub fn write(weights: &Path, model: &ConvNext, input: &Input) -> Result<()> {
-        let params = model.to_frozen()?.named_params().into_iter();
-        let tensors: HashMap<_, _> = params.map(|param| (param.path, param.tensor)).collect();
-        // Not candle's `save`, whose file only its owner can read.
-        let bytes = safetensors::serialize(&tensors, None);
-        let written = bytes.map_err(anyhow::Error::from).and_then(|bytes| {
-            let mut file = File::create(weights)?;
-            file.write_all(&bytes)?;
-            Ok(file.sync_all()?)
-        });
-        written.with_context(|| format!("cannot write {}", weights.display()))?;
         let Ok(serde_json::Value::Object(model_args)) = serde_json::to_value(model.config()) else {
             bail!("the model's configuration has no JSON form");
         };
@@ -164,10 +165,106 @@ impl Checkpoint {
             model_args,
             pretrained_cfg: input.clone(),
         };
-        let path = weights.with_extension("json");
         let text = serde_json::to_string_pretty(&file)? + "\n";
-        std::fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))
+        // Not candle's `save`, whose file only its owner can read.
+        let bytes = safetensors::serialize(&tensors(model)?, None)?;
+        let description = weights.with_extension("json");
+        let write = || -> std::io::Result<()> {
+            let staging = staging(weights)?;
+            let [first, second] = ["weights", "description"].map(|name| staging.path().join(name));
+            write_through(&first, &bytes)?;
+            write_through(&second, text.as_bytes())?;
+            fs::rename(&first, weights)?;
+            fs::rename(&second, &description)
+        };
+        write().with_context(|| format!("cannot write {}", weights.display()))
     }
+
+    /// Checks that a model can be [written](Self::write) here, before hours go into it. Makes the
+    /// folder.
+    ///
+    /// # Errors
+    /// If the folder cannot be written to, or a file that is no model would be replaced.
+    pub fn check_output(weights: &Path) -> Result<()> {
+        let name = weights.display();
+        if weights.is_dir() || weights.file_name().is_none() {
+            bail!("--output {name} is a folder: it must be a file, NAME.safetensors");
+        }
+        let description = weights.with_extension("json");
+        if description == weights {
+            bail!("--output {name} is its own description: it must not end with .json");
+        }
+        if description.exists() && !is_description(&description) {
+            bail!(
+                "{} stands where the description of --output {name} goes, and it is none: move it \
+                 or choose another name",
+                description.display()
+            );
+        }
+        let folder = weights.parent().unwrap_or(weights);
+        fs::create_dir_all(folder)
+            .and_then(|()| staging(weights))
+            .map(drop)
+            .with_context(|| format!("cannot write --output {name}"))
+    }
+}
+
+/// A folder beside a file, in which its successor is made. It is gone when this is dropped.
+fn staging(file: &Path) -> std::io::Result<TempDir> {
+    let folder = file
+        .parent()
+        .filter(|folder| !folder.as_os_str().is_empty());
+    let mut builder = tempfile::Builder::new();
+    builder.prefix(".checkpoint-");
+    builder.tempdir_in(folder.unwrap_or(Path::new(".")))
+}
+
+/// Writes a file and waits until the disk has it.
+fn write_through(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
+    let mut file = File::create(path)?;
+    file.write_all(bytes)?;
+    file.sync_all()
+}
+
+fn is_description(path: &Path) -> bool {
+    fs::read_to_string(path).is_ok_and(|text| parse(&text).is_ok())
+}
+
+/// A model's parameters by their names.
+fn tensors(model: &ConvNext) -> Result<HashMap<String, Tensor>> {
+    let params = model.to_frozen()?.named_params().into_iter();
+    Ok(params.map(|param| (param.path, param.tensor)).collect())
+}
+
+/// The first layer of a model, which sees the image.
+pub const FIRST_LAYER: &str = "stem.0";
+
+/// How bright red, green and blue are: Rec. 709.
+const LUMA: [f32; 3] = [0.2126, 0.7152, 0.0722];
+
+/// A model of grey images as one of images in colour. It gives for an image what it gave for the
+/// image's luma, until its [first layer](FIRST_LAYER) is trained.
+///
+/// # Errors
+/// If the model is one of images in colour already.
+pub fn in_colour(model: &ConvNext, input: &Input) -> Result<(ConvNext, Input)> {
+    let mut config = model.config().clone();
+    let mut tensors = tensors(model)?;
+    let name = format!("{FIRST_LAYER}.weight");
+    let Some(grey) = tensors.remove(&name).filter(|_| config.in_chans == 1) else {
+        bail!("the model's images are not grey");
+    };
+    let luma = Tensor::new(&LUMA, grey.device())?.reshape((1, 3, 1, 1))?;
+    tensors.insert(name, grey.broadcast_mul(&luma)?);
+    config.in_chans = 3;
+    let vb = VarBuilder::from_tensors(tensors, DType::F32, &Device::Cpu);
+    let input = Input {
+        input_size: [3, input.size(), input.size()],
+        mean: input.mean.repeat(3),
+        std: input.std.repeat(3),
+        label_names: input.label_names.clone(),
+    };
+    Ok((ConvNext::build(&config, vb)?, input))
 }
 
 fn parse(text: &str) -> Result<(ConvNextConfig, Input)> {

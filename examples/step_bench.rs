@@ -7,13 +7,16 @@
 //! `lora/benches/step_bench.py` does the same work with PyTorch and PEFT and prints the same line,
 //! without `written`; `lora/benches/compare.py` runs both in turn.
 
+use crate::args::{any_number, count};
+use crate::memory::keep_freed;
+use crate::{program, rank, user_convnext};
+use anyhow::{Context, Result};
 use candle_core::{DType, Device, IndexOp, Module, Tensor};
 use candle_nn::{AdamW, Optimizer, ParamsAdamW, loss::cross_entropy};
 use clap::Parser;
 use lora::models::convnext::{ConvNext, ConvNextConfig};
 use lora::models::{self, Architecture, Options, Weights};
 use lora::{Lora, LoraConfig, LoraModel, LoraModule, profile};
-use lora_examples::{memory::keep_freed, user_convnext};
 use rand::rngs::ChaCha8Rng;
 use rand::{RngExt, SeedableRng};
 use std::process::ExitCode;
@@ -26,6 +29,7 @@ use std::time::Instant;
 /// process's resident set in MB, before the first step and at its peak until the last one, and null
 /// where there is no /proc.
 #[derive(Parser)]
+#[command(name = "step_bench", mut_args(any_number))]
 struct Args {
     /// The model's name.
     #[arg(long, default_value = "convnext_tiny")]
@@ -36,19 +40,19 @@ struct Args {
     mode: Mode,
 
     /// Rank of the adapters.
-    #[arg(long, default_value_t = 2)]
+    #[arg(long, default_value_t = 2, value_parser = count)]
     rank: usize,
 
     /// Images in a batch.
-    #[arg(long, default_value_t = 8)]
+    #[arg(long, default_value_t = 8, value_parser = count)]
     batch: usize,
 
     /// Height and width of the images.
-    #[arg(long, default_value_t = 224)]
+    #[arg(long, default_value_t = 224, value_parser = count)]
     size: usize,
 
     /// Steps, and forward passes, to measure.
-    #[arg(long, default_value_t = 5)]
+    #[arg(long, default_value_t = 5, value_parser = count)]
     steps: usize,
 
     /// Seed of weights, images and labels.
@@ -114,23 +118,17 @@ enum Written {
     User,
 }
 
-fn main() -> ExitCode {
+/// The program.
+pub fn main() -> ExitCode {
     keep_freed();
     let args = Args::parse();
-    let result = match args.written {
+    program::run(|| match args.written {
         Written::Library => run::<ConvNext>(&args, "library"),
         Written::User => run::<user_convnext::ConvNext>(&args, "user"),
-    };
-    match result {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("error: {error}");
-            ExitCode::FAILURE
-        }
-    }
+    })
 }
 
-fn run<M>(args: &Args, written: &str) -> lora::Result<()>
+fn run<M>(args: &Args, written: &str) -> Result<()>
 where
     M: Architecture<Config = ConvNextConfig>,
     Lora<M>: Module,
@@ -138,9 +136,19 @@ where
     let weights = Weights::Random(args.seed);
     let created = models::create::<M>(&args.model, weights, &Options::new())?;
     let config = created.config;
+    if args.mode == Mode::Lora
+        && let Some(note) = rank::check::<M>(&config, &LoraConfig::new(args.rank))?
+    {
+        program::note(note)?;
+    }
     let model = convert(created.model, args, config.head_norm_first)?;
     let mut model = model.to_dtype(args.dtype.dtype())?;
     let (images, labels) = data(args, config.in_chans, config.num_classes)?;
+
+    let forward = |model: &Lora<M>| {
+        let logits = model.forward(&images);
+        logits.with_context(|| format!("--size {} does not suit the model", args.size))
+    };
 
     let before = memory("VmRSS:");
     let mut step_s = None;
@@ -151,7 +159,7 @@ where
         };
         let mut optimizer = AdamW::new(model.trainable_vars(), params)?;
         let mut step = || {
-            let logits = model.forward(&images)?.to_dtype(DType::F32)?;
+            let logits = forward(&model)?.to_dtype(DType::F32)?;
             let loss = cross_entropy(&logits, &labels)?;
             optimizer.step(&model.backward(&loss)?)?;
             Ok(())
@@ -166,15 +174,15 @@ where
     if args.merge {
         model.merge()?;
     }
-    let forward = || {
+    let pass = || {
         // Reads a value, so that the time holds the whole pass on any device.
-        let logit = model.forward(&images)?.i((0, 0))?;
+        let logit = forward(&model)?.i((0, 0))?;
         logit.to_dtype(DType::F32)?.to_scalar::<f32>()?;
         Ok(())
     };
-    let forward_s = median(args.steps, forward)?;
+    let forward_s = median(args.steps, pass)?;
     if args.profile && args.mode == Mode::Base {
-        print_profile(forward)?;
+        print_profile(pass)?;
     }
     let peak = match args.mode {
         Mode::Base => memory("VmHWM:"),
@@ -200,36 +208,37 @@ where
         "trainable": model.summary().trainable,
         "threads": candle_core::utils::get_num_threads(),
     });
-    println!("{line}");
-    Ok(())
+    program::say(line)
 }
 
-fn convert<M: LoraModel>(base: M, args: &Args, norm_pre: bool) -> lora::Result<Lora<M>> {
+fn convert<M: LoraModel>(base: M, args: &Args, norm_pre: bool) -> Result<Lora<M>> {
     let config = LoraConfig::new(args.rank).seed(args.seed);
     let config = match args.recompute {
         Recompute::None => config,
         Recompute::Mlp => config.recompute(["mlp"]),
         Recompute::Block => config.recompute(r"stages\.\d+\.blocks\.\d+"),
     };
-    match args.mode {
-        Mode::Lora => base.to_lora(&config),
+    Ok(match args.mode {
+        Mode::Lora => base.to_lora(&config)?,
         Mode::Full => {
             let mut all = vec!["stem", "stages", "head"];
             all.extend(norm_pre.then_some("norm_pre"));
-            base.to_lora(&config.modules_to_save(all))
+            base.to_lora(&config.modules_to_save(all))?
         }
-        Mode::Base => base.to_frozen(),
-    }
+        Mode::Base => base.to_frozen()?,
+    })
 }
 
 /// Random images and labels.
-fn data(args: &Args, channels: usize, classes: usize) -> lora::Result<(Tensor, Tensor)> {
+fn data(args: &Args, channels: usize, classes: usize) -> Result<(Tensor, Tensor)> {
     let mut rng = ChaCha8Rng::seed_from_u64(args.seed);
     let shape = (args.batch, channels, args.size, args.size);
     let count = args.batch * channels * args.size * args.size;
-    let pixels: Vec<f32> = (0..count)
-        .map(|_| rng.random::<f32>() * 4.0 - 2.0)
-        .collect();
+    let mut pixels = Vec::<f32>::new();
+    pixels
+        .try_reserve_exact(count)
+        .with_context(|| format!("--batch {} with --size {}", args.batch, args.size))?;
+    pixels.extend((0..count).map(|_| rng.random::<f32>() * 4.0 - 2.0));
     let labels = (0..args.batch).map(|_| rng.random_range(0..classes.max(1) as u32));
     let labels: Vec<u32> = labels.collect();
     let images = Tensor::from_vec(pixels, shape, &Device::Cpu)?.to_dtype(args.dtype.dtype())?;
@@ -237,14 +246,14 @@ fn data(args: &Args, channels: usize, classes: usize) -> lora::Result<(Tensor, T
 }
 
 /// Prints where the time of a run goes.
-fn print_profile(run: impl FnOnce() -> lora::Result<()>) -> lora::Result<()> {
+fn print_profile(run: impl FnOnce() -> Result<()>) -> Result<()> {
     let (result, report) = profile::record(run);
-    eprintln!("{report}");
+    program::note(report)?;
     result
 }
 
 /// The median time of `count` runs, after one that is not counted.
-fn median(count: usize, mut run: impl FnMut() -> lora::Result<()>) -> lora::Result<Option<f64>> {
+fn median(count: usize, mut run: impl FnMut() -> Result<()>) -> Result<Option<f64>> {
     run()?;
     let mut times = Vec::new();
     for _ in 0..count {

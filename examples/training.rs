@@ -2,11 +2,14 @@
 
 use crate::checkpoint::Input;
 use crate::images::{Dataset, augment};
+use crate::interrupt;
+use crate::program::note;
 use anyhow::{Context, Result, bail};
 use candle_core::{D, Tensor};
 use candle_nn::{AdamW, Module, Optimizer, ParamsAdamW, loss::cross_entropy};
 use indicatif::{ProgressBar, ProgressStyle};
 use lora::LoraModule;
+use lora::ops::seed_dropout;
 use rand::SeedableRng;
 use rand::rngs::ChaCha8Rng;
 use rand::seq::SliceRandom;
@@ -26,7 +29,7 @@ pub struct Recipe {
     pub weight_decay: f64,
     /// How far images are shifted, turned and zoomed, see [`augment`].
     pub augment: f64,
-    /// Seed of the order of the images and of their changes.
+    /// Seed of the order of the images, of their changes and of dropout.
     pub seed: u64,
 }
 
@@ -46,7 +49,8 @@ pub struct Trained {
 /// Trains what is trainable of a model and leaves it in eval mode.
 ///
 /// # Errors
-/// If there is nothing to train on, a gradient is missing, or the loss is no longer a number.
+/// If there is nothing to train on, a gradient is missing, the loss is no longer a number, or
+/// somebody stops the program.
 pub fn train<M: LoraModule + Module>(
     model: &mut M,
     data: &Dataset,
@@ -63,11 +67,12 @@ pub fn train<M: LoraModule + Module>(
     };
     let mut optimizer = AdamW::new(model.trainable_vars(), params)?;
     let mut rng = ChaCha8Rng::seed_from_u64(recipe.seed);
+    seed_dropout(recipe.seed);
     let mut order: Vec<usize> = (0..data.len()).collect();
     let steps = recipe.epochs * data.len().div_ceil(recipe.batch);
     let progress = Progress::new(recipe.epochs, steps);
     let start = Instant::now();
-    let mut durations = Vec::with_capacity(steps);
+    let mut durations = Vec::new();
     let mut losses = Vec::new();
 
     model.train();
@@ -75,6 +80,7 @@ pub fn train<M: LoraModule + Module>(
         order.shuffle(&mut rng);
         let mut sum = 0.0;
         for indices in order.chunks(recipe.batch) {
+            interrupt::check()?;
             let start = Instant::now();
             optimizer.set_learning_rate(recipe.lr * schedule(durations.len(), steps));
             let batch = augment(&data.batch(indices)?, recipe.augment, &mut rng)?;
@@ -94,7 +100,7 @@ pub fn train<M: LoraModule + Module>(
             progress.step(epoch, loss, &durations);
         }
         losses.push(sum / data.len() as f64);
-        progress.epoch(epoch, sum / data.len() as f64, &durations);
+        progress.epoch(epoch, sum / data.len() as f64, &durations)?;
     }
     progress.finish();
     model.eval();
@@ -123,11 +129,12 @@ fn median(durations: &[Duration]) -> Duration {
 /// The logits of all images, (images, classes).
 ///
 /// # Errors
-/// If the model does not fit the images.
+/// If the model does not fit the images, or somebody stops the program.
 pub fn logits<M: Module>(model: &M, data: &Dataset, input: &Input) -> Result<Tensor> {
     let indices: Vec<usize> = (0..data.len()).collect();
     let mut parts = Vec::new();
     for indices in indices.chunks(64) {
+        interrupt::check()?;
         let images = input.normalize(&data.batch(indices)?.images)?;
         let logits = model
             .forward(&images)
@@ -176,9 +183,10 @@ impl Progress {
         }
     }
 
-    fn epoch(&self, epoch: usize, loss: f64, durations: &[Duration]) {
-        if self.bar.is_none() {
-            eprintln!("{}", self.line(epoch, loss, durations));
+    fn epoch(&self, epoch: usize, loss: f64, durations: &[Duration]) -> Result<()> {
+        match self.bar {
+            Some(_) => Ok(()),
+            None => note(self.line(epoch, loss, durations)),
         }
     }
 

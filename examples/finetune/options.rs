@@ -1,9 +1,12 @@
 //! The command line.
 
-use anyhow::{Result, bail};
-use clap::{Parser, ValueEnum};
-use lora::{LoraConfig, TrainBias};
-use std::path::PathBuf;
+use crate::args::{LoraArgs, any_number, count, positive, probability, train_in_full, up_to_half};
+use crate::bundled::bundled;
+use crate::threads;
+use anyhow::{Context, Result};
+use clap::Parser;
+use lora::LoraConfig;
+use std::path::{Path, PathBuf};
 
 const BEFORE: &str = "\
 Adapts a ConvNeXt image classifier to new images with LoRA.
@@ -13,24 +16,42 @@ another (UCI optical digits), written by other people and scanned at another res
 in the repository. The last quarter of each class is held out and only used for the accuracy.";
 
 const AFTER: &str = "\
-What it writes into --output, replacing what an earlier run wrote there:
+What it writes into --output, replacing what an earlier run wrote there and nothing else:
   adapter/             the adapter in PEFT's format
   merged.safetensors   the base model with the adapter merged, and merged.json, its description
   predictions.png      some held-out images with the labels before and after
-If anything fails, an earlier run's files stay as they are.
+  finetune.json        the list of these files
+If anything fails, or Ctrl-C stops it, an earlier run's files stay as they are.
 
 Your own images:  cargo run --release --example finetune -- --data photos --output output/photos
-where photos/cat/1.jpg, photos/cat/2.jpg, photos/dog/1.jpg, .. are PNG or JPEG files, one subfolder \
-a class. They are cut to their middle square and brought to the model's size. If the model does not \
-know the classes, it gets a fresh classifier, which is trained in full.
+where photos/cat/1.jpg, photos/cat/2.jpg, photos/dog/1.jpg, .. are PNG, JPEG or WebP files, one \
+subfolder a class, with further folders inside if you like. Or photos/train/cat/1.jpg and \
+photos/val/cat/2.jpg, .. (also valid, validation or test), which says what is held out. Files that \
+are not read are listed. Images are cut to their middle square and brought to the model's size, \
+56x56 for the model of the repository. What is transparent becomes white. If images are in colour \
+and the model's are grey, as those of the repository's model, its first layer is widened to three \
+channels and trained in full. If the model does not know the classes, it gets a fresh classifier, \
+which is trained in full.
 
 Another model:  --checkpoint model.safetensors, a ConvNeXt with timm's parameter names, and beside \
-it model.json or timm's config.json.";
+it model.json or timm's config.json.
+
+The same seed gives the same result on the same machine with the same number of threads. Another \
+number of threads may change the last bits of sums, and with them the result a little.";
 
 /// What to do; `--help` tells the same.
 #[derive(Clone, Debug, Parser)]
-#[command(name = "finetune", about = "Adapts a ConvNeXt image classifier to new images with LoRA",
-          long_about = BEFORE, after_long_help = AFTER)]
+#[command(
+    name = "finetune",
+    about = "Adapts a ConvNeXt image classifier to new images with LoRA",
+    long_about = BEFORE,
+    after_long_help = AFTER,
+    mut_args(any_number),
+    mut_arg("alpha", |arg| {
+        arg.help("Numerator of their scaling alpha / rank [default: twice the rank]")
+    }),
+    mut_arg("bias", |arg| arg.default_value("all"))
+)]
 pub struct Options {
     /// Folder of images, one subfolder a class [default: the optical digits of the repository]
     #[arg(long, value_name = "DIR")]
@@ -42,119 +63,70 @@ pub struct Options {
     #[arg(long, value_name = "DIR", default_value = "output/finetune")]
     pub output: PathBuf,
     /// Passes over the training images
-    #[arg(long, default_value_t = 15)]
+    #[arg(long, default_value_t = 15, value_parser = count)]
     pub epochs: usize,
     /// Images a step
-    #[arg(long, default_value_t = 32)]
+    #[arg(long, default_value_t = 32, value_parser = count)]
     pub batch: usize,
-    /// Rank of the low-rank updates
-    #[arg(long, default_value_t = 8)]
-    pub rank: usize,
-    /// Numerator of their scaling alpha / rank [default: twice the rank]
-    #[arg(long)]
-    pub alpha: Option<f64>,
-    /// Share of their inputs that is dropped in training
-    #[arg(long, default_value_t = 0.0)]
+    /// What is adapted and what is trained.
+    #[command(flatten)]
+    pub lora: LoraArgs,
+    /// Share of the adapters' inputs that is dropped in training
+    #[arg(long, default_value_t = 0.0, value_parser = probability)]
     pub dropout: f64,
-    /// Layers to adapt: ends of their names, separated by commas
-    #[arg(long, value_name = "NAMES", value_delimiter = ',', default_values = ["mlp.fc1", "mlp.fc2"])]
-    pub target: Vec<String>,
-    /// Biases to train
-    #[arg(long, value_enum, default_value_t = Bias::All)]
-    pub bias: Bias,
-    /// Train the classifier in full, also when it is not fresh
-    #[arg(long)]
-    pub train_head: bool,
     /// Highest learning rate; it rises at first and then falls to 0
-    #[arg(long, default_value_t = 5e-3)]
+    #[arg(long, default_value_t = 5e-3, value_parser = positive)]
     pub lr: f64,
-    /// How far training images are shifted, turned and zoomed; 0 leaves them as they are
-    #[arg(long, default_value_t = 0.03)]
+    /// How far training images are shifted, turned and zoomed, from 0 to 0.5
+    #[arg(long, default_value_t = 0.03, value_parser = up_to_half)]
     pub augment: f64,
     /// Seed of everything that is drawn
     #[arg(long, default_value_t = 0)]
     pub seed: u64,
-    /// Threads to compute with [default: 1 for a model below 4 MB, else all]
-    #[arg(long)]
+    /// Threads to compute with, at most one a core; another number may change the last bits of the
+    /// result [default: RAYON_NUM_THREADS, else 1 for a model below 4 MB, else all cores]
+    #[arg(long, value_parser = threads::parse)]
     pub threads: Option<usize>,
     /// Print the table of all layers
     #[arg(long)]
     pub summary: bool,
 }
 
-/// Which biases are trained.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum Bias {
-    /// No bias
-    None,
-    /// Those of the adapted layers
-    LoraOnly,
-    /// Every bias of the model
-    All,
-}
-
 impl Options {
-    /// Checks what can be checked without a model.
+    /// The base model's file.
     ///
     /// # Errors
-    /// Names the option and what it must be.
-    pub fn check(&self) -> Result<()> {
-        for (name, value) in [
-            ("epochs", self.epochs),
-            ("batch", self.batch),
-            ("rank", self.rank),
-        ] {
-            if value == 0 {
-                bail!("--{name} is 0: it must be at least 1");
-            }
+    /// If none is given, and that of the repository is not found.
+    pub fn checkpoint(&self) -> Result<PathBuf> {
+        match &self.checkpoint {
+            Some(checkpoint) => Ok(checkpoint.clone()),
+            None => bundled("digits.safetensors").context("--checkpoint is not given"),
         }
-        if self.threads == Some(0) {
-            bail!("--threads is 0: it must be at least 1");
-        }
-        if !(self.lr.is_finite() && self.lr > 0.0) {
-            bail!("--lr is {}: it must be above 0", self.lr);
-        }
-        if !(0.0..=0.5).contains(&self.augment) {
-            bail!("--augment is {}: it must be from 0 to 0.5", self.augment);
-        }
-        self.lora(false).validate()?;
-        Ok(())
     }
 
-    /// The base model's file.
-    pub fn checkpoint(&self) -> PathBuf {
-        let bundled = || super::bundled("digits.safetensors");
-        self.checkpoint.clone().unwrap_or_else(bundled)
-    }
-
-    /// How many threads to compute with, unless the environment says; `None` for all. With a small
-    /// model threads wait for each other longer than they compute.
-    pub fn threads(&self) -> Option<usize> {
-        let small = || {
-            let metadata = std::fs::metadata(self.checkpoint());
-            metadata.is_ok_and(|metadata| metadata.len() < 4_000_000)
-        };
-        self.threads.or_else(|| small().then_some(1))
-    }
-
-    /// The LoRA configuration. `train_head` adds the classifier to what is trained in full.
-    pub fn lora(&self, train_head: bool) -> LoraConfig {
-        let alpha = self.alpha.unwrap_or(2.0 * self.rank as f64);
-        let bias = match self.bias {
-            Bias::None => TrainBias::None,
-            Bias::LoraOnly => TrainBias::LoraOnly,
-            Bias::All => TrainBias::All,
-        };
-        let config = LoraConfig::new(self.rank)
-            .alpha(alpha)
-            .dropout(self.dropout)
-            .target_modules(self.target.clone())
-            .train_bias(bias)
-            .seed(self.seed);
-        if train_head {
-            config.modules_to_save(["head.fc"])
-        } else {
-            config
+    /// The folder of images.
+    ///
+    /// # Errors
+    /// If none is given, and that of the repository is not found.
+    pub fn data(&self) -> Result<PathBuf> {
+        match &self.data {
+            Some(data) => Ok(data.clone()),
+            None => bundled("optdigits").context("--data is not given"),
         }
     }
+
+    /// The LoRA configuration, with modules that are trained in full whatever the options say.
+    pub fn config<'a>(&self, in_full: impl IntoIterator<Item = &'a str>) -> LoraConfig {
+        let alpha = self.lora.alpha.unwrap_or(2.0 * self.lora.rank as f64);
+        let config = self.lora.config().alpha(alpha);
+        train_in_full(config.dropout(self.dropout).seed(self.seed), in_full)
+    }
+}
+
+/// How many threads suit a model; `None` for all. With a small one they wait for each other longer
+/// than they compute.
+pub fn threads_for(checkpoint: &Path) -> Option<usize> {
+    let metadata = std::fs::metadata(checkpoint);
+    let small = metadata.is_ok_and(|metadata| metadata.len() < 4_000_000);
+    small.then_some(1)
 }

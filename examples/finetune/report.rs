@@ -30,7 +30,7 @@ pub struct Report {
     pub reloaded: Agreement,
     /// The merged model against the unmerged one.
     pub merged: Agreement,
-    /// The base model made from the tuned one, against it.
+    /// The base model that was written, against the tuned one.
     pub base: Agreement,
     /// What was written.
     pub saved: Vec<PathBuf>,

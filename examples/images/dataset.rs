@@ -2,9 +2,9 @@
 
 use super::Image;
 use anyhow::Result;
-use candle_core::{DType, Device, Tensor};
+use candle_core::{Device, Tensor};
 
-/// Images of one size with their classes.
+/// Images of one size with their classes, grey or in colour.
 #[derive(Clone, Debug)]
 pub struct Dataset {
     /// Names of the classes.
@@ -13,6 +13,7 @@ pub struct Dataset {
     pub labels: Vec<u32>,
     channels: usize,
     size: usize,
+    /// Of one channel each, or of three.
     pixels: Vec<Vec<u8>>,
 }
 
@@ -27,22 +28,35 @@ pub struct Batch {
 
 impl Dataset {
     /// An empty collection of these classes for square images.
-    pub fn new(classes: Vec<String>, channels: usize, size: usize) -> Self {
+    pub fn new(classes: Vec<String>, size: usize) -> Self {
         Self {
             classes,
             labels: Vec::new(),
-            channels,
+            channels: 1,
             size,
             pixels: Vec::new(),
         }
     }
 
-    /// Adds an image, which must have this collection's channels and size.
+    /// Adds an image of this collection's size.
     pub fn push(&mut self, class: usize, image: &Image) {
-        let size = (image.channels, image.width, image.height);
-        debug_assert_eq!(size, (self.channels, self.size, self.size));
+        debug_assert_eq!((image.width, image.height), (self.size, self.size));
+        self.channels = self.channels.max(image.channels);
         self.labels.push(class as u32);
         self.pixels.push(image.to_bytes());
+    }
+
+    /// Channels of its batches: 3 if any image is in colour, else 1.
+    pub fn channels(&self) -> usize {
+        self.channels
+    }
+
+    /// With batches of at least so many channels.
+    pub fn widened(self, channels: usize) -> Self {
+        Self {
+            channels: self.channels.max(channels),
+            ..self
+        }
     }
 
     /// Number of images.
@@ -63,13 +77,20 @@ impl Dataset {
 
     /// An image by its place.
     pub fn image(&self, index: usize) -> Image {
-        let pixels = self.pixels[index].iter();
+        let values = self.bytes(index).map(|byte| f32::from(byte) / 255.0);
         Image {
             channels: self.channels,
             width: self.size,
             height: self.size,
-            values: pixels.map(|&byte| f32::from(byte) / 255.0).collect(),
+            values: values.collect(),
         }
+    }
+
+    /// An image with all channels: those of a grey one are the same.
+    fn bytes(&self, index: usize) -> impl Iterator<Item = u8> {
+        let pixels = self.pixels[index].iter().copied();
+        let length = self.channels * self.size * self.size;
+        pixels.cycle().take(length)
     }
 
     /// Splits off the last images of each class, `fraction` of them but at least one: (the first
@@ -78,7 +99,7 @@ impl Dataset {
     /// Neighbours are often alike: from one writer, or shots of one scene. Taking every n-th image
     /// instead would test on near copies of what was trained on.
     pub fn split(&self, fraction: f64) -> (Self, Self) {
-        let empty = || Self::new(self.classes.clone(), self.channels, self.size);
+        let empty = || Self::new(self.classes.clone(), self.size).widened(self.channels);
         let (mut first, mut last) = (empty(), empty());
         for class in 0..self.classes.len() {
             let count = self.count(class);
@@ -118,16 +139,12 @@ impl Dataset {
     /// # Errors
     /// If the tensors cannot be made.
     pub fn batch(&self, indices: &[usize]) -> Result<Batch> {
-        let bytes: Vec<u8> = indices
-            .iter()
-            .flat_map(|&i| &self.pixels[i])
-            .copied()
-            .collect();
+        let bytes = indices.iter().flat_map(|&index| self.bytes(index));
+        let values: Vec<f32> = bytes.map(|byte| f32::from(byte) * (1.0 / 255.0)).collect();
         let shape = (indices.len(), self.channels, self.size, self.size);
-        let images = Tensor::from_vec(bytes, shape, &Device::Cpu)?.to_dtype(DType::F32)?;
         let labels: Vec<u32> = indices.iter().map(|&i| self.labels[i]).collect();
         Ok(Batch {
-            images: (images / 255.0)?,
+            images: Tensor::from_vec(values, shape, &Device::Cpu)?,
             labels: Tensor::new(labels, &Device::Cpu)?,
         })
     }

@@ -2,18 +2,17 @@
 
 mod augment;
 mod dataset;
+mod decode;
 mod folder;
 mod resize;
 mod sheet;
 
 pub use augment::augment;
 pub use dataset::{Batch, Dataset};
-pub use folder::read_folder;
+pub use folder::{Folder, HELD_OUT, read_folder};
 pub use sheet::read_sheets;
 
-use anyhow::{Context, Result, bail};
-use image::DynamicImage;
-use std::path::Path;
+use anyhow::{Result, bail};
 
 /// An image with values from 0 to 1: one channel after the other, each row by row.
 #[derive(Clone, Debug, PartialEq)]
@@ -29,43 +28,6 @@ pub struct Image {
 }
 
 impl Image {
-    /// Reads a PNG or JPEG file as grey (1 channel) or colour (3 channels).
-    ///
-    /// # Errors
-    /// Names the file that cannot be read or decoded, or is empty.
-    pub fn open(path: &Path, channels: usize) -> Result<Self> {
-        let decode = || -> image::ImageResult<DynamicImage> {
-            // By its content: a name may lie.
-            let reader = image::ImageReader::open(path)?.with_guessed_format()?;
-            reader.decode()
-        };
-        let image = decode().with_context(|| format!("cannot read image {}", path.display()))?;
-        if image.width() == 0 || image.height() == 0 {
-            bail!("image {} has no pixels", path.display());
-        }
-        Ok(Self::from_dynamic(&image, channels))
-    }
-
-    /// Converts a decoded image to grey (1 channel) or colour (3 channels).
-    pub fn from_dynamic(image: &DynamicImage, channels: usize) -> Self {
-        let (width, height) = (image.width() as usize, image.height() as usize);
-        let bytes = match channels {
-            1 => image.to_luma8().into_raw(),
-            _ => image.to_rgb8().into_raw(),
-        };
-        let mut values = Vec::with_capacity(bytes.len());
-        for channel in 0..channels {
-            let channel = bytes[channel.min(bytes.len())..].iter().step_by(channels);
-            values.extend(channel.map(|&byte| f32::from(byte) / 255.0));
-        }
-        Self {
-            channels,
-            width,
-            height,
-            values,
-        }
-    }
-
     /// The pixels as bytes, in the same order.
     pub fn to_bytes(&self) -> Vec<u8> {
         let values = self.values.iter();

@@ -22,7 +22,7 @@ pub(super) fn is_sheets(dir: &Path) -> bool {
 ///
 /// # Errors
 /// Names the file that is missing, damaged or too small for what `sheet.json` says.
-pub fn read_sheets(dir: &Path, channels: usize, size: usize) -> Result<Dataset> {
+pub fn read_sheets(dir: &Path, size: usize) -> Result<Dataset> {
     let path = dir.join("sheet.json");
     let text = std::fs::read_to_string(&path)
         .with_context(|| format!("cannot read {}", path.display()))?;
@@ -32,10 +32,10 @@ pub fn read_sheets(dir: &Path, channels: usize, size: usize) -> Result<Dataset> 
         bail!("{}: tile and columns must not be 0", path.display());
     }
     let classes = (0..sheet.counts.len()).map(|class| class.to_string());
-    let mut dataset = Dataset::new(classes.collect(), channels, size);
+    let mut dataset = Dataset::new(classes.collect(), size);
     for (class, &count) in sheet.counts.iter().enumerate() {
         let path = dir.join(format!("{class}.png"));
-        let image = Image::open(&path, channels)?;
+        let image = Image::open(&path)?;
         for index in 0..count {
             let x = sheet.tile * (index % sheet.columns);
             let y = sheet.tile * (index / sheet.columns);

@@ -1,15 +1,17 @@
 //! The main job, on a model and images small enough for a test.
 
-mod common;
-
+use crate::common::{checkpoint, config, folder, input, message, model, snapshot};
 use anyhow::Result;
 use candle_core::{Device, Tensor};
+use candle_nn::Module;
 use clap::Parser;
-use common::{checkpoint, config, folder, input, message, model, snapshot};
-use lora::{LoraConfig, LoraModel};
-use lora_examples::checkpoint::Checkpoint;
-use lora_examples::finetune::{Agreement, Options, Output, run, size_on_disk, write_picture};
+use image::{Rgb, RgbImage};
+use lora::models::convnext::ConvNext;
+use lora::{LoraConfig, LoraModel, LoraModule, TrainBias};
+use lora_examples::checkpoint::{Checkpoint, Input};
+use lora_examples::finetune::{Agreement, Job, Options, run, size_on_disk, write_picture};
 use lora_examples::images::{Dataset, Image, read_folder};
+use lora_examples::rank;
 use lora_examples::training::{Recipe, accuracy, predictions, train};
 use std::fs;
 use std::path::Path;
@@ -41,7 +43,7 @@ fn options(checkpoint: &Path, data: &Path, output: &Path) -> Options {
 #[test]
 fn training_lowers_the_loss() -> Result<()> {
     let dir = tempfile::tempdir()?;
-    let data = read_folder(&folder(dir.path(), &["dark", "light"], 8)?, 1, 32)?;
+    let data = read_folder(&folder(dir.path(), &["dark", "light"], 8)?, 32)?.images;
     let lora = LoraConfig::new(4).modules_to_save(["head.fc"]).seed(0);
     let mut model = model(&config())?.to_lora(&lora)?;
     let recipe = Recipe {
@@ -83,7 +85,7 @@ fn the_job_with_classes_that_the_model_knows() -> Result<()> {
     let names: Vec<_> = fs::read_dir(&output)?
         .map(|entry| Ok(entry?.file_name()))
         .collect::<Result<_>>()?;
-    assert_eq!(names.len(), 4, "{names:?}");
+    assert_eq!(names.len(), 5, "{names:?}");
     assert_eq!(report.saved.len(), 4);
     assert_eq!(report.adapter_bytes, size_on_disk(&output.join("adapter"))?);
 
@@ -139,14 +141,13 @@ fn bad_input_leaves_earlier_output_intact() -> Result<()> {
     assert!(error.contains("there is no folder"), "{error}");
     let error = wrong(&|options| options.checkpoint = Some(missing.clone()));
     assert!(error.contains("there is no checkpoint"), "{error}");
-    let error = wrong(&|options| options.rank = 0);
-    assert!(error.contains("--rank is 0"), "{error}");
-    let error = wrong(&|options| options.dropout = 1.0);
-    assert!(error.contains("dropout is 1"), "{error}");
-    let error = wrong(&|options| options.lr = f64::NAN);
-    assert!(error.contains("--lr is NaN"), "{error}");
-    let error = wrong(&|options| options.target = vec!["fc9".into()]);
+    let error = wrong(&|options| options.lora.target_modules = vec!["fc9".into()]);
     assert!(error.contains("`fc9` matches nothing"), "{error}");
+    let error = wrong(&|options| options.lora.rank = 1000);
+    assert!(
+        error.starts_with("--rank is 1000, above the smaller side of every"),
+        "{error}"
+    );
     // Fails in the middle of the training.
     let error = wrong(&|options| options.lr = 1e30);
     assert!(error.contains("try a lower --lr"), "{error}");
@@ -207,10 +208,8 @@ fn a_written_checkpoint_is_the_model() -> Result<()> {
     let images = Tensor::ones((1, 1, 32, 32), candle_core::DType::F32, &Device::Cpu)?;
     let normal = opened.input.normalize(&images)?;
     assert_eq!(normal.flatten_all()?.to_vec1::<f32>()?, [1.0; 32 * 32]);
-    let logits = |model: &lora::models::convnext::ConvNext| -> Result<Vec<f32>> {
-        Ok(candle_nn::Module::forward(model, &normal)?
-            .flatten_all()?
-            .to_vec1()?)
+    let logits = |model: &ConvNext| -> Result<Vec<f32>> {
+        Ok(model.forward(&normal)?.flatten_all()?.to_vec1()?)
     };
     assert_eq!(
         logits(&opened.model(None, 0)?.model)?,
@@ -224,47 +223,133 @@ fn a_written_checkpoint_is_the_model() -> Result<()> {
 }
 
 #[test]
-fn output_appears_whole_or_not_at_all() -> Result<()> {
+fn the_same_seed_drops_the_same_inputs() -> Result<()> {
     let dir = tempfile::tempdir()?;
-    let place = dir.path().join("deep/out");
-    // Nothing published: no trace.
-    drop(Output::new(&place)?);
-    assert!(!dir.path().join("deep").exists());
+    let base = checkpoint(dir.path())?;
+    let data = folder(dir.path(), &["dark", "light"], 4)?;
+    let adapter = |name: &str, seed: u64, dropout: f64| -> Result<Vec<u8>> {
+        let output = dir.path().join(name);
+        let mut options = options(&base, &data, &output);
+        (options.seed, options.dropout) = (seed, dropout);
+        run(&options)?;
+        Ok(fs::read(output.join("adapter/adapter_model.safetensors"))?)
+    };
+    let first = adapter("first", 3, 0.5)?;
+    assert!(first == adapter("second", 3, 0.5)?, "two runs differ");
+    assert!(first != adapter("without", 3, 0.0)?, "nothing was dropped");
+    assert!(
+        first != adapter("other", 4, 0.5)?,
+        "the seed is of no effect"
+    );
+    Ok(())
+}
 
-    let publish = |texts: [&str; 2]| -> Result<_> {
-        let output = Output::new(&place)?;
-        for (name, text) in ["a", "b"].into_iter().zip(texts) {
-            if !text.is_empty() {
-                fs::write(output.draft(name), text)?;
-            }
+#[test]
+fn colour_reaches_a_model_of_grey_images() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let base = checkpoint(dir.path())?;
+    // Red and blue of the same luma: grey they are the same.
+    let (red, blue) = (Rgb([66, 0, 0]), Rgb([0, 0, 194]));
+    for (class, colour) in [("dark", red), ("light", blue)] {
+        fs::create_dir_all(dir.path().join("photos").join(class))?;
+        for index in 0..8 {
+            let file = dir.path().join(format!("photos/{class}/{index}.png"));
+            RgbImage::from_pixel(40, 40, colour).save(file)?;
         }
-        output.publish(&["a", "b"])
-    };
-    let content = || -> Result<Vec<String>> {
-        let files = snapshot(&place)?.into_iter();
-        files
-            .map(|(_, bytes)| Ok(String::from_utf8(bytes)?))
-            .collect()
-    };
-    assert_eq!(publish(["1", "2"])?, [place.join("a"), place.join("b")]);
-    fs::write(place.join("c"), "not ours")?;
-    publish(["3", "4"])?;
-    assert_eq!(content()?, ["3", "4", "not ours"]);
-    // The second result is missing: the first goes back.
-    assert!(message(publish(["5", ""])).contains("cannot put"));
-    assert_eq!(content()?, ["3", "4", "not ours"]);
+    }
+    let data = dir.path().join("photos");
+    let job = Job::read(&base, &data, 0)?;
+    assert!(job.widened && !job.fresh);
+    assert_eq!(job.input.input_size, [3, 32, 32]);
+    assert_eq!(job.in_full().collect::<Vec<_>>(), ["stem.0"]);
 
-    // A file where the folder should be.
-    let error = message(Output::new(&place.join("a")));
-    assert!(error.contains("cannot write to output folder"), "{error}");
-    assert_eq!(content()?, ["3", "4", "not ours"]);
+    // At first the wide model sees the luma that the narrow one sees.
+    let narrow = Checkpoint::open(&base)?.model(None, 0)?.model;
+    let forward = |model: &ConvNext, input: &Input, images: Tensor| -> Result<Vec<f32>> {
+        let logits = model.forward(&input.normalize(&images)?)?;
+        Ok(logits.flatten_all()?.to_vec1()?)
+    };
+    let pixels = (0..3 * 32 * 32).map(|index| (index * 37 % 101) as f32 / 100.0);
+    let colour = Tensor::from_iter(pixels, &Device::Cpu)?.reshape((1, 3, 32, 32))?;
+    let weights = Tensor::new(&[0.2126f32, 0.7152, 0.0722], &Device::Cpu)?;
+    let luma = colour.broadcast_mul(&weights.reshape((1, 3, 1, 1))?)?;
+    let wide = forward(&job.base, &job.input, colour)?;
+    let grey = forward(&narrow, &input(), luma.sum_keepdim(1)?)?;
+    for (wide, grey) in wide.iter().zip(&grey) {
+        assert!((wide - grey).abs() < 1e-5, "{wide} {grey}");
+    }
+
+    let mut options = options(&base, &data, &dir.path().join("out"));
+    (options.epochs, options.lr, options.augment) = (20, 0.02, 0.0);
+    options.lora.train_classifier = true;
+    let report = run(&options)?;
+    assert_eq!((report.before, report.after), (Some(0.5), 1.0));
+    // Beside the adapters a stem of 4 x 3 x 4 x 4 weights and 4 biases, and the classifier.
+    let adapters = 2 * 2 * (2 * (4 + 16) + 2 * (8 + 32));
+    assert_eq!(report.trainable, adapters + 4 * 3 * 16 + 4 + 2 * 8 + 2);
+    let merged = Checkpoint::open(&dir.path().join("out/merged.safetensors"))?;
+    assert_eq!((merged.config.in_chans, merged.input.mean.len()), (3, 3));
+    Ok(())
+}
+
+#[test]
+fn targets_are_called_as_in_peft() -> Result<()> {
+    let parsed = |args: &[&str]| -> Result<LoraConfig> {
+        let line = ["finetune"].iter().chain(args);
+        Ok(Options::try_parse_from(line)?.config([]))
+    };
+    let plain = parsed(&[])?;
+    assert_eq!((plain.rank, plain.alpha), (8, 16.0));
+    assert_eq!(plain.train_bias, TrainBias::All);
+    assert!(plain.target_modules.is_none() && plain.modules_to_save.is_empty());
+    for flag in ["--target-modules", "--target"] {
+        let targets = |value| -> Result<_> { Ok(parsed(&[flag, value])?.target_modules) };
+        assert_eq!(targets("all-linear")?, Some("all-linear".into()));
+        assert_eq!(targets("fc1,mlp.fc2")?, Some(["fc1", "mlp.fc2"].into()));
+    }
+    assert_eq!(
+        parsed(&["--target-regex", ".*fc1"])?.target_modules,
+        Some(".*fc1".into())
+    );
+    for word in ["lora_only", "lora-only"] {
+        assert_eq!(parsed(&["--bias", word])?.train_bias, TrainBias::LoraOnly);
+    }
+    for flag in ["--train-classifier", "--train-head"] {
+        assert_eq!(parsed(&[flag])?.modules_to_save, ["head.fc"]);
+    }
+
+    // All linear layers: those of the four MLPs and the classifier.
+    let all = parsed(&["--target-modules", "all-linear"])?;
+    let summary = model(&config())?.to_lora(&all)?.summary();
+    let adapted = summary.rows.iter().filter(|row| row.rank.is_some());
+    assert_eq!(adapted.count(), 9);
+    Ok(())
+}
+
+#[test]
+fn a_rank_that_is_of_no_use_is_told() -> Result<()> {
+    let check = |rank| rank::check::<ConvNext>(&config(), &LoraConfig::new(rank));
+    assert_eq!(check(4)?, None);
+    assert_eq!(
+        check(5)?.as_deref(),
+        Some(
+            "note: --rank 5 is above the smaller side of 4 of 8 adapted weights and is of no use \
+             there: stages.0.blocks.0.mlp.fc1 (4), stages.0.blocks.0.mlp.fc2 (4), \
+             stages.1.blocks.0.mlp.fc1 (4), stages.1.blocks.0.mlp.fc2 (4)"
+        )
+    );
+    let error = message(check(usize::MAX));
+    assert!(
+        error.contains("it must be at most 8: stages.0.blocks.0.mlp.fc1 (4), "),
+        "{error}"
+    );
     Ok(())
 }
 
 #[test]
 fn the_picture_shows_right_and_wrong() -> Result<()> {
     let dir = tempfile::tempdir()?;
-    let mut data = Dataset::new(vec!["dark".into(), "light".into()], 1, 8);
+    let mut data = Dataset::new(vec!["dark".into(), "light".into()], 8);
     for index in 0..4 {
         let image = Image {
             channels: 1,

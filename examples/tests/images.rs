@@ -1,12 +1,10 @@
-//! Reading, resizing, splitting and changing images.
+//! Resizing, splitting and changing images.
 
-mod common;
-
+use crate::common::message;
 use anyhow::Result;
-use common::{folder, message};
-use image::{Luma, Rgb, RgbImage};
-use lora_examples::finetune::bundled;
-use lora_examples::images::{Dataset, Image, augment, read_folder, read_sheets};
+use image::Luma;
+use lora_examples::bundled::bundled;
+use lora_examples::images::{Dataset, Image, augment, read_sheets};
 use rand::SeedableRng;
 use rand::rngs::ChaCha8Rng;
 use std::fs;
@@ -67,11 +65,11 @@ fn crop_takes_every_channel_and_stays_inside() -> Result<()> {
 
 #[test]
 fn the_sheets_hold_what_their_readme_says() -> Result<()> {
-    let mnist = read_sheets(&bundled("mnist"), 1, 28)?;
+    let mnist = read_sheets(&bundled("mnist")?, 28)?;
     assert_eq!(mnist.len(), 4000);
     assert!((0..10).all(|class| mnist.count(class) == 400));
 
-    let digits = read_sheets(&bundled("optdigits"), 1, 8)?;
+    let digits = read_sheets(&bundled("optdigits")?, 8)?;
     assert_eq!(digits.len(), 1797);
     let counts: Vec<usize> = (0..10).map(|class| digits.count(class)).collect();
     assert_eq!(counts, [178, 182, 177, 183, 181, 182, 181, 179, 174, 180]);
@@ -95,7 +93,7 @@ fn the_sheets_hold_what_their_readme_says() -> Result<()> {
 #[test]
 fn damaged_sheets_are_named() -> Result<()> {
     let dir = tempfile::tempdir()?;
-    let read = || message(read_sheets(dir.path(), 1, 8));
+    let read = || message(read_sheets(dir.path(), 8));
     assert!(read().contains("sheet.json"));
     fs::write(
         dir.path().join("sheet.json"),
@@ -111,7 +109,7 @@ fn damaged_sheets_are_named() -> Result<()> {
 
 #[test]
 fn the_last_images_of_each_class_are_held_out() -> Result<()> {
-    let mut data = Dataset::new(vec!["a".into(), "b".into()], 1, 1);
+    let mut data = Dataset::new(vec!["a".into(), "b".into()], 1);
     for index in 0..8 {
         let class = usize::from(index >= 6);
         data.push(class, &row(&[index as f32 / 255.0]));
@@ -136,7 +134,7 @@ fn the_last_images_of_each_class_are_held_out() -> Result<()> {
 
 #[test]
 fn a_batch_has_values_from_0_to_1() -> Result<()> {
-    let mut data = Dataset::new(vec!["a".into(), "b".into()], 1, 1);
+    let mut data = Dataset::new(vec!["a".into(), "b".into()], 1);
     data.push(0, &row(&[1.0]));
     data.push(1, &row(&[0.2]));
     let batch = data.batch(&[1, 0])?;
@@ -148,7 +146,7 @@ fn a_batch_has_values_from_0_to_1() -> Result<()> {
 
 #[test]
 fn classes_are_numbered_as_the_model_numbers_them() {
-    let mut data = Dataset::new(vec!["b".into(), "c".into()], 1, 1);
+    let mut data = Dataset::new(vec!["b".into(), "c".into()], 1);
     data.push(0, &row(&[0.0]));
     data.push(1, &row(&[0.0]));
     let known = ["a", "c", "b"].map(String::from);
@@ -158,56 +156,8 @@ fn classes_are_numbered_as_the_model_numbers_them() {
 }
 
 #[test]
-fn a_folder_is_read_in_grey_and_in_colour() -> Result<()> {
-    let dir = tempfile::tempdir()?;
-    for (class, colour) in [("blue", [0, 0, 255]), ("red", [255, 0, 0])] {
-        fs::create_dir(dir.path().join(class))?;
-        for name in ["1.png", "2.JPG"] {
-            RgbImage::from_pixel(9, 5, Rgb(colour)).save(dir.path().join(class).join(name))?;
-        }
-    }
-    fs::write(dir.path().join("blue/notes.txt"), "not an image")?;
-    let data = read_folder(dir.path(), 3, 4)?;
-    assert_eq!((data.classes.join(" "), data.len()), ("blue red".into(), 4));
-    assert_eq!(data.labels, [0, 0, 1, 1]);
-    let red = data.image(2);
-    assert_close(&red.values[..16], &[1.0; 16]);
-    assert_close(&red.values[16..], &[0.0; 32]);
-    // JPEG rounds.
-    assert!(data.image(3).values[0] > 0.98);
-    assert_eq!(read_folder(dir.path(), 1, 4)?.image(0).values.len(), 16);
-    Ok(())
-}
-
-#[test]
-fn bad_folders_are_explained() -> Result<()> {
-    let dir = tempfile::tempdir()?;
-    let read = |name: &str| message(read_folder(&dir.path().join(name), 1, 8));
-    assert!(read("none").contains("there is no folder"));
-    fs::create_dir(dir.path().join("empty"))?;
-    assert!(read("empty").contains("has no subfolders"));
-    folder(dir.path(), &["one"], 3)?;
-    assert!(read("one").contains("one class only, `one`"));
-    folder(dir.path(), &["few", "fewer"], 1)?;
-    assert!(read("few-fewer").contains("few has 1 PNG or JPEG image(s)"));
-
-    let corrupt = folder(dir.path(), &["a", "b"], 3)?.join("b").join("1.png");
-    let bytes = fs::read(&corrupt)?;
-    fs::write(&corrupt, &bytes[..bytes.len() / 2])?;
-    let name = corrupt.display().to_string();
-    assert!(
-        read("a-b").contains(&format!("cannot read image {name}")),
-        "{}",
-        read("a-b")
-    );
-    fs::write(&corrupt, "hello")?;
-    assert!(read("a-b").contains(&name), "{}", read("a-b"));
-    Ok(())
-}
-
-#[test]
 fn augmentation_follows_its_seed() -> Result<()> {
-    let data = read_sheets(&bundled("optdigits"), 1, 16)?;
+    let data = read_sheets(&bundled("optdigits")?, 16)?;
     let batch = data.batch(&[0, 1, 2])?;
     let changed = |amount: f64, seed: u64| -> Result<Vec<f32>> {
         let mut rng = ChaCha8Rng::seed_from_u64(seed);

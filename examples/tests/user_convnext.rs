@@ -1,7 +1,5 @@
 //! The ConvNeXt of the user against the library's: the same weights, logits and gradients.
 
-mod common;
-
 use candle_core::{DType, Device, Module, Tensor, Var};
 use candle_nn::loss::cross_entropy;
 use lora::models::{self, Options, Weights, convnext};
@@ -61,9 +59,13 @@ fn it_is_the_librarys_model() -> anyhow::Result<()> {
     let config = convnext::ConvNextConfig {
         dims: [8, 12, 16, 24],
         depths: [1, 1, 2, 1],
-        ..common::config()
+        ..crate::common::config()
     };
-    Checkpoint::write(&weights, &common::model(&config)?, &common::input())?;
+    Checkpoint::write(
+        &weights,
+        &crate::common::model(&config)?,
+        &crate::common::input(),
+    )?;
     let weights = Weights::File(weights);
     let library = models::build::<convnext::ConvNext>(&config, weights.clone(), &Options::new())?;
     let user = models::build::<user_convnext::ConvNext>(&config, weights, &Options::new())?;

@@ -1,6 +1,6 @@
 //! What the tests share: small images, folders, a small checkpoint.
 
-// Each test file is a crate of its own and uses a part of this.
+// Each test binary uses a part of this.
 #![allow(dead_code)]
 
 use candle_core::Result;

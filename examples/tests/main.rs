@@ -1,0 +1,8 @@
+//! The parts of the programs. The programs themselves are run by `programs`.
+
+mod common;
+mod finetune;
+mod folders;
+mod images;
+mod output;
+mod user_convnext;

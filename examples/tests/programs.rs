@@ -1,0 +1,333 @@
+//! The programs as processes: what they print, refuse and leave behind when they are stopped.
+//!
+//! This file is the programs, too: with a name in [`PROGRAM`] it runs that one. So they are those of
+//! the same build.
+
+mod common;
+
+use anyhow::{Context, Result};
+use common::{checkpoint, folder};
+use libtest_mimic::{Arguments, Failed, Trial};
+use lora_examples::{finetune, pretrain, step_bench, summary};
+use std::env;
+use std::fs;
+use std::path::Path;
+use std::process::{Command, ExitCode, Output};
+
+const PROGRAM: &str = "LORA_EXAMPLES_PROGRAM";
+
+fn main() -> ExitCode {
+    match env::var(PROGRAM).as_deref() {
+        Ok("finetune") => return finetune::main(),
+        Ok("pretrain") => return pretrain::main(),
+        Ok("step_bench") => return step_bench::main(),
+        Ok("summary") => return summary::main(),
+        _ => {}
+    }
+    let trial = |name: &str, test: fn() -> Result<()>| {
+        Trial::test(name, move || {
+            test().map_err(|error| Failed::from(format!("{error:?}")))
+        })
+    };
+    let trials = vec![
+        trial("numbers_that_cannot_be_are_refused_by_name", numbers),
+        trial("the_environment_has_as_many_threads_as_cores", environment),
+        trial("threads_are_set_within_the_process", threads),
+        trial("a_closed_pipe_ends_a_program_quietly", closed_pipes),
+        #[cfg(unix)]
+        trial("a_signal_leaves_nothing_behind", signals),
+        trial("finetune_takes_up_where_pretrain_ends", pretraining),
+        trial("summary_prints_the_totals", totals),
+        trial("step_bench_prints_a_line_of_json", json_line),
+        trial("help_tells_what_is_not_obvious", help),
+    ];
+    libtest_mimic::run(&Arguments::from_args(), trials).exit_code()
+}
+
+fn program(name: &str, args: &[&str]) -> Result<Command> {
+    let mut command = Command::new(env::current_exe()?);
+    command.args(args).env(PROGRAM, name);
+    command.env_remove("RAYON_NUM_THREADS");
+    Ok(command)
+}
+
+fn stdout(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+fn stderr(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+/// `finetune` on a small model and a few images of this folder.
+fn small_job(dir: &Path, epochs: &str, args: &[&str]) -> Result<Command> {
+    let base = dir.join("base.safetensors");
+    if !base.exists() {
+        checkpoint(dir)?;
+    }
+    let data = folder(dir, &["dark", "light"], 4)?;
+    let mut command = program("finetune", &["--rank", "2", "--epochs", epochs])?;
+    command
+        .arg("--checkpoint")
+        .arg(base)
+        .arg("--data")
+        .arg(data);
+    command.arg("--output").arg(dir.join("out")).args(args);
+    Ok(command)
+}
+
+fn numbers() -> Result<()> {
+    let cases = [
+        (
+            "finetune",
+            "--epochs 0, --batch 0, --batch -1, --batch 1.5, --rank 0, --rank 1000001, --alpha 0, \
+             --alpha nan, --alpha -1, --dropout 1, --dropout -0.1, --lr 0, --lr inf, --lr -1, \
+             --augment 0.6, --seed -1, --threads 0, --threads 1000000",
+        ),
+        (
+            "pretrain",
+            "--epochs 0, --lr 0, --lr nan, --seed x, --threads 1000000",
+        ),
+        (
+            "step_bench",
+            "--batch 0, --size 0, --steps 0, --rank 0, --rank -2",
+        ),
+        (
+            "summary",
+            "--rank 0, --alpha 0, --num-classes -1, --num-classes 1000001",
+        ),
+    ];
+    for (name, lines) in cases {
+        for line in lines.split(", ") {
+            let args: Vec<&str> = line.split(' ').collect();
+            let output = program(name, &args)?.output()?;
+            let error = stderr(&output);
+            let expected = format!("error: invalid value '{}' for '{} <", args[1], args[0]);
+            assert!(error.starts_with(&expected), "{name} {line}: {error}");
+            assert_eq!(output.status.code(), Some(2), "{name} {line}");
+        }
+    }
+    let output = program("step_bench", &["--model", "convnext_atto", "--size", "31"])?.output()?;
+    let error = stderr(&output);
+    assert!(
+        error.starts_with("error: --size 31 does not suit the model: "),
+        "{error}"
+    );
+    let output = program("step_bench", &["--batch", "1000000", "--size", "1000000"])?.output()?;
+    let error = stderr(&output);
+    assert!(
+        error.starts_with("error: --batch 1000000 with --size 1000000"),
+        "{error}"
+    );
+    Ok(())
+}
+
+fn environment() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let mut command = small_job(dir.path(), "1", &[])?;
+    let output = command.env("RAYON_NUM_THREADS", "1000000").output()?;
+    let error = stderr(&output);
+    let expected = "error: RAYON_NUM_THREADS is 1000000: it must be from 1 to ";
+    assert!(error.starts_with(expected), "{error}");
+    assert!(!dir.path().join("out").exists());
+    Ok(())
+}
+
+fn threads() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let adapter = |command: &mut Command| -> Result<Vec<u8>> {
+        let output = command.output()?;
+        assert!(output.status.success(), "{}", stderr(&output));
+        Ok(fs::read(
+            dir.path().join("out/adapter/adapter_model.safetensors"),
+        )?)
+    };
+    let flag = adapter(&mut small_job(dir.path(), "1", &["--threads", "1"])?)?;
+    let mut command = small_job(dir.path(), "1", &[])?;
+    assert!(flag == adapter(command.env("RAYON_NUM_THREADS", "1"))?);
+    Ok(())
+}
+
+fn closed_pipes() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let bench = [
+        "--model",
+        "convnext_atto",
+        "--mode",
+        "base",
+        "--size",
+        "32",
+        "--batch",
+        "1",
+    ];
+    let commands = [
+        program("summary", &["convnext_tiny"])?,
+        program("summary", &["--list"])?,
+        program("step_bench", &bench)?,
+        small_job(dir.path(), "1", &[])?,
+    ];
+    for mut command in commands {
+        let (reader, writer) = std::io::pipe()?;
+        drop(reader);
+        let output = command.stdout(writer).output()?;
+        assert_eq!(stderr(&output), "", "{command:?}");
+        assert_eq!(output.status.code(), Some(141), "{command:?}");
+    }
+    assert!(!dir.path().join("out").exists());
+    Ok(())
+}
+
+#[cfg(unix)]
+fn signals() -> Result<()> {
+    use std::io::{BufRead, BufReader, Read};
+    use std::process::Stdio;
+
+    let dir = tempfile::tempdir()?;
+    for (signal, code) in [("TERM", 143), ("INT", 130)] {
+        let mut command = small_job(dir.path(), "1000000", &[])?;
+        command.stdout(Stdio::null()).stderr(Stdio::piped());
+        let mut child = command.spawn()?;
+        let mut errors = BufReader::new(child.stderr.take().context("no stderr")?);
+        let mut line = String::new();
+        errors.read_line(&mut line)?;
+        assert!(line.starts_with("epoch"), "{line}");
+        let kill = format!("kill -{signal} {}", child.id());
+        assert!(Command::new("sh").args(["-c", &kill]).status()?.success());
+        // Ends when the last process that holds the pipe is gone: no orphan goes on.
+        let mut rest = String::new();
+        errors.read_to_string(&mut rest)?;
+        assert_eq!(child.wait()?.code(), Some(code));
+        assert!(
+            rest.ends_with("stopped on request: nothing was written\n"),
+            "{rest}"
+        );
+        assert!(!dir.path().join("out").exists());
+    }
+    Ok(())
+}
+
+fn pretraining() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let data = folder(dir.path(), &["dark", "light"], 4)?;
+    let model = dir.path().join("new/model.safetensors");
+    let pretrain = |output: &Path| -> Result<Output> {
+        let mut command = program("pretrain", &["--epochs", "1"])?;
+        command.arg("--data").arg(&data).arg("--output").arg(output);
+        Ok(command.output()?)
+    };
+    let output = pretrain(dir.path())?;
+    let error = stderr(&output);
+    assert_eq!(output.status.code(), Some(1));
+    // Before any epoch.
+    assert!(error.starts_with("error: --output"), "{error}");
+
+    let output = pretrain(&model)?;
+    assert!(output.status.success(), "{}", stderr(&output));
+    let text = stdout(&output);
+    let command = text.lines().last().unwrap_or_default();
+    let (cargo, args) = command.split_once(" -- ").context("no command")?;
+    assert_eq!(cargo, "cargo run --release --example finetune");
+    let args: Vec<&str> = args.split(' ').collect();
+    assert_eq!(args, ["--checkpoint", &model.display().to_string()]);
+    let mut finetune = program("finetune", &args)?;
+    finetune.args(["--epochs", "1", "--data"]).arg(&data);
+    let output = finetune
+        .arg("--output")
+        .arg(dir.path().join("out"))
+        .output()?;
+    assert!(output.status.success(), "{}", stderr(&output));
+    let text = stdout(&output);
+    assert!(text.contains("accuracy before"), "{text}");
+    Ok(())
+}
+
+fn totals() -> Result<()> {
+    let last = |args: &[&str]| -> Result<String> {
+        let output = program(
+            "summary",
+            &[&["convnext_tiny", "--rank", "2"], args].concat(),
+        )?
+        .output()?;
+        assert_eq!(stderr(&output), "");
+        Ok(stdout(&output).lines().last().unwrap_or_default().into())
+    };
+    assert_eq!(
+        last(&[])?,
+        "28,721,608 parameters in all, 132,480 trainable, 28,589,128 not"
+    );
+    for flag in ["--train-classifier", "--train-head"] {
+        assert!(last(&[flag])?.contains(" 901,480 trainable"));
+    }
+    let of_all = last(&["--target-modules", "all-linear"])?;
+    // And a classifier from 768 to 1000.
+    assert!(of_all.contains(" 136,016 trainable"), "{of_all}");
+    let output = program("summary", &["convnext_tiny", "--rank", "100"])?.output()?;
+    assert!(
+        stderr(&output).starts_with("note: --rank 100 is above"),
+        "{}",
+        stderr(&output)
+    );
+    Ok(())
+}
+
+fn json_line() -> Result<()> {
+    let args = [
+        "--model",
+        "convnext_atto",
+        "--size",
+        "32",
+        "--batch",
+        "2",
+        "--steps",
+        "1",
+    ];
+    let output = program("step_bench", &args)?.output()?;
+    assert_eq!(stderr(&output), "");
+    let line: serde_json::Value = serde_json::from_str(&stdout(&output))?;
+    let keys: Vec<&str> = line
+        .as_object()
+        .into_iter()
+        .flatten()
+        .map(|(key, _)| key.as_str())
+        .collect();
+    assert_eq!(
+        keys,
+        [
+            "model",
+            "mode",
+            "written",
+            "rank",
+            "batch",
+            "size",
+            "step_s",
+            "forward_s",
+            "rss_before_mb",
+            "peak_rss_mb",
+            "trainable",
+            "threads"
+        ]
+    );
+    assert_eq!(line["mode"], "lora");
+    assert!(line["step_s"].as_f64() > Some(0.0), "{line}");
+    Ok(())
+}
+
+fn help() -> Result<()> {
+    let output = program("finetune", &["--help"])?.output()?;
+    // However the terminal breaks the lines.
+    let text = stdout(&output)
+        .split_whitespace()
+        .collect::<Vec<_>>()
+        .join(" ");
+    for part in [
+        "Another number of threads may change the last bits of sums",
+        "If images are in colour and the model's are grey",
+        "What is transparent becomes white",
+        "--alpha <ALPHA> Numerator of their scaling alpha / rank [default: twice the rank]",
+        "--target]",
+        "all: Every bias of the model [default: all]",
+    ] {
+        assert!(text.contains(part), "{part}: {text}");
+    }
+    Ok(())
+}
