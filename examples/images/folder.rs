@@ -169,9 +169,10 @@ impl<'a> Reader<'a> {
             ),
             [only] => bail!(
                 "folder {} has one class only, `{}`: there is nothing to tell apart; it needs at \
-                 least two subfolders of images",
+                 least two subfolders of images. If {} holds the classes, name that",
                 dir.display(),
-                name(only)
+                name(only),
+                only.display()
             ),
             _ => {}
         }
