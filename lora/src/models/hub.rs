@@ -99,7 +99,7 @@ impl Hub {
         };
         if self.offline {
             return Err(fail(format!(
-                "not in the cache, {}, and the network is not to be used",
+                "not in the cache, {}, and offline mode allows no download",
                 cache.display()
             )));
         }

@@ -111,7 +111,7 @@ impl AdamW {
                 .ok_or_else(|| format!("a parameter of group {group} is in a group already")),
             None => Err(format!(
                 "a variable of shape {:?} in group {group} is no trained parameter of the model; \
-                 make groups after the model is as it is to be trained",
+                 make the groups after the last change of the model",
                 var.dims()
             )),
         };
@@ -334,7 +334,7 @@ impl Optimizer for AdamW {
             if seen.insert(var.id()) {
                 Ok(path)
             } else {
-                Err(format!("variable {path} is there twice"))
+                Err(format!("variable {path} is given twice"))
             }
         };
         let optimizer = Self::with_names([group], &mut problems, name)?;
@@ -352,9 +352,9 @@ impl Optimizer for AdamW {
         let mut slots = self.slots.iter();
         if !self.slots.is_empty() && slots.all(|slot| grads.get(&slot.var).is_none()) {
             fail_on(vec![format!(
-                "none of its {} parameters has a gradient here: they are those of another model, or \
-                 of this one from before an adapter was added, swapped or moved; make the optimiser \
-                 anew",
+                "none of the optimiser's {} parameters has a gradient here: they belong to another \
+                 model, or to this one before an adapter was added, swapped or moved; make a new \
+                 optimiser",
                 self.slots.len()
             )])?;
         }

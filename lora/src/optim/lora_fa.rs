@@ -62,7 +62,8 @@ impl LoraFa {
             .map(|pair| format!("{}: the scaling is 0, so that B has no effect", pair.name()))
             .collect();
         if trained.is_empty() {
-            problems.push("LoRA-FA trains B of adapters, and none is trained".into());
+            problems
+                .push("LoRA-FA trains the B of adapters, but no B of this model is trained".into());
         }
         if !problems.is_empty() {
             return Err(Error::Optimizer(problems));

@@ -76,7 +76,7 @@ pub(super) fn load(slots: &mut [Tracked], path: &Path) -> Result<()> {
     problems.extend(
         views
             .keys()
-            .map(|key| format!("`{key}` is of no parameter of this optimiser")),
+            .map(|key| format!("`{key}` belongs to no parameter of this optimiser")),
     );
     if !problems.is_empty() {
         return Err(Error::File {

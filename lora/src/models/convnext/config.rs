@@ -120,7 +120,7 @@ impl ConvNextConfig {
             );
         }
         if self.head_norm_first && self.head_hidden_size.is_some() {
-            bail!("ConvNextConfig: head_hidden_size does not go with head_norm_first");
+            bail!("ConvNextConfig: head_hidden_size cannot be combined with head_norm_first");
         }
         Ok(())
     }
