@@ -11,7 +11,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 use std::{fs, io};
 
-/// Ends of the keys, in PyTorch's words.
+/// Endings of the keys, in PyTorch's words.
 const FIRST: &str = "exp_avg";
 const SECOND: &str = "exp_avg_sq";
 const STEPS: &str = "step";
@@ -84,6 +84,7 @@ pub(super) fn load(slots: &mut [Tracked], path: &Path) -> Result<()> {
             problems,
         });
     }
+    // Only now, when the whole file is read and checked: no half of a state is ever taken.
     for (slot, state) in slots.iter_mut().zip(states) {
         slot.state = state;
     }

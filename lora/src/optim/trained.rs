@@ -1,4 +1,4 @@
-//! The trained parameters with what the optimisers' groups go by.
+//! The trained parameters, with the properties by which the optimisers group them.
 
 use crate::config::matching::is_bias;
 use crate::path::join;

@@ -103,7 +103,7 @@ impl ConvNextConfig {
         norm_eps: 1e-6,
     };
 
-    /// Checks what the layers do not.
+    /// Checks what the layers do not check.
     pub(super) fn validate(&self) -> Result<()> {
         let sizes = [
             self.in_chans,
