@@ -98,7 +98,7 @@ pub(crate) struct Grads<T> {
     pub(crate) on_bias: Vec<T>,
 }
 
-/// The gradients from `stats`, on all threads; that of the input, unless `on_x`, stays empty.
+/// The gradients from `stats`, on all threads. Without `on_x` that of the input stays empty.
 pub(crate) fn backward<T: Element>(
     x: &[T],
     grad: &[T],

@@ -110,6 +110,7 @@ impl LoraWeight {
     /// The weight with the active updates, in its own shape and dtype, to compute with. In training
     /// the gradient reaches A and B.
     ///
+    /// # Errors
     /// If the device cannot compute the updates, or in a view for mixed batches.
     pub fn tensor(&self) -> candle_core::Result<Tensor> {
         self.adapted_weight()

@@ -115,7 +115,8 @@ fn value(view: &TensorView<'_>, like: Option<&Tensor>) -> Result<Tensor, String>
     value.to_device(like.device()).map_err(unread)
 }
 
-/// Writes the file under a temporary name, flushes it and moves it into place.
+/// Writes the file under a temporary name, flushes the file and moves it into place. So a crash
+/// leaves the old state or the new one, never a part.
 fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let dir = match path.parent() {
         Some(dir) if !dir.as_os_str().is_empty() => dir,
