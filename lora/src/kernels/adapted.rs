@@ -207,6 +207,7 @@ impl<'a, T: Element> LinearKernel<'a, T> {
         let Some(Update { low_rank, scaled_b }) = &self.update else {
             return;
         };
+        // The weight's product has the update in it, and no backward pass wants `t`.
         if self.merged && t.is_empty() {
             return;
         }

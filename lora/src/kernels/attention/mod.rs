@@ -161,6 +161,7 @@ impl<T: Element> Attention<'_, T> {
                 );
             }
         }
+        // The first query sees the fewest keys: most tiles hide none and skip this.
         if self.seen(queries.start) < keys.end {
             for ((query, _), scores) in rows().zip(scores.chunks_exact_mut(keys.len())) {
                 let seen = self.seen(query).clamp(keys.start, keys.end);

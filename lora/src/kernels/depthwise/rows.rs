@@ -242,6 +242,7 @@ fn add_products<T: Element, S: Simd>(
     mut weights: &mut [T::Raw<S>],
 ) {
     let mut start = 0;
+    // The sums of so many weights stay in registers; 7 and 3 are the usual widths of a kernel.
     while let Some(count) = match weights.len() {
         0 => None,
         1..3 => Some(1),
