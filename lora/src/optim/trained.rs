@@ -46,7 +46,7 @@ impl Trained {
     }
 }
 
-/// The trained parameters in the order of the walk. A tied parameter comes once, at its first place.
+/// The trained parameters in the order of the walk. A tied parameter comes once, where it is first.
 pub(super) fn trained<M: LoraModule>(model: &M) -> Vec<Trained> {
     let mut seen = HashSet::new();
     let mut found = Vec::new();
