@@ -31,7 +31,8 @@ impl Groups {
     }
 }
 
-/// The values, and the mean and 1 / √(variance + eps) of each group of each example, on all threads.
+/// The values, and the mean and 1 / √(variance + eps) of each group of each example, on all
+/// threads.
 pub(crate) fn forward<T: Element>(
     x: &[T],
     weight: &[T],

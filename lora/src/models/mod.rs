@@ -2,7 +2,8 @@
 //! safetensors file, or from the Hugging Face hub (feature `hub`).
 //!
 //! Each architecture is written as any user of this crate would write it: with
-//! [`#[derive(LoraModel)]`](derive@crate::LoraModel) and [`#[lora::forward]`](macro@crate::forward).
+//! [`#[derive(LoraModel)]`](derive@crate::LoraModel) and
+//! [`#[lora::forward]`](macro@crate::forward).
 //!
 //! ```
 //! use lora::models::{self, Options, Weights, convnext::ConvNext};

@@ -10,10 +10,10 @@ use candle_core::{D, DType, Result, Tensor, bail};
 /// Scaled dot-product attention, softmax(scale·q·kᵀ + mask)·v, with a gradient and on every device.
 /// It computes what [`candle_nn::ops::sdpa`] computes on Metal.
 ///
-/// `q` is (batch, heads, queries, dim), `k` (batch, kv_heads, keys, dim), `v` (batch, kv_heads, keys,
-/// value_dim); the result is (batch, heads, queries, value_dim). Where kv_heads is less than heads
-/// and divides them (grouped queries), head i uses the keys and values of head
-/// i / (heads / kv_heads).
+/// `q` is (batch, heads, queries, dim), `k` (batch, kv_heads, keys, dim), `v` (batch, kv_heads,
+/// keys, value_dim); the result is (batch, heads, queries, value_dim). Where kv_heads is less than
+/// heads and divides them (grouped queries), head i uses the keys and values of head i / (heads /
+/// kv_heads).
 ///
 /// - `mask` is added to the scores; it broadcasts to (batch, heads, queries, keys) and gets no
 ///   gradient.

@@ -12,8 +12,8 @@ use candle_core::{D, Result, Tensor, bail};
 /// Layer normalisation over the last dimension, as [`candle_nn::ops::layer_norm`] computes it, with
 /// a gradient.
 ///
-/// `xs` is (.., n), `alpha` (the weight) and `beta` (the bias) are (n). On the CPU, bf16 and f16 are
-/// computed in f32 and rounded once.
+/// `xs` is (.., n), `alpha` (the weight) and `beta` (the bias) are (n). On the CPU, bf16 and f16
+/// are computed in f32 and rounded once.
 ///
 /// # Errors
 /// If the shapes or dtypes do not fit.

@@ -128,8 +128,8 @@ pub(crate) fn forward_planes<T: Element>(
     });
 }
 
-/// Batches of maps of (channels, height, width), weights (channels, taps): the gradient of the input
-/// from that of the result, on all threads.
+/// Batches of maps of (channels, height, width), weights (channels, taps): the gradient of the
+/// input from that of the result, on all threads.
 pub(crate) fn grad_input_planes<T: Element>(
     grad: &[T],
     w: &[T],

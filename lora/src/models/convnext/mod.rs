@@ -1,4 +1,5 @@
-//! ConvNeXt and ConvNeXt V2, <https://arxiv.org/abs/2201.03545>, <https://arxiv.org/abs/2301.00808>.
+//! ConvNeXt and ConvNeXt V2, <https://arxiv.org/abs/2201.03545>,
+//! <https://arxiv.org/abs/2301.00808>.
 //!
 //! Variants, parameter names and numbers are those of timm, whose checkpoints load as they are.
 //! Left out are dropout and stochastic depth, which are off in all of timm's variants, and output
@@ -99,7 +100,8 @@ impl ConvNext {
         }
     }
 
-    /// The logits of a feature map, (batch, num_classes). Without a classifier, the pooled features.
+    /// The logits of a feature map, (batch, num_classes). Without a classifier, the pooled
+    /// features.
     ///
     /// # Errors
     /// If the map does not have the model's channels.
