@@ -90,8 +90,8 @@ impl<T: Element> WithSimd for Forward<'_, T> {
 
 /// The gradient of the rows, from the gradient of [`forward_rows`]'s result and from its `stats`.
 ///
-/// With g = grad·weight and x̂ the normalised row it is (g − mean(g) − x̂·mean(g·x̂)) / √(variance
-/// + eps), without mean(g) if the mean was not removed.
+/// With g = grad·weight and x̂ the normalised row it is
+/// (g − mean(g) − x̂·mean(g·x̂)) / √(variance + eps), without mean(g) if the mean was not removed.
 pub(crate) fn backward_rows<T: Element>(
     x: &[T],
     grad: &[T],
