@@ -1,9 +1,9 @@
 //! Chains of layers that run as one node of the graph.
 //!
-//! One node costs less than one a layer: what passes between the layers stays in a core's cache, and
-//! only what the backward pass needs is kept. [`Mlp`] is the chain that most models spend their time
-//! in. The same code runs with base layers and with their LoRA counterparts, so a model's forward
-//! pass under `#[lora::forward]` can use it for both.
+//! One node costs less than one for each layer: the values between the layers stay in a core's
+//! cache, and only what the backward pass needs is kept. [`Mlp`] is the chain that most models
+//! spend their time in. The same code runs with base layers and with their LoRA counterparts, so a
+//! model's forward pass under `#[lora::forward]` can use it for both.
 
 use crate::layers::{LoraLayerNorm, LoraLinear, LoraRmsNorm};
 use crate::ops::{LinearParts, MlpParts, NormParts, residual_mlp};
@@ -72,11 +72,13 @@ impl AsNorm for LoraRmsNorm {
     }
 }
 
-/// Two linear layers with an activation between them; on request a norm before them, a factor for
-/// each channel behind them, and a shortcut around all: `shortcut + gamma·fc2(act(fc1(norm(x))))`.
+/// Two linear layers with an activation between them. On request a norm comes before them, a factor
+/// for each channel behind them, and a shortcut around everything:
+/// `shortcut + gamma·fc2(act(fc1(norm(x))))`.
 ///
-/// It runs as one node with everything frozen but the layers' adapters, in f32 or f64 on the CPU, and
-/// one adapter a layer; dropout included. Anything else runs layer by layer with the same result.
+/// The block runs as one node in f32 or f64 on the CPU, if everything but the layers' adapters is
+/// frozen and a layer has at most one adapter; dropout included. Anything else runs layer by layer
+/// with the same result.
 ///
 /// The node keeps its input and the hidden values before the activation for the backward pass.
 ///
@@ -140,8 +142,8 @@ impl<'a> Mlp<'a> {
         self
     }
 
-    /// Computes the hidden values anew in the backward pass instead of keeping them: less memory for
-    /// the time of one more product.
+    /// Computes the hidden values anew in the backward pass instead of keeping them. That saves
+    /// memory for the time of one more product.
     pub fn recompute(mut self, recompute: bool) -> Self {
         self.recompute = recompute;
         self

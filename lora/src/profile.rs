@@ -1,9 +1,10 @@
 //! Where the time of a step goes, by op.
 //!
-//! [`record`] runs a closure and tells, for each op of [`ops`](crate::ops) and for each of its two
-//! passes, how often it ran, how long it took and how large the tensors are that it made. Only the
-//! thread that calls it is recorded, with all the threads that an op computes on: the backward pass
-//! runs on the thread that starts it. While nothing is recorded, an op pays one atomic load.
+//! [`record`] runs a closure. For each op of [`ops`](crate::ops) and for each of its two passes, it
+//! reports how often the op ran, how long it took and how large the tensors are that it made. A
+//! recording covers the thread that calls it, with all the threads that an op computes on. The
+//! backward pass runs on the thread that starts it. While nothing is recorded, an op pays one
+//! atomic load.
 //!
 //! ```
 //! use candle_core::{DType, Device, Tensor, Var};
@@ -24,7 +25,7 @@
 //! # Ok::<(), candle_core::Error>(())
 //! ```
 //!
-//! Ops of a GPU return before it has computed: there the times are those of starting the work.
+//! On a GPU an op returns before its work is done: there the times are those of starting the work.
 
 use candle_core::Tensor;
 use serde::Serialize;
@@ -59,14 +60,14 @@ pub fn record<T>(run: impl FnOnce() -> T) -> (T, Report) {
     (value, Report::new(whole, totals.unwrap_or_default()))
 }
 
-/// What [`record`] has seen.
+/// The result of [`record`].
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[non_exhaustive]
 pub struct Report {
     /// Duration of the whole, in seconds.
     pub seconds: f64,
-    /// The part of it that no op accounts for, in seconds: candle's own operations, the optimiser,
-    /// the program itself.
+    /// The part that no op accounts for, in seconds: candle's own operations, the optimiser, the
+    /// program itself.
     pub elsewhere: f64,
     /// One row for each op and pass, the slowest first.
     pub rows: Vec<Row>,
@@ -82,9 +83,9 @@ pub struct Row {
     pub pass: Pass,
     /// How often it ran.
     pub calls: usize,
-    /// Time of all calls, in seconds, without that of ops that it ran itself.
+    /// Self time of all calls, in seconds: nested ops are not counted.
     pub seconds: f64,
-    /// The time as a share of the whole, from 0 to 1.
+    /// The self time as a share of the whole duration, from 0 to 1.
     pub share: f64,
     /// Size of the tensors that all calls have made, in bytes.
     pub bytes: usize,
@@ -96,7 +97,7 @@ pub struct Row {
 pub enum Pass {
     /// Computes the op's value.
     Forward,
-    /// Computes the gradients of its arguments from the one of its value.
+    /// Computes the gradients of the op's arguments from the gradient of its value.
     Backward,
 }
 
@@ -142,7 +143,7 @@ impl Report {
     }
 }
 
-/// A table of all rows, of the time elsewhere and of the whole.
+/// A table of all rows, then the time elsewhere and the total.
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let time = |seconds: f64| format!("{:.2}", seconds * 1e3);
@@ -199,7 +200,7 @@ impl fmt::Display for Report {
     }
 }
 
-/// Recordings that are open, on all threads.
+/// How many recordings are open, on all threads: all that an op reads while nothing is recorded.
 static RECORDING: AtomicUsize = AtomicUsize::new(0);
 
 thread_local! {
@@ -210,9 +211,9 @@ type Totals = HashMap<(&'static str, Pass), Total>;
 
 #[derive(Default)]
 struct Recording {
-    /// The recordings of this thread that are open.
+    /// The open recordings of this thread.
     recordings: Vec<Totals>,
-    /// For each span that is open, the time of the spans that it has enclosed so far.
+    /// For each open span, the time of the spans that it has enclosed so far.
     enclosed: Vec<Duration>,
 }
 
@@ -223,7 +224,7 @@ struct Total {
     bytes: usize,
 }
 
-/// The time of one op in one pass; ends when it is dropped.
+/// Measures the time of one op in one pass, until it is dropped.
 #[must_use]
 pub(crate) struct Span(Option<Running>);
 
@@ -246,7 +247,7 @@ impl Span {
     #[cold]
     fn recorded(op: &'static str, pass: Pass) -> Self {
         let running = STATE.with_borrow_mut(|state| {
-            // Another thread's recording.
+            // Another thread records, not this one.
             if state.recordings.is_empty() {
                 return None;
             }

@@ -118,7 +118,7 @@ fn an_optimiser_of_other_variables_is_noticed() {
     use candle_nn::Optimizer;
     refused(
         optimizer.step(&grads).map_err(lora::Error::from),
-        &["none of its", "make the optimiser anew"],
+        &["none of the optimiser's", "make a new optimiser"],
     );
     let after: Vec<_> = model
         .trainable_vars()

@@ -12,11 +12,11 @@ use std::borrow::Cow;
 
 /// The layer as it is computed for one batch of rows.
 ///
-/// The update enters in the cheaper of two ways: with many rows the product s·B·A is added to a
-/// copy of the weight first, with few rows the branch is computed beside it. With dropout the
-/// branch has another input, so it is always beside it.
+/// The update enters in the cheaper of two ways. With many rows s·B·A is added to a copy of the
+/// weight first; with few rows the branch is computed beside the weight's product. With dropout the
+/// branch has another input, so it is always computed beside.
 pub(crate) struct LinearKernel<'a, T: Element> {
-    /// (out, in) with these steps; with the update in it if `merged`.
+    /// (out, in) with these steps; it includes the update if `merged`.
     weight: Cow<'a, [T]>,
     steps: (usize, usize),
     bias: Option<&'a [T]>,
@@ -26,13 +26,13 @@ pub(crate) struct LinearKernel<'a, T: Element> {
     merged: bool,
 }
 
-/// Columns of a weight from which they count as far apart.
+/// From so many inputs on, the numbers of a weight's column count as far apart in memory.
 const FAR_APART: usize = 1024;
 
-/// Rows of a product from which a copy of the weight in a better order pays.
+/// From so many rows of a product on, a copy of the weight in a better order pays.
 const MANY_ROWS: usize = 64;
 
-/// Bytes of a weight up to which it is copied: the head of a language model is not.
+/// Weights of more bytes are not copied, such as the head of a language model.
 const LARGEST_COPY: usize = 1 << 26;
 
 /// The pass that a layer is made for.
@@ -74,7 +74,7 @@ pub(crate) struct Seen<'a, T> {
 pub(crate) struct UpdateGrads<T> {
     /// (rank, in)
     pub(crate) a: Vec<T>,
-    /// Transposed: (rank, out). Without the factor s until [`finish`](Self::finish).
+    /// Transposed: (rank, out). [`finish`](Self::finish) applies the factor s.
     b: Vec<T>,
 }
 
@@ -120,21 +120,22 @@ impl<'a, T: Element> LinearKernel<'a, T> {
         layer
     }
 
-    /// Copies the weight, with the update added or in another order of memory, where the products
-    /// with so many rows gain more by it than the copy costs.
+    /// Copies the weight, with the update added or in another memory order, where the products with
+    /// so many rows gain more from the copy than it costs.
     fn lay_out(&mut self, rows: usize, pass: Direction) {
         let (inputs, outputs) = (self.inputs, self.outputs);
         let count = inputs * outputs;
         if self.steps != (inputs, 1) || count == 0 || count * size_of::<T>() > LARGEST_COPY {
             return;
         }
-        // The branch costs rank·(in + out) a row; the copy rank·in·out and a pass over the weight.
+        // The branch costs rank·(in + out) for each row. The copy costs rank·in·out once, and a
+        // pass over the weight.
         let merged = self.update.as_ref().filter(|update| {
             let worth = rows * (inputs + outputs) > 3 * count;
             worth && update.low_rank.dropout.is_none()
         });
-        // The forward product reads the weight along its columns; when they are far apart, products
-        // run at half their speed.
+        // The forward product reads the weight along its columns. When a column's numbers are far
+        // apart, products run at half their speed.
         let transposed = pass == Direction::Forward && inputs >= FAR_APART && rows >= MANY_ROWS;
         if merged.is_none() && !transposed {
             return;
@@ -143,7 +144,7 @@ impl<'a, T: Element> LinearKernel<'a, T> {
             true => (inputs, outputs),
             false => (outputs, inputs),
         };
-        // The update as t·b with a row of t for each row of the copy.
+        // The update as t·b, with one row of t for each row of the copy.
         let update = merged.map(|Update { low_rank, scaled_b }| match transposed {
             true => (transpose_of(low_rank.a, low_rank.rank, 1.0), &scaled_b[..]),
             false => {
@@ -152,6 +153,7 @@ impl<'a, T: Element> LinearKernel<'a, T> {
             }
         });
         let mut copy = buffer(count);
+        // Each part is still in a core's cache when the update is added to it.
         let part = ((1 << 15) / width + 1).next_multiple_of(16);
         let parts = copy.par_chunks_mut(part * width).enumerate();
         parts.for_each(|(index, copy)| {
@@ -184,8 +186,8 @@ impl<'a, T: Element> LinearKernel<'a, T> {
         Matrix::with_steps(&self.weight, (self.outputs, self.inputs), self.steps)
     }
 
-    /// y from x. `t`, of rank numbers a row, gets drop(x)·Aᵀ for the backward pass; it may be empty
-    /// where there is none. `first` is the number of the first row in its batch.
+    /// y from x. `t` gets drop(x)·Aᵀ, rank numbers for each row, for the backward pass; without a
+    /// backward pass it may be empty. `first` is the number of the first row in its batch.
     pub(crate) fn forward(
         &self,
         x: &[T],
@@ -205,6 +207,7 @@ impl<'a, T: Element> LinearKernel<'a, T> {
         let Some(Update { low_rank, scaled_b }) = &self.update else {
             return;
         };
+        // The weight's product has the update in it, and no backward pass wants `t`.
         if self.merged && t.is_empty() {
             return;
         }
@@ -250,8 +253,8 @@ impl<'a, T: Element> LinearKernel<'a, T> {
         }
     }
 
-    /// The backward pass of all rows, on all threads: the gradient of x into `on_x` where it is
-    /// wanted, and those of the update where they are.
+    /// The backward pass of all rows, on all threads. `on_x`, if there, gets the gradient of x. The
+    /// result holds the gradients of the update, if `on_update`.
     pub(crate) fn backward_all(
         &self,
         grad: &[T],
@@ -286,7 +289,7 @@ impl<'a, T: Element> LinearKernel<'a, T> {
             Threads::All => blocks.into_iter().map(run).collect(),
             Threads::One => blocks.into_par_iter().map(run).collect(),
         };
-        // In the order of the rows, so that sums come out the same each time.
+        // Added in the order of the rows, so that sums come out the same each time.
         let mut sum = self.no_grads().filter(|_| on_update)?;
         parts.iter().flatten().for_each(|part| sum.add(part));
         Some(sum)
@@ -307,8 +310,8 @@ impl<'a, T: Element> LinearKernel<'a, T> {
         })
     }
 
-    /// The gradient of x into `on_x`, where it is wanted, and those of the update onto `grads`, from
-    /// the gradient of y and from what the forward pass saw.
+    /// Writes the gradient of x to `on_x`, if there, and adds those of the update to `grads`, from
+    /// the gradient of y and from the rows as the forward pass saw them.
     fn backward(
         &self,
         grad: &[T],
@@ -323,8 +326,8 @@ impl<'a, T: Element> LinearKernel<'a, T> {
         }
     }
 
-    /// The gradient of x into `on_x`, where it is wanted. The result is s·grad·B, of rank numbers a
-    /// row, for [`grad_update`](Self::grad_update).
+    /// Writes the gradient of x to `on_x`, if there. Returns s·grad·B, rank numbers for each row,
+    /// for [`grad_update`](Self::grad_update).
     pub(crate) fn grad_input(
         &self,
         grad: &[T],
@@ -414,7 +417,7 @@ impl<T: Element> UpdateKernel<'_, T> {
         }
     }
 
-    /// on_x += the gradient that comes back through A and the dropout.
+    /// Adds to `on_x` the gradient that comes back through A and the dropout.
     fn add_branch(&self, on_x: &mut [T], u: &[T], width: usize, first: usize, threads: Threads) {
         match self.dropout {
             None => each_rows(threads, on_x, width, u, self.rank, |on_x, u| {
@@ -432,14 +435,14 @@ impl<T: Element> UpdateKernel<'_, T> {
     }
 }
 
-/// Dropout that needs no memory: whether a number is dropped is a function of the seed and of its
-/// place, so that the backward pass finds the same.
+/// Dropout that needs no memory: the seed and a number's place decide whether the number is
+/// dropped, so that the backward pass finds the same mask.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Dropout {
     seed: u64,
-    /// A hash below it drops the number.
+    /// A number whose hash is below is dropped.
     threshold: u32,
-    /// What is kept is divided by the probability to be kept.
+    /// The factor on kept numbers: 1 over the probability to be kept.
     factor: f64,
 }
 
@@ -453,7 +456,7 @@ impl Dropout {
         }
     }
 
-    /// Drops from numbers that start at this place of their tensor.
+    /// Drops from numbers of which the first has this place in its tensor.
     pub(crate) fn apply<T: Element>(&self, values: &mut [T], start: usize) {
         let factor = T::of(self.factor);
         for (value, place) in values.iter_mut().zip(start as u64..) {

@@ -5,8 +5,8 @@ use super::{CHUNK, buffer::buffer, sums};
 use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 
-/// How a contiguous tensor lies around one of its dimensions, of `n`: `inner` numbers for each
-/// index of it, and all of that as often as there are indices before it.
+/// How a contiguous tensor lies around one of its dimensions, of `n` indices: each index has
+/// `inner` numbers, and all of them repeat for each index of the dimensions before.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Along {
     pub(crate) n: usize,
@@ -31,7 +31,8 @@ pub(crate) fn scale<T: Element>(x: &[T], weight: &[T], plus: Plus<'_, T>, along:
         return y;
     }
     assert!(weight.len() == n && x.len().is_multiple_of(n * inner));
-    // Segments of `inner` numbers have one weight each; without such, rows of n numbers have all.
+    // Segments of `inner` numbers share one weight. With `inner` 1, a row of n numbers has each
+    // weight once.
     let length = if inner == 1 { n } else { inner };
     let count = (CHUNK / length).max(1);
     let chunks = x.par_chunks(count * length);
@@ -129,7 +130,7 @@ fn product_and<T: Element, S: Simd>(simd: S, x: &[T], weight: &[T], plus: &[T], 
     }
 }
 
-/// Segments with one weight each, the weights again and again.
+/// Segments with one weight each; after the last weight the first comes again.
 struct Segments<'a, T> {
     x: &'a [T],
     weight: &'a [T],

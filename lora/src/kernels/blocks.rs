@@ -2,14 +2,14 @@
 
 use super::matrix::Threads;
 
-/// Bytes of a block's widest rows: about what a core's own cache holds.
+/// Bytes of a block's widest rows: about the size of a core's own cache.
 const CACHE: usize = 3 << 19;
 
-/// Rows in a block, and whether the work inside of a block may use all threads.
+/// Rows in a block, and whether the work inside a block may use all threads.
 ///
-/// `bytes` is the size of the widest row that a block holds, `weights` the size of the matrices that
-/// every block reads. Few rows and large weights make one block on all threads: reading the weights
-/// once for each block would cost more than working on a block without leaving the cache saves.
+/// `bytes` is the size of the widest row that a block holds, `weights` the size of the matrices
+/// that every block reads. Few rows with large weights are one block on all threads: reading the
+/// weights for each block would cost more time than staying in the cache saves.
 pub(crate) fn blocks(rows: usize, bytes: usize, weights: usize) -> (usize, Threads) {
     let threads = rayon::current_num_threads();
     let whole = rows * bytes;
@@ -19,7 +19,7 @@ pub(crate) fn blocks(rows: usize, bytes: usize, weights: usize) -> (usize, Threa
     if whole <= 1 << 16 || (whole <= 6 << 20 && weights > 2 << 20) {
         return (rows.max(1), Threads::All);
     }
-    // A multiple of the number of threads, so that none waits for a last block.
+    // A multiple of the number of threads, so that no thread waits for a last block.
     let blocks = whole.div_ceil(CACHE).next_multiple_of(threads);
     (rows.div_ceil(blocks).max(1), Threads::One)
 }

@@ -6,7 +6,7 @@ use candle_core::{Device, Result, Shape, Storage, StorageRef, Tensor, bail};
 use std::marker::PhantomData;
 use std::ops::Range;
 
-/// The values of a contiguous tensor on the CPU; it is borrowed for reading until this is dropped.
+/// The values of a contiguous tensor on the CPU, borrowed for reading until this is dropped.
 pub(crate) struct Cpu<'a, T> {
     storage: StorageRef<'a>,
     range: Range<usize>,
@@ -24,7 +24,7 @@ impl<'a, T: Element> Cpu<'a, T> {
         Self::range(storage, start..end, tensor)
     }
 
-    /// All from the first to the last of a tensor's values, also of one that is not contiguous.
+    /// The memory from a tensor's first value to its last; the tensor need not be contiguous.
     fn spanning(tensor: &'a Tensor) -> Result<Self> {
         let (storage, layout) = tensor.storage_and_layout();
         let start = layout.start_offset();
@@ -58,7 +58,7 @@ impl<T: Element> std::ops::Deref for Cpu<'_, T> {
 
     fn deref(&self) -> &[T] {
         match &*self.storage {
-            // Of this type and long enough, as checked when it was made.
+            // The type and the length were checked when this was made.
             Storage::Cpu(values) => T::values(values).map_or(&[], |v| &v[self.range.clone()]),
             _ => &[],
         }
@@ -111,9 +111,9 @@ impl<'a, T: Element> CpuStrided<'a, T> {
     }
 }
 
-/// Memory for `count` numbers with any content: it must be overwritten before it is read.
+/// Memory for `count` numbers with any content: overwrite each number before you read it.
 ///
-/// Zeroing what is overwritten anyway costs as much as many a kernel.
+/// Zeroing memory that is overwritten anyway costs as much as many a kernel.
 pub(crate) fn buffer<T: Element>(count: usize) -> Vec<T> {
     let mut values = Vec::with_capacity(count);
     // SAFETY: the capacity is there, any bits are an f32 or f64, and every caller writes each
@@ -125,8 +125,8 @@ pub(crate) fn buffer<T: Element>(count: usize) -> Vec<T> {
     values
 }
 
-/// The first `count` numbers of memory that is used again and again, with any content, as
-/// [`buffer`]: fresh memory costs as much as many a kernel, too.
+/// The first `count` numbers of memory that is used again and again, with any content, as in
+/// [`buffer`]. Fresh memory costs as much as many a kernel, too.
 pub(crate) fn room<T: Element>(memory: &mut Vec<T>, count: usize) -> &mut [T] {
     if memory.len() < count {
         *memory = buffer(count);

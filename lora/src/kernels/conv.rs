@@ -1,8 +1,8 @@
 //! Convolutions as matrix products.
 //!
-//! Maps are (height, width, channels), weights (out, kernel height, kernel width, in / groups). For
-//! a block of rows of the result, what each pixel sees is gathered to a row of a matrix, its
-//! *patch*; the weights are a matrix with the same columns.
+//! Maps are (height, width, channels), weights (out, kernel height, kernel width, in / groups). The
+//! result is computed in blocks of rows. The numbers that a pixel of the result sees become one row
+//! of a matrix, the pixel's *patch*; the weights are a matrix with the same columns.
 
 use super::buffer::{buffer, room};
 use super::matrix::{Matrix, Threads, multiply};
@@ -13,11 +13,11 @@ use rayon::prelude::*;
 /// Bytes of patches that stay in a core's cache between gathering and multiplying.
 const CACHE: usize = 1 << 20;
 
-/// Patches that a product takes at least, where there are as many: fewer do not pay for reading the
+/// The fewest patches of a product, where there are as many: fewer do not pay for reading the
 /// weights.
 const PATCHES: usize = 256;
 
-/// Products that are worth a thread.
+/// Multiplications that are worth a thread.
 const WORK: usize = 1 << 20;
 
 /// A convolution of batches of maps.
@@ -64,13 +64,13 @@ impl Conv {
         w.copy_from_slice(&reversed.turned(&turned));
     }
 
-    /// True if patches of the result are smaller than those of the input by far, as for a matrix of
-    /// low rank: then all is computed by the convolution that leads back.
+    /// True if patches of the result are far smaller than those of the input, as for a matrix of
+    /// low rank. Then the reversed convolution computes everything, with less to gather.
     fn narrows(&self) -> bool {
         self.window.stride == 1 && self.window.taps() > 1 && 2 * self.outputs <= self.inputs
     }
 
-    /// The convolution from results to inputs whose gradient of the input is this one's result.
+    /// The convolution from results to inputs, whose gradient of the input is this one's result.
     fn reversed(&self) -> Self {
         Self {
             window: self.window.reversed(),
@@ -119,6 +119,7 @@ impl Conv {
         if x.is_empty() {
             return;
         }
+        // Whole images for each thread: the windows of neighbouring rows overlap in `x`.
         let images = self.split::<T>(x.len() / map, self.window.places());
         each_chunk(x, images * map, |chunk, x, memory, threads| {
             let first = chunk * images * output.0;
@@ -148,6 +149,7 @@ impl Conv {
             return;
         }
         let rows = self.block::<T>(self.window.output.1);
+        // One block after the other, each on all threads: all blocks add to the same weights.
         let mut memory = Vec::new();
         for (block, grad) in grad.chunks(rows * row).enumerate() {
             let places = grad.len() / self.outputs;
@@ -167,14 +169,14 @@ impl Conv {
         self.window.taps() * (self.inputs / self.groups)
     }
 
-    /// How many items of this many results make a block.
+    /// How many items make a block, where each item has this many results.
     fn block<T>(&self, results: usize) -> usize {
         let patches = size_of::<T>() * self.patch() * results;
         (CACHE / patches.max(1)).max(PATCHES.div_ceil(results))
     }
 
-    /// How many of `total` items of this many results make a block, such that no thread goes
-    /// without if there is work for all.
+    /// How many of `total` items make a block, where each item has this many results. If there is
+    /// work for all threads, every thread gets a block.
     fn split<T>(&self, total: usize, results: usize) -> usize {
         let work = total * results * self.patch() * (self.outputs / self.groups);
         match work < WORK {
@@ -237,7 +239,8 @@ impl Conv {
         }
     }
 
-    /// Fills `patches` with those of a group, from the batch's row of results `first` on.
+    /// Fills `patches` with the patches of a group, for the rows of the batch's results from
+    /// `first` on.
     fn gather<T: Element>(
         &self,
         x: &[T],
@@ -267,7 +270,8 @@ impl Conv {
         });
     }
 
-    /// Adds patches of a group, from row `first` of the results on, to where they were seen.
+    /// Adds the patches of a group, for the rows of results from `first` on, to the pixels that
+    /// they were gathered from.
     fn scatter<T: Element>(&self, patches: &[T], group: usize, first: usize, x: &mut [T]) {
         if patches.is_empty() {
             return;
@@ -287,7 +291,7 @@ impl Conv {
         }
     }
 
-    /// True if no two windows meet.
+    /// True if no two windows overlap.
     fn is_apart(&self) -> bool {
         let Window { kernel, stride, .. } = self.window;
         self.window.dilation == 1 && stride >= kernel.0.max(kernel.1)
@@ -307,8 +311,8 @@ impl Conv {
         self.is_apart() && kernel == (stride, stride) && padding == (0, 0) && covered == input
     }
 
-    /// Calls `f` with the runs of numbers of a row's patches and where in the batch's input each
-    /// lies; none in the padding.
+    /// Calls `f` with each run of numbers in a row's patches, and with the run's place in the
+    /// batch's input, or none in the padding.
     #[inline(always)]
     fn each_run(
         &self,
@@ -352,8 +356,8 @@ impl Conv {
     }
 }
 
-/// Calls `f` with each chunk and memory to use, each on one thread, or with all threads if there is
-/// but one.
+/// Calls `f` with each chunk and memory to use. Each chunk runs on one thread; a single chunk may
+/// use all threads.
 pub(crate) fn each_chunk<T: Element>(
     values: &mut [T],
     size: usize,

@@ -3,11 +3,11 @@
 use super::simd::Element;
 use rayon::prelude::*;
 
-/// Numbers from which threads pay.
+/// From so many numbers on, threads pay.
 const LARGE: usize = 1 << 16;
 
-/// Adds each row to the row of the sums, (count, dim), that its index names. Other indices are
-/// left out.
+/// Adds each row to that row of the sums, (count, dim), which its index names. Rows with an index
+/// of `count` or more are left out.
 pub(crate) fn add_rows<T: Element>(sums: &mut [T], rows: &[T], ids: &[usize], dim: usize) {
     if rows.is_empty() || sums.is_empty() {
         return;
@@ -24,7 +24,8 @@ pub(crate) fn add_rows<T: Element>(sums: &mut [T], rows: &[T], ids: &[usize], di
     if rows.len() < LARGE {
         return add(0, sums);
     }
-    // Each task looks for the indices of its part of the table, and some parts are used more.
+    // Each task owns a part of the table and looks for the part's indices, so no two tasks add to
+    // one row. There are four tasks for each thread, as some parts are used more.
     let parts = 4 * rayon::current_num_threads();
     let part = (sums.len() / dim).div_ceil(parts);
     let parts = sums.par_chunks_mut(part * dim).enumerate();

@@ -31,7 +31,8 @@ impl Groups {
     }
 }
 
-/// The values, and the mean and 1 / √(variance + eps) of each group of each example, on all threads.
+/// The values, and the mean and 1 / √(variance + eps) of each group of each example, on all
+/// threads.
 pub(crate) fn forward<T: Element>(
     x: &[T],
     weight: &[T],
@@ -98,7 +99,7 @@ pub(crate) struct Grads<T> {
     pub(crate) on_bias: Vec<T>,
 }
 
-/// The gradients from `stats`, on all threads; that of the input, unless `on_x`, stays empty.
+/// The gradients from `stats`, on all threads. Without `on_x` that of the input stays empty.
 pub(crate) fn backward<T: Element>(
     x: &[T],
     grad: &[T],

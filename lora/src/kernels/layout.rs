@@ -12,7 +12,7 @@ pub(crate) fn column_sums<T: Element>(x: &[T], columns: usize) -> Vec<T> {
     if x.is_empty() {
         return sums;
     }
-    // Parts of a fixed size: the order of summation must not depend on the threads.
+    // Parts of a fixed size, so that the number of threads does not change the order of summation.
     let part = (WORK).next_multiple_of(columns);
     let partial = |x: &[T]| {
         let mut sums = vec![T::ZERO; columns];

@@ -54,7 +54,8 @@ pub(crate) fn add_outer<T: Element>(sum: &mut [T], u: &[T], x: &[T], width: usiz
     }
 }
 
-/// Runs `$body` for blocks of 4, 2 and 1 of `$count` items, from `$start` on.
+/// Runs `$body` for blocks of 4, 2 and 1 of `$count` items. The size is a constant in the body, so
+/// that a block's sums stay in registers while its rows are read once.
 macro_rules! blocks {
     ($count:expr, |$start:ident, $size:ident| $body:expr) => {{
         let mut $start = 0;

@@ -31,10 +31,10 @@ pub(crate) struct Norm<'a, T> {
     pub(crate) remove_mean: bool,
 }
 
-/// What the forward pass is to leave for the backward pass.
+/// What the forward pass leaves for the backward pass.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Keep {
-    /// Nothing: there is none.
+    /// Nothing: there is no backward pass.
     Nothing,
     /// All but the hidden values, which the backward pass computes anew.
     Little,
@@ -53,7 +53,7 @@ pub(crate) struct Kept<T> {
     t2: Vec<T>,
 }
 
-/// What a block of rows works in, beside its arguments and results.
+/// The memory that a block of rows works in, beside its arguments and results.
 struct Scratch<T>(Vec<T>);
 
 impl<T> Default for Scratch<T> {
@@ -63,7 +63,7 @@ impl<T> Default for Scratch<T> {
 }
 
 impl<T: Element> Scratch<T> {
-    /// Memory for so many numbers, of any content.
+    /// Memory for so many numbers, with any content.
     fn of(&mut self, count: usize) -> &mut [T] {
         if self.0.len() < count {
             self.0 = buffer(count);
@@ -79,7 +79,7 @@ impl<T: Element, F: Function> Mlp<'_, T, F> {
         blocks(rows, hidden * size, 2 * width * hidden * size)
     }
 
-    /// The result into `y`, and what the backward pass needs.
+    /// Writes the result to `y`, and returns what the backward pass needs.
     pub(crate) fn forward(
         &self,
         x: &[T],
@@ -163,7 +163,7 @@ impl<T: Element, F: Function> Mlp<'_, T, F> {
         kept
     }
 
-    /// The gradient of x into `on_x`, where it is wanted, and those of both updates, from the
+    /// Writes the gradient of x to `on_x`, if there, and returns those of both updates, from the
     /// gradient of y.
     pub(crate) fn backward(
         &self,
@@ -196,7 +196,7 @@ impl<T: Element, F: Function> Mlp<'_, T, F> {
                 fc1: self.fc1.no_grads(),
                 fc2: self.fc2.no_grads(),
             };
-            // The norm's result, for the gradients of A and to compute the hidden values anew.
+            // The gradients of A need the norm's result, and so do hidden values computed anew.
             let normed = match &self.norm {
                 Some(norm) => {
                     let normed = normed.of(rows * width);
@@ -224,6 +224,8 @@ impl<T: Element, F: Function> Mlp<'_, T, F> {
             let activated = activated.of(rows * hidden);
             let on_hidden = on_hidden.of(rows * hidden);
             let u = self.fc2.grad_input(grad, Some(on_hidden), first, threads);
+            // In one pass over the hidden values: their gradient, and the activation again for
+            // fc2's A.
             activation::backward_on::<F, T>(threads, pre_activation, activated, on_hidden);
             if let Some(grads) = &mut grads.fc2 {
                 let (x, t) = (&*activated, t2);
@@ -255,7 +257,7 @@ impl<T: Element, F: Function> Mlp<'_, T, F> {
             let parts = blocks.into_par_iter().map_init(Default::default, run);
             parts.collect()
         };
-        // In the order of the rows, so that sums come out the same each time.
+        // Added in the order of the rows, so that sums come out the same each time.
         let mut parts = parts.into_iter();
         let none = Grads {
             fc1: self.fc1.no_grads(),
@@ -294,7 +296,7 @@ impl<T: Element> Norm<'_, T> {
         norm::forward_rows(x, y, width, self.eps, self.remove_mean, weight, bias, stats);
     }
 
-    /// The result once more.
+    /// Computes the result again.
     fn again(&self, x: &[T], y: &mut [T]) {
         let mut stats = buffer(2 * x.len() / self.weight.len().max(1));
         self.forward(x, y, &mut stats);

@@ -1,6 +1,6 @@
 //! Layer and root-mean-square normalisation of rows.
 //!
-//! The functions on slices run on the thread that calls them, for a caller that has the rows in its
+//! The functions on rows run on the thread that calls them, for a caller that has the rows in its
 //! cache; [`forward`] and [`backward`] run on all threads.
 
 use super::simd::{Element, Vector, run};
@@ -11,9 +11,9 @@ use rayon::prelude::*;
 
 /// y = (x − mean) / √(variance + eps) · weight + bias for each row of `width` numbers.
 ///
-/// Without `remove_mean` the mean counts as 0, so that the variance is the mean of squares. A missing
-/// weight is 1, a missing bias 0. `stats` gets the mean and 1 / √(variance + eps) of each row, two
-/// numbers a row, from which the backward pass computes the normalised row again.
+/// Without `remove_mean` the mean counts as 0, so that the variance is the mean of squares. A
+/// missing weight is 1, a missing bias 0. `stats` gets the mean and 1 / √(variance + eps) of each
+/// row, from which the backward pass computes the normalised row again.
 #[allow(clippy::too_many_arguments)] // Slices of one row each, and how to normalise them.
 pub(crate) fn forward_rows<T: Element>(
     x: &[T],
@@ -88,10 +88,10 @@ impl<T: Element> WithSimd for Forward<'_, T> {
     }
 }
 
-/// The gradient of the rows, from the gradient of what [`forward_rows`] makes of them with `stats`.
+/// The gradient of the rows, from the gradient of [`forward_rows`]'s result and from its `stats`.
 ///
-/// With g = grad·weight and x̂ the normalised row it is (g − mean(g) − x̂·mean(g·x̂)) / √(variance +
-/// eps), without mean(g) if the mean was not removed.
+/// With g = grad·weight and x̂ the normalised row it is
+/// (g − mean(g) − x̂·mean(g·x̂)) / √(variance + eps), without mean(g) if the mean was not removed.
 pub(crate) fn backward_rows<T: Element>(
     x: &[T],
     grad: &[T],
@@ -171,8 +171,8 @@ impl<T: Element> WithSimd for Backward<'_, T> {
     }
 }
 
-/// What is added to g / √(variance + eps), and the factor of x − mean, in the gradient of `count`
-/// numbers that were normalised together; from Σ g and Σ g·(x − mean).
+/// For the gradient of `count` numbers that were normalised together, from Σ g and Σ g·(x − mean):
+/// the addend of g / √(variance + eps), and the factor of x − mean.
 pub(super) fn corrections<T: Element>(
     total: f64,
     along: f64,

@@ -10,7 +10,7 @@ const CHUNK: usize = 1 << 14;
 /// Which numbers of a row are rotated together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Pairs {
-    /// Those half a row apart.
+    /// Numbers half a row apart.
     Halves,
     /// Neighbours.
     Neighbours,

@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicU8, Ordering};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Level {
-    /// None that the target does not have anyway.
+    /// Only those that the target always has.
     Plain = 1,
     /// AVX2 and FMA.
     Avx2 = 2,
@@ -45,7 +45,8 @@ pub fn level() -> Level {
     }
 }
 
-/// Makes the kernels use this level, or the best below it that the processor has, which is returned.
+/// Makes the kernels use this level, or the best level below that the processor has. Returns the
+/// level in use.
 #[doc(hidden)]
 pub fn force_level(wanted: Level) -> Level {
     let level = match (wanted, Arch::new()) {

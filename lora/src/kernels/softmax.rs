@@ -112,7 +112,7 @@ pub(crate) fn exponentials<T: Element, S: Simd>(simd: S, row: &mut [T], shift: T
     let mut sum = Vector::zero(simd);
     for x in row.chunks_mut(T::lanes::<S>()) {
         (Vector::load(simd, x) - shift).exp().store(x);
-        // Loaded again, as the lanes beyond the end of the row must not count.
+        // Loaded again, with zeros: lanes beyond the end of the row must not count.
         sum = sum + Vector::load(simd, x);
     }
     sum.sum()

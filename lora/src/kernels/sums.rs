@@ -1,18 +1,19 @@
 //! Sums over rows and over columns.
 //!
-//! Many numbers are summed in blocks, and the blocks' sums in f64, so that the rounding errors do
-//! not grow with their number. How they are split does not depend on the number of threads, so the
-//! results do not either.
+//! Many numbers are summed in blocks, and the blocks' sums in f64, so that rounding errors do not
+//! grow with the count. The split does not depend on the number of threads, so neither do the
+//! results.
 
 use super::CHUNK;
 use super::simd::{Element, Vector, run};
 use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 
-/// Vectors that are summed in their own precision.
+/// Vectors of a block, which are summed in their own precision.
 const BLOCK: usize = 128;
 
-/// Vectors that are summed side by side, as an addition waits for the one before it.
+/// Vectors that are summed side by side: in a single chain each addition would wait for the one
+/// before.
 const SIDE: usize = 4;
 
 /// Σ x
@@ -74,8 +75,8 @@ pub(super) fn squares<T: Element, S: Simd>(simd: S, x: &[T], mean: T) -> f64 {
     total
 }
 
-/// Σ g and Σ g·(x − mean), where `weigh` makes each vector of g of one of the gradient and of its
-/// index.
+/// Σ g and Σ g·(x − mean). `weigh` makes each vector of g from a vector of the gradient and the
+/// vector's index.
 #[inline(always)]
 pub(super) fn centred_pair<T: Element, S: Simd>(
     simd: S,
@@ -187,7 +188,7 @@ pub(crate) fn columns<T: Element>(
     stats: Option<&[T]>,
     width: usize,
 ) -> (Vec<T>, Vec<T>) {
-    /// Parts that are summed on their own.
+    /// Parts that are summed on their own: a fixed number, whatever the number of threads.
     const PARTS: usize = 32;
 
     if width == 0 {
@@ -220,8 +221,8 @@ pub(crate) fn columns<T: Element>(
     )
 }
 
-/// Σ grad and Σ grad·(x − mean) of each segment of `inner` numbers, on all threads, where `mean`
-/// says the mean of a segment.
+/// Σ grad and Σ grad·(x − mean) of each segment of `inner` numbers, on all threads. `mean` gives
+/// the mean of a segment.
 pub(super) fn segments<T: Element>(
     x: &[T],
     grad: &[T],

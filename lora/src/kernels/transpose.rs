@@ -8,7 +8,7 @@ use rayon::prelude::*;
 /// Rows and columns that are transposed at once.
 const TILE: usize = 8;
 
-/// Rows that are written side by side: what is read for them are whole lines of the cache.
+/// Rows that are written side by side: the reads for them use whole lines of the cache.
 const BAND: usize = 8 * TILE;
 
 /// One dimension of a strided tensor: how many indices, and how far they are apart in memory.
@@ -21,7 +21,8 @@ struct Dim {
 /// How to read a strided tensor in the order of its indices.
 #[derive(Clone, Debug)]
 pub(crate) struct Gather {
-    /// The dimensions, of more than one index each; those that lie next to each other are one.
+    /// The dimensions with more than one index. Those that lie next to each other in memory are
+    /// one.
     dims: Vec<Dim>,
     /// The dimension along which memory is contiguous.
     fast: usize,
@@ -85,7 +86,7 @@ fn count(dims: &[Dim]) -> usize {
     dims.iter().map(|dim| dim.size).product()
 }
 
-/// Where the elements with this index of the dimensions start.
+/// Where the elements at this index of the dimensions start.
 fn offset(dims: &[Dim], mut index: usize) -> usize {
     let mut offset = 0;
     for dim in dims.iter().rev() {
@@ -129,6 +130,7 @@ impl<T: Copy> WithSimd for Transpose<'_, T> {
             let to = &mut self.to[middle * size..];
             for band in (0..rows).step_by(BAND) {
                 let band = band..rows.min(band + BAND);
+                // All tiles of a band before the next columns: they share the lines that were read.
                 for column in (0..size).step_by(TILE) {
                     for row in band.clone().step_by(TILE) {
                         let from = &from[column * stride + row..];

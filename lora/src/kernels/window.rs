@@ -13,7 +13,7 @@ pub(crate) struct Window {
     pub(crate) output: (usize, usize),
     pub(crate) stride: usize,
     pub(crate) dilation: usize,
-    /// Rows above and columns left of the input; less than none where no window sees the first.
+    /// Rows above and columns left of the input; negative where no window sees the first ones.
     pub(crate) padding: (isize, isize),
 }
 
@@ -50,8 +50,8 @@ impl Window {
         (first..end, column.max(0) as usize)
     }
 
-    /// The convolution of the results' gradient that gives the input's, for a stride of 1; with
-    /// the kernel turned by half a turn.
+    /// For a stride of 1: the convolution of the results' gradient that gives the input's gradient.
+    /// Its kernel is turned by half a turn.
     pub(crate) fn reversed(&self) -> Self {
         let rest = |kernel: usize, padding| (self.dilation * (kernel - 1)) as isize - padding;
         Self {

@@ -137,7 +137,7 @@ impl<M: LoraModule> LoraModule for Box<M> {
 
 impl<M: LoraLayer> LoraLayer for Box<M> {}
 
-/// Adds nothing to the path. A module that several places share is copied for each of them on the
+/// Adds nothing to the path. A module that several places share is copied for each place on the
 /// first change; its tensors stay shared.
 impl<M: LoraModel> LoraModel for Arc<M> {
     type Lora = Arc<M::Lora>;

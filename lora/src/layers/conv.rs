@@ -67,8 +67,8 @@ macro_rules! lora_conv {
                 }
                 let weight = self.adapters.seen(&self.weight);
                 let bias = self.bias.as_ref().map(|bias| self.adapters.seen(bias));
-                // A moves over the input as the base does, but sees all its channels; B mixes the
-                // r results at each place, group by group.
+                // A moves over the input as the base does, but sees all of its channels. B mixes
+                // the r results at each place, group by group.
                 let of_a = $config { groups: 1, ..self.config };
                 let of_b = $config { groups: self.config.groups, ..Default::default() };
                 ops::Updated { bias: bias.as_ref(), updates: &updates::updates(self)?, channels: 1 }.run(
@@ -171,10 +171,10 @@ lora_conv!(
     /// A [`Conv2d`] layer with low-rank updates.
     ///
     /// With x of shape (batch, in, height, width): W (out, in / groups, kh, kw), A (r, in, kh, kw),
-    /// B (out, r / groups, 1, 1). A is a convolution with the base's kernel, stride, padding and
-    /// dilation over all channels, B one of size 1 with the base's groups: the shapes of PEFT. PEFT
-    /// leaves the dilation out and cannot merge a grouped convolution; here both work. As the update
-    /// lets every output see every input channel, a grouped convolution merges into one without
-    /// groups, whose weight is (out, in, kh, kw).
+    /// B (out, r / groups, 1, 1), the shapes of PEFT. A is a convolution over all channels, with
+    /// the base's kernel, stride, padding and dilation. B is one of size 1 with the base's groups.
+    /// PEFT leaves the dilation out and cannot merge a grouped convolution; here both work. The
+    /// update lets every output see every input channel. So a grouped convolution merges into one
+    /// without groups, whose weight is (out, in, kh, kw).
     LoraConv2d, Conv2d, Conv2dConfig, ops::conv2d, Conv2d
 );

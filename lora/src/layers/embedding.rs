@@ -31,9 +31,10 @@ impl LoraEmbedding {
 
     /// The table, (n, dim), without the adapters, merged or not.
     ///
-    /// A head that is tied to the embedding multiplies by this table: it shares the base weight
-    /// only, as in PEFT. In the base model that [`to_base`](LoraModule::to_base) gives, a head that
-    /// reads the embedding's table sees the merged one: give such a head a `Linear` of its own.
+    /// A head that is tied to the embedding multiplies by this table: it shares only the base
+    /// weight, as in PEFT. In the base model that [`to_base`](LoraModule::to_base) gives, a head
+    /// that reads the embedding's table sees the merged table: give such a head a `Linear` of its
+    /// own.
     pub fn embeddings(&self) -> &Tensor {
         self.unmerged_weight()
     }

@@ -7,8 +7,9 @@ use crate::{Builder, Cursor, CursorMut, Error, Layer, LoraModel, LoraModule, Par
 use candle_core::{DType, Device, Tensor, Var};
 use candle_nn::{GroupNorm, Module};
 
-/// A [`GroupNorm`] with a gradient that leaves out what is frozen. Weight and bias are (channels),
-/// for inputs (batch, channels, ..). Candle's layer does not show its tensors, so they are copies.
+/// A [`GroupNorm`] with a gradient that leaves out frozen parameters. Weight and bias are
+/// (channels), for inputs (batch, channels, ..). Candle's layer does not show its tensors, so these
+/// are copies.
 #[derive(Clone, Debug)]
 pub struct LoraGroupNorm {
     weight: Tensor,
@@ -113,8 +114,8 @@ impl Layer for LoraGroupNorm {
     }
 }
 
-/// The parts of a [`GroupNorm`]. Candle keeps them private, but the layer shows them all: the
-/// numbers in its `Debug` output, the tensors in what it computes.
+/// The parts of a [`GroupNorm`]. Candle keeps them private, but the layer reveals them: the numbers
+/// in its `Debug` output, the tensors in its results.
 struct Parts {
     weight: Tensor,
     bias: Tensor,
@@ -138,10 +139,10 @@ impl Parts {
         let bias = bias(norm, channels, devices)?;
         let dtype = bias.dtype();
 
-        // Along this direction the derivative of the output by x is the weight, exactly: the input
-        // has mean 0 and variance scale², which eps does not change, and the direction is at right
-        // angles to both 1 and x, so that mean and variance do not move. All factors are powers of
-        // two, so nothing is rounded.
+        // Along this direction the derivative of the output by x is the weight, exactly. The input
+        // has mean 0 and variance scale², which eps does not change. The direction is at right
+        // angles to both 1 and x, so mean and variance do not move. All factors are powers of two,
+        // so nothing is rounded.
         let scale = match dtype {
             DType::F64 => 2f64.powi(40),
             DType::F16 => 2f64.powi(8),

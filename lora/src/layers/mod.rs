@@ -6,8 +6,8 @@
 //! an adapter each computes what its base layer does, and passes the gradient to its input, which
 //! candle's fused norms do not.
 //!
-//! Those that carry adapters are made by hand with `new`, the others with
-//! [`to_frozen`](crate::LoraModel::to_frozen) of their base layer. They stand in a struct or a list
+//! A layer that carries adapters is made by hand with `new`, any other with
+//! [`to_frozen`](crate::LoraModel::to_frozen) of its base layer. Both stand in a struct or a list
 //! like any module:
 //!
 //! ```

@@ -1,4 +1,4 @@
-//! A part of a model that can be computed anew in the backward pass.
+//! A part of a model whose inner values can be computed anew in the backward pass.
 
 use crate::{Builder, Cursor, CursorMut, LoraModel, LoraModule, Result, checkpoint};
 use candle_core::Tensor;
@@ -6,9 +6,9 @@ use candle_nn::Module;
 use std::ops::{Deref, DerefMut};
 
 /// A part of a model whose inner values may be computed anew in the backward pass instead of being
-/// kept: a switch, set by path with [`LoraConfig::recompute`](crate::LoraConfig::recompute).
+/// kept. [`LoraConfig::recompute`](crate::LoraConfig::recompute) switches this on, by path.
 ///
-/// In the base model it is the part itself; the LoRA model has a [`LoraRecompute`], which runs the
+/// In the base model it is the part itself. The LoRA model has a [`LoraRecompute`], which runs the
 /// part through [`checkpoint`] when its path is named. It adds nothing to paths.
 ///
 /// ```
@@ -82,7 +82,7 @@ impl<L> LoraRecompute<L> {
         self.recompute
     }
 
-    /// Switches it.
+    /// Switches the recomputation on or off.
     pub fn set_recompute(&mut self, recompute: bool) {
         self.recompute = recompute;
     }

@@ -7,11 +7,11 @@ use crate::{
 };
 use candle_core::Tensor;
 
-/// A weight without a layer around it, (out, in), or (experts, out, in) for the experts of a mixture
-/// in one tensor: PEFT's `target_parameters`.
+/// A weight without a layer around it, (out, in). The experts of a mixture may share one tensor,
+/// (experts, out, in): PEFT's `target_parameters`.
 ///
-/// It has the path of its field, without `.weight`. The model asks for the tensor with
-/// [`tensor`](Self::tensor) and computes with it; its LoRA counterpart gives the tensor with its
+/// Its path is that of its field, without `.weight`. The model asks for the tensor with
+/// [`tensor`](Self::tensor) and computes with it. The LoRA counterpart gives the tensor with its
 /// updates.
 ///
 /// ```
@@ -49,7 +49,7 @@ impl Weight {
     /// A weight of shape (out, in) or (experts, out, in).
     ///
     /// # Errors
-    /// If it has another number of dimensions.
+    /// If the tensor has another number of dimensions.
     pub fn new(tensor: Tensor) -> Result<Self> {
         Self::with(tensor, false)
     }
@@ -57,7 +57,7 @@ impl Weight {
     /// A weight of shape (in, out) or (experts, in, out): PEFT's `is_transposed`.
     ///
     /// # Errors
-    /// If it has another number of dimensions.
+    /// If the tensor has another number of dimensions.
     pub fn transposed(tensor: Tensor) -> Result<Self> {
         Self::with(tensor, true)
     }
@@ -79,7 +79,7 @@ impl Weight {
     /// The weight.
     ///
     /// # Errors
-    /// None: its LoRA counterpart's can fail.
+    /// None here. The LoRA counterpart's method can fail, and both are called in the same way.
     pub fn tensor(&self) -> candle_core::Result<Tensor> {
         Ok(self.tensor.clone())
     }
@@ -87,10 +87,10 @@ impl Weight {
 
 /// A [`Weight`] with low-rank updates: W + s·B·A, for each expert its own.
 ///
-/// With E experts A is (E·r, in) and B (out, r·E). Expert e has the rows e·r.. of A and the columns
-/// e, e + E, e + 2·E, .. of B: PEFT's layout, the same whichever way the weight is stored; E is 1 for
-/// a weight of two dimensions. It takes no dropout, no bias on B and no DoRA, and rows of one batch
-/// cannot differ.
+/// With E experts A is (E·r, in) and B (out, r·E); E is 1 for a weight of two dimensions. Expert e
+/// has the rows e·r.. of A and the columns e, e + E, e + 2·E, .. of B: PEFT's layout, whichever way
+/// the weight is stored. A bare weight takes no dropout, no bias on B and no DoRA. The rows of one
+/// batch cannot differ in their adapter.
 #[derive(Clone, Debug)]
 pub struct LoraWeight {
     weight: Tensor,
@@ -102,7 +102,7 @@ impl LoraWeight {
     /// A weight with one fresh adapter. The base weight is shared.
     ///
     /// # Errors
-    /// If the configuration is invalid or asks for what a bare weight cannot have.
+    /// If the configuration is invalid or asks for something that a bare weight cannot have.
     pub fn new(base: &Weight, config: &LoraConfig) -> Result<Self> {
         base.to_lora(config)
     }
@@ -111,7 +111,7 @@ impl LoraWeight {
     /// the gradient reaches A and B.
     ///
     /// # Errors
-    /// If the updates cannot be computed on the device at hand; in a view for mixed batches.
+    /// If the device cannot compute the updates, or in a view for mixed batches.
     pub fn tensor(&self) -> candle_core::Result<Tensor> {
         self.adapted_weight()
     }

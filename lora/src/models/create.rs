@@ -13,15 +13,15 @@ use candle_nn::VarBuilder;
 use candle_nn::var_builder::SimpleBackend;
 use std::path::Path;
 
-/// Creates a variant by its name: `convnext_tiny`, or with a tag that chooses among its pretrained
-/// weights, `convnext_tiny.fb_in1k`.
+/// Creates a variant by its name, such as `convnext_tiny`. A tag chooses among the variant's
+/// pretrained weights: `convnext_tiny.fb_in1k`.
 ///
-/// The number of classes is that of the options, else that of the file, else the variant's.
+/// The number of classes comes from the options, else from the file, else from the variant.
 ///
 /// # Errors
-/// [`Error::UnknownModel`] lists names that are close. [`Error::Weights`] lists every parameter that
-/// the file lacks, has in another shape, or has beside the model's. [`Error::File`] names a file that
-/// cannot be read or downloaded.
+/// [`Error::UnknownModel`] lists names that are close. [`Error::Weights`] lists the parameters that
+/// the file lacks, those of another shape, and the file's that the model lacks. [`Error::File`]
+/// names a file that cannot be read or downloaded.
 pub fn create<M: Architecture>(
     name: &str,
     weights: Weights,
@@ -44,10 +44,11 @@ pub fn create<M: Architecture>(
     build(&variant.config, weights, options)
 }
 
-/// Creates a model of any configuration. Its weights cannot come from the hub, which goes by names.
+/// Creates a model of any configuration. Its weights cannot come from the hub, which knows models
+/// by name only.
 ///
 /// # Errors
-/// As [`create`], but for the name.
+/// As [`create`], except that no name can be unknown.
 pub fn build<M: Architecture>(
     config: &M::Config,
     weights: Weights,
@@ -170,7 +171,7 @@ fn load<M: Architecture>(config: &M::Config, path: &Path, options: &Options) -> 
     make(config, loader, fresh, options)
 }
 
-/// What is wrong with a tensor that holds no floating-point numbers.
+/// The problem with a tensor that holds no floating-point numbers.
 fn not_a_float(file: &TensorFile, name: &str) -> Option<String> {
     let found = file.tensors().get(name)?.dtype;
     let float = DType::try_from(found).is_ok_and(|dtype| dtype.is_float());

@@ -13,9 +13,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Access to the Hugging Face hub.
 ///
-/// A file in the cache is used as it is, without a request; one that is not is downloaded, with a
-/// progress bar where the error output is a terminal. Unless they are set here, the address, the
-/// cache and the token are those of the environment, as for all programs that use the hub:
+/// A file in the cache is used as it is, without a request. Any other file is downloaded, with a
+/// progress bar where the error output is a terminal. The address, the cache and the token may be
+/// set here. Otherwise they come from the environment, as for all programs that use the hub:
 /// `HF_ENDPOINT`, `HF_HUB_CACHE` or `HF_HOME`, `HF_TOKEN`; `HF_HUB_OFFLINE=1` forbids requests.
 #[derive(Clone, Debug, Default)]
 pub struct Hub {
@@ -26,7 +26,7 @@ pub struct Hub {
 }
 
 impl Hub {
-    /// The hub as the environment says.
+    /// The hub with the settings of the environment.
     pub fn new() -> Self {
         let offline = std::env::var("HF_HUB_OFFLINE").unwrap_or_default();
         Self {
@@ -53,14 +53,14 @@ impl Hub {
         self
     }
 
-    /// Sets how often a request that fails is made again.
+    /// Sets how often a failed request is made again.
     pub fn retries(mut self, retries: usize) -> Self {
         self.retries = Some(retries);
         self
     }
 
     /// The path of a repository's file in the cache, for example of `model.safetensors` of
-    /// `timm/convnext_tiny.fb_in1k`. It is downloaded if it is not there, or is damaged.
+    /// `timm/convnext_tiny.fb_in1k`. A file that is missing or damaged is downloaded.
     ///
     /// # Errors
     /// [`Error::File`] names repository and file. The cache is then as if nothing had been asked.
@@ -99,7 +99,7 @@ impl Hub {
         };
         if self.offline {
             return Err(fail(format!(
-                "not in the cache, {}, and the network is not to be used",
+                "not in the cache, {}, and offline mode allows no download",
                 cache.display()
             )));
         }
@@ -129,8 +129,8 @@ impl Hub {
     }
 }
 
-/// What is wrong with a file of the cache. The client takes any answer's body for the file, so
-/// its length must be what the hub promised, and that of weights what their header says.
+/// The problem with a file of the cache, if any. The client takes the body of any answer for the
+/// file. So its length must be what the hub promised, and that of weights what their header says.
 fn check(path: &Path, length: Option<u64>) -> Result<(), String> {
     let found = fs::metadata(path).map_err(|error| error.to_string())?.len();
     match length {
@@ -147,14 +147,14 @@ fn check(path: &Path, length: Option<u64>) -> Result<(), String> {
 
 /// Removes an entry of the cache: a link, and the file that it points to.
 fn remove(path: &Path) {
-    // What cannot be removed is found damaged the next time.
+    // A file that stays is found damaged the next time.
     if let Ok(target) = fs::canonicalize(path) {
         let _ = fs::remove_file(target);
     }
     let _ = fs::remove_file(path);
 }
 
-/// An error with its causes, which the client's messages leave out.
+/// An error with its causes, which the texts of the client's errors leave out.
 fn describe(error: &HFError) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();

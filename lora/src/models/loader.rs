@@ -1,4 +1,4 @@
-//! A model's weights: those of a file, but for some that are fresh.
+//! The weights of a file, with fresh weights in place of some.
 
 use super::random::Random;
 use crate::file::TensorFile;
@@ -7,7 +7,7 @@ use candle_nn::Init;
 use candle_nn::var_builder::SimpleBackend;
 use std::collections::HashSet;
 
-/// Weights of a file, but for some that are fresh.
+/// The weights of a file, with fresh weights in place of some.
 pub(super) struct Loader {
     file: TensorFile,
     random: Random,

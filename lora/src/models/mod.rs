@@ -2,7 +2,8 @@
 //! safetensors file, or from the Hugging Face hub (feature `hub`).
 //!
 //! Each architecture is written as any user of this crate would write it: with
-//! [`#[derive(LoraModel)]`](derive@crate::LoraModel) and [`#[lora::forward]`](macro@crate::forward).
+//! [`#[derive(LoraModel)]`](derive@crate::LoraModel) and
+//! [`#[lora::forward]`](macro@crate::forward).
 //!
 //! ```
 //! use lora::models::{self, Options, Weights, convnext::ConvNext};
@@ -55,8 +56,8 @@ pub trait Architecture: LoraModel {
     /// The configuration with the options' settings in place of its own.
     fn with_options(config: &Self::Config, options: &Options) -> Self::Config;
 
-    /// Makes the model with the weights of `vb`. The hints that it gives for each weight are the
-    /// initial values of fresh ones.
+    /// Makes the model with the weights of `vb`. The hint that the model gives for each weight is
+    /// the initial value of a fresh one.
     ///
     /// # Errors
     /// If the configuration is not valid, or a weight is missing or has another shape.
@@ -98,7 +99,7 @@ pub enum Weights {
     /// timm's pretrained ones, from the Hugging Face hub or its local cache.
     #[cfg(feature = "hub")]
     Hub(Hub),
-    /// Zeros that take no memory: to count and list a model's parameters.
+    /// Zeros that take no memory, to count and list a model's parameters.
     Placeholder,
 }
 
@@ -110,9 +111,9 @@ pub struct Options {
     pub num_classes: Option<usize>,
     /// Channels of the image in place of the variant's.
     pub in_chans: Option<usize>,
-    /// Modules that are fresh whatever the file holds of them.
+    /// Modules that get fresh parameters, whatever the file holds for them.
     pub fresh: Vec<String>,
-    /// Seed of fresh parameters beside those of a file.
+    /// The seed of the parameters that are fresh beside those of a file.
     pub seed: u64,
     /// The weights' dtype.
     pub dtype: DType,
@@ -139,8 +140,8 @@ impl Options {
         Self::default()
     }
 
-    /// Sets [`num_classes`](Self::num_classes). If the file has a classifier for another number of
-    /// classes, or none, the model's is fresh; with 0 there is none.
+    /// Sets [`num_classes`](Self::num_classes). If the file's classifier has another number of
+    /// classes or is missing, the model's classifier is fresh. With 0 the model has none.
     pub fn num_classes(mut self, num_classes: usize) -> Self {
         self.num_classes = Some(num_classes);
         self
@@ -177,7 +178,7 @@ impl Options {
     }
 }
 
-/// A model with what is known of how it came about.
+/// A model, and where its parameters came from.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Created<M: Architecture> {
@@ -185,7 +186,7 @@ pub struct Created<M: Architecture> {
     pub model: M,
     /// Its configuration.
     pub config: M::Config,
-    /// The parameters that the weights did not hold: they have initial values and must be trained.
-    /// With [`Weights::Random`] these are all.
+    /// The parameters that the weights did not hold. They have initial values and must be trained.
+    /// With [`Weights::Random`] these are all parameters.
     pub fresh: Vec<String>,
 }

@@ -1,7 +1,7 @@
 //! Names that are close to a mistaken one.
 
-/// The closest names, the best first: those with the fewest letters changed, and those that contain
-/// the mistaken one.
+/// The closest names, the best first. Close are the names with the fewest letters changed, and
+/// those that contain the mistaken name.
 pub(super) fn near<'a>(name: &str, names: impl Iterator<Item = &'a str>) -> Vec<String> {
     let mut scored: Vec<(usize, &str)> =
         names.map(|known| (distance(name, known), known)).collect();

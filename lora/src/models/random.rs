@@ -9,7 +9,7 @@ use rand::RngExt;
 use rand::rngs::ChaCha8Rng;
 use rayon::prelude::*;
 
-/// Draws each weight from a stream of its own, so that it does not depend on the others.
+/// Draws each weight from a stream of its own, so that no weight depends on another.
 pub(super) struct Random {
     seed: u64,
 }

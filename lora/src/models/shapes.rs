@@ -1,4 +1,4 @@
-//! The parameters of a model that is not there: their names and shapes.
+//! Names and shapes of a model's parameters, without the model.
 
 use super::Architecture;
 use crate::{Error, Result};
@@ -8,8 +8,8 @@ use candle_nn::{Init, VarBuilder};
 use indexmap::IndexMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// The parameters that a model of this configuration has, in the order in which it asks for them.
-/// None is allocated.
+/// The parameters that a model of this configuration has, in the order in which the model asks for
+/// them. None is allocated.
 ///
 /// # Errors
 /// If the configuration is not valid.
@@ -35,7 +35,7 @@ pub fn parameter_shapes<M: Architecture>(config: &M::Config) -> Result<IndexMap<
 /// Zeros that take no memory.
 pub(super) struct Placeholder;
 
-/// Notes what is asked for.
+/// Records the name and shape of each parameter that a model asks for.
 struct ShapeRecorder(Arc<Mutex<IndexMap<String, Shape>>>);
 
 impl SimpleBackend for Placeholder {

@@ -9,8 +9,8 @@ use crate::profile;
 use candle_core::{Result, Tensor, bail};
 use std::f64::consts::{FRAC_1_SQRT_2, PI};
 
-/// GELU by the error function, x·Φ(x), as [`Tensor::gelu_erf`]; the derivative is exact where
-/// candle's rounds its constants to six digits.
+/// GELU by the error function, x·Φ(x), as [`Tensor::gelu_erf`]. The derivative is exact; candle's
+/// rounds its constants to six digits.
 ///
 /// # Errors
 /// If the dtype is not a floating-point one.
@@ -22,8 +22,8 @@ pub fn gelu_erf(xs: &Tensor) -> Result<Tensor> {
     })
 }
 
-/// GELU by the hyperbolic tangent, as [`Tensor::gelu`]; the derivative is exact where candle's
-/// rounds its constants to six digits.
+/// GELU by the hyperbolic tangent, as [`Tensor::gelu`]. The derivative is exact; candle's rounds
+/// its constants to six digits.
 ///
 /// # Errors
 /// If the dtype is not a floating-point one.
@@ -40,10 +40,10 @@ pub fn gelu(xs: &Tensor) -> Result<Tensor> {
     })
 }
 
-/// max(x, 0), as [`Tensor::relu`]; the derivative at 0 is 0, as in PyTorch, where candle's is 1.
+/// max(x, 0), as [`Tensor::relu`]. The derivative at 0 is 0, as in PyTorch; candle's is 1.
 ///
 /// # Errors
-/// If the dtype is not a number's.
+/// If the dtype does not hold numbers.
 pub fn relu(xs: &Tensor) -> Result<Tensor> {
     unary::<Relu>("relu", xs, Tensor::relu, |x| {
         x.gt(&x.zeros_like()?)?.to_dtype(x.dtype())
@@ -64,15 +64,15 @@ pub fn silu(xs: &Tensor) -> Result<Tensor> {
 
 type Map = fn(&Tensor) -> Result<Tensor>;
 
-/// A function of each element with its derivative, both computed in the working precision: by the
-/// kernels where they serve, else by `value` and `slope`.
+/// A function of each element with its derivative, both computed in the working precision. The
+/// kernels compute them where they serve; elsewhere `value` and `slope` do.
 fn unary<F: Function + 'static>(
     name: &'static str,
     xs: &Tensor,
     value: Map,
     slope: Map,
 ) -> Result<Tensor> {
-    // Candle's own give zeros for integers, but for relu.
+    // For integers candle's functions give zeros without a word, except relu.
     if !xs.dtype().is_float() && name != "relu" {
         bail!(
             "{name}: the input must be floating-point, it is {:?}",

@@ -11,7 +11,7 @@ use candle_core::{DType, Result, Tensor, bail};
 use std::fmt::Debug;
 use std::sync::Arc;
 
-/// A linear layer as the ops read it: what is frozen and what is tracked follows from the tensors.
+/// A linear layer as the ops read it. Whether a part is frozen or tracked, its tensor tells.
 #[derive(Clone, Debug)]
 pub struct LinearParts {
     /// (out, in)
@@ -19,11 +19,11 @@ pub struct LinearParts {
     /// (out)
     pub(crate) bias: Option<Tensor>,
     pub(crate) updates: Vec<UpdateParts>,
-    /// What takes the layer's forward pass over.
+    /// Replaces the forward pass of the ops.
     pub(crate) detour: Option<Arc<dyn Detour>>,
 }
 
-/// A forward pass in place of the ops' own, for a layer that does more than they know.
+/// A forward pass that replaces the ops' own, for a layer that does more than the ops know.
 pub(crate) trait Detour: Debug + Send + Sync {
     /// The layer's result for `xs`.
     fn forward(&self, xs: &Tensor, layer: &LinearParts) -> Result<Tensor>;
@@ -38,7 +38,7 @@ pub struct UpdateParts {
     pub(crate) b: Tensor,
     /// The bias of B, (out).
     pub(crate) bias: Option<Tensor>,
-    /// What the output is multiplied by, without the layer's own bias, (out): DoRA's m / ‖V‖.
+    /// The factor on the output without the layer's own bias, (out): DoRA's m / ‖V‖.
     pub(crate) gain: Option<Tensor>,
     pub(crate) scaling: f64,
     /// Probability that an input is dropped, 0 in eval mode.
@@ -46,8 +46,8 @@ pub struct UpdateParts {
 }
 
 impl LinearParts {
-    /// The one update that the fused ops know how to compute, or none; `Err` where they do not know
-    /// how to compute this layer.
+    /// The single update that the fused ops can compute, or `None` without updates; `Err` where the
+    /// fused ops cannot compute this layer.
     pub(crate) fn fused(&self) -> std::result::Result<Option<&UpdateParts>, ()> {
         let frozen = !self.weight.track_op();
         match &self.updates[..] {
@@ -60,8 +60,8 @@ impl LinearParts {
 }
 
 impl LinearParts {
-    /// One op for the layer's own product, `base`, and one for each factor of each update: any dtype,
-    /// device and number of updates.
+    /// The layer with one op for its own product, `base`, and one op for each factor of each
+    /// update: any dtype, device and number of updates.
     pub(crate) fn composed(
         &self,
         xs: &Tensor,
@@ -83,7 +83,7 @@ impl LinearParts {
         self.updates.first()
     }
 
-    /// The same without its graph.
+    /// The same layer without its graph.
     pub(crate) fn detached(&self) -> Self {
         let update = |update: &UpdateParts| UpdateParts {
             a: update.a.detach(),
@@ -100,7 +100,7 @@ impl LinearParts {
         }
     }
 
-    /// The same in the precision to compute in.
+    /// The same layer in the precision to compute in.
     pub(crate) fn working(&self) -> Result<Self> {
         Ok(Self {
             weight: working(&self.weight)?,
@@ -112,8 +112,8 @@ impl LinearParts {
 }
 
 impl UpdateParts {
-    /// Whether the update is a plain one in the precision that the kernels compute with: f32 on a
-    /// half base.
+    /// Whether the update is a plain one in the precision that the kernels compute with. On a half
+    /// base that is f32.
     fn fits(&self, weight: &Tensor) -> bool {
         if self.bias.is_some() || self.gain.is_some() {
             return false;
@@ -140,7 +140,7 @@ pub(crate) fn adapted_linear(xs: &Tensor, layer: &LinearParts) -> Result<Tensor>
     }
     let compute = Compute::of(xs);
     let (outputs, inputs) = layer.weight.dims2()?;
-    // What does not fit for an error's sake gets that error from the single ops.
+    // The single ops report whatever does not fit, so that each error has one text.
     let fits = inputs * outputs > 0
         && xs.dims().last() == Some(&inputs)
         && xs.dtype() == layer.weight.dtype()
@@ -162,25 +162,25 @@ pub(crate) struct Updated<'a> {
 }
 
 impl Updated<'_> {
-    /// The layer's result with what each update does to it, in order, as in PEFT: a plain one adds
-    /// s·B·A·x; DoRA's multiplies the sum so far and s·B·A·x by its gain, without the layer's bias.
+    /// The layer's result. The updates act in order, as in PEFT: a plain update adds s·B·A·x;
+    /// DoRA's adds s·B·A·x too, and then multiplies the sum, without the layer's bias, by its gain.
     ///
     /// `base` computes the layer's own product with this bias, `branch` an update without its
-    /// scaling. The input is cast to the update's dtype, the sum is taken in the wider of both dtypes
-    /// and cast back.
+    /// scaling. The input is cast to the update's dtype. The sum is taken in the wider of both
+    /// dtypes and cast back.
     pub(crate) fn run(
         &self,
         xs: &Tensor,
         base: impl Fn(&Tensor, Option<&Tensor>) -> Result<Tensor>,
         branch: impl Fn(&Tensor, &UpdateParts) -> Result<Tensor>,
     ) -> Result<Tensor> {
-        // Where a gain acts, the bias comes last.
+        // A gain must not scale the layer's bias, so the bias comes last.
         let gains = self.updates.iter().any(|update| update.gain.is_some());
         let mut sum = base(xs, self.bias.filter(|_| !gains))?;
         let dtype = sum.dtype();
         for update in self.updates {
             let mut input = xs.clone();
-            // Indices of an embedding are neither cast nor dropped.
+            // An embedding's indices are neither cast nor dropped.
             if xs.dtype().is_float() {
                 input = dropout(&xs.to_dtype(update.a.dtype())?, update.dropout)?;
             }
@@ -192,7 +192,7 @@ impl Updated<'_> {
                 Some(gain) => {
                     let gain = gain.to_dtype(wide)?;
                     if xs.dtype().is_float() && update.dropout > 0.0 {
-                        // The base's part sees the dropped input, too: y + (g − 1)·W·drop(x).
+                        // As in PEFT, the gain acts on the dropped input: y + (g − 1)·W·drop(x).
                         let dropped = base(&input.to_dtype(xs.dtype())?, None)?.to_dtype(wide)?;
                         let scaled = affine(&(&dropped + added)?, &gain, None, self.channels)?;
                         ((before + scaled)? - dropped)?
@@ -211,7 +211,7 @@ impl Updated<'_> {
     }
 }
 
-/// One op for all, which keeps x and the r numbers of each row between A and B.
+/// The whole layer as one op. It keeps x, and for each row the r numbers between A and B.
 fn fused<T: Element>(xs: &Tensor, layer: &LinearParts, update: &UpdateParts) -> Result<Tensor> {
     let (outputs, inputs) = layer.weight.dims2()?;
     if update.a.dims() != [update.b.dim(1)?, inputs] || update.b.dim(0)? != outputs {
@@ -263,7 +263,7 @@ fn fused<T: Element>(xs: &Tensor, layer: &LinearParts, update: &UpdateParts) -> 
     )
 }
 
-/// What a node keeps beside its input.
+/// What a layer's node keeps beside its input.
 struct Frozen {
     layer: LinearParts,
     mask: Option<Dropout>,
@@ -274,7 +274,7 @@ struct Frozen {
 type InputAndUpdate<T> = (Option<Vec<T>>, Option<UpdateGrads<T>>);
 
 impl Frozen {
-    /// The result, and t of every row if it is `kept`.
+    /// The result, and t = drop(x)·Aᵀ of every row if it is to be `kept`.
     fn forward<T: Element>(&self, x: &Tensor, kept: bool) -> Result<(Vec<T>, Vec<T>)> {
         let (layer, x) = (self.layer.working()?, working(x)?);
         let (operands, x) = (Operands::<T>::of(&layer)?, Cpu::<T>::of(&x)?);
@@ -285,7 +285,7 @@ impl Frozen {
         Ok((y, t))
     }
 
-    /// The gradients of the input and of the update, where they are wanted.
+    /// The gradients of the input and of the update, each only where it is wanted.
     fn backward<T: Element>(
         &self,
         x: &Tensor,

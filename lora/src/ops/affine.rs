@@ -9,9 +9,10 @@ use candle_core::{DType, Result, Tensor, bail};
 
 /// x·weight + bias along one dimension: layer scale, or the second half of a norm.
 ///
-/// `xs` has n values in dimension `dim`, `weight` and `bias` are (n). Unlike a product of tensors it
-/// computes the gradients of tracked arguments only. A permuted input is not copied, and the result
-/// is permuted in the same way. On the CPU, bf16 and f16 are computed in f32 and rounded once.
+/// `xs` has n values in dimension `dim`, `weight` and `bias` are (n). Only the gradients of tracked
+/// arguments are computed, unlike in a product of tensors. A permuted input is not copied, and the
+/// result is permuted in the same way. On the CPU, bf16 and f16 are computed in f32 and rounded
+/// once.
 ///
 /// # Errors
 /// If the shapes or dtypes do not fit.
@@ -33,10 +34,11 @@ pub fn affine(xs: &Tensor, weight: &Tensor, bias: Option<&Tensor>, dim: usize) -
     in_memory_order_along(xs, dim, |xs, dim| scale(xs, weight, bias, dim))
 }
 
-/// xs + gamma·branch along one dimension: a shortcut with layer scale. Without `gamma` as [`add`].
+/// xs + gamma·branch along one dimension: a shortcut with layer scale. Without `gamma` it is
+/// [`add`].
 ///
-/// `xs` and `branch` are of the same shape, with n values in dimension `dim`, `gamma` is (n). The
-/// result lies in memory as `xs` does; a branch that lies in the same way is not copied. Only the
+/// `xs` and `branch` are of the same shape, with n values in dimension `dim`; `gamma` is (n). The
+/// result has the memory order of `xs`. A branch in the same order is not copied. Only the
 /// gradients of tracked arguments are computed.
 ///
 /// # Errors
@@ -67,9 +69,9 @@ pub fn residual(
     })
 }
 
-/// xs + ys, of the same shape. Both get the gradient as it is.
+/// xs + ys, of the same shape. Both arguments get the gradient of the sum unchanged.
 ///
-/// The result lies in memory as `xs` does.
+/// The result has the memory order of `xs`.
 ///
 /// # Errors
 /// If the shapes or dtypes do not fit.
@@ -95,7 +97,7 @@ fn sum_on_cpu<T: Element>(x: &Tensor, y: &Tensor) -> Result<Tensor> {
     tensor(sum, x.shape())
 }
 
-/// Applies an op to two tensors of the same shape, both as `xs` lies in memory.
+/// Applies an op to two tensors of the same shape, both in the memory order of `xs`.
 fn alike(
     xs: &Tensor,
     ys: &Tensor,
@@ -122,7 +124,7 @@ fn check(op: &str, xs: &Tensor, what: &str, weight: &Tensor, dim: usize) -> Resu
     }
     if xs.dtype() != weight.dtype() {
         bail!(
-            "{op}: the input is {:?} and the {what} {:?}",
+            "{op}: the input is {:?}, but the {what} is {:?}",
             xs.dtype(),
             weight.dtype()
         );
@@ -133,7 +135,7 @@ fn check(op: &str, xs: &Tensor, what: &str, weight: &Tensor, dim: usize) -> Resu
 fn check_alike(op: &str, xs: &Tensor, ys: &Tensor) -> Result<()> {
     if xs.dims() != ys.dims() || xs.dtype() != ys.dtype() {
         bail!(
-            "{op}: {:?} of {:?} and {:?} of {:?} do not fit",
+            "{op}: a tensor of shape {:?} and {:?} does not fit one of shape {:?} and {:?}",
             xs.dims(),
             xs.dtype(),
             ys.dims(),
@@ -151,7 +153,7 @@ fn scale(xs: &Tensor, weight: &Tensor, bias: Option<&Tensor>, dim: usize) -> Res
     span.end([&y].into_iter());
     // The input is kept only for the gradient of the weight.
     let x = weight.track_op().then_some(x);
-    // A missing bias is an argument that nothing tracks.
+    // The node has a fixed number of arguments: an untracked one stands for a missing bias.
     let bias = bias.unwrap_or(&w).clone();
     let (args, w) = ([xs, weight, &bias], w.clone());
     let shapes = (weight.shape().clone(), bias.shape().clone());
@@ -208,7 +210,7 @@ enum Addend<'a> {
     Each(&'a Tensor),
 }
 
-/// x·weight and what is added to it, without a graph, in the dtype of x; x is contiguous.
+/// x·weight + `plus`, without a graph, in the dtype of x; x is contiguous.
 fn scaled(x: &Tensor, weight: &Tensor, plus: Addend<'_>, dim: usize) -> Result<Tensor> {
     match Compute::of(x) {
         Compute::F32 => scaled_on_cpu::<f32>(x, weight, plus, dim),
@@ -259,7 +261,7 @@ fn along(x: &Tensor, dim: usize) -> Along {
     }
 }
 
-/// Σ grad·x and Σ grad over all dimensions but one, (n) each; the first is of no meaning without x.
+/// Σ grad·x and Σ grad over all dimensions but one, (n) each. Without x the first has no meaning.
 /// Sums of many half values are taken in the working precision.
 fn weight_grads(x: Option<&Tensor>, grad: &Tensor, dim: usize) -> Result<(Tensor, Tensor)> {
     let (dtype, grad) = (grad.dtype(), working(grad)?);

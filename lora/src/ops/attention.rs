@@ -7,27 +7,27 @@ use crate::kernels::simd::Element;
 use crate::profile;
 use candle_core::{D, DType, Result, Tensor, bail};
 
-/// Scaled dot-product attention, softmax(scale·q·kᵀ + mask)·v, as [`candle_nn::ops::sdpa`] computes
-/// it on Metal, with a gradient and on every device.
+/// Scaled dot-product attention, softmax(scale·q·kᵀ + mask)·v, with a gradient and on every device.
+/// It computes what [`candle_nn::ops::sdpa`] computes on Metal.
 ///
-/// `q` is (batch, heads, queries, dim), `k` (batch, kv_heads, keys, dim), `v` (batch, kv_heads, keys,
-/// value_dim); the result is (batch, heads, queries, value_dim). Where kv_heads is less than heads
-/// and divides them (grouped queries), head i uses the keys and values of head
-/// i / (heads / kv_heads).
+/// `q` is (batch, heads, queries, dim), `k` (batch, kv_heads, keys, dim), `v` (batch, kv_heads,
+/// keys, value_dim); the result is (batch, heads, queries, value_dim). Where kv_heads is less than
+/// heads and divides them (grouped queries), head i uses the keys and values of head i / (heads /
+/// kv_heads).
 ///
 /// - `mask` is added to the scores; it broadcasts to (batch, heads, queries, keys) and gets no
 ///   gradient.
-/// - With `do_causal` query i sees the keys up to keys − queries + i: the last query sees all of
-///   them, as with a cache of earlier keys.
+/// - With `do_causal` query i sees the keys up to keys − queries + i. The last query sees every
+///   key, as with a cache of earlier keys.
 /// - With a `softcapping` c other than 1, scores s become c·tanh(s / c) before the mask.
 ///
 /// A query that sees no key gives zeros.
 ///
-/// On the CPU the scores are computed in tiles and never held
-/// (FlashAttention, <https://arxiv.org/abs/2205.14135>): memory grows with queries + keys. There the
-/// arguments are read in place, so (batch, time, heads, dim) transposed to the shape above is not
-/// copied; the result lies in memory as (batch, queries, heads, value_dim), so that to transpose
-/// it back and to join the heads costs nothing. Half types are computed in f32.
+/// On the CPU the scores are computed in tiles and never held (FlashAttention,
+/// <https://arxiv.org/abs/2205.14135>): memory grows with queries + keys. There the arguments are
+/// read in place, so (batch, time, heads, dim) transposed to the shape above is not copied. The
+/// result lies in memory as (batch, queries, heads, value_dim): transposing it back and joining the
+/// heads costs nothing. Half types are computed in f32.
 ///
 /// # Errors
 /// If the shapes or dtypes do not fit, or `softcapping` is not a positive number.
@@ -104,7 +104,7 @@ fn sizes(q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Sizes> {
         || (v_batch, v_heads, values) != (batch, kv_heads, keys)
         || !grouped
     {
-        bail!("sdpa: shapes that do not fit, q {q_dims:?}, k {k_dims:?} and v {v_dims:?}");
+        bail!("sdpa: the shapes of q {q_dims:?}, k {k_dims:?} and v {v_dims:?} do not fit");
     }
     let dtypes = [q.dtype(), k.dtype(), v.dtype()];
     if !q.dtype().is_float() || dtypes.iter().any(|&dtype| dtype != q.dtype()) {
@@ -121,7 +121,7 @@ fn sizes(q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Sizes> {
     })
 }
 
-/// The dtype that scores of this dtype's arguments are computed in.
+/// The dtype of the scores for arguments of this dtype.
 fn wide(dtype: DType) -> DType {
     match dtype {
         DType::F64 => DType::F64,
@@ -129,7 +129,7 @@ fn wide(dtype: DType) -> DType {
     }
 }
 
-/// The mask broadcast to the scores of this dtype's arguments.
+/// The mask, broadcast to the shape of the scores and in their dtype.
 fn check_mask(mask: &Tensor, sizes: &Sizes, dtype: DType) -> Result<Tensor> {
     if !mask.dtype().is_float() {
         bail!(
@@ -225,8 +225,8 @@ impl Problem {
     }
 }
 
-/// By tensor operations, for devices without kernels here: the same numbers from all the scores at
-/// once.
+/// By tensor operations, for devices without kernels here. The numbers are the same, but all scores
+/// are held at once.
 impl Problem {
     fn composed(&self) -> Result<(Tensor, Tensor)> {
         let Sizes {
@@ -243,13 +243,13 @@ impl Problem {
             return Ok((output, log_sums));
         }
         let (scores, _) = self.scores()?;
-        // Not −∞, which would turn masked scores into NaN.
+        // A shift of −∞ would turn masked scores into NaN.
         let shift = scores
             .max_keepdim(D::Minus1)?
             .maximum(f64::from(f32::MIN))?;
         let p = scores.broadcast_sub(&shift)?.exp()?;
         let sums = p.sum_keepdim(D::Minus1)?;
-        // Where no key is seen the numerators are 0 as well.
+        // A query that sees no key has numerators of 0: any sum but 0 gives zeros, and 0 gives NaN.
         let sums = (&sums + sums.eq(0.0)?.to_dtype(sums.dtype())?)?;
         let p = p.broadcast_div(&sums)?.to_dtype(dtype)?;
         let output = p.matmul(&self.repeated(&self.v)?)?;
@@ -307,7 +307,7 @@ impl Problem {
         args.iter().any(|arg| arg.elem_count() == 0)
     }
 
-    /// All the scores, and for capped ones the derivative of the cap.
+    /// All the scores, and the derivative of the cap where scores are capped.
     fn scores(&self) -> Result<(Tensor, Option<Tensor>)> {
         let k = self.repeated(&self.k)?.transpose(2, 3)?.contiguous()?;
         let scores = self.q.contiguous()?.matmul(&k)?;
@@ -345,7 +345,7 @@ impl Problem {
             .reshape((batch, kv_heads * group, rows, dim))
     }
 
-    /// Gradients of repeated keys or values to those of the keys or values.
+    /// Adds the gradients of repeated keys or values up to those of the keys or values.
     fn summed(&self, grad: Tensor) -> Result<Tensor> {
         let (batch, heads, rows, dim) = grad.dims4()?;
         let kv_heads = self.sizes.kv_heads;
@@ -373,7 +373,7 @@ fn shaped<T: Element>(grad: Vec<T>, arg: &Tensor) -> Result<Tensor> {
     }
 }
 
-/// The order in memory that the gradient of an argument is best in: the argument's.
+/// The memory order that suits an argument's gradient best: the argument's own.
 fn order(arg: &Tensor) -> RowOrder {
     match arg.stride() {
         [_, heads, rows, _] if heads < rows => RowOrder::RowsFirst,

@@ -1,18 +1,19 @@
-//! Activation checkpointing: a part of a model whose inner values are computed anew in the backward
-//! pass instead of being kept.
+//! Activation checkpointing: the inner values of a part of a model are not kept. The backward pass
+//! computes them anew.
 
 use crate::ops::{dropout_state, permutation, record, record_all, seed_dropout};
 use candle_core::{Result, Tensor, Var};
 use std::collections::HashSet;
 
-/// Runs a part of a model as one node of the graph that keeps its input and nothing else: the
-/// backward pass runs the part again. Memory falls from all values inside of the part to those of one
-/// part at a time, for the time of one more forward pass (<https://arxiv.org/abs/1604.06174>).
+/// Runs a part of a model as one node of the graph that keeps only its input: the backward pass
+/// runs the part again. Memory then holds the inner values of one part at a time, not of all. The
+/// price is one more forward pass (<https://arxiv.org/abs/1604.06174>).
 ///
 /// `f` must be a function of its argument and of variables, and compute the same each time. The
-/// dropout of low-rank branches draws the same masks again; candle's own does not. Variables that `f`
-/// uses get their gradients; other tracked tensors that it captured do not: pass what needs a
-/// gradient as the argument. Without anything to train, `f` runs as it is.
+/// dropout of low-rank branches draws the same masks again; candle's own dropout does not.
+/// Variables that `f` uses get their gradients. Other tracked tensors that `f` captured get none:
+/// pass a tensor that needs a gradient as the argument. Without anything to train, `f` runs as it
+/// is.
 ///
 /// ```
 /// use candle_core::{Device, Tensor, Var};
@@ -32,6 +33,7 @@ pub fn checkpoint(
     xs: &Tensor,
     f: impl Fn(&Tensor) -> Result<Tensor> + Send + Sync + 'static,
 ) -> Result<Tensor> {
+    // The second run must drop what the first dropped, or its gradient is that of another function.
     let state = dropout_state();
     let x = xs.detach();
     let y = f(&x)?;
@@ -43,8 +45,9 @@ pub fn checkpoint(
     args.extend(vars.iter().map(Var::as_tensor));
     let tracked = xs.track_op();
     let value = y.detach();
+    // The graph of `y` holds all inner values.
     drop(y);
-    // In the order of memory, so that a permuted result stays one.
+    // The node's value must be contiguous; in memory order that keeps a permuted result permuted.
     let permutation = permutation(&value);
     let value = match &permutation {
         Some((order, _)) => value.permute(order.as_slice())?,
@@ -61,6 +64,8 @@ pub fn checkpoint(
                 Some(back) => grad.permute(back.as_slice())?,
                 None => grad.clone(),
             };
+            // Afterwards the masks go on as if this run had not been: other passes see no
+            // difference.
             let now = dropout_state();
             seed_dropout(state);
             let grads = again(&f, &x, tracked, &own_vars, grad);
@@ -74,7 +79,7 @@ pub fn checkpoint(
     }
 }
 
-/// The gradients of the input and of the variables, by a pass of their own.
+/// The gradients of the input and of the variables, by a backward pass of its own.
 fn again(
     f: &impl Fn(&Tensor) -> Result<Tensor>,
     x: &Tensor,
@@ -84,6 +89,7 @@ fn again(
 ) -> Result<Vec<Option<Tensor>>> {
     let input = tracked.then(|| Var::from_tensor(x)).transpose()?;
     let y = f(input.as_ref().map_or(x, Var::as_tensor))?;
+    // Candle starts every backward pass from ones. A node on top of `y` hands `grad` in instead.
     let nothing = Tensor::zeros((), y.dtype(), y.device())?;
     let seed = record("checkpoint-again", [&y], nothing, move |_, _| {
         Ok([Some(grad.clone())])

@@ -36,7 +36,7 @@ pub fn embedding(ids: &Tensor, table: &Tensor) -> Result<Tensor> {
     let (count, dim) = table.dims2()?;
     let mut shape = ids.dims().to_vec();
     shape.push(dim);
-    // In dtypes that candle looks up by, without its meaning of 255 as no row.
+    // Candle takes an index of 255 in u8 for no row. Other dtypes have no such meaning.
     let ids = ids.flatten_all()?.contiguous()?;
     let ids = match ids.dtype() {
         DType::U32 | DType::I64 => ids,
@@ -73,14 +73,14 @@ pub fn embedding(ids: &Tensor, table: &Tensor) -> Result<Tensor> {
     })
 }
 
-/// The sums of the rows by their index, in the table's order in memory.
+/// The sums of the rows by their index, in the table's memory order.
 fn on_cpu<T: Element>(
     ids: &Tensor,
     rows: &Tensor,
     count: usize,
     by_columns: bool,
 ) -> Result<Tensor> {
-    // The lookup has found the indices to be within the table.
+    // The lookup has checked that every index lies within the table.
     let ids: Vec<usize> = match ids.dtype() {
         DType::U32 => ids
             .to_vec1::<u32>()?

@@ -38,7 +38,7 @@ pub fn linear(xs: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Ten
     }
     if xs.dtype() != weight.dtype() {
         bail!(
-            "linear: the input is {:?} and the weight {:?}",
+            "linear: the input is {:?}, but the weight is {:?}",
             xs.dtype(),
             weight.dtype()
         );
@@ -67,7 +67,7 @@ pub fn linear(xs: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Ten
     let xs_shape = xs.shape().clone();
     // The input is kept only for the gradient of the weight.
     let x = weight.track_op().then_some(x);
-    // A missing bias is an argument that nothing tracks.
+    // The node has a fixed number of arguments: an untracked one stands for a missing bias.
     let bias = bias.unwrap_or(&w).clone();
     let bias_shape = bias.shape().clone();
     let args = [xs, weight, &bias];
@@ -121,7 +121,7 @@ fn on_cpu<T: Element>(x: &Tensor, w: &Tensor, bias: Option<&Tensor>) -> Result<T
     tensor(y, (rows, outputs))
 }
 
-/// The product of two matrices, also of empty and of transposed ones.
+/// The product of two matrices, which may be empty or transposed.
 pub(crate) fn product(a: &Tensor, b: &Tensor) -> Result<Tensor> {
     match Compute::of(a) {
         Compute::F32 => product_on_cpu::<f32>(a, b),
@@ -139,7 +139,7 @@ pub(crate) fn product(a: &Tensor, b: &Tensor) -> Result<Tensor> {
 fn product_on_cpu<T: Element>(a: &Tensor, b: &Tensor) -> Result<Tensor> {
     let (m, n) = (a.dim(0)?, b.dim(1)?);
     if a.dim(1)? != b.dim(0)? {
-        bail!("matrices of shapes {:?} and {:?}", a.dims(), b.dims());
+        bail!("no product of shapes {:?} and {:?}", a.dims(), b.dims());
     }
     let mut y = buffer::<T>(m * n);
     let (a, b) = (CpuMatrix::<T>::of(a)?, CpuMatrix::<T>::of(b)?);

@@ -24,7 +24,7 @@ pub struct NormParts {
     pub(crate) remove_mean: bool,
 }
 
-/// What the block consists of.
+/// The parts of the block.
 #[derive(Clone, Debug)]
 pub(crate) struct MlpParts {
     pub(crate) norm: Option<NormParts>,
@@ -36,8 +36,8 @@ pub(crate) struct MlpParts {
     pub(crate) recompute: bool,
 }
 
-/// The block's result for `xs` of shape (.., in), with a shortcut of the result's shape: one node
-/// where the parts are such that the kernel knows them, else one node for each part.
+/// The block's result for `xs` of shape (.., in), with a shortcut of the result's shape. It is one
+/// node where the kernel knows the parts, else one node for each part.
 pub(crate) fn residual_mlp(
     xs: &Tensor,
     shortcut: Option<&Tensor>,
@@ -69,8 +69,9 @@ fn with<F: Function + 'static>(
 }
 
 impl MlpParts {
-    /// Whether the fused op computes this: everything frozen but the updates, one dtype, shapes that
-    /// belong together. What does not fit for an error's sake gets that error from the single ops.
+    /// Whether the fused op computes this: everything frozen but the updates, one dtype, shapes
+    /// that belong together. The single ops report whatever does not fit, so that each error has
+    /// one text.
     fn fit(&self, xs: &Tensor, shortcut: Option<&Tensor>) -> bool {
         let (fc1, fc2) = (&self.fc1.weight, &self.fc2.weight);
         let (Ok((hidden, width)), Ok((outputs, inner))) = (fc1.dims2(), fc2.dims2()) else {
@@ -132,7 +133,7 @@ fn composed(xs: &Tensor, shortcut: Option<&Tensor>, parts: &MlpParts) -> Result<
     }
 }
 
-/// An activation whose derivative is PyTorch's.
+/// The activation with PyTorch's derivative.
 pub(crate) fn activate(xs: &Tensor, activation: Activation) -> Result<Tensor> {
     match activation {
         Activation::Gelu => gelu_erf(xs),
@@ -199,7 +200,7 @@ fn fused<T: Element, F: Function + 'static>(
 }
 
 impl MlpParts {
-    /// The same without its graph.
+    /// The same block without its graph.
     fn detached(&self) -> Self {
         Self {
             fc1: self.fc1.detached(),
@@ -208,7 +209,7 @@ impl MlpParts {
         }
     }
 
-    /// The same in the precision to compute in.
+    /// The same block in the precision to compute in.
     fn working(&self) -> Result<Self> {
         let norm = self.norm.as_ref().map(|norm| {
             Ok::<_, candle_core::Error>(NormParts {
@@ -227,7 +228,7 @@ impl MlpParts {
     }
 }
 
-/// What a node keeps: its input, what is frozen, the updates' values.
+/// What the block's node keeps: its input, the frozen parts and the values of the updates.
 struct Block<F> {
     x: Tensor,
     parts: MlpParts,

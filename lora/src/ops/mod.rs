@@ -1,9 +1,9 @@
 //! Differentiable functions with the signatures of candle's.
 //!
-//! Candle's fused `layer_norm`, `rms_norm`, `softmax_last_dim`, `rope` and `sdpa` record no backward
-//! pass: a model that calls them gets no gradient below them, without a word. The functions here
-//! take and return the same and pass the gradient. None of them computes the gradient of an argument
-//! that is not tracked, so frozen weights cost nothing in the backward pass.
+//! Candle's fused `layer_norm`, `rms_norm`, `softmax_last_dim`, `rope` and `sdpa` record no
+//! backward pass: a model that calls them gets no gradient below them, and no error. The functions
+//! here have the same arguments and results, and pass the gradient. They compute the gradients of
+//! tracked arguments only, so frozen weights cost nothing in the backward pass.
 
 mod activation;
 mod adapted;
@@ -45,8 +45,8 @@ pub(crate) use tape::{record, record_all, record_with_value};
 
 use candle_core::{DType, Result, Tensor};
 
-/// The tensor without its graph, in the dtype to compute in: half types are computed in f32 on the
-/// CPU, where candle does not multiply bf16.
+/// The tensor without its graph, in the dtype to compute in. On the CPU half types are computed in
+/// f32, because candle does not multiply bf16 there.
 pub(crate) fn working(tensor: &Tensor) -> Result<Tensor> {
     let tensor = tensor.detach();
     match tensor.dtype() {
@@ -58,7 +58,7 @@ pub(crate) fn working(tensor: &Tensor) -> Result<Tensor> {
 /// How an op computes on a tensor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Compute {
-    /// With the CPU kernels in f32; half types are [`working`] copies.
+    /// With the CPU kernels in f32, on [`working`] copies of half types.
     F32,
     /// With the CPU kernels in f64.
     F64,
@@ -76,8 +76,8 @@ impl Compute {
     }
 }
 
-/// Applies an op that treats all elements alike to the tensor as it lies in memory, so that a
-/// permuted tensor is not copied and the result is permuted in the same way.
+/// Applies an op that treats all elements alike to the tensor in its memory order. A permuted
+/// tensor is not copied, and the result is permuted in the same way.
 pub(crate) fn in_memory_order(
     xs: &Tensor,
     op: impl FnOnce(&Tensor) -> Result<Tensor>,
@@ -85,7 +85,8 @@ pub(crate) fn in_memory_order(
     in_memory_order_along(xs, 0, |xs, _| op(xs))
 }
 
-/// As [`in_memory_order`], for an op along one dimension: it is told where that is in what it gets.
+/// As [`in_memory_order`], for an op along one dimension. The op is told where that dimension lies
+/// in memory order.
 pub(crate) fn in_memory_order_along(
     xs: &Tensor,
     dim: usize,
@@ -100,7 +101,7 @@ pub(crate) fn in_memory_order_along(
     }
 }
 
-/// The dimensions of a permuted tensor in the order of memory, and the way back from there.
+/// The dimensions of a permuted tensor in memory order, and the permutation that leads back.
 pub(crate) fn permutation(xs: &Tensor) -> Option<(Vec<usize>, Vec<usize>)> {
     let order = tape::memory_order(xs.layout()).filter(|_| !xs.is_contiguous())?;
     let mut inverse = vec![0; order.len()];
@@ -121,7 +122,7 @@ pub(crate) fn wider(a: DType, b: DType) -> DType {
 
 /// True if no value is NaN or infinite.
 pub(crate) fn is_finite(tensor: &Tensor) -> Result<bool> {
-    // 0 · x is NaN for what is not finite, and NaN stays NaN in a sum.
+    // 0 · x is NaN unless x is finite, and one NaN makes the whole sum NaN.
     let wide = match tensor.dtype() {
         DType::F64 => DType::F64,
         _ => DType::F32,

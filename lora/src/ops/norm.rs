@@ -12,8 +12,8 @@ use candle_core::{D, Result, Tensor, bail};
 /// Layer normalisation over the last dimension, as [`candle_nn::ops::layer_norm`] computes it, with
 /// a gradient.
 ///
-/// `xs` is (.., n), `alpha` (the weight) and `beta` (the bias) are (n). On the CPU, bf16 and f16 are
-/// computed in f32 and rounded once.
+/// `xs` is (.., n), `alpha` (the weight) and `beta` (the bias) are (n). On the CPU, bf16 and f16
+/// are computed in f32 and rounded once.
 ///
 /// # Errors
 /// If the shapes or dtypes do not fit.
@@ -42,9 +42,8 @@ pub fn rms_norm(xs: &Tensor, alpha: &Tensor, eps: f32) -> Result<Tensor> {
     norm(xs, alpha, None, f64::from(eps), false)
 }
 
-/// Group normalisation as [`candle_nn::GroupNorm`] computes it,
-/// <https://arxiv.org/abs/1803.08494>: the channels of each of `groups` groups are normalised
-/// together, for each example.
+/// Group normalisation as [`candle_nn::GroupNorm`] computes it, <https://arxiv.org/abs/1803.08494>:
+/// in each example, the channels of a group are normalised together.
 ///
 /// `xs` is (batch, channels, ..), `weight` and `bias` are (channels). Only the gradients of tracked
 /// arguments are computed.
@@ -66,7 +65,7 @@ pub fn group_norm(
         );
     }
     if groups == 0 || !channels.is_multiple_of(groups) {
-        bail!("group norm: {channels} channels are not {groups} groups of the same size");
+        bail!("group norm: {channels} channels cannot be divided into {groups} groups of one size");
     }
     check("group norm", xs, weight, Some(bias))?;
     match Compute::of(xs) {
@@ -151,7 +150,7 @@ pub(crate) fn norm(
         Compute::F64 => norm_on_cpu::<f64>(xs, weight, bias, settings),
         Compute::Tensors => affine(&standardize(xs, eps, remove_mean)?, weight, bias, last),
     };
-    // Rows may lie in memory in any order.
+    // Each row is normalised alone, so rows may lie in memory in any order.
     match tape::memory_order(xs.layout()) {
         Some(order) if order.last() == Some(&last) => {
             in_memory_order_along(xs, last, |xs, _| rows(xs))
@@ -160,13 +159,13 @@ pub(crate) fn norm(
     }
 }
 
-/// Errors unless weight and bias are of the input's dtype, and the bias of the weight's size.
+/// Errors unless weight and bias have the input's dtype, and the same number of values.
 fn check(op: &str, xs: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<()> {
     if let Some(bias) = bias
         && bias.elem_count() != weight.elem_count()
     {
         bail!(
-            "{op}: a weight of shape {:?} and a bias of shape {:?}",
+            "{op}: a weight of shape {:?} does not fit a bias of shape {:?}",
             weight.dims(),
             bias.dims()
         );
@@ -174,7 +173,7 @@ fn check(op: &str, xs: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Resul
     for weight in [Some(weight), bias].into_iter().flatten() {
         if weight.dtype() != xs.dtype() {
             bail!(
-                "{op}: the input is {:?} and a weight {:?}",
+                "{op}: the input is {:?}, but the weight or the bias is {:?}",
                 xs.dtype(),
                 weight.dtype()
             );
@@ -202,7 +201,7 @@ fn norm_on_cpu<T: Element>(
     };
     let y = tensor(y, &dims)?.to_dtype(dtype)?;
     span.end([&y].into_iter());
-    // A missing bias is an argument that nothing tracks.
+    // The node has a fixed number of arguments: an untracked one stands for a missing bias.
     let bias = bias.unwrap_or(&w).clone();
     let (args, w) = ([xs, weight, &bias], w.clone());
     let shapes = (weight.shape().clone(), bias.shape().clone());
@@ -239,7 +238,7 @@ fn standardize(xs: &Tensor, eps: f64, remove_mean: bool) -> Result<Tensor> {
         .sqrt()?
         .recip()?;
     let y = centred.broadcast_mul(&inverse)?;
-    // Half types keep the unrounded result for the backward pass.
+    // Half types keep the unrounded result, from which the backward pass computes.
     let exact = (y.dtype() != dtype).then(|| y.clone());
     let value = match exact {
         Some(_) => y.to_dtype(dtype)?,

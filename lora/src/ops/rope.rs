@@ -11,9 +11,9 @@ use std::cmp::Reverse;
 
 /// Rotates halves of the last dimension, as [`candle_nn::rotary_emb::rope`], with a gradient.
 ///
-/// `xs` is (batch, heads, time, dim), also a view of another order in memory, which costs no copy
-/// on the CPU. `cos` and `sin` are (time, dim / 2) or with a batch dimension before; they may be
-/// longer in time. The tables get no gradient.
+/// `xs` is (batch, heads, time, dim). On the CPU a view in another memory order costs no copy.
+/// `cos` and `sin` are (time, dim / 2) or (batch, time, dim / 2); they may be longer in time. The
+/// tables get no gradient.
 ///
 /// # Errors
 /// If the shapes or dtypes do not fit.
@@ -42,7 +42,7 @@ pub fn rope_thd(xs: &Tensor, cos: &Tensor, sin: &Tensor) -> Result<Tensor> {
 
 type Fused = fn(&Tensor, &Tensor, &Tensor) -> Result<Tensor>;
 
-/// A rotation's derivative is the rotation back.
+/// The rotation. Its derivative is the rotation back.
 fn rotate(
     xs: &Tensor,
     cos: &Tensor,
@@ -54,13 +54,13 @@ fn rotate(
     check(xs, sin, time)?;
     if cos.rank() != sin.rank() {
         bail!(
-            "rope: tables of shapes {:?} and {:?}",
+            "rope: cos of shape {:?} does not fit sin of shape {:?}",
             cos.dims(),
             sin.dims()
         );
     }
     let span = profile::forward("rope");
-    // The tables as far as they are used.
+    // Only the rows of the tables that are used.
     let used = |table: &Tensor| {
         let table = table.narrow(table.rank() - 2, 0, xs.dims()[time])?;
         working(&table)?.contiguous()
@@ -111,14 +111,14 @@ fn rotate(
     }
 }
 
-/// The order of the dimensions in memory, the last one left in its place.
+/// The dimensions in memory order, the last one left in its place.
 fn row_order(xs: &Tensor) -> [usize; 4] {
     let mut order = [0, 1, 2];
     order.sort_by_key(|&dim| Reverse(xs.stride()[dim]));
     [order[0], order[1], order[2], 3]
 }
 
-/// Rotates rows of x, whose dimensions are permuted to this order.
+/// Rotates the rows of x, whose dimensions are permuted to this order.
 fn on_cpu<T: Element>(
     x: &Tensor,
     cos: &Tensor,
@@ -172,7 +172,7 @@ fn check(xs: &Tensor, table: &Tensor, time: usize) -> Result<()> {
     }
     if table.dtype() != xs.dtype() || !xs.dtype().is_float() {
         bail!(
-            "rope: the input is {:?} and a table {:?}",
+            "rope: the input is {:?} and the table {:?}: both must be of one floating-point dtype",
             xs.dtype(),
             table.dtype()
         );

@@ -33,7 +33,7 @@ pub fn softmax_last_dim(xs: &Tensor) -> Result<Tensor> {
             xs.dtype()
         );
     }
-    // Rows in any order need no copy.
+    // Each row is computed alone, so rows in any order need no copy.
     match memory_order(xs.layout()) {
         Some(order) if !xs.is_contiguous() && order[last] == last => {
             let mut inverse = vec![0; order.len()];
@@ -70,7 +70,7 @@ fn rows(xs: &Tensor) -> Result<Tensor> {
         Compute::Tensors if x.elem_count() == 0 => x.zeros_like()?,
         Compute::Tensors => candle_nn::ops::softmax_last_dim(&x)?,
     };
-    // Half types keep the unrounded result for the backward pass.
+    // Half types keep the unrounded result, from which the backward pass computes.
     let exact = (y.dtype() != dtype).then(|| y.clone());
     let value = match exact {
         Some(_) => y.to_dtype(dtype)?,

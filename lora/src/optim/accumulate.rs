@@ -8,8 +8,8 @@ use std::collections::HashMap;
 
 /// Sums the gradients of micro-batches; their mean makes one step.
 ///
-/// Sums are taken in at least f32. A parameter that got no gradient from some micro-batch counts
-/// as one with a gradient of 0 there.
+/// Sums are taken in at least f32. Where a micro-batch has no gradient for a parameter, that
+/// gradient counts as 0.
 ///
 /// ```
 /// use candle_core::{DType, Device, Module, Tensor};
@@ -39,7 +39,7 @@ pub struct Accumulator {
 #[derive(Debug)]
 struct Sum {
     tensor: Tensor,
-    /// Of the gradients.
+    /// The dtype of the gradients, which their mean gets back.
     dtype: DType,
 }
 
@@ -90,7 +90,7 @@ impl Accumulator {
         self.count == 0
     }
 
-    /// The mean of the gradients, for a step; starts anew.
+    /// The mean of the gradients, for a step. The accumulator is empty afterwards.
     ///
     /// # Errors
     /// If there is no micro-batch.

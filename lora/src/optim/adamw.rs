@@ -12,12 +12,12 @@ use std::path::Path;
 
 /// AdamW, <https://arxiv.org/abs/1711.05101>, as `torch.optim.AdamW` computes it.
 ///
-/// Each [`Group`] has a learning rate and a weight decay of its own; a factor on all rates is for a
-/// [`Schedule`](super::Schedule). The state can be saved and loaded.
+/// Each [`Group`] has a learning rate and a weight decay of its own. A
+/// [`Schedule`](super::Schedule) sets a factor on all rates. The state can be saved and loaded.
 ///
-/// A parameter without a gradient is left out of a step, as in PyTorch:
-/// [`LoraModule::backward`] makes sure that there is none. Moments are kept in at least f32, and
-/// each update is rounded to the parameter's dtype once.
+/// A step leaves out a parameter without a gradient, as in PyTorch; [`LoraModule::backward`] makes
+/// sure that there is none. Moments are kept in at least f32, and each update is rounded to the
+/// parameter's dtype once.
 ///
 /// ```
 /// use candle_core::{DType, Device, Module, Tensor};
@@ -90,14 +90,14 @@ impl AdamW {
         optimizer.betas(params.beta1, params.beta2)?.eps(params.eps)
     }
 
-    /// For the parameters in these groups; what is in none is not trained. The betas are 0.9 and
-    /// 0.999, eps is 10⁻⁸.
+    /// For the parameters in these groups. A parameter in no group is not trained. The betas are
+    /// 0.9 and 0.999, eps is 10⁻⁸.
     ///
-    /// Groups hold the variables of the model as it is: make them anew after
+    /// Groups hold the model's present variables. Make new groups after
     /// [`to_dtype`](LoraModule::to_dtype) or [`to_device`](LoraModule::to_device).
     ///
     /// # Errors
-    /// Lists the variables that are not the model's or in two groups, and the numbers out of range.
+    /// Lists variables that are not the model's, variables in two groups, and numbers out of range.
     pub fn grouped<M: LoraModule>(
         model: &M,
         groups: impl IntoIterator<Item = Group>,
@@ -111,7 +111,7 @@ impl AdamW {
                 .ok_or_else(|| format!("a parameter of group {group} is in a group already")),
             None => Err(format!(
                 "a variable of shape {:?} in group {group} is no trained parameter of the model; \
-                 make groups after the model is as it is to be trained",
+                 make the groups after the last change of the model",
                 var.dims()
             )),
         };
@@ -203,7 +203,8 @@ impl AdamW {
 
     /// The paths of the parameters, in the order of the groups.
     ///
-    /// An optimiser that [`Optimizer::new`] made knows no paths and counts: `0`, `1`, ..
+    /// An optimiser that [`Optimizer::new`] made knows no paths and numbers its parameters: `0`,
+    /// `1`, ..
     pub fn paths(&self) -> impl Iterator<Item = &str> {
         self.slots.iter().map(|slot| slot.path.as_str())
     }
@@ -214,14 +215,14 @@ impl AdamW {
         Some(self.rates[slot.group].lr * self.lr_factor)
     }
 
-    /// The number of steps so far: of the parameter that took most.
+    /// The number of steps so far. Where parameters differ, the largest.
     pub fn steps(&self) -> usize {
         let steps = self.slots.iter().map(|slot| slot.state.steps);
         steps.max().unwrap_or(0) as usize
     }
 
-    /// Writes the moments and step counts as a safetensors file, under the parameters' paths.
-    /// Learning rates and other settings are not in it.
+    /// Writes the moments and step counts as a safetensors file, under the parameters' paths. The
+    /// file holds no learning rates and no other settings.
     ///
     /// The file is replaced as a whole or not at all.
     ///
@@ -231,12 +232,12 @@ impl AdamW {
         state::save(&self.slots, path.as_ref())
     }
 
-    /// Reads the state that [`save_state`](Self::save_state) wrote, of an optimiser for the same
-    /// parameters. They may be in other groups.
+    /// Reads the state that [`save_state`](Self::save_state) wrote for an optimiser of the same
+    /// parameters. The groups may differ.
     ///
     /// # Errors
-    /// Lists everything missing, unexpected, of another shape or not finite; the state is then as
-    /// it was.
+    /// Lists everything missing, unexpected, of another shape or not finite. The state then stays
+    /// as it was.
     pub fn load_state(&mut self, path: impl AsRef<Path>) -> Result<()> {
         state::load(&mut self.slots, path.as_ref())
     }
@@ -261,6 +262,7 @@ impl AdamW {
             let second_bias = (1.0 - self.beta2.powf(steps)).sqrt();
             let root = state.second.sqrt()?;
             let kept = 1.0 - lr * weight_decay;
+            // Summed in the moments' dtype and rounded once: in bf16 a small step would vanish.
             let value = slot.var.as_tensor().detach();
             let value = value.to_dtype(state.first.dtype())?;
             let value = match self.order {
@@ -273,6 +275,7 @@ impl AdamW {
                     ((value - (update * (lr * second_bias / first_bias))?)? * kept)?
                 }
             };
+            // First the parameter, which can fail, then its state: both belong to the same step.
             slot.var.set(&value.to_dtype(slot.var.dtype())?)?;
             slot.state = state;
         }
@@ -293,6 +296,7 @@ impl AdamW {
 
 impl Tracked {
     fn new(path: String, var: Var, group: usize) -> Result<Self> {
+        // In a half type 1 − beta2 is too small a share to change a sum.
         let moment = Tensor::zeros(var.dims(), wider(var.dtype(), DType::F32), var.device())?;
         let state = Moments {
             first: moment.clone(),
@@ -321,7 +325,7 @@ impl Moments {
     }
 }
 
-/// Without a model: the state's paths are the variables' positions.
+/// Without a model there are no paths: the positions of the variables stand for them.
 impl Optimizer for AdamW {
     type Config = ParamsAdamW;
 
@@ -334,11 +338,11 @@ impl Optimizer for AdamW {
             if seen.insert(var.id()) {
                 Ok(path)
             } else {
-                Err(format!("variable {path} is there twice"))
+                Err(format!("variable {path} is given twice"))
             }
         };
         let optimizer = Self::with_names([group], &mut problems, name)?;
-        // Candle's loops may begin without a variable.
+        // Candle's training loops may begin without variables.
         problems.retain(|_| !vars.is_empty());
         fail_on(problems)?;
         Ok(optimizer
@@ -346,15 +350,15 @@ impl Optimizer for AdamW {
             .eps(params.eps)?)
     }
 
-    /// One step. An error if no parameter has a gradient: they are those of another model, or from
-    /// before it was changed.
+    /// One step. It is an error if no parameter has a gradient: the parameters belong to another
+    /// model, or to this one before it was changed.
     fn step(&mut self, grads: &GradStore) -> candle_core::Result<()> {
         let mut slots = self.slots.iter();
         if !self.slots.is_empty() && slots.all(|slot| grads.get(&slot.var).is_none()) {
             fail_on(vec![format!(
-                "none of its {} parameters has a gradient here: they are those of another model, or \
-                 of this one from before an adapter was added, swapped or moved; make the optimiser \
-                 anew",
+                "none of the optimiser's {} parameters has a gradient here: they belong to another \
+                 model, or to this one before an adapter was added, swapped or moved; make a new \
+                 optimiser",
                 self.slots.len()
             )])?;
         }
@@ -367,8 +371,8 @@ impl Optimizer for AdamW {
         first.map_or(0.0, |rate| rate.lr * self.lr_factor)
     }
 
-    /// Sets the learning rate of the first group whose own is not 0; those of the other groups
-    /// change in proportion. In place of the factor that was set before.
+    /// Sets the learning rate of the first group whose own is not 0. The rates of the other groups
+    /// change in proportion. The factor that was set before is replaced.
     fn set_learning_rate(&mut self, lr: f64) {
         match self.rates.iter().find(|rate| rate.lr > 0.0) {
             Some(first) => self.lr_factor = lr / first.lr,

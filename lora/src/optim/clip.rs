@@ -6,13 +6,13 @@ use crate::{Error, LoraModule, Result, ops};
 use candle_core::backprop::GradStore;
 use candle_core::{DType, Device, Tensor};
 
-/// Scales the gradients of the trained parameters down so that their norm together, the root of
-/// the sum of all squares, is at most `max_norm`. The result is the norm before.
+/// Scales the gradients of the trained parameters down so that their joint norm, the root of the
+/// sum of all squares, is at most `max_norm`. Returns the norm before.
 ///
 /// As PyTorch's `clip_grad_norm_`: the factor is max_norm / (norm + 10⁻⁶).
 ///
 /// # Errors
-/// Lists the parameters whose gradients hold NaN or infinity; the gradients are then as they were.
+/// Lists the parameters whose gradients hold NaN or infinity; all gradients then stay as they were.
 /// An invalid `max_norm` is an error too.
 ///
 /// ```
@@ -40,7 +40,7 @@ pub fn clip_grad_norm<M: LoraModule>(
     let mut norm = norm(&params, false)?;
     if !norm.is_finite() {
         check_finite(&params)?;
-        // Finite values whose squares are not.
+        // The values are finite, but the sum of their squares is not.
         norm = self::norm(&params, true)?;
     }
     let factor = max_norm / (norm + 1e-6);
@@ -57,7 +57,7 @@ pub fn clip_grad_norm<M: LoraModule>(
 /// As PyTorch's `clip_grad_value_`, except for values that are not finite.
 ///
 /// # Errors
-/// Lists the parameters whose gradients hold NaN or infinity; the gradients are then as they were.
+/// Lists the parameters whose gradients hold NaN or infinity; all gradients then stay as they were.
 /// An invalid `max_value` is an error too.
 pub fn clip_grad_value<M: LoraModule>(
     model: &M,
@@ -82,8 +82,7 @@ fn with_gradients<M: LoraModule>(model: &M, grads: &GradStore) -> Vec<(Trained, 
     params.collect()
 }
 
-/// The norm of all gradients; squares are taken in at least f32, or all in f64 on the CPU. Reads
-/// from the device once.
+/// The norm of all gradients. Squares are taken in at least f32, or all in f64 on the CPU.
 fn norm(params: &[(Trained, Tensor)], in_f64: bool) -> Result<f64> {
     let mut squares = Vec::new();
     for (_, grad) in params {
@@ -98,6 +97,7 @@ fn norm(params: &[(Trained, Tensor)], in_f64: bool) -> Result<f64> {
         return Ok(0.0);
     };
     let (device, dtype) = (first.device().clone(), first.dtype());
+    // Gradients of one device are read together: each read waits for the device.
     let alike = |t: &Tensor| t.device().same_device(&device) && t.dtype() == dtype;
     let sum: f64 = if squares.iter().all(alike) {
         let squares = Tensor::stack(&squares, 0)?.to_device(&Device::Cpu)?;

@@ -62,8 +62,8 @@ impl Group {
 
 /// All trained parameters as two groups: matrices, whose weights decay, and the rest.
 ///
-/// Nothing is taken off biases, what a normalisation holds, and whatever has one dimension, such as
-/// the magnitude of DoRA.
+/// In the second group nothing decays: biases, the parameters of normalisations, and whatever has
+/// one dimension, such as DoRA's magnitude.
 pub fn weight_decay_groups<M: LoraModule>(model: &M, lr: f64, decay: f64) -> Vec<Group> {
     let params = trained(model);
     let (decayed, kept): (Vec<_>, Vec<_>) = (params.iter())

@@ -3,9 +3,9 @@
 use crate::Result;
 use candle_core::{DType, Device, Tensor};
 
-/// The pseudo-inverses of G + `damping`·1 for symmetric matrices G without negative eigenvalues, of
-/// shape (n, k, k), as `torch.linalg.pinv` computes it in the dtype of G: eigenvalues below the
-/// largest times k times the dtype's precision count as 0.
+/// The pseudo-inverses of G + `damping`·1, as `torch.linalg.pinv` computes them in the dtype of G.
+/// G is (n, k, k), symmetric matrices without negative eigenvalues. Eigenvalues below k times the
+/// dtype's precision times the largest count as 0.
 pub(super) fn damped(grams: &Tensor, damping: f64) -> Result<Tensor> {
     let (n, k, _) = grams.dims3()?;
     let precision = match grams.dtype() {
@@ -18,7 +18,8 @@ pub(super) fn damped(grams: &Tensor, damping: f64) -> Result<Tensor> {
         (0..k).for_each(|i| matrix[i * (k + 1)] += damping);
         let trace: f64 = (0..k).map(|i| matrix[i * (k + 1)]).sum();
         let cutoff = k as f64 * precision;
-        // No eigenvalue is below the damping nor above the trace: is none to be cut off?
+        // Each eigenvalue lies between the damping and the trace. If none can count as 0, the
+        // inverse is the pseudo-inverse, and Cholesky finds it faster.
         if damping <= cutoff * trace || cholesky(matrix, k).is_none() {
             pseudo(matrix, k, cutoff);
         }
@@ -27,7 +28,7 @@ pub(super) fn damped(grams: &Tensor, damping: f64) -> Result<Tensor> {
     Ok(inverse.to_dtype(grams.dtype())?.to_device(grams.device())?)
 }
 
-/// Inverts a positive definite matrix in place; `None`, with the matrix as it was, if it is not.
+/// Inverts a positive definite matrix in place. Any other matrix stays as it was: `None`.
 fn cholesky(matrix: &mut [f64], k: usize) -> Option<()> {
     // M = L·Lᵀ
     let mut l = vec![0.0; k * k];
@@ -92,7 +93,7 @@ fn eigen(matrix: &mut [f64], k: usize) -> Vec<f64> {
     let mut vectors = vec![0.0; k * k];
     (0..k).for_each(|i| vectors[i * (k + 1)] = 1.0);
     let norm: f64 = matrix.iter().map(|v| v * v).sum();
-    // It converges quadratically, in 6 to 10 sweeps.
+    // The method converges quadratically, in 6 to 10 sweeps.
     for _ in 0..50 {
         let off = |(i, v): (usize, &f64)| if i / k == i % k { 0.0 } else { v * v };
         let off: f64 = matrix.iter().enumerate().map(off).sum();

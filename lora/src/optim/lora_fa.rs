@@ -12,8 +12,8 @@ use std::collections::HashSet;
 /// Added to A·Aᵀ, as in PEFT.
 const DAMPING: f64 = 1e-8;
 
-/// LoRA-FA, <https://arxiv.org/abs/2308.03303>: trains B alone. A stays as it is, so that neither
-/// its gradient nor the input that this would need is kept.
+/// LoRA-FA, <https://arxiv.org/abs/2308.03303>: trains B alone. A stays as it is. So neither the
+/// gradient of A is kept, nor the input from which it would be computed.
 ///
 /// The gradient g of B becomes s⁻²·g·(A·Aᵀ + 10⁻⁸)⁺, with the layer's scaling s: the step of B
 /// that brings s·B·A closest to the step of the full weight. The update is that of AdamW as
@@ -21,7 +21,7 @@ const DAMPING: f64 = 1e-8;
 /// after the update. What is trained beside adapters follows AdamW alone.
 ///
 /// As PEFT's `create_lorafa_optimizer`, but without rounding to bf16. It also works with several
-/// adapters, convolutions and vectors that are trained, where that fails.
+/// adapters, with convolutions and with trained vectors, where PEFT's fails.
 ///
 /// ```
 /// use candle_core::{DType, Device, Module, Tensor};
@@ -41,18 +41,18 @@ const DAMPING: f64 = 1e-8;
 #[derive(Debug)]
 pub struct LoraFa {
     adamw: AdamW,
-    /// With s⁻²·(A·Aᵀ + δ)⁺, which stays the same.
+    /// Each with s⁻²·(A·Aᵀ + δ)⁺, which stays the same because A is frozen.
     pairs: Vec<(Pair, Tensor)>,
 }
 
 impl LoraFa {
-    /// Freezes A in every adapter of the model and makes the optimiser of what is trained then.
+    /// Freezes A in every adapter of the model. The optimiser is for all that is trained then.
     ///
-    /// Make it after an adapter is loaded: it holds what A gives.
+    /// Make it after loading an adapter: it holds numbers computed from A.
     ///
     /// # Errors
-    /// If a scaling is 0, no adapter is trained, or a number is out of range. The model is then as
-    /// it was.
+    /// If a scaling is 0, no adapter is trained, or a number is out of range. The model then stays
+    /// as it was.
     pub fn new<M: LoraModule>(model: &mut M, lr: f64, weight_decay: f64) -> Result<Self> {
         let mut trained = pairs(model);
         let frozen: HashSet<_> = trained.iter().map(|pair| pair.a.id()).collect();
@@ -62,7 +62,8 @@ impl LoraFa {
             .map(|pair| format!("{}: the scaling is 0, so that B has no effect", pair.name()))
             .collect();
         if trained.is_empty() {
-            problems.push("LoRA-FA trains B of adapters, and none is trained".into());
+            problems
+                .push("LoRA-FA trains the B of adapters, but no B of this model is trained".into());
         }
         if !problems.is_empty() {
             return Err(Error::Optimizer(problems));
@@ -77,6 +78,7 @@ impl LoraFa {
         };
         let pairs = trained.into_iter().map(with_inverse);
         let pairs = pairs.collect::<Result<_>>()?;
+        // Last, so that an error before leaves the model as it was.
         freeze_a(model)?;
         Ok(Self {
             adamw: adamw.order(Decay::DecayLast),

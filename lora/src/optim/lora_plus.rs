@@ -10,12 +10,12 @@ use crate::{LoraModule, Result};
 ///
 /// | parameters | learning rate | weight decay |
 /// |---|---|---|
-/// | A, and what is trained in full and no vector | lr | as set |
-/// | A and B beside an embedding | 10⁻⁶, see [`embedding_lr`](Self::embedding_lr) | as set |
-/// | B, and every vector: the magnitude of DoRA too | lr·ratio | as set |
-/// | of those, what a normalisation holds or is a bias | lr·ratio | none |
+/// | A, and what is trained in full with more than one dimension | lr | as set |
+/// | A and B of an embedding | 10⁻⁶, see [`embedding_lr`](Self::embedding_lr) | as set |
+/// | B, and every vector, such as DoRA's magnitude | lr·ratio | as set |
+/// | of these, biases and the parameters of normalisations | lr·ratio | none |
 ///
-/// PEFT takes only `LayerNorm` for a normalisation; here all of them are.
+/// PEFT counts only `LayerNorm` as a normalisation; here all normalisations count.
 ///
 /// ```
 /// use candle_core::{DType, Device, Tensor};
@@ -39,7 +39,7 @@ pub struct LoraPlus {
 }
 
 impl LoraPlus {
-    /// Learning rate of A, and by how much that of B is larger.
+    /// The learning rate of A, and the ratio of B's learning rate to it.
     pub fn new(lr: f64, ratio: f64) -> Self {
         Self {
             lr,
@@ -49,7 +49,7 @@ impl LoraPlus {
         }
     }
 
-    /// Sets the learning rate of the matrices beside embeddings; 10⁻⁶ if it is not set.
+    /// Sets the learning rate of A and B of embeddings; 10⁻⁶ if it is not set.
     pub fn embedding_lr(mut self, lr: f64) -> Self {
         self.embedding_lr = lr;
         self

@@ -1,11 +1,11 @@
-//! Optimisers for adapters, and what goes between the backward pass and their step.
+//! Optimisers for adapters, and the tools between the backward pass and the step.
 //!
 //! | to | use |
 //! |---|---|
 //! | train with groups of parameters, and resume | [`AdamW`], [`Group`], [`weight_decay_groups`] |
 //! | train B faster than A | [`LoraPlus`] |
 //! | train B alone, in the direction of the full gradient | [`LoraFa`] |
-//! | free the gradients from how B·A is split into B and A | [`Riemannian`] |
+//! | make steps independent of how B·A is split into B and A | [`Riemannian`] |
 //! | bound the gradients | [`clip_grad_norm`], [`clip_grad_value`] |
 //! | make one step of several micro-batches | [`Accumulator`] |
 //! | let the learning rate rise and fall | [`Schedule`] |

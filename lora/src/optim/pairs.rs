@@ -1,4 +1,4 @@
-//! The two matrices of each adapter, and what preconditions their gradients.
+//! The two matrices of each adapter, and the matrices that precondition their gradients.
 //!
 //! All that the optimisers know of adapters goes through here.
 
@@ -51,7 +51,7 @@ pub(super) fn pairs<M: LoraModule>(model: &M) -> Vec<Pair> {
     pairs
 }
 
-/// Freezes every matrix A: no gradient is computed for it any more. The values stay.
+/// Freezes every matrix A: no gradient is computed for A any more. The values stay.
 pub(super) fn freeze_a<M: LoraModule>(model: &mut M) -> Result<()> {
     each_layer_mut(model, |_, layer| {
         for param in layer.params_mut(Access::new()) {
@@ -60,7 +60,7 @@ pub(super) fn freeze_a<M: LoraModule>(model: &mut M) -> Result<()> {
             }
         }
     });
-    // A head's B is a view of its embedding's A.
+    // The B of a tied head is a view of its embedding's A, and must follow it.
     retie(model)
 }
 
@@ -98,27 +98,28 @@ impl Pair {
         Ok(product.reshape(grad.shape())?.to_dtype(grad.dtype())?)
     }
 
-    /// Of the shape of A, (r, in, ..), as (groups, r / groups, in · ..), in at least f32.
+    /// A tensor of A's shape, (r, in, ..), as (groups, r / groups, in · ..), in at least f32.
     fn a_blocks(&self, tensor: &Tensor) -> Result<Tensor> {
         let (groups, k) = self.blocks()?;
         let blocks = wide(tensor)?.reshape((groups, k, ()))?;
         Ok(blocks)
     }
 
-    /// Of the shape of B, (out, r / groups, ..), as (groups, out / groups, r / groups), in at least
-    /// f32.
+    /// A tensor of B's shape, (out, r / groups, ..), as (groups, out / groups, r / groups), in at
+    /// least f32.
     fn b_blocks(&self, tensor: &Tensor) -> Result<Tensor> {
         let (groups, k) = self.blocks()?;
         let blocks = wide(tensor)?;
         if self.experts > 1 {
-            // Columns of the experts take turns.
+            // The experts' columns take turns in B.
             let blocks = blocks.reshape(((), k, groups))?;
             return Ok(blocks.permute((2, 0, 1))?.contiguous()?);
         }
         Ok(blocks.reshape((groups, (), k))?)
     }
 
-    /// The convolution's groups or the experts, 1 for other layers, and the rank in each of them.
+    /// The number of blocks, and the rank in each: the groups of a convolution, the experts, else
+    /// 1.
     fn blocks(&self) -> Result<(usize, usize)> {
         let k = self.b.dim(1)?;
         Ok(match self.experts {

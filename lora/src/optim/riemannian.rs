@@ -6,12 +6,12 @@ use crate::{Error, LoraModule, Result};
 use candle_core::backprop::GradStore;
 use candle_nn::Optimizer;
 
-/// AdamW on gradients in a Riemannian metric, <https://arxiv.org/abs/2402.02347>: what they change
-/// in B·A does not depend on how the product is split into B and A, up to `reg` and AdamW's moments.
+/// AdamW on gradients in a Riemannian metric, <https://arxiv.org/abs/2402.02347>. The change of B·A
+/// does not depend on how the product is split into B and A, up to `reg` and AdamW's moments.
 ///
 /// The gradient of A becomes (BᵀB + reg)⁻¹·g, that of B g·(AAᵀ + reg)⁻¹, with the matrices as they
-/// are before the step. As PEFT's `create_riemannian_optimizer`: only linear layers are
-/// preconditioned, and only where both matrices are trained; all else follows AdamW alone.
+/// are before the step. As PEFT's `create_riemannian_optimizer`, it preconditions only linear
+/// layers, and only where both matrices are trained. All else follows AdamW alone.
 ///
 /// ```
 /// use candle_core::{DType, Device, Module, Tensor};
@@ -36,8 +36,7 @@ pub struct Riemannian {
 }
 
 impl Riemannian {
-    /// On top of this AdamW. `reg` is added to the diagonals before they are inverted; 10⁻² in
-    /// PEFT.
+    /// Wraps this AdamW. `reg` is added to the diagonals before the inversion; PEFT uses 10⁻².
     ///
     /// # Errors
     /// If `reg` is negative or not finite, or no linear layer has an adapter that is trained.

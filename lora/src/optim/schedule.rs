@@ -5,8 +5,8 @@ use std::f64::consts::PI;
 /// The factor of the learning rate at each step, with a linear warm-up.
 ///
 /// The values are those of `get_constant_schedule_with_warmup`, `get_linear_schedule_with_warmup`
-/// and `get_cosine_schedule_with_warmup` in transformers, except that a cosine stays at 0 after its
-/// last step, where it rises again there.
+/// and `get_cosine_schedule_with_warmup` in transformers, with one exception: after its last step a
+/// cosine stays at 0 here and rises again there.
 ///
 /// ```
 /// use lora::optim::Schedule;
@@ -68,7 +68,7 @@ impl Schedule {
         };
         match self.shape {
             Shape::Constant => 1.0,
-            // Nothing is left of a course that ends within the warm-up.
+            // A course that ends within the warm-up has nothing left after it.
             Shape::Linear { steps } | Shape::Cosine { steps } if step >= steps => 0.0,
             Shape::Linear { steps } => 1.0 - done(steps),
             Shape::Cosine { steps } => 0.5 * (1.0 + (PI * done(steps)).cos()),

@@ -11,7 +11,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 use std::{fs, io};
 
-/// Ends of the keys, in PyTorch's words.
+/// Endings of the keys, in PyTorch's words.
 const FIRST: &str = "exp_avg";
 const SECOND: &str = "exp_avg_sq";
 const STEPS: &str = "step";
@@ -76,7 +76,7 @@ pub(super) fn load(slots: &mut [Tracked], path: &Path) -> Result<()> {
     problems.extend(
         views
             .keys()
-            .map(|key| format!("`{key}` is of no parameter of this optimiser")),
+            .map(|key| format!("`{key}` belongs to no parameter of this optimiser")),
     );
     if !problems.is_empty() {
         return Err(Error::File {
@@ -84,6 +84,7 @@ pub(super) fn load(slots: &mut [Tracked], path: &Path) -> Result<()> {
             problems,
         });
     }
+    // Only now, when the whole file is read and checked: no half of a state is ever taken.
     for (slot, state) in slots.iter_mut().zip(states) {
         slot.state = state;
     }
@@ -114,7 +115,8 @@ fn value(view: &TensorView<'_>, like: Option<&Tensor>) -> Result<Tensor, String>
     value.to_device(like.device()).map_err(unread)
 }
 
-/// Writes the file under a temporary name, flushes it and moves it into place.
+/// Writes the file under a temporary name, flushes the file and moves it into place. So a crash
+/// leaves the old state or the new one, never a part.
 fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let dir = match path.parent() {
         Some(dir) if !dir.as_os_str().is_empty() => dir,

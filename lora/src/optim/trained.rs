@@ -1,4 +1,4 @@
-//! The trained parameters with what the optimisers' groups go by.
+//! The trained parameters, with the properties by which the optimisers group them.
 
 use crate::config::matching::is_bias;
 use crate::path::join;
@@ -46,7 +46,7 @@ impl Trained {
     }
 }
 
-/// The trained parameters in the order of the walk; a tied one comes once, as where it comes first.
+/// The trained parameters in the order of the walk. A tied parameter comes once, where it is first.
 pub(super) fn trained<M: LoraModule>(model: &M) -> Vec<Trained> {
     let mut seen = HashSet::new();
     let mut found = Vec::new();

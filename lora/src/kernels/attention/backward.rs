@@ -6,7 +6,7 @@ use crate::kernels::matrix::{Matrix, Threads, multiply};
 use crate::kernels::simd::{Element, run};
 use std::ops::Range;
 
-/// Which gradients are wanted and how they are to lie in memory, and then the gradients.
+/// Which gradients are wanted and in which memory order; after the pass, the gradients themselves.
 #[derive(Debug)]
 pub(crate) struct Gradients<G> {
     pub(crate) q: Option<G>,
@@ -14,7 +14,7 @@ pub(crate) struct Gradients<G> {
     pub(crate) v: Option<G>,
 }
 
-/// What the forward pass gave, and the gradient of its output.
+/// The results of the forward pass, and the gradient of its output.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Given<'a, T> {
     /// (batch, queries, heads, dim)
@@ -44,10 +44,11 @@ struct Sums<T> {
     on_v: Vec<T>,
 }
 
-/// Computes the probabilities again, tile by tile, and from them the gradients that are wanted.
+/// Computes the probabilities again, tile by tile, and from them the wanted gradients.
 ///
-/// The queries that share a head of keys and values are one task, or a few where there are more
-/// threads than heads: each sums gradients of all the keys and values of its own.
+/// The queries that share a head of keys and values are one task, or a few tasks where there are
+/// more threads than heads. Each task sums the gradients of all keys and values for itself, so that
+/// no two threads add to the same number.
 pub(crate) fn backward<T: Element>(
     attention: &Attention<'_, T>,
     given: Given<'_, T>,
@@ -88,13 +89,13 @@ pub(crate) fn backward<T: Element>(
     result
 }
 
-/// In how many tasks to split the work on a head of keys and values.
+/// In how many tasks the work on a head of keys and values is split.
 fn splits(sizes: &Sizes) -> usize {
     let threads = rayon::current_num_threads();
     if threads == 1 || sizes.is_small() {
         return 1;
     }
-    // Two for each thread, as they take different times.
+    // Two for each thread, as tasks take different times.
     let splits = (2 * threads).div_ceil(sizes.batch * sizes.kv_heads);
     splits.min(sizes.group() * sizes.blocks())
 }
@@ -113,7 +114,7 @@ fn tasks<'a, 'b, T>(
                 blocks: Vec::new(),
             }));
             for index in 0..sizes.group() * sizes.blocks() {
-                // In turn, as with a causal mask later blocks take longer.
+                // Dealt out in turn: with a causal mask later blocks take longer.
                 tasks[start + index % splits].blocks.push(Block {
                     head: kv * sizes.group() + index / sizes.blocks(),
                     queries: sizes.block(index % sizes.blocks()),
@@ -136,7 +137,7 @@ fn rows_of<T>(
     }
 }
 
-/// Adds up what the tasks of each head have summed, into the rows of the result.
+/// Adds up the sums of each head's tasks, in the rows of the result.
 fn gather<T: Element>(
     heads: Vec<Vec<&mut [T]>>,
     sums: &[Sums<T>],

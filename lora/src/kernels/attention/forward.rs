@@ -7,7 +7,7 @@ use crate::kernels::simd::{Element, run};
 use std::ops::Range;
 
 /// The output in the order (batch, queries, heads, dim), and for each row of scores the logarithm
-/// of the sum of exponentials, (batch, heads, queries). Where no key is seen both are 0.
+/// of its sum of exponentials, (batch, heads, queries). Where a query sees no key both are 0.
 pub(crate) fn forward<T: Element>(attention: &Attention<'_, T>) -> (Vec<T>, Vec<T>) {
     let sizes = attention.sizes;
     let rows = sizes.batch * sizes.heads * sizes.queries;
@@ -59,6 +59,7 @@ impl<T: Element> Attention<'_, T> {
         for keys in self.key_blocks(&queries) {
             let scores = &mut work.scores[..rows * keys.len()];
             self.scores(scores, None, (batch, head), &queries, &keys);
+            // The first tile overwrites `gathered`, which holds anything before.
             let first = keys.start == 0;
             let before = if first { 0 } else { gathered.len() };
             run(tile::Step {
@@ -73,7 +74,7 @@ impl<T: Element> Attention<'_, T> {
             multiply(gathered, scores, v, T::ONE, !first, Threads::One);
         }
         for (row, output) in output.iter_mut().enumerate() {
-            // Nothing was seen, and perhaps nothing gathered.
+            // The query saw no key, and its row of `gathered` may never have been written.
             if sums[row] == T::ZERO {
                 output.fill(T::ZERO);
                 continue;

@@ -1,5 +1,5 @@
 //! Attention in tiles of queries by keys, after FlashAttention, <https://arxiv.org/abs/2205.14135>:
-//! the matrix of all queries by all keys is never held, in neither pass.
+//! neither pass ever holds the matrix of all queries by all keys.
 
 mod backward;
 mod forward;
@@ -16,10 +16,10 @@ use std::ops::Range;
 /// Queries in a tile.
 const QUERIES: usize = 64;
 
-/// Keys in a tile. A tile of scores and the keys and values that it takes stay in a core's cache.
+/// Keys in a tile. A tile of scores, with its keys and values, stays in a core's cache.
 const KEYS: usize = 256;
 
-/// Multiplications below which threads do not pay.
+/// With fewer multiplications threads do not pay.
 const SMALL: usize = 1 << 18;
 
 /// A tensor of (batch, heads, rows, columns) in memory, with any steps along them.
@@ -68,7 +68,7 @@ impl Sizes {
         self.heads / self.kv_heads.max(1)
     }
 
-    /// Blocks of queries of a head.
+    /// The number of blocks of queries for each head.
     fn blocks(&self) -> usize {
         self.queries.div_ceil(QUERIES)
     }
@@ -123,14 +123,15 @@ impl<T: Element> Attention<'_, T> {
         }
     }
 
-    /// Tiles along the keys, of those that any of the queries sees.
+    /// Tiles along the keys. A tile that none of the queries sees is left out.
     fn key_blocks(&self, queries: &Range<usize>) -> impl Iterator<Item = Range<usize>> + use<T> {
         let end = self.seen(queries.end.saturating_sub(1));
         let starts = (0..end).step_by(KEYS);
         starts.map(move |start| start..(start + KEYS).min(end))
     }
 
-    /// The scores of a tile, −∞ where masked, and for capped ones the derivative of the cap.
+    /// The scores of a tile, −∞ where masked. `slopes` gets the derivative of the cap, if there is
+    /// one.
     fn scores(
         &self,
         scores: &mut [T],
@@ -160,6 +161,7 @@ impl<T: Element> Attention<'_, T> {
                 );
             }
         }
+        // The first query sees the fewest keys: most tiles hide none and skip this.
         if self.seen(queries.start) < keys.end {
             for ((query, _), scores) in rows().zip(scores.chunks_exact_mut(keys.len())) {
                 let seen = self.seen(query).clamp(keys.start, keys.end);

@@ -1,10 +1,10 @@
-//! What is done with a tile of scores between the matrix products.
+//! The work on a tile of scores between the matrix products.
 
 use crate::kernels::simd::{Element, Vector};
 use crate::kernels::softmax::{dot, exponentials, largest, scale};
 use pulp::{Simd, WithSimd};
 
-/// −∞ as a shift would turn masked scores into NaN.
+/// The shift of scores before the exponential. A shift of −∞ would turn masked scores into NaN.
 #[inline(always)]
 pub(super) fn shift<T: Element>(largest: T) -> T {
     if largest == T::of(f64::NEG_INFINITY) {
@@ -14,7 +14,7 @@ pub(super) fn shift<T: Element>(largest: T) -> T {
     }
 }
 
-/// Scores s to cap·tanh(s / cap), and the derivative of that.
+/// Turns scores s into cap·tanh(s / cap), and computes the derivative of that function.
 pub(super) struct Cap<'a, T> {
     pub(super) scores: &'a mut [T],
     pub(super) slopes: Option<&'a mut [T]>,
@@ -50,8 +50,8 @@ impl<T: Element> WithSimd for Cap<'_, T> {
     }
 }
 
-/// One step of the running softmax: scores become e^(score − largest so far), and what was
-/// gathered with the largest before is scaled to the new one.
+/// One step of the running softmax. Scores become e^(score − largest so far). Everything gathered
+/// with the previous largest is scaled to the new one.
 pub(super) struct Step<'a, T> {
     pub(super) scores: &'a mut [T],
     pub(super) columns: usize,
@@ -109,7 +109,8 @@ impl<T: Element> WithSimd for Probabilities<'_, T> {
     }
 }
 
-/// Σ grad·output of rows that lie `step` apart: as much as Σ grad·p over the probabilities.
+/// Σ grad·output of rows that lie `step` apart. It equals Σ grad·p over the probabilities, without
+/// a pass over their tiles.
 pub(super) struct Along<'a, T> {
     pub(super) grads: &'a [T],
     pub(super) outputs: &'a [T],
@@ -133,7 +134,7 @@ impl<T: Element> WithSimd for Along<'_, T> {
     }
 }
 
-/// The gradients of probabilities p to those of scores, p·(grad − Σ grad·p), in place.
+/// Turns the gradients of probabilities p into those of scores, p·(grad − Σ grad·p), in place.
 pub(super) struct OnScores<'a, T> {
     pub(super) grads: &'a mut [T],
     pub(super) probabilities: &'a [T],

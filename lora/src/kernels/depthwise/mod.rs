@@ -1,7 +1,7 @@
 //! The depthwise convolution, one input channel and one output channel a group.
 //!
 //! Maps are (height, width, channels), weights (kernel height · kernel width, channels). Maps of
-//! planes, (channels, height, width), are turned block by block.
+//! planes, (channels, height, width), are transposed block by block.
 
 mod ring;
 mod rows;
@@ -20,7 +20,7 @@ use std::ops::Range;
 /// Bytes of a map that stay in a core's cache while its channels are visited in turn.
 const CACHE: usize = 1 << 18;
 
-/// Products that are worth a thread.
+/// Multiplications that are worth a thread.
 const WORK: usize = 1 << 18;
 
 /// Batches of maps: y = x * taps + bias, on all threads.
@@ -52,8 +52,8 @@ pub(crate) fn grad_input<T: Element>(
     });
 }
 
-/// Calls `f` with blocks of rows of a batch of maps of this height and width: the image, the first
-/// row and the values.
+/// Calls `f` with blocks of rows of a batch of maps of this height and width. `f` gets the image,
+/// the first row and the values.
 fn each_block<T: Element>(
     window: &Window,
     channels: usize,
@@ -66,6 +66,8 @@ fn each_block<T: Element>(
         return;
     }
     let images = maps.len() / (height * row);
+    // Two blocks for each thread, but none lower than the kernel: neighbouring blocks both read
+    // the rows between them.
     let wanted = (2 * rayon::current_num_threads()).div_ceil(images);
     let wanted = wanted.min(height.div_ceil(window.kernel.0));
     let blocks = (size_of::<T>() * height * row / CACHE + 1).max(wanted);
@@ -82,7 +84,8 @@ fn each_block<T: Element>(
     );
 }
 
-/// Calls `f` with the parts of each map: the image, the part's number and values, and memory to use.
+/// Calls `f` with the parts of each map: the image, the part's number, its values, and memory to
+/// use.
 fn each_part<T: Element>(
     maps: &mut [T],
     map: usize,
@@ -125,8 +128,8 @@ pub(crate) fn forward_planes<T: Element>(
     });
 }
 
-/// Batches of maps of (channels, height, width), weights (channels, taps): the gradient of the input
-/// from that of the result, on all threads.
+/// Batches of maps of (channels, height, width), weights (channels, taps): the gradient of the
+/// input from that of the result, on all threads.
 pub(crate) fn grad_input_planes<T: Element>(
     grad: &[T],
     w: &[T],
@@ -140,8 +143,8 @@ pub(crate) fn grad_input_planes<T: Element>(
     });
 }
 
-/// Calls `f` with blocks of channels, their weights and their results, all with the channels last:
-/// so many that they stay in a core's cache.
+/// Calls `f` with blocks of channels, their weights and their results, all with the channels last.
+/// A block has as many channels as stay in a core's cache.
 fn each_plane<T: Element>(
     x: &[T],
     w: &[T],
@@ -155,6 +158,7 @@ fn each_plane<T: Element>(
         return;
     }
     let block = CACHE / (size_of::<T>() * (from + to));
+    // Whole vectors of any width: a multiple of 16 numbers, as in the widest.
     let block = (block / 16 * 16).clamp(16, channels.max(16));
     let (taps, work) = (window.taps(), y.len() * window.taps());
     each_part(
@@ -206,7 +210,7 @@ pub(crate) fn grad_input_rows<T: Element>(
     window: &Window,
     channels: usize,
 ) {
-    // With zeros between the gradients a stride is one of 1.
+    // With zeros between the gradients, any stride becomes a stride of 1.
     let pass = Way {
         window: Window {
             stride: 1,

@@ -1,4 +1,4 @@
-//! What a row of a depthwise convolution's result sees.
+//! The rows that a row of a depthwise convolution's result sees.
 //!
 //! The rows are copied to a ring of aligned vectors with the padding around them, so that the loop
 //! over the kernel knows neither borders nor channels that fill no vector.
@@ -8,18 +8,18 @@ use crate::kernels::window::Window;
 use pulp::Simd;
 use std::ops::Range;
 
-/// The way from a map to another through a kernel.
+/// The way from one map to another through a kernel.
 #[derive(Clone, Copy)]
 pub(super) struct Way {
     pub(super) window: Window,
-    /// Steps from row to row and column to column of the map that is seen, zeros between them.
+    /// Steps between rows and between columns of the seen map, with zeros in the gaps.
     pub(super) spread: usize,
-    /// The kernel is turned by half a turn.
+    /// Whether the kernel is turned by half a turn.
     pub(super) turned: bool,
     pub(super) channels: usize,
 }
 
-/// Vectors that do not cross the lines of a cache, which would make reading them twice the work.
+/// Vectors that do not cross the lines of a cache: reading across a line is twice the work.
 pub(super) struct Aligned<T> {
     values: Vec<T>,
     range: Range<usize>,

@@ -1,7 +1,7 @@
 //! Rows of a depthwise convolution's result.
 //!
-//! A vector holds neighbouring channels of one pixel. The sums of neighbouring pixels are held in
-//! registers while the kernel moves over what they see.
+//! A vector holds neighbouring channels of one pixel. The sums of neighbouring pixels stay in
+//! registers while the kernel moves over the pixels that they see.
 
 use super::ring::{Aligned, Ring, Way};
 use crate::kernels::simd::{Element, Vector, run};
@@ -17,7 +17,7 @@ impl Way {
         y: &mut [T],
         first: usize,
     ) {
-        // As many outputs at a time as leave the fewest unused.
+        // The number of outputs at a time that leaves the fewest unused at the end of a row.
         let kernel = Rows {
             pass: self,
             x,
@@ -146,7 +146,7 @@ fn sums<T: Element, S: Simd, const N: usize>(
     sums
 }
 
-/// The body with each number as a constant, so that what it indexes stays in registers.
+/// The body with each number as a constant, so that the arrays it indexes stay in registers.
 macro_rules! unrolled {
     ($at:ident in [$($n:literal)*] $body:block) => {
         $({
@@ -242,6 +242,7 @@ fn add_products<T: Element, S: Simd>(
     mut weights: &mut [T::Raw<S>],
 ) {
     let mut start = 0;
+    // The sums of so many weights stay in registers; 7 and 3 are the usual widths of a kernel.
     while let Some(count) = match weights.len() {
         0 => None,
         1..3 => Some(1),

@@ -47,7 +47,7 @@ impl Module for Block {
     fn forward(&self, xs: &Tensor) -> Result<Tensor> {
         let ys = self.conv_dw.forward(xs)?;
         let mlp = &self.mlp;
-        // The usual block: all behind the convolution is one node.
+        // In the usual block, all behind the convolution is one node.
         if let (Norm::Layer(norm), Dense::Linear(fc1), Dense::Linear(fc2), None) =
             (&self.norm, &mlp.fc1, &mlp.fc2, &mlp.grn)
         {

@@ -103,7 +103,7 @@ impl ConvNextConfig {
         norm_eps: 1e-6,
     };
 
-    /// Checks what the layers do not.
+    /// Checks what the layers do not check.
     pub(super) fn validate(&self) -> Result<()> {
         let sizes = [
             self.in_chans,
@@ -120,7 +120,7 @@ impl ConvNextConfig {
             );
         }
         if self.head_norm_first && self.head_hidden_size.is_some() {
-            bail!("ConvNextConfig: head_hidden_size does not go with head_norm_first");
+            bail!("ConvNextConfig: head_hidden_size cannot be combined with head_norm_first");
         }
         Ok(())
     }

@@ -1,8 +1,9 @@
-//! ConvNeXt and ConvNeXt V2, <https://arxiv.org/abs/2201.03545>, <https://arxiv.org/abs/2301.00808>.
+//! ConvNeXt and ConvNeXt V2, <https://arxiv.org/abs/2201.03545>,
+//! <https://arxiv.org/abs/2301.00808>.
 //!
 //! Variants, parameter names and numbers are those of timm, whose checkpoints load as they are.
-//! Dropout and stochastic depth, which are off in all of timm's variants, are left out, as is an
-//! output stride other than 32.
+//! Left out are dropout and stochastic depth, which are off in all of timm's variants, and output
+//! strides other than 32.
 
 mod block;
 mod config;
@@ -27,8 +28,8 @@ use stem::Stem;
 ///
 /// `#[lora(rank)]` marks both layers of every block's MLP, `mlp.fc1` and `mlp.fc2`.
 ///
-/// The base model computes with candle's layers, whose grouped convolution is slow and whose norms
-/// know no f64. [`to_frozen`](LoraModel::to_frozen) gives the same model with this crate's.
+/// The base model computes with candle's layers: their grouped convolution is slow, and their norms
+/// know no f64. [`to_frozen`](LoraModel::to_frozen) gives the same model with this crate's layers.
 ///
 /// ```
 /// use candle_core::{DType, Device, Module, Tensor};
@@ -99,7 +100,8 @@ impl ConvNext {
         }
     }
 
-    /// The logits of a feature map, (batch, num_classes). Without a classifier, the pooled features.
+    /// The logits of a feature map, (batch, num_classes). Without a classifier, the pooled
+    /// features.
     ///
     /// # Errors
     /// If the map does not have the model's channels.

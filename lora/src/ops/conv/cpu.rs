@@ -11,7 +11,7 @@ use crate::kernels::simd::Element;
 use crate::ops::linear::product;
 use candle_core::{Result, Tensor};
 
-/// The result, in the order of the input.
+/// The result, in the memory order of the input.
 pub(super) fn forward<T: Element>(
     shapes: &Convolution,
     order: Channels,
@@ -60,7 +60,7 @@ pub(super) fn forward<T: Element>(
     tensor(y, &shape)
 }
 
-/// The gradient of the input, in its order.
+/// The gradient of the input, in the input's memory order.
 pub(super) fn grad_input<T: Element>(
     shapes: &Convolution,
     order: Channels,

@@ -40,7 +40,7 @@ pub fn conv2d(
     convolution(xs, weight, bias, config, (config.padding, config.padding))
 }
 
-/// As [`conv2d`], with a padding of the height and one of the width.
+/// As [`conv2d`], with separate paddings of height and width.
 fn convolution(
     xs: &Tensor,
     weight: &Tensor,
@@ -56,7 +56,7 @@ fn convolution(
     node(shapes, Channels::First, xs, weight, bias)
 }
 
-/// The node of a convolution; `xs` in this order.
+/// The node of a convolution whose `xs` lies in this order.
 fn node(
     shapes: Convolution,
     order: Channels,
@@ -73,7 +73,7 @@ fn node(
 
     // The input is kept only for the gradient of the weight.
     let x = weight.track_op().then_some(x);
-    // A missing bias is an argument that nothing tracks.
+    // The node has a fixed number of arguments: an untracked one stands for a missing bias.
     let bias = bias.unwrap_or(&w).clone();
     let bias_shape = bias.shape().clone();
     let args = [xs, weight, &bias];
@@ -141,7 +141,7 @@ enum Channels {
     Last,
 }
 
-/// One convolution: its shapes, which fit, and how it is computed.
+/// One convolution whose shapes fit, and how it is computed.
 #[derive(Clone, Copy, Debug)]
 struct Convolution {
     config: Conv2dConfig,
@@ -151,7 +151,7 @@ struct Convolution {
 }
 
 impl Convolution {
-    /// `padding` is the height's and the width's; the configuration's is not read.
+    /// `padding` is that of height and width. The configuration's own is not read.
     fn new(
         xs: &Tensor,
         weight: &Tensor,
@@ -187,7 +187,7 @@ impl Convolution {
         }
         if xs.dtype() != weight.dtype() {
             bail!(
-                "conv2d: the input is {:?} and the weight {:?}",
+                "conv2d: the input is {:?}, but the weight is {:?}",
                 xs.dtype(),
                 weight.dtype()
             );
@@ -320,7 +320,7 @@ impl Convolution {
         [outputs, inputs / groups, window.kernel.0, window.kernel.1]
     }
 
-    /// One input channel and one output channel a group.
+    /// True if each group has one input channel and one output channel.
     fn is_depthwise(&self) -> bool {
         let Conv {
             inputs,
@@ -331,7 +331,8 @@ impl Convolution {
         inputs == groups && outputs == groups
     }
 
-    /// A matrix product at every place: a kernel of 1x1 that visits each place once.
+    /// True if the convolution is a matrix product at every place: a kernel of 1x1 visits each
+    /// place once.
     fn is_pointwise(&self) -> bool {
         let Conv { groups, window, .. } = self.conv;
         (window.kernel, window.padding, window.stride, groups) == ((1, 1), (0, 0), 1, 1)

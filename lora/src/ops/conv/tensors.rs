@@ -56,8 +56,8 @@ pub(super) fn grad_input(shapes: &Convolution, grad: &Tensor, w: &Tensor) -> Res
     })
 }
 
-/// The gradient of the weight: a convolution of the input with the gradient, stride and dilation
-/// exchanged, batch and channels exchanged.
+/// The gradient of the weight: a convolution of the input with the gradient, in which stride and
+/// dilation change places, and batch and channels too.
 pub(super) fn grad_weight(shapes: &Convolution, grad: &Tensor, x: &Tensor) -> Result<Tensor> {
     let kernel = shapes.kernel();
     if shapes.is_empty() {
@@ -79,13 +79,13 @@ pub(super) fn grad_weight(shapes: &Convolution, grad: &Tensor, x: &Tensor) -> Re
     })
 }
 
-/// Rows above and columns left of the input.
+/// Rows of padding above the input and columns left of it.
 fn padding(shapes: &Convolution) -> (usize, usize) {
     let (top, left) = shapes.conv.window.padding;
     (top.unsigned_abs(), left.unsigned_abs())
 }
 
-/// The contiguous input with the padding that is still to come, the same on all sides.
+/// The contiguous input, and the padding that is still to be added on all sides.
 fn padded(shapes: &Convolution, x: &Tensor) -> Result<(Tensor, usize)> {
     let x = x.contiguous()?;
     match padding(shapes) {

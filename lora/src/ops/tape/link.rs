@@ -10,8 +10,8 @@ use std::sync::{Mutex, PoisonError};
 
 type Backward = dyn Fn(&Tensor, &Tensor) -> Result<Option<Tensor>> + Send + Sync;
 
-/// A step of candle's graph: it emits what it was made with, and has this derivative, a function of
-/// its argument and of the gradient of what it emits.
+/// A step of candle's graph. It emits a token, or a value that was computed before. Its derivative
+/// gets the step's argument and the gradient of what the step emitted.
 pub(super) struct Link {
     name: &'static str,
     emit: Emit,
@@ -20,7 +20,7 @@ pub(super) struct Link {
 
 enum Emit {
     Token,
-    /// A value computed before.
+    /// A value computed before. Candle runs a step once, so its storage is moved out, not copied.
     Value(Mutex<Option<Storage>>, Shape),
 }
 
@@ -36,7 +36,7 @@ impl Link {
         }
     }
 
-    /// The way from a token to the value that it stands for.
+    /// The step from a token to the value that the token stands for.
     pub(super) fn value(
         value: Storage,
         shape: Shape,
@@ -67,7 +67,7 @@ impl Link {
     }
 }
 
-/// What a token is: one number, on the device of the argument.
+/// A token: one number, on the device of the argument.
 fn number<S>(arg: &S) -> Result<(S, Shape)>
 where
     S: BackendStorage,
@@ -108,8 +108,8 @@ impl CustomOp1 for Link {
     }
 }
 
-/// Leads from a token to two. Candle's own operations would not pass on that a gradient holds the
-/// pass.
+/// Joins two tokens to one. Candle's own operations would lose the graph of a gradient, which holds
+/// the pass.
 pub(super) struct Join;
 
 impl CustomOp2 for Join {

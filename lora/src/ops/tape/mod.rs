@@ -1,14 +1,15 @@
 //! [`record`]: a node of candle's graph whose value was computed outside of it.
 //!
 //! Candle's own nodes keep their arguments' values alive, add every gradient to a fresh tensor of
-//! zeros and take at most three arguments. The nodes here keep what their derivative captures and
-//! nothing else. For that each node is two in candle's graph: a *token*, a single number that
-//! carries the order of the backward pass, and the value that the model sees, which leads to the
-//! token. From node to node candle only follows tokens; the gradients themselves go past it, in a
-//! [`BackwardPass`], without a copy. Where candle's own operations use a value or make an argument, one
-//! step more hands the gradient over.
+//! zeros and take at most three arguments. The nodes here keep only what their derivative captures.
 //!
-//! A view of all of a value (reshaped, transposed, permuted) is recognised by its storage, so views
+//! For that, each node is two in candle's graph. One is a *token*, a single number that carries the
+//! order of the backward pass. The other is the value that the model sees, which leads to the
+//! token. From node to node candle follows tokens only. The gradients bypass candle in a
+//! [`BackwardPass`], without a copy. Where candle's own operations use a value or make an argument,
+//! one more step hands the gradient over.
+//!
+//! A view of a whole value (reshaped, transposed, permuted) is recognised by its storage. So views
 //! between nodes cost nothing in either pass, whatever the order of their dimensions.
 
 mod link;
@@ -24,12 +25,13 @@ use std::sync::{Arc, LazyLock, Mutex, MutexGuard, OnceLock, PoisonError};
 
 /// Puts `value`, computed from `args` without a graph, into the graph with this derivative.
 ///
-/// `backward` gets the gradient of the value, contiguous, and which arguments want theirs: those
-/// that lead to a variable. An argument that does not is no part of the node, so nothing is computed
-/// or kept for it. Without any tracked argument the value is returned as it is. What `backward`
-/// captures is all that is kept; tensors in it must be detached.
+/// `backward` gets the gradient of the value, contiguous, and for each argument whether its
+/// gradient is wanted: whether the argument leads to a variable. Other arguments are no part of the
+/// node, and nothing is computed or kept for them. Without any tracked argument the value is
+/// returned as it is. The node keeps only what `backward` captures. Tensors in there must be
+/// detached: they would keep the graph below the node alive.
 ///
-/// `value` must own its storage: freshly computed, contiguous, not a view of anything.
+/// `value` must own its storage: freshly computed, contiguous, no view of another tensor.
 pub(crate) fn record<const N: usize>(
     name: &'static str,
     args: [&Tensor; N],
@@ -67,7 +69,7 @@ pub(crate) fn record_all(
     let node = slot.clone();
     let token = before.apply_op1(Link::token(name, move |before, _| {
         let pass = BackwardPass::current();
-        // No gradient: nothing that the loss depends on used the value.
+        // Without a gradient, the loss does not depend on the value.
         if let Some(grad) = pass.take(&node) {
             BackwardPass::aside(|| {
                 let span = profile::backward(name);
@@ -79,12 +81,13 @@ pub(crate) fn record_all(
                     .try_for_each(|(edge, grad)| edge.deliver(&pass, grad))
             })?;
         }
+        // Candle wants a gradient for the tokens before in any case.
         Ok(Some(pass.hold(before)?))
     }))?;
     expose(slot, token, value)
 }
 
-/// As [`record`], for a derivative that is computed from the value: `backward` gets it as well.
+/// As [`record`], for a derivative that is computed from the value: `backward` gets the value too.
 pub(crate) fn record_with_value<const N: usize>(
     name: &'static str,
     args: [&Tensor; N],
@@ -102,14 +105,14 @@ pub(crate) fn record_with_value<const N: usize>(
             None => bail!("{name}: the value is gone"),
         }
     })?;
-    // Shares the storage of the value that the model sees, without its graph.
+    // The storage that the model sees. Detached, as the node would otherwise hold itself.
     let _ = kept.set(node.detach());
     Ok(node)
 }
 
 /// One token that leads to all of these.
 fn join(tokens: Vec<Tensor>) -> Result<Option<Tensor>> {
-    // The first argument is the one at the end of a long way: it comes first to keep that short.
+    // The first argument ends the longest way. Joined last, it adds only one join to that way.
     let mut tokens = tokens.into_iter().rev();
     let Some(last) = tokens.next() else {
         return Ok(None);
@@ -119,10 +122,10 @@ fn join(tokens: Vec<Tensor>) -> Result<Option<Tensor>> {
         .map(Some)
 }
 
-/// The way of a gradient to an argument of a node.
+/// How a gradient reaches an argument of a node.
 struct Edge {
     slot: Arc<Place>,
-    /// The argument's dimensions in the order of memory, where the argument is a view.
+    /// The argument's dimensions in memory order, where the argument is a view.
     order: Option<Vec<usize>>,
 }
 
@@ -133,13 +136,13 @@ impl Edge {
             let order = Some(order);
             return Ok((Self { slot, order }, token));
         }
-        // Made by candle, or a variable: the gradient goes back to candle.
+        // Candle made the argument, or it is a variable: the gradient goes back to candle.
         let slot = Arc::new(Place::new(arg.shape()));
         let entry = slot.clone();
         let token = arg.apply_op1(Link::token("entry", move |arg, _| {
             match BackwardPass::current().take(&entry) {
                 Some(grad) => Ok(Some(grad)),
-                // Candle expects a gradient for every argument, but for variables.
+                // Candle expects a gradient for every argument except a variable.
                 None if arg.is_variable() => Ok(None),
                 None => Ok(Some(arg.zeros_like()?)),
             }
@@ -163,8 +166,8 @@ impl Edge {
 struct Produced {
     slot: Arc<Place>,
     token: Tensor,
-    /// Keeps the storage while it is on the list: candle frees a tensor's storage before its graph,
-    /// and another thread's tensor could take its address in between.
+    /// Keeps the storage while it is listed. Candle frees a tensor's storage before its graph, and
+    /// another thread's tensor could take the address in between.
     _value: Tensor,
 }
 
@@ -181,8 +184,8 @@ fn all_produced() -> MutexGuard<'static, HashMap<usize, Produced>> {
     PRODUCED.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// The slot and the token of a node's value, if the tensor is one or shows all of one; and its
-/// dimensions in the order of memory.
+/// The slot and the token of a node's value, if the tensor is that value or a view of all of it,
+/// and the tensor's dimensions in memory order.
 fn produced(tensor: &Tensor) -> Option<(Arc<Place>, Tensor, Vec<usize>)> {
     let order = memory_order(tensor.layout())?;
     let produced = all_produced();
@@ -195,12 +198,12 @@ fn address(tensor: &Tensor) -> usize {
     std::ptr::from_ref::<Storage>(&storage).addr()
 }
 
-/// The dimensions from the slowest to the fastest, if the layout is that of a permuted contiguous
-/// tensor at the start of its storage.
+/// The dimensions from the slowest to the fastest, if the tensor is a permuted contiguous one at
+/// the start of its storage.
 pub(crate) fn memory_order(layout: &Layout) -> Option<Vec<usize>> {
     let (dims, strides) = (layout.dims(), layout.stride());
     let mut order: Vec<usize> = (0..dims.len()).collect();
-    // The strides of dimensions of one are without meaning.
+    // The stride of a dimension of size one means nothing: sort such dimensions to the front.
     order.sort_by_key(|&dim| (dims[dim] != 1, std::cmp::Reverse(strides[dim])));
     let mut expected = 1;
     for &dim in order.iter().rev() {
@@ -212,7 +215,7 @@ pub(crate) fn memory_order(layout: &Layout) -> Option<Vec<usize>> {
     (layout.start_offset() == 0).then_some(order)
 }
 
-/// The value as a tensor of candle's graph that leads to its token.
+/// Lists the value, and returns it as a tensor of candle's graph that leads to its token.
 fn expose(slot: Arc<Place>, token: Tensor, value: Tensor) -> Result<Tensor> {
     /// Takes the value off the list when the tensor goes.
     struct Listed(OnceLock<usize>);
@@ -220,7 +223,7 @@ fn expose(slot: Arc<Place>, token: Tensor, value: Tensor) -> Result<Tensor> {
     impl Drop for Listed {
         fn drop(&mut self) {
             if let Some(address) = self.0.get() {
-                // Dropped after the lock is released: this may drop further values.
+                // Dropped after the lock is released, as the entry may own further listed values.
                 let _gone = all_produced().remove(address);
             }
         }
@@ -238,6 +241,7 @@ fn expose(slot: Arc<Place>, token: Tensor, value: Tensor) -> Result<Tensor> {
         take_storage(&value)?,
         shape,
         move |token, grad| {
+            // Captured, so that the entry lives exactly as long as this node.
             let _ = &entry;
             let pass = BackwardPass::current();
             pass.deliver(&exit, grad.clone())?;

@@ -26,18 +26,20 @@ impl Place {
 
 /// The gradients that one backward pass has gathered, by their slots.
 ///
-/// The gradient of every token holds the pass, so it lives as long as anything in candle's store
-/// waits for it. What a pass that failed leaves behind goes with that store and meets no other pass.
+/// The gradient of every token holds the pass, so the pass lives as long as anything in candle's
+/// store waits for it. What a failed pass leaves behind goes with that store and meets no other
+/// pass.
 #[derive(Default)]
 pub(super) struct BackwardPass(Mutex<HashMap<usize, Tensor>>);
 
 thread_local! {
-    /// The pass that this thread runs. A pass stays on the thread that started it.
+    /// The pass that this thread runs. A pass stays on the thread that started it. The reference is
+    /// weak, so that a pass ends with candle's store, even after an error.
     static CURRENT: RefCell<Weak<BackwardPass>> = RefCell::default();
 }
 
 impl BackwardPass {
-    /// The pass that runs, or one that begins.
+    /// The running pass, or a new one.
     pub(super) fn current() -> Arc<Self> {
         CURRENT.with_borrow_mut(|current| {
             current.upgrade().unwrap_or_else(|| {
@@ -48,7 +50,8 @@ impl BackwardPass {
         })
     }
 
-    /// Runs what may run a pass of its own, be it that a thread takes up other work while it waits.
+    /// Runs `f` without a current pass. `f` may run a pass of its own, as a checkpoint does, or
+    /// wait for other threads and meanwhile take up work that runs one.
     pub(super) fn aside<R>(f: impl FnOnce() -> R) -> R {
         let current = CURRENT.take();
         let result = f();
@@ -60,7 +63,7 @@ impl BackwardPass {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Adds a gradient to a slot; the first is kept as it is.
+    /// Adds a gradient to a slot. The first gradient is stored without a copy.
     pub(super) fn deliver(&self, slot: &Place, grad: Tensor) -> Result<()> {
         let grad = grad.detach();
         let grad = match self.take(slot) {
@@ -75,7 +78,7 @@ impl BackwardPass {
         self.grads().remove(&slot.id)
     }
 
-    /// The gradient of a token: a zero whose graph holds the pass. Candle adds such zeros up, and
+    /// The gradient of a token: a zero whose graph holds the pass. Candle adds such zeros up and
     /// drops the sum after the token's own step.
     pub(super) fn hold(self: &Arc<Self>, token: &Tensor) -> Result<Tensor> {
         let held = self.clone();
