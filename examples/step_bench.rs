@@ -136,10 +136,8 @@ where
     let weights = Weights::Random(args.seed);
     let created = models::create::<M>(&args.model, weights, &Options::new())?;
     let config = created.config;
-    if args.mode == Mode::Lora
-        && let Some(note) = rank::check::<M>(&config, &LoraConfig::new(args.rank))?
-    {
-        program::note(note)?;
+    if args.mode == Mode::Lora {
+        rank::check::<M>(&config, &LoraConfig::new(args.rank))?;
     }
     let model = convert(created.model, args, config.head_norm_first)?;
     let mut model = model.to_dtype(args.dtype.dtype())?;

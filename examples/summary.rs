@@ -49,8 +49,6 @@ fn run(args: &Args) -> Result<()> {
     options.num_classes = args.num_classes;
     let created = models::create::<ConvNext>(name, Weights::Placeholder, &options)?;
     let config = args.lora.config();
-    if let Some(note) = rank::check::<ConvNext>(&created.config, &config)? {
-        program::note(note)?;
-    }
+    rank::check::<ConvNext>(&created.config, &config)?;
     program::say(created.model.to_lora(&config)?.summary())
 }

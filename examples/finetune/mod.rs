@@ -59,9 +59,7 @@ pub fn run(options: &Options) -> Result<Report> {
     let job = Job::read(&checkpoint, &data, options.seed)?;
     introduce(&job, &checkpoint, &data)?;
     let config = options.config(job.in_full());
-    if let Some(note) = rank::check::<ConvNext>(job.base.config(), &config)? {
-        say(note)?;
-    }
+    rank::check::<ConvNext>(job.base.config(), &config)?;
     let before = match job.fresh {
         true => None,
         false => Some(job.evaluate(&job.base.to_frozen()?)?),

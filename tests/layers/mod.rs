@@ -8,6 +8,7 @@ mod gradients;
 mod inputs;
 mod life;
 mod norms;
+mod own;
 mod start;
 
 pub const F32: DType = DType::F32;

@@ -58,7 +58,8 @@ pub struct Param<T> {
 }
 
 impl<T> Param<T> {
-    pub(crate) fn new(name: impl Into<String>, role: Role, tensor: T) -> Self {
+    /// A parameter of a layer.
+    pub fn new(name: impl Into<String>, role: Role, tensor: T) -> Self {
         let name = name.into();
         Self { name, role, tensor }
     }
