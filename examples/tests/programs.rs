@@ -262,10 +262,13 @@ fn totals() -> Result<()> {
     // And a classifier from 768 to 1000.
     assert!(of_all.contains(" 136,016 trainable"), "{of_all}");
     let output = program("summary", &["convnext_tiny", "--rank", "100"])?.output()?;
-    assert!(
-        stderr(&output).starts_with("note: --rank 100 is above"),
-        "{}",
-        stderr(&output)
+    assert_eq!(
+        stderr(&output),
+        "warning: a rank above the smaller side of a weight makes the adapter larger, but it can \
+         express no more: `stages.0.blocks.0.mlp.fc1` (100 > 96), \
+         `stages.0.blocks.0.mlp.fc2` (100 > 96), `stages.0.blocks.1.mlp.fc1` (100 > 96), \
+         `stages.0.blocks.1.mlp.fc2` (100 > 96), `stages.0.blocks.2.mlp.fc1` (100 > 96), \
+         `stages.0.blocks.2.mlp.fc2` (100 > 96)\n"
     );
     Ok(())
 }

@@ -229,8 +229,8 @@ fn a_rank_above_the_smaller_side_is_told_of() -> lora::Result<()> {
     let summary = net().to_lora(&LoraConfig::new(5))?.summary();
     assert_eq!(summary.rows[0].largest_rank, Some(4));
     let text = summary.to_string();
-    let note = "note: rank 5 of `cosine` is above the smaller side of its weight, 4: the adapter is \
-                larger, but can express no more";
+    let note = "note: a rank above the smaller side of a weight makes the adapter larger, but it can \
+                express no more: `cosine` (5 > 4)";
     assert!(text.lines().any(|line| line == note), "{text}");
     let fitting = net().to_lora(&LoraConfig::new(4))?.summary();
     assert!(!fitting.to_string().contains("note"));

@@ -59,7 +59,7 @@ fn a_state_of_another_model_is_refused_as_a_whole() {
         "`lora_A.default.weight.exp_avg` is missing",
         "`lora_A.default.weight.exp_avg_sq` has shape [6, 2], the parameter [2, 6]",
         "`lora_B.default.weight.exp_avg` holds values that are not finite",
-        "`lora_C.exp_avg` is of no parameter",
+        "`lora_C.exp_avg` belongs to no parameter of this optimiser",
     ] {
         assert!(error.contains(expected), "{error}");
     }

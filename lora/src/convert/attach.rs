@@ -51,8 +51,8 @@ pub(crate) struct Attach<'a> {
     values: Values<'a>,
     layers: Vec<(String, Kind)>,
     trained: usize,
-    /// What is of no use, but does no harm.
-    warnings: Vec<String>,
+    /// Layers whose rank is above the smaller side of their weight: path, rank and that side.
+    oversized: Vec<(String, usize, usize)>,
     pub(crate) problems: Vec<String>,
 }
 
@@ -70,7 +70,7 @@ impl<'a> Attach<'a> {
             values,
             layers: Vec::new(),
             trained: 0,
-            warnings: Vec::new(),
+            oversized: Vec::new(),
             problems: Vec::new(),
         }
     }
@@ -103,8 +103,8 @@ impl<'a> Attach<'a> {
                 None => {
                     let largest = adapted.largest_rank();
                     if settings.rank > largest {
-                        let warning = oversized(path, settings.rank, largest);
-                        self.warnings.push(warning);
+                        let path = path.to_string();
+                        self.oversized.push((path, settings.rank, largest));
                     }
                     let (config, calibrated) = (self.config, self.values.calibrated());
                     let (adapter, changed) =
@@ -249,7 +249,11 @@ impl<'a> Attach<'a> {
         if problems.is_empty() {
             // The values of a file are what they are.
             if !self.values.come_later() {
-                self.warnings.iter().for_each(|warning| warn(warning));
+                let layers = self.oversized.iter();
+                let layers = layers.map(|(path, rank, largest)| (path.as_str(), *rank, *largest));
+                oversized(&layers.collect::<Vec<_>>())
+                    .iter()
+                    .for_each(|note| warn(note));
             }
             return Ok(());
         }

@@ -105,12 +105,24 @@ impl Summary {
     }
 }
 
-/// Why a rank above the smaller side of a weight is of no use.
-pub(crate) fn oversized(path: &str, rank: usize, largest: usize) -> String {
-    format!(
-        "rank {rank} of `{path}` is above the smaller side of its weight, {largest}: the adapter is \
-         larger, but can express no more"
-    )
+/// How many layers a note names.
+const NAMED: usize = 8;
+
+/// Tells of layers whose rank is above the smaller side of their weight: path, rank and that side.
+pub(crate) fn oversized(layers: &[(&str, usize, usize)]) -> Option<String> {
+    let named = layers.iter().take(NAMED);
+    let named = named.map(|(path, rank, largest)| format!("`{path}` ({rank} > {largest})"));
+    let mut named: Vec<String> = named.collect();
+    if layers.len() > NAMED {
+        named.push(format!("and {} more", layers.len() - NAMED));
+    }
+    (!named.is_empty()).then(|| {
+        format!(
+            "a rank above the smaller side of a weight makes the adapter larger, but it can express \
+             no more: {}",
+            named.join(", ")
+        )
+    })
 }
 
 impl fmt::Display for Summary {
@@ -148,12 +160,12 @@ impl fmt::Display for Summary {
                 "{path:w0$}  {kind:w1$}  {shape:w2$}  {rank:>w3$}  {total:>w4$}  {trainable:>w5$}"
             )?;
         }
-        for row in &self.rows {
-            if let (Some(rank), Some(largest)) = (row.rank, row.largest_rank)
-                && rank > largest
-            {
-                writeln!(f, "note: {}", oversized(&row.path, rank, largest))?;
-            }
+        let oversized = self.rows.iter().filter_map(|row| {
+            let (rank, largest) = (row.rank?, row.largest_rank?);
+            (rank > largest).then_some((row.path.as_str(), rank, largest))
+        });
+        if let Some(note) = self::oversized(&oversized.collect::<Vec<_>>()) {
+            writeln!(f, "note: {note}")?;
         }
         write!(f, "{}", self.totals())
     }
