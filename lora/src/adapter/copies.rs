@@ -90,8 +90,7 @@ impl Copies {
             .is_some_and(|copy| copy.trained.contains(&true))
     }
 
-    /// The tensors that are kept here and not in the layer, to be mapped: variables of before are
-    /// none then.
+    /// The tensors stored here, for conversion. Variables made earlier are forgotten.
     pub(crate) fn parked_mut(&mut self) -> impl Iterator<Item = &mut Tensor> {
         let copies = self.list.iter_mut();
         copies.for_each(|copy| copy.parked = Parked::default());
@@ -143,6 +142,9 @@ pub(crate) fn add(
 
 /// Puts the copy of this adapter into the layer, or the base's own parameters. The layer must not be
 /// merged.
+///
+/// The forward pass reads the layer's own fields, so that an inactive copy costs nothing. What was in
+/// the fields moves into the list first: the optimiser may hold those very variables.
 pub(crate) fn switch(layer: &mut dyn Layer, adapter: Option<&str>) -> Result<()> {
     let Some(copies) = layer.copies() else {
         return Ok(());

@@ -10,7 +10,7 @@ pub const DEFAULT_ADAPTER: &str = "default";
 /// it is not empty, is at most 255 bytes long, and holds no `.`, `/`, `\` or control character.
 ///
 /// # Errors
-/// If the name is none of an adapter.
+/// If the name is not a valid adapter name.
 pub fn check_name(name: &str) -> Result<()> {
     let wrong = |char: char| matches!(char, '.' | '/' | '\\' | ':') || char.is_control();
     if name.is_empty() || name.len() > 255 || name.contains(wrong) {

@@ -37,16 +37,16 @@ pub enum Init {
     Mica,
     /// A the principal components of the layer's inputs and B zero; layers whose inputs vary in
     /// more ways get a higher rank (EVA, <https://arxiv.org/abs/2410.07170>). See
-    /// [`EvaConfig`].
+    /// [`EvaConfig`](crate::EvaConfig).
     Eva,
     /// Components of the weight as the layer's inputs see it, which the base loses (CorDA,
-    /// <https://arxiv.org/abs/2406.05223>). See [`CordaConfig`].
+    /// <https://arxiv.org/abs/2406.05223>). See [`CordaConfig`](crate::CordaConfig).
     Corda,
     /// Singular vectors of the weight's gradient; the base loses their product (LoRA-GA,
-    /// <https://arxiv.org/abs/2407.05000>). See [`LoraGaConfig`].
+    /// <https://arxiv.org/abs/2407.05000>). See [`LoraGaConfig`](crate::LoraGaConfig).
     LoraGa,
     /// The base is quantised, the adapter starts as what that costs (LoftQ,
-    /// <https://arxiv.org/abs/2310.08659>). See [`LoftqConfig`]. A saved adapter fits the quantised
+    /// <https://arxiv.org/abs/2310.08659>). See [`LoftqConfig`](crate::LoftqConfig). A saved adapter fits the quantised
     /// base alone, which [`disabled`](crate::LoraModule::disabled) and
     /// [`to_base`](crate::LoraModule::to_base) give.
     Loftq,

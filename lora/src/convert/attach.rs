@@ -44,6 +44,9 @@ impl<'a> Values<'a> {
 }
 
 /// A walk over layers that adds one adapter.
+///
+/// It collects every problem before it fails, so that one error lists all of them. The adapter is
+/// attached all the same: whoever walks throws the model away when `finish` fails.
 pub(crate) struct Attach<'a> {
     name: &'a str,
     config: &'a LoraConfig,

@@ -71,7 +71,8 @@ pub(crate) fn merge_like<M: LoraModule>(model: &M, like: &mut M) -> Result<()> {
     })
 }
 
-/// Changes every layer, or none: where one fails, those before it get their state back.
+/// Changes every layer, or none. The change is made to a clone, which shares all tensors, so that a
+/// layer that fails leaves the model as it was.
 fn each_merged<M: LoraModule>(
     model: &mut M,
     f: impl Fn(&mut dyn Adapted) -> Result<()>,

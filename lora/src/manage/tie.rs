@@ -22,6 +22,9 @@ struct Shared {
 /// trained rows, its copies of the weight and adapters of a configuration with
 /// `ensure_weight_tying`, transposed: A of the head is Bᵀ of the embedding and B is Aᵀ. They are
 /// views of the embedding's variables, so that there is one of each and gradients add up.
+///
+/// Everything is made anew after each change to adapters: a view of a variable that was replaced would
+/// train the old one.
 pub(crate) fn retie<M: LoraModule>(model: &mut M) -> Result<()> {
     let mut shared: HashMap<TensorId, Shared> = HashMap::new();
     each_layer(model, |_, layer| {

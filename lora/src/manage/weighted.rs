@@ -77,7 +77,7 @@ pub(crate) fn add_weighted<M: LoraModule>(
     Ok(())
 }
 
-/// The layer's combined adapter, of those of the named ones that it has.
+/// Combines those of the named adapters that this layer has.
 fn at_layer(
     layer: &mut dyn Adapted,
     new: &str,

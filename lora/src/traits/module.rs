@@ -13,7 +13,15 @@ use std::path::Path;
 
 /// The LoRA counterpart of a [`LoraModel`].
 ///
-/// A type defines the way back and two walks over its layers; all else is provided.
+/// A type defines the way back to its base and two walks over its layers. Everything else is provided:
+///
+/// | for | methods |
+/// |---|---|
+/// | looking at the model | [`named_params`](Self::named_params), [`non_trainable`](Self::non_trainable), [`for_each_layer`](Self::for_each_layer), [`summary`](Self::summary), [`layer_status`](Self::layer_status), [`model_status`](Self::model_status) |
+/// | training | [`trainable_vars`](Self::trainable_vars), [`backward`](Self::backward), [`train`](Self::train), [`eval`](Self::eval), [`to_device`](Self::to_device), [`to_dtype`](Self::to_dtype) |
+/// | adapters | [`adapter_names`](Self::adapter_names), [`active_adapters`](Self::active_adapters), [`add_adapter`](Self::add_adapter), [`add_weighted_adapter`](Self::add_weighted_adapter), [`set_active`](Self::set_active), [`set_adapter_trainable`](Self::set_adapter_trainable), [`set_scale`](Self::set_scale), [`rename_adapter`](Self::rename_adapter), [`delete_adapter`](Self::delete_adapter), [`disabled`](Self::disabled), [`for_rows`](Self::for_rows) |
+/// | merging | [`merge`](Self::merge), [`unmerge`](Self::unmerge), [`merge_adapters`](Self::merge_adapters), [`unmerge_adapters`](Self::unmerge_adapters), [`merged_adapters`](Self::merged_adapters), [`is_merged`](Self::is_merged), [`to_base`](Self::to_base) |
+/// | files | [`save_adapter`](Self::save_adapter), [`save_adapter_with`](Self::save_adapter_with), [`load_adapter`](Self::load_adapter), [`load_adapter_as`](Self::load_adapter_as), [`hot_swap`](Self::hot_swap) |
 pub trait LoraModule: Sized + Clone + Debug {
     /// The base architecture of this type.
     type Base: LoraModel<Lora = Self>;
@@ -108,7 +116,7 @@ pub trait LoraModule: Sized + Clone + Debug {
     /// ```
     ///
     /// # Errors
-    /// A name that is taken or [none of an adapter](crate::peft::check_name), a merged model, a
+    /// A name that is taken, or [not a valid adapter name](crate::peft::check_name); a merged model; a
     /// configuration with `recompute`, a tensor that is a field of the model and is or would be
     /// trained, and those of [`to_lora`](LoraModel::to_lora); the model is then as it was.
     fn add_adapter(&mut self, name: &str, config: &LoraConfig) -> Result<()> {
@@ -155,10 +163,10 @@ pub trait LoraModule: Sized + Clone + Debug {
     /// [`set_active`](Self::set_active) says so. Layers that only some of the adapters have are
     /// made of those.
     ///
-    /// PEFT takes over rsLoRA and the initial values of the first adapter, and is then wrong by
-    /// √r, or changes the base again. Here the scaling is 1 in any case and the base stays: an
-    /// adapter that took something out of its weights is combined as what it is to them as they
-    /// were, of twice the rank.
+    /// PEFT takes over rsLoRA and the initial values of the first adapter. The result is then wrong by
+    /// √r, or the base changes again. Here the scaling is 1 in any case and the base stays. An adapter
+    /// of a residual base is first converted to an adapter for the original weights, which doubles its
+    /// rank.
     ///
     /// # Errors
     /// Unknown names, a new name that is taken, weights that are not finite, options that do not
@@ -222,8 +230,8 @@ pub trait LoraModule: Sized + Clone + Debug {
     /// Gives an adapter another name.
     ///
     /// # Errors
-    /// An old name that no adapter has, a new one that is taken or
-    /// [none of an adapter](crate::peft::check_name).
+    /// An old name that no adapter has; a new name that is taken, or
+    /// [not a valid adapter name](crate::peft::check_name).
     fn rename_adapter(&mut self, from: &str, to: &str) -> Result<()> {
         manage::rename(self, from, to)
     }

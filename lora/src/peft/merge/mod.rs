@@ -110,8 +110,8 @@ impl MergeOptions {
         self
     }
 
-    /// A first part of the adapter's paths, and what the checkpoint has in its place; the first that
-    /// fits counts. Without any, one first part more or less is found by itself.
+    /// Replaces the prefix `from` of adapter paths by `to`; the first match wins. Without any rename, a
+    /// checkpoint whose names have one prefix more or less is recognised.
     pub fn rename(mut self, from: impl Into<String>, to: impl Into<String>) -> Self {
         self.rename.push((from.into(), to.into()));
         self
