@@ -191,7 +191,7 @@ fn what_gguf_cannot_hold_is_named() {
     refuse(
         dir.path(),
         &options(),
-        &["layers.0.mlp.up_proj` has rank 2, in the configuration 3"],
+        &["layers.0.mlp.up_proj` has rank 2, but 3 in the configuration"],
     );
 
     let dir = adapter(json!({}));
@@ -213,7 +213,7 @@ fn what_gguf_cannot_hold_is_named() {
         &options(),
         &[
             "`lm_head` lacks",
-            "`fc1` has no name",
+            "`fc1` has no known name",
             "`model.norm.weight` is neither",
         ],
     );
@@ -437,7 +437,7 @@ fn malformed_files() {
                 &[good[0], ("blk.1.x.weight.lora_b", &[2, 3], 0, 32)],
                 64,
             ),
-            "no layer that is known",
+            "no known layer",
         ),
     ] {
         let error = read(&bytes).unwrap_err().to_string();
