@@ -187,7 +187,7 @@ fn malformed_files() {
                 &[good[0], ("blk.1.x.weight.lora_b", &[2, 3], 0, 32)],
                 64,
             ),
-            "no layer that is known",
+            "no known layer",
         ),
     ] {
         let error = read(&bytes).unwrap_err().to_string();

@@ -145,7 +145,7 @@ fn what_gguf_cannot_hold_is_named() {
     refuse(
         dir.path(),
         &options(),
-        &["layers.0.mlp.up_proj` has rank 2, in the configuration 3"],
+        &["layers.0.mlp.up_proj` has rank 2, but 3 in the configuration"],
     );
 
     let dir = adapter(json!({}));
@@ -167,7 +167,7 @@ fn what_gguf_cannot_hold_is_named() {
         &options(),
         &[
             "`lm_head` lacks",
-            "`fc1` has no name",
+            "`fc1` has no known name",
             "`model.norm.weight` is neither",
         ],
     );

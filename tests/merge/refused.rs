@@ -27,7 +27,7 @@ fn keys_without_a_place_and_places_without_a_key() {
         "`other` is adapted, but the base has no `other.weight`",
         "norm.weight` is unexpected",
         "`fc` has a magnitude, but `use_dora` is false",
-        "is a bias, which `bias` does not say",
+        "is a bias that the setting `bias` does not train",
     ]);
 
     let mut made = Made::new();

@@ -300,7 +300,7 @@ fn features_that_are_not_supported() {
     let words = ["`init_lora_weights` is \"corda\", which changes the base"];
     refuse_changed(change, &words);
     let change = |files: &mut Files| files.config["init_lora_weights"] = json!("pissa");
-    let words = ["the file is for a base that `pissa` changed"];
+    let words = ["the file is for the residual base of `pissa`"];
     // On the base itself the change can be made again.
     let raw = changed(change);
     refuse_load(&mut model(), raw.path(), &words);

@@ -284,13 +284,13 @@ fn a_file_for_another_base_weight_is_not_put_into_an_adapter() {
     let mut started = tuned(&config().init(lora::Init::Pissa));
     refused(
         started.load_adapter(dir.path()),
-        &["the file is for the base as it was"],
+        &["the file is for the original base"],
     );
     let raw = |json: &mut serde_json::Value| json["init_lora_weights"] = "pissa".into();
     changed(dir.path(), &tuned(&config()), raw, |_| {});
     refused(
         model.load_adapter(dir.path()),
-        &["the file is for a base that `pissa` changed"],
+        &["the file is for the residual base of `pissa`"],
     );
     // One that another start changed is no better.
     let raw = |json: &mut serde_json::Value| json["init_lora_weights"] = "olora".into();

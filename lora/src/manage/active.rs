@@ -44,7 +44,7 @@ pub(crate) fn active<M: LoraModule>(model: &M) -> Vec<String> {
     names
 }
 
-/// Makes these adapters act, and only these be trained, without the checks of [`set_active`].
+/// Activates these adapters and trains only these, without the checks of [`set_active`].
 pub(crate) fn activate<M: LoraModule>(model: &mut M, names: &[&str]) -> Result<()> {
     let all = self::names(model);
     let change = |layer: &mut dyn Layer| {
@@ -56,7 +56,7 @@ pub(crate) fn activate<M: LoraModule>(model: &mut M, names: &[&str]) -> Result<(
     change_layers(model, |_, layer| change(layer))
 }
 
-/// Makes these adapters act at a layer, whoever is trained.
+/// Activates these adapters at a layer. Which adapters are trained stays as it is.
 pub(crate) fn activate_layer(layer: &mut dyn Layer, names: &[&str]) -> Result<()> {
     if let Some(adapted) = layer.adapted_mut() {
         adapted.adapters_mut().active = names.iter().map(|name| name.to_string()).collect();
@@ -79,7 +79,7 @@ pub(super) fn set_layer_trainable(
     copies::set_copy_trainable(layer, name, trainable)
 }
 
-/// Changes each layer; then ties are made anew, as tensors may be others.
+/// Changes each layer, then ties anew: the change may have replaced tensors that heads share.
 pub(super) fn change_layers<M: LoraModule>(
     model: &mut M,
     f: impl FnMut(&str, &mut dyn Layer) -> Result<()>,
@@ -96,7 +96,7 @@ pub(crate) fn set_active<M: LoraModule>(model: &mut M, names: &[&str]) -> Result
         }
     }
     refuse_merged(model, &mut problems);
-    // Copies cannot act together: there is one place for them.
+    // Two copies cannot act together: a layer has one place for its own parameters.
     each_layer(model, |path, layer| {
         let Some(copies) = layer.copies() else {
             return;
@@ -117,13 +117,13 @@ pub(crate) fn set_active<M: LoraModule>(model: &mut M, names: &[&str]) -> Result
     activate(model, names)
 }
 
-/// Makes these adapters act, whoever is trained.
+/// Activates these adapters. Which adapters are trained stays as it is.
 pub(crate) fn reactivate<M: LoraModule>(model: &mut M, names: &[String]) -> Result<()> {
     let names: Vec<&str> = names.iter().map(String::as_str).collect();
     change_layers(model, |_, layer| activate_layer(layer, &names))
 }
 
-/// True if something of the adapter is trained.
+/// True if any tensor of the adapter is trained.
 pub(crate) fn is_trained<M: LoraModule>(model: &M, name: &str) -> bool {
     let mut trained = false;
     each_layer(model, |_, layer| {
@@ -154,8 +154,8 @@ pub(crate) fn set_adapter_trainable<M: LoraModule>(
     })
 }
 
-/// Makes a change without what is merged, and merges that again: a copy in a layer is reached only
-/// so.
+/// Unmerges, makes a change, and merges the same adapters again: while a layer is merged, its
+/// copies cannot be switched. The model changes only if all of this succeeds.
 pub(super) fn while_unmerged<M: LoraModule>(
     model: &mut M,
     change: impl FnOnce(&mut M) -> Result<()>,
@@ -175,7 +175,7 @@ pub(crate) fn set_scale<M: LoraModule>(model: &mut M, name: &str, scale: f64) ->
     let mut problems = unknown(model, &[name]);
     refuse_merged_of(model, name, &mut problems);
     if !scale.is_finite() {
-        problems.push(format!("a scale of {scale}: it must be finite"));
+        problems.push(format!("the scale is {scale}: it must be finite"));
     }
     checked(problems)?;
     change_layers(model, |_, layer| {

@@ -24,7 +24,8 @@ pub(crate) fn add<M: LoraModule>(
     refuse_merged(model, &mut problems);
     if config.init.is_lasting() {
         let problem = format!(
-            "`{}` quantises the base for good, which would change the other adapters: convert with it",
+            "`{}` quantises the base for good, which would change what the other adapters compute: \
+             only a conversion can use it",
             config.init
         );
         problems.push(problem);
@@ -39,7 +40,7 @@ pub(crate) fn add<M: LoraModule>(
     let mut changed = model.clone();
     change_layers(&mut changed, |path, layer| {
         let is_field = layer.copies().is_none();
-        // It starts from the base's parameters, not from another adapter's copy of them.
+        // The new adapter starts from the base's parameters, not from another adapter's copy.
         let current = layer.copies().and_then(|copies| copies.current());
         let current = current.map(String::from);
         copies::switch(layer, None)?;
@@ -53,7 +54,7 @@ pub(crate) fn add<M: LoraModule>(
         {
             attach.problems.push(format!(
                 "`{path}` is a tensor that is a field of the model: only the adapter of the \
-                 conversion can train it, not one that is added"
+                 conversion can train it, not an added one"
             ));
         }
         if let Some(adapted) = layer.adapted_mut() {
@@ -69,8 +70,8 @@ pub(crate) fn add<M: LoraModule>(
     Ok(())
 }
 
-/// What keeps `ensure_weight_tying` from having its effect, where it is set, and rows from being
-/// trained.
+/// The problems that keep `ensure_weight_tying`, where it is set, from having its effect, and rows
+/// from being trained.
 pub(crate) fn ties<M: LoraModule>(
     model: &M,
     name: &str,
@@ -78,7 +79,7 @@ pub(crate) fn ties<M: LoraModule>(
     values: Values<'_>,
 ) -> Vec<String> {
     let mut problems = tie::rows_problems(model, name, config);
-    // Values must find their place in any case.
+    // Values of a file need no such check: each of them must find its place in any case.
     if config.ensure_weight_tying && !values.come_later() {
         problems.extend(tie::problems(model, name));
     }
@@ -92,6 +93,7 @@ pub(crate) fn delete<M: LoraModule>(model: &mut M, name: &str) -> Result<()> {
     checked(problems)?;
     while_unmerged(model, |model| {
         change_layers(model, |_, layer| {
+            // The layer must have its own parameters back before the copy is forgotten.
             if layer.copies().and_then(|copies| copies.current()) == Some(name) {
                 copies::switch(layer, None)?;
             }

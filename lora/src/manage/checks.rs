@@ -1,11 +1,12 @@
-//! What stands in the way of a change to a model's adapters, as problems.
+//! The checks before a change to a model's adapters. Each adds to a list of problems, so that one
+//! error names all of them.
 
 use super::{is_merged, merged, names};
 use crate::adapter::check_name;
 use crate::traits::each_layer;
 use crate::{Error, LoraModule, Result};
 
-/// What is wrong with the name of a new adapter.
+/// Adds a problem if the name of a new adapter is taken, or not a valid adapter name.
 pub(crate) fn check_new<M: LoraModule>(model: &M, name: &str, problems: &mut Vec<String>) {
     if let Err(Error::Config(bad)) = check_name(name) {
         problems.extend(bad);
@@ -15,7 +16,7 @@ pub(crate) fn check_new<M: LoraModule>(model: &M, name: &str, problems: &mut Vec
     }
 }
 
-/// The names that no adapter has, as problems.
+/// A problem for each of these names that no adapter has.
 pub(crate) fn unknown<M: LoraModule>(model: &M, names: &[&str]) -> Vec<String> {
     let known = self::names(model);
     let unknown = names
@@ -30,6 +31,8 @@ pub(crate) fn unknown<M: LoraModule>(model: &M, names: &[&str]) -> Vec<String> {
         .collect()
 }
 
+/// Refuses a merged model: its weights hold the adapters as they were when they were merged, and a
+/// change would not reach those weights.
 pub(crate) fn refuse_merged<M: LoraModule>(model: &M, problems: &mut Vec<String>) {
     if is_merged(model) {
         problems.push("the model is merged: call unmerge() first".into());
@@ -37,7 +40,8 @@ pub(crate) fn refuse_merged<M: LoraModule>(model: &M, problems: &mut Vec<String>
     refuse_view(model, problems);
 }
 
-/// A view for the rows of one batch is there to compute that batch.
+/// Refuses a view for the rows of one batch. A view only computes that batch: a change to its
+/// adapters would not reach the model.
 pub(crate) fn refuse_view<M: LoraModule>(model: &M, problems: &mut Vec<String>) {
     let mut is_view = false;
     each_layer(model, |_, layer| {
@@ -47,7 +51,7 @@ pub(crate) fn refuse_view<M: LoraModule>(model: &M, problems: &mut Vec<String>) 
     });
     if is_view {
         problems
-            .push("this is a view for the rows of one batch: use the model that it is of".into());
+            .push("this is a view for the rows of one batch: use the model that made it".into());
     }
 }
 
@@ -57,7 +61,8 @@ pub(crate) fn refuse_merged_of<M: LoraModule>(model: &M, name: &str, problems: &
     }
 }
 
-/// A tensor that is a field has no room for copies: what trains it cannot be taken out again.
+/// Refuses a model that trains a tensor field. Such a field has no room for copies, so that its
+/// base value is lost once an adapter trains it.
 pub(crate) fn refuse_trained_fields<M: LoraModule>(model: &M, problems: &mut Vec<String>) {
     each_layer(model, |path, layer| {
         let is_trained = layer
@@ -66,8 +71,8 @@ pub(crate) fn refuse_trained_fields<M: LoraModule>(model: &M, problems: &mut Vec
             .any(|param| param.tensor.is_variable());
         if layer.copies().is_none() && is_trained {
             problems.push(format!(
-                "`{path}` is a tensor that is a field of the model and is trained: its base value \
-                 is not kept, so the model's one adapter stays as it is"
+                "`{path}`, a tensor that is a field of the model, is trained: its base value is not \
+                 kept, so its adapter cannot be switched off, deleted, frozen or joined by another"
             ));
         }
     });

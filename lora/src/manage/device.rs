@@ -29,13 +29,15 @@ pub(crate) fn to_dtype<M: LoraModule>(model: &M, dtype: DType) -> Result<M> {
     })
 }
 
-/// A copy of the model with every tensor mapped; trained ones are new variables, tied ones stay
-/// tied. A merged model is merged again from the mapped parts.
+/// A copy of the model with every tensor mapped. Trained tensors become new variables, tied tensors
+/// stay tied. A merged model is merged again from the mapped parts.
 fn map<M: LoraModule>(model: &M, f: impl Fn(&Tensor, Role) -> Result<Tensor>) -> Result<M> {
     let mut mapped = model.clone();
+    // A merged layer keeps its original weight aside, where the walk would not meet it.
     unmerge(&mut mapped);
     let mut tied = HashMap::<(TensorId, Role), Tensor>::new();
     let mut change = |tensor: &mut Tensor, role: Role| -> Result<()> {
+        // By role too, as a base weight and an adapter's part may get different dtypes.
         let key = (tensor.id(), role);
         let new = match tied.get(&key) {
             Some(tensor) => tensor.clone(),
@@ -60,6 +62,7 @@ fn map<M: LoraModule>(model: &M, f: impl Fn(&Tensor, Role) -> Result<Tensor>) ->
             return Ok(());
         };
         for adapter in &mut layer.adapters_mut().list {
+            // Parked variables belong to the tensors from before.
             adapter.parked = Parked::default();
             for tensor in adapter.started_mut() {
                 change(tensor, Role::Adapter(Part::A))?;
@@ -79,7 +82,7 @@ fn map<M: LoraModule>(model: &M, f: impl Fn(&Tensor, Role) -> Result<Tensor>) ->
     Ok(mapped)
 }
 
-/// A mapped tensor, a variable if the tensor is one.
+/// Maps a tensor. A variable becomes a new variable.
 fn replace(tensor: &Tensor, f: impl Fn(&Tensor) -> Result<Tensor>) -> Result<Tensor> {
     let new = f(&tensor.detach())?.detach();
     if tensor.is_variable() {

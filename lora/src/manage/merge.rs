@@ -5,7 +5,7 @@ use crate::adapter::merging;
 use crate::traits::{each_layer, each_layer_mut, try_each_layer_mut};
 use crate::{Adapted, LoraModule, Result};
 
-/// Merges the active adapters, beside those that are merged already.
+/// Merges the active adapters. Adapters that are merged already stay so.
 pub(crate) fn merge<M: LoraModule>(model: &mut M) -> Result<()> {
     each_merged(model, |layer| {
         let names = layer.adapters().to_merge();
@@ -13,7 +13,7 @@ pub(crate) fn merge<M: LoraModule>(model: &mut M) -> Result<()> {
     })
 }
 
-/// Merges these adapters, active or not, beside those that are merged already.
+/// Merges these adapters, active or not. Adapters that are merged already stay so.
 pub(crate) fn merge_adapters<M: LoraModule>(model: &mut M, names: &[&str]) -> Result<()> {
     let mut problems = unknown(model, names);
     each_layer(model, |path, layer| {
@@ -21,13 +21,15 @@ pub(crate) fn merge_adapters<M: LoraModule>(model: &mut M, names: &[&str]) -> Re
             return;
         };
         for name in names {
+            // The residual base is in the layer only while its adapter is active. The original base
+            // still holds the start, which merging would add once more.
             let starts = adapters
                 .get(name)
                 .is_some_and(|adapter| adapter.initial.is_some());
             if starts && adapters.copies.current() != Some(name) {
                 problems.push(format!(
-                    "`{name}` took something out of the weight of `{path}`, which is so only while it \
-                     is active: call set_active() first"
+                    "`{name}` fits the residual base of `{path}`, which is in place only while \
+                     `{name}` is active: call set_active() first"
                 ));
             }
         }
@@ -44,7 +46,7 @@ pub(crate) fn merge_adapters<M: LoraModule>(model: &mut M, names: &[&str]) -> Re
     })
 }
 
-/// Takes these adapters out again; the others stay merged.
+/// Takes these adapters out of the weights again; the others stay merged.
 pub(crate) fn unmerge_adapters<M: LoraModule>(model: &mut M, names: &[&str]) -> Result<()> {
     checked(unknown(model, names))?;
     each_merged(model, |layer| {
@@ -54,7 +56,8 @@ pub(crate) fn unmerge_adapters<M: LoraModule>(model: &mut M, names: &[&str]) -> 
     })
 }
 
-/// Merges in each layer what is merged in that of the other model, which has the same layers.
+/// Merges, in each layer of `like`, the adapters that are merged in the same layer of `model`. Both
+/// models have the same layers.
 pub(crate) fn merge_like<M: LoraModule>(model: &M, like: &mut M) -> Result<()> {
     let mut merged = Vec::new();
     each_layer(model, |_, layer| {

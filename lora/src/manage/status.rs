@@ -7,7 +7,7 @@ use crate::traits::each_layer;
 use crate::{LoraModule, Summary};
 use indexmap::IndexMap;
 
-/// An answer that may differ within what was asked of.
+/// An answer about several layers or tensors, which may differ among them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum State<T> {
     /// The same everywhere.
@@ -18,7 +18,7 @@ pub enum State<T> {
 }
 
 impl<T: PartialEq> State<T> {
-    /// The common value of all, or irregular; `None` of none.
+    /// The common value, or irregular; `None` if there are no values.
     fn of(mut values: impl Iterator<Item = Self>) -> Option<Self> {
         let first = values.next()?;
         Some(match values.all(|value| value == first) {
@@ -27,7 +27,7 @@ impl<T: PartialEq> State<T> {
         })
     }
 
-    /// The value, where it is the same everywhere.
+    /// The value, if it is the same everywhere.
     pub fn uniform(&self) -> Option<&T> {
         match self {
             Self::Uniform(value) => Some(value),
@@ -44,9 +44,9 @@ pub struct LayerStatus {
     pub name: String,
     /// Its kind, for example `Linear`.
     pub kind: Kind,
-    /// Some adapter of the layer acts.
+    /// Whether an adapter that this layer has is active.
     pub enabled: bool,
-    /// The active adapters, in order: the model's, even those that this layer does not have.
+    /// The model's active adapters, in order, even those that this layer does not have.
     pub active_adapters: Vec<String>,
     /// The adapters merged into the weight, in order.
     pub merged_adapters: Vec<String>,
@@ -70,14 +70,14 @@ pub struct ModelStatus {
     pub total_params: usize,
     /// Number of layers that have low-rank updates.
     pub num_adapter_layers: usize,
-    /// Some adapter is active. As in PEFT that counts for layers which do not have it, too; see
-    /// [`LayerStatus::enabled`] for those.
+    /// Whether some adapter is active. As in PEFT, a layer counts even if it does not have the
+    /// active adapter; [`LayerStatus::enabled`] tells whether it does.
     pub enabled: State<bool>,
     /// The active adapters, in order.
     pub active_adapters: State<Vec<String>>,
     /// The merged adapters, in order.
     pub merged_adapters: State<Vec<String>>,
-    /// All adapters, those without low-rank updates too.
+    /// All adapters, also those without low-rank updates.
     pub available_adapters: Vec<String>,
     /// Whether the low-rank updates of each adapter are trained.
     pub requires_grad: IndexMap<String, State<bool>>,
@@ -137,7 +137,7 @@ pub(crate) fn model_status<M: LoraModule>(model: &M) -> ModelStatus {
             .filter_map(|layer| layer.requires_grad.get(name));
         Some((name.clone(), State::of(states.cloned())?))
     });
-    // A layer says nothing of an adapter that it has not.
+    // A layer says nothing about an adapter that it does not have.
     let own = |layer: &LayerStatus, names: &[String]| -> Vec<String> {
         let has = |name: &&String| layer.available_adapters.contains(name);
         names.iter().filter(has).cloned().collect()

@@ -8,10 +8,12 @@ use candle_core::TensorId;
 use std::collections::HashMap;
 use std::fmt;
 
-/// What a model consists of: a row a layer, and the totals. Made by [`LoraModule::summary`].
+/// A model's layers and parameters: a row for each layer, and the totals. Made by
+/// [`LoraModule::summary`].
 ///
-/// `{}` prints the table and the totals; [`totals`](Self::totals) are the last line alone. Tied
-/// weights are counted once, at their first layer; the others are listed as tied to it.
+/// `{}` prints the table and the totals; [`totals`](Self::totals) is the last line alone. A tied
+/// weight is counted once, at its first layer. Later layers with this weight are listed as tied to
+/// the first.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct Summary {
@@ -35,14 +37,14 @@ pub struct SummaryRow {
     pub shape: Vec<usize>,
     /// The rank of its active adapter, or else of its first.
     pub rank: Option<usize>,
-    /// The smaller side of the weight of a layer that has an adapter. A higher rank makes the adapter
-    /// larger, but not what it can express.
+    /// The smaller side of the weight, if the layer has an adapter. A higher rank makes the adapter
+    /// larger, but lets it express no more.
     pub largest_rank: Option<usize>,
-    /// Number of values in its parameters, without tied ones counted before.
+    /// Number of values in its parameters, without tied parameters that an earlier layer counts.
     pub total: usize,
-    /// Number of its values that are trained, without tied ones counted before.
+    /// Number of its values that are trained, without tied parameters that an earlier layer counts.
     pub trainable: usize,
-    /// The parameter counted before that one of its own is tied to.
+    /// The parameter of an earlier layer that one of this layer's parameters is tied to.
     pub tied_to: Option<String>,
 }
 
@@ -69,7 +71,8 @@ impl Summary {
             let largest_rank = layer.adapted().map(|layer| layer.largest_rank());
             row.largest_rank = largest_rank.filter(|_| row.rank.is_some());
             for Param { name, role, tensor } in params {
-                // While merged, weight and bias count as they were.
+                // A merged weight is a new tensor. Its original may be tied, so the original
+                // counts.
                 let original = adapters.and_then(|adapters| adapters.original(&name));
                 let tensor = original.unwrap_or(tensor);
                 if role == Role::Buffer {

@@ -1,4 +1,5 @@
-//! Heads that share an embedding's weight: what an adapter does to the embedding acts on them too.
+//! Tying: a head may share an embedding's weight. What an adapter does to the embedding then acts
+//! on the head too.
 
 use crate::adapter::AdaptedMut;
 use crate::adapter::{Adapted, Adapter, Tie, Tokens, copies};
@@ -8,24 +9,25 @@ use crate::{Layer, LoraConfig, LoraModule, Result};
 use candle_core::{Tensor, TensorId};
 use std::collections::HashMap;
 
-/// What an embedding shares with the layers that have its weight.
+/// What an embedding gives to the heads that share its weight.
 #[derive(Default)]
 struct Shared {
     tokens: Vec<Tokens>,
     adapters: Vec<Adapter>,
-    /// Copies of the weight by adapter, and the one that is in the layer.
+    /// Copies of the weight, by adapter.
     copies: Vec<(String, Tensor)>,
+    /// The adapter whose copy is in the embedding at present.
     current: Option<String>,
 }
 
-/// Gives every layer that shares an embedding's weight what that embedding shares at present: its
-/// trained rows, its copies of the weight and adapters of a configuration with
-/// `ensure_weight_tying`, transposed: A of the head is Bᵀ of the embedding and B is Aᵀ. They are
-/// views of the embedding's variables, so that there is one of each and gradients add up.
+/// Gives every head what the embedding that shares its weight has at present: trained rows, copies
+/// of the weight, and adapters of a configuration with `ensure_weight_tying`.
 ///
-/// Everything is made anew after each change to adapters: a view of a variable that was replaced would
-/// train the old one.
+/// The head gets such an adapter transposed: its A is Bᵀ of the embedding, its B is Aᵀ. Both are
+/// views of the embedding's variables. So each variable exists once, and the gradients from both
+/// layers add up in it.
 pub(crate) fn retie<M: LoraModule>(model: &mut M) -> Result<()> {
+    // By the weight's identity: sharing is a fact of tensors, which no path shows.
     let mut shared: HashMap<TensorId, Shared> = HashMap::new();
     each_layer(model, |_, layer| {
         let Some(adapted) = layer.adapted().filter(|layer| layer.is_lookup()) else {
@@ -57,18 +59,20 @@ pub(crate) fn retie<M: LoraModule>(model: &mut M) -> Result<()> {
 }
 
 impl Shared {
-    /// Makes this what the layer has of the embedding.
+    /// Replaces what the layer had from the embedding by this.
     fn give(&self, path: &str, layer: &mut dyn Layer) -> Result<()> {
         if let Some(adapted) = layer.adapted_mut() {
             let adapters = adapted.adapters_mut();
             adapters.list.retain(|adapter| adapter.tie != Tie::Shared);
             adapters.tokens = self.tokens.clone();
             for adapter in &self.adapters {
+                // An adapter that the head has under this name would add the update twice.
                 adapters.list.retain(|own| own.name != adapter.name);
                 adapters.list.push(transposed(adapter)?);
             }
         }
-        // A merged layer keeps the copies that it was merged with; whoever changes them unmerges.
+        // A merged layer keeps the copies that it was merged with. Code that changes copies
+        // unmerges first.
         if layer
             .adapted()
             .is_some_and(|layer| layer.adapters().is_merged())
@@ -87,7 +91,8 @@ impl Shared {
     }
 }
 
-/// The identity of the base's weight, whatever is in its place at present.
+/// The identity of the base's weight, even while an adapter's copy or a merged weight is in its
+/// place.
 pub(crate) fn base_id(layer: &dyn Adapted) -> TensorId {
     let copies = &layer.adapters().copies;
     let base = copies.base_weight();
@@ -103,7 +108,7 @@ fn transposed(adapter: &Adapter) -> Result<Adapter> {
     })
 }
 
-/// What keeps `ensure_weight_tying` from having its effect.
+/// The problems that keep `ensure_weight_tying` from having its effect.
 pub(crate) fn problems<M: LoraModule>(model: &M, name: &str) -> Vec<String> {
     let (mut embeddings, mut problems) = (HashMap::new(), Vec::new());
     each_layer(model, |path, layer| {
@@ -124,8 +129,8 @@ pub(crate) fn problems<M: LoraModule>(model: &M, name: &str) -> Vec<String> {
             tied |= has_any;
             if layer.adapters().get(name).is_some() && !has_any {
                 problems.push(format!(
-                    "ensure_weight_tying: `{path}` shares the weight of `{embedding}`: make that a \
-                     target, and both are adapted"
+                    "ensure_weight_tying: `{path}` shares the weight of `{embedding}`: make \
+                     `{embedding}` a target, and both are adapted"
                 ));
             }
         }
@@ -136,9 +141,11 @@ pub(crate) fn problems<M: LoraModule>(model: &M, name: &str) -> Vec<String> {
     problems
 }
 
-/// Heads that share an embedding's weight, of which rows or a copy are trained, while the adapter's
-/// start took something out of the head's: what is trained would have it still. And layers that share
-/// it and cannot have other rows.
+/// The problems of layers that share the weight of an embedding which the adapter trains, in rows
+/// or in full.
+///
+/// A head with a residual base is one: the trained weight still holds what the residual base lost,
+/// so that it would count twice. Another is a layer that cannot have other rows.
 pub(crate) fn rows_problems<M: LoraModule>(
     model: &M,
     name: &str,
@@ -163,16 +170,16 @@ pub(crate) fn rows_problems<M: LoraModule>(
             && layer.layer_kind() != Kind::Linear
         {
             problems.push(format!(
-                "`{path}`, a {}, shares the weight of `{embedding}`, of which rows are trained: only \
-                 a Linear can share them",
+                "`{path}`, a {}, shares the weight of `{embedding}`, whose rows are trained: only a \
+                 Linear can share trained rows",
                 layer.layer_kind()
             ));
         } else if let Some((embedding, _)) = embeddings.get(&id)
             && starts
         {
             problems.push(format!(
-                "`{path}` shares the weight of `{embedding}`, which is trained, and `{}` \
-                 takes values out of it: use another initial value",
+                "`{path}` shares the weight of `{embedding}`, which is trained, but `{}` \
+                 gives `{path}` a residual base: use another initial value",
                 config.init
             ));
         }

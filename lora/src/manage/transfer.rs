@@ -10,19 +10,20 @@ use candle_core::{Tensor, TensorId, Var};
 use fancy_regex::Regex;
 use std::collections::HashMap;
 
-/// Puts the weights of `src` into `dst`, by path. Both can be any models.
+/// Puts the weights of `src` into `dst`, by path. The models may be of different types.
 ///
-/// Trained parameters of `dst` take the values, frozen ones share the tensors of `src`. Values are
-/// cast to the dtype and moved to the device that `dst` has; tied ones stay tied. A base model takes part through
-/// [`to_frozen`](crate::LoraModel::to_frozen) and [`to_base`](LoraModule::to_base).
+/// A trained parameter of `dst` takes the value; a frozen parameter shares the tensor of `src`.
+/// Values are cast to the dtype and moved to the device that the parameter of `dst` has. Tied
+/// weights stay tied. A base model takes part through [`to_frozen`](crate::LoraModel::to_frozen)
+/// and [`to_base`](LoraModule::to_base).
 ///
-/// Parameters whose path `ignore` matches stay out of it on both sides. A pattern is a regular
-/// expression for whole segments of a path: `head` matches `head.weight` and `net.head.bias`, not
-/// `my_head.bias`.
+/// Parameters whose path matches a pattern of `ignore` are left out, in both models. A pattern is a
+/// regular expression for whole segments of a path: `head` matches `head.weight` and
+/// `net.head.bias`, not `my_head.bias`.
 ///
 /// # Errors
-/// Every parameter that only one of the models has, and every shape that differs; `dst` is then as
-/// it was. A merged model is refused.
+/// Lists every parameter that only one of the models has, and every shape that differs; `dst` stays
+/// as it was. A merged model is refused.
 ///
 /// ```
 /// use candle_core::{DType, Device, Tensor};
@@ -46,7 +47,7 @@ pub fn transfer_weights<S: LoraModule, D: LoraModule>(
     let ignore = Ignore::new(ignore)?;
     if is_merged(src) || is_merged(dst) {
         let problem =
-            "a model is merged, its weights already hold its adapter; call unmerge() first";
+            "a model is merged, so that its weights already hold its adapter: call unmerge() first";
         return Err(Error::Weights(vec![problem.into()]));
     }
 
@@ -87,8 +88,9 @@ pub fn transfer_weights<S: LoraModule, D: LoraModule>(
     assign(dst, &changes)
 }
 
-/// The value in the dtype and on the device of this parameter. A tied value that is asked for again
-/// is the same tensor, but for one on each device: tied weights may be on two.
+/// The value in the dtype and on the device of this parameter. A tied value gives the same tensor
+/// each time, so that `dst` is tied too. It gives one for each dtype and device, as tied weights
+/// may be on two devices.
 fn like(
     value: &Tensor,
     param: &Tensor,
@@ -118,8 +120,8 @@ pub(crate) fn assign<M: LoraModule>(model: &mut M, values: &HashMap<String, Tens
     })
 }
 
-/// As [`assign`], for an adapter's parameters and the base's as that adapter sees them, active or
-/// not. The model must not be merged.
+/// As [`assign`], for adapters' parameters and for the layers' own parameters as this adapter sees
+/// them, active or not. The model must not be merged.
 pub(crate) fn assign_to_adapter<M: LoraModule>(
     model: &mut M,
     adapter: &str,

@@ -30,7 +30,7 @@ pub(crate) fn for_rows<M: LoraModule>(model: &M, rows: &[Option<&str>]) -> Resul
     refuse_merged(model, &mut problems);
     refuse_trained_fields(model, &mut problems);
     if rows.is_empty() {
-        problems.push("a batch of no rows".into());
+        problems.push("the batch has no rows".into());
     }
     each_layer(model, |path, layer| {
         let copied = layer
@@ -40,7 +40,7 @@ pub(crate) fn for_rows<M: LoraModule>(model: &M, rows: &[Option<&str>]) -> Resul
             .find(|adapter| named.contains(adapter));
         if let (None, Some(adapter)) = (layer.adapted(), copied) {
             problems.push(format!(
-                "`{adapter}` trains `{path}` in full, a {}: rows of one batch cannot differ there",
+                "`{adapter}` trains `{path}`, a {}, in full: rows of one batch cannot differ there",
                 layer.kind()
             ));
         }
@@ -54,7 +54,7 @@ pub(crate) fn for_rows<M: LoraModule>(model: &M, rows: &[Option<&str>]) -> Resul
             adapted.adapters_mut().rows = Some(rows.clone());
             Ok(())
         }
-        // No row has an adapter that trains it.
+        // The check above leaves no row with an adapter that trains this layer.
         None => copies::switch(layer, None),
     })?;
     Ok(view)

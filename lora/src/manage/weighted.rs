@@ -1,4 +1,4 @@
-//! One adapter of several: PEFT's `add_weighted_adapter`.
+//! Makes one adapter from several: PEFT's `add_weighted_adapter`.
 
 use crate::adapter::{AdaptedMut, updates};
 use crate::adapter::{Parked, copies};
@@ -22,7 +22,7 @@ pub(crate) fn add_weighted<M: LoraModule>(
     manage::check_new(model, new, &mut problems);
     manage::refuse_merged(model, &mut problems);
     if adapters.is_empty() {
-        problems.push("no adapters to combine are named".into());
+        problems.push("name at least one adapter to combine".into());
     }
     for (name, weight) in adapters {
         if !weight.is_finite() {
@@ -39,7 +39,7 @@ pub(crate) fn add_weighted<M: LoraModule>(
             let rows = tokens.is_some_and(|tokens| tokens.iter().any(|t| t.adapter() == *name));
             if copied || rows {
                 problems.push(format!(
-                    "`{name}` trains parameters of `{path}` itself, which cannot be combined"
+                    "`{name}` trains `{path}`'s own parameters, which cannot be combined"
                 ));
             }
             let adapter = layer.adapted().and_then(|layer| layer.adapters().get(name));
@@ -47,7 +47,8 @@ pub(crate) fn add_weighted<M: LoraModule>(
         }
     });
     manage::checked(problems)?;
-    // What holds for the model holds for a layer that only one of the adapters has, too.
+    // Decided once for the whole model, so that a layer with only one of the adapters follows the
+    // same options. A single adapter is combined linearly, where none of the options apply.
     let alone = combination.of(adapters.len()) != combination;
     let mut options = if alone {
         CombineOptions::default()
@@ -63,7 +64,7 @@ pub(crate) fn add_weighted<M: LoraModule>(
         if layer.adapted().is_none() {
             return Ok(());
         }
-        // It is made for the base's weight, whose copy is in the layer.
+        // The new adapter is for the base's weight. An active adapter's copy may be in its place.
         let current = layer.copies().and_then(|copies| copies.current());
         let current = current.map(String::from);
         copies::switch(layer, None)?;
@@ -88,7 +89,8 @@ fn at_layer(
     let all = layer.adapters();
     let named = adapters.iter().filter_map(|(name, weight)| {
         let adapter = all.get(name).filter(|adapter| !adapter.is_tied())?;
-        // The new one is for the base as it was.
+        // An adapter of a residual base is first converted to one for the original base, which
+        // doubles its rank: only adapters for the same weight can be added.
         Some(adapter.for_original().map(|adapter| (adapter, *weight)))
     });
     let named: Vec<(Adapter, f64)> = named.collect::<Result<_>>()?;
@@ -103,8 +105,8 @@ fn at_layer(
     if !alike || layer.form().experts() > 1 {
         return Err(Error::layer(
             &all.path,
-            "adapters of experts, with a bias on B (lora_bias), or of which only some have DoRA or \
-             ensure_weight_tying, cannot be combined",
+            "adapters of experts, adapters with a bias on B (lora_bias), and adapters of which only \
+             some have DoRA or ensure_weight_tying cannot be combined",
         ));
     }
     let sources = named.iter().map(|(adapter, weight)| Source {
@@ -114,7 +116,7 @@ fn at_layer(
         scaling: adapter.scaling(),
     });
     let sources: Vec<Source<'_>> = sources.collect();
-    // Of a grouped convolution B is narrower than the rank.
+    // B of a grouped convolution is narrower than the rank.
     let groups = first.a.dim(0)? / first.b.dim(1)?.max(1);
     let mut rng = init::rng(None, &all.path);
     let combined = combine(&sources, groups, combination, options, &mut rng);
@@ -141,7 +143,7 @@ fn at_layer(
         initial: None,
     };
     if let Some(magnitude) = &first.magnitude {
-        // As PEFT does: that of the base weight, not of the sum.
+        // As in PEFT, the magnitude is that of the base weight, not that of the sum.
         let norms = updates::base_norms(layer)?.to_dtype(magnitude.dtype())?;
         let norms = norms.reshape(magnitude.shape())?;
         adapter.magnitude = Some(Var::from_tensor(&norms)?.into_inner());

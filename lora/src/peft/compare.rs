@@ -24,7 +24,8 @@ impl Description {
         Ok(planned)
     }
 
-    /// The layers that a configuration adapts, and how. PEFT's rules, without its strictness.
+    /// The layers that a configuration adapts, with their settings. By PEFT's rules, but entries
+    /// that match nothing are no error.
     pub fn planned(&self, config: &LoraConfig) -> Result<IndexMap<String, Settings>> {
         let mut selection = Selection::new(config)?;
         let mut planned = IndexMap::new();
@@ -38,7 +39,7 @@ impl Description {
         Ok(planned)
     }
 
-    /// The modules that a configuration trains in full, without those inside another.
+    /// The modules that a configuration trains in full, without modules inside another of them.
     pub fn planned_saved(&self, config: &LoraConfig) -> Vec<String> {
         let names = &config.modules_to_save;
         let matches = |path: &str| names.iter().any(|name| is_or_ends_with(path, name));
@@ -54,10 +55,11 @@ impl Description {
         outermost.map(|module| module.to_string()).collect()
     }
 
-    /// Where a configuration does not describe this model.
+    /// Every point in which a configuration does not describe this model.
     pub fn disagreements(&self, config: &LoraConfig) -> Result<Vec<String>> {
         let mut problems = self.problems.clone();
         let mut planned = self.planned(config)?;
+        // A tied adapter follows from that of its embedding, whether or not the file names it.
         let tied = self.sites.iter().filter(|site| site.tied_to.is_some());
         for site in tied {
             planned.shift_remove(&site.path);

@@ -13,7 +13,7 @@ use candle_core::Tensor;
 use indexmap::IndexMap;
 use std::collections::{BTreeSet, HashMap};
 
-/// What a walk sees of a model.
+/// A model with one of its adapters, as a walk over its layers finds them.
 pub(super) struct Description {
     pub sites: Vec<Site>,
     /// Paths of the modules that are trained in full.
@@ -26,16 +26,17 @@ pub(super) struct Description {
 pub(super) struct Site {
     pub path: String,
     pub kind: Kind,
-    /// It can carry adapters.
+    /// The layer can carry adapters.
     pub adaptable: bool,
     pub adapter: Option<Settings>,
     /// How the base was quantised for the adapter.
     pub loftq: Option<LoftqConfig>,
-    /// How many adapters are in the one, each with its rank.
+    /// How many experts the adapter has a part for, each of the whole rank.
     pub experts: usize,
-    /// The adapter is a view of that of the embedding at this path.
+    /// Path of the embedding that this adapter is tied to: the adapter is a view of the
+    /// embedding's.
     pub tied_to: Option<String>,
-    /// The copy of the weight is that of the embedding which shares it.
+    /// The copy of the weight belongs to the embedding that shares the weight.
     pub has_tied_copy: bool,
     /// The rows of an embedding that the adapter trains.
     pub tokens: Option<Vec<u32>>,
@@ -58,7 +59,7 @@ pub(super) struct Entry {
 }
 
 impl Site {
-    /// A tensor that is a field of a model has no name of its own: its module is the one above.
+    /// True for a tensor that is a field of a model: no module itself, it belongs to the one above.
     fn is_tensor(&self) -> bool {
         self.kind == Kind::Tensor || self.is_bare()
     }
@@ -98,7 +99,7 @@ impl Description {
         Self::with(model, adapter, Adapter::clone)
     }
 
-    /// The same with the adapter as one for the base model as it was before conversion.
+    /// As [`of`](Self::of), with the adapter converted to one for the original base.
     pub fn for_original<M: LoraModule>(model: &M, adapter: &str) -> Result<Self> {
         let mut failed = None;
         let description = Self::with(model, adapter, |adapter| {
@@ -181,8 +182,8 @@ impl Description {
     fn find_saved(&mut self) {
         let mut saved = BTreeSet::new();
         for site in self.sites.iter().filter(|site| site.is_trained()) {
-            // A tensor field is saved with the module that it is in, if all of that is trained,
-            // else under its own name: PEFT loads any key that is a parameter's.
+            // A tensor field is saved with its module if all of the module is trained, else under
+            // its own name: PEFT loads any key that names a parameter.
             let above = site.path.rsplit_once('.').map(|(module, _)| module);
             let module = match above.filter(|module| site.is_tensor() && self.is_whole(module)) {
                 Some(module) => module,
@@ -230,7 +231,7 @@ impl Description {
         params.any(|param| param.role == Role::Adapter(part))
     }
 
-    /// The modules that the file is to name: a head follows from the embedding that it shares.
+    /// The modules that the file names. A head is left out if its copy follows from an embedding's.
     pub fn named_saved(&self) -> Vec<String> {
         let saved = self.saved.iter();
         let tied = |path: &str| self.site(path).is_some_and(|site| site.has_tied_copy);
@@ -279,7 +280,7 @@ impl Description {
         biases
     }
 
-    /// What the adapter consists of.
+    /// The tensors that the adapter consists of.
     pub fn entries(&self) -> Vec<Entry> {
         let mut entries = Vec::new();
         for site in &self.sites {
@@ -328,8 +329,8 @@ impl Description {
         entries
     }
 
-    /// Where PEFT keeps the adapter of a bare weight: at its module, nested by the order of the
-    /// weights that are adapted, the first innermost.
+    /// Where PEFT keeps the adapter of a bare weight. PEFT wraps the weight's module once for each
+    /// adapted weight, in their order, the first innermost.
     pub fn place(&self, path: &str, is_adapted: impl Fn(&Site) -> bool) -> String {
         let module = |path: &str| match path.rsplit_once('.') {
             Some((module, _)) => module.to_string(),

@@ -12,7 +12,7 @@ pub(super) fn read_config(dir: &Path) -> Result<Vec<u8>> {
     if !dir.is_dir() {
         return Err(Error::file(
             dir,
-            "is no directory; an adapter is one, as PEFT saves it",
+            "is no directory; PEFT saves an adapter as a directory",
         ));
     }
     if !path.exists() {
@@ -30,7 +30,8 @@ pub(super) fn read_config(dir: &Path) -> Result<Vec<u8>> {
     read_bounded(&path)
 }
 
-/// Both files of one save: if another process saves in between, they are opened again.
+/// Opens both files of one save. Another process may save in between: the configuration is read
+/// again once the weights are open, and if it changed, both files are opened again.
 pub(super) fn open_pair(dir: &Path) -> Result<(AdapterConfig, Weights)> {
     for _ in 0..16 {
         let json = read_config(dir)?;
@@ -40,10 +41,13 @@ pub(super) fn open_pair(dir: &Path) -> Result<(AdapterConfig, Weights)> {
             return Ok((config, weights));
         }
     }
-    Err(Error::file(dir, "is being written again and again"))
+    Err(Error::file(
+        dir,
+        "is being written all the time: try again when no process saves to it",
+    ))
 }
 
-/// The file with the weights, which is no pickle.
+/// The path of the weights. Refuses a pickle in their place.
 pub(super) fn weights_path(dir: &Path) -> Result<PathBuf> {
     let path = place(dir, WEIGHTS_FILE);
     let pickle = dir.join("adapter_model.bin");

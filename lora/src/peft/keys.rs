@@ -1,5 +1,5 @@
-//! The keys of an adapter's tensors in a file: PEFT's prefix, its wrappers and copies of modules, and
-//! which part of which module a key is.
+//! The keys of an adapter's tensors in a file: PEFT's prefix, its wrappers and copies of modules,
+//! and which part of which module a key is.
 //!
 //! The names of the parts themselves are those of the parameters, see [`Part`].
 
@@ -24,13 +24,13 @@ const EMBEDDINGS: [&str; 7] = [
     "shared",
 ];
 
-/// The key in the file of a key without the prefix.
+/// Puts the prefix before a key, as the file has it.
 pub(super) fn with_prefix(key: &str) -> String {
     format!("{PREFIX}{key}")
 }
 
-/// A key of the file without the prefix, which PEFT leaves out where it was applied to the inner
-/// model.
+/// Takes the prefix off a key of the file. PEFT leaves the prefix out where it was applied to the
+/// inner model.
 pub(super) fn without_prefix(key: &str) -> &str {
     key.strip_prefix(PREFIX).unwrap_or(key)
 }
@@ -40,7 +40,8 @@ pub(super) fn part(path: &str, part: Part, of_lookup: bool) -> String {
     join(path, &part.key(of_lookup))
 }
 
-/// What a key without the prefix is: the path, the part, and whether it has an embedding's name.
+/// Splits a key without the prefix: the path, the part, and whether the part has the name that it
+/// has in an embedding.
 pub(super) fn parse(key: &str) -> Option<(&str, Part, bool)> {
     let names = Part::ALL
         .into_iter()
@@ -65,13 +66,13 @@ pub(super) fn of_base(path: &str, name: &str) -> String {
     join(&join(path, BASE_LAYER), name)
 }
 
-/// The path of the adapted layer whose own weight this is the key of.
+/// The path of the adapted layer, if this key is that of the layer's own weight.
 pub(super) fn path_of_base_weight(key: &str) -> Option<&str> {
     let path = key.strip_suffix(".weight")?.strip_suffix(BASE_LAYER)?;
     path.strip_suffix('.').or(path.is_empty().then_some(path))
 }
 
-/// True for the key of a parameter of an adapted layer's own.
+/// True for the key of an adapted layer's own parameter.
 pub(super) fn is_of_base(key: &str) -> bool {
     let mut segments = key.split('.');
     segments.any(|segment| segment == BASE_LAYER)
@@ -99,15 +100,15 @@ pub(super) fn wrappers_behind(path: &str) -> (&str, usize) {
     (path, count)
 }
 
-/// The attention layer that this path of an adapter is the output projection of.
+/// The attention layer, if this path of an adapter is that of its output projection.
 pub(super) fn owner_of_projection(path: &str) -> Option<&str> {
     let inner = path.strip_suffix("out_proj")?.strip_suffix('.')?;
     let owner = inner.strip_suffix(BASE_LAYER)?;
     Some(owner.trim_end_matches('.'))
 }
 
-/// True for a bias of one of the two copies that PEFT has of a fully trained module: with
-/// `bias="all"` both are in the file. `rest` is the key behind the module's path.
+/// True for a bias in one of PEFT's two copies of a fully trained module: with `bias="all"` the
+/// file holds both. `rest` is the key behind the module's path.
 pub(super) fn is_bias_of_copy(rest: &str) -> bool {
     let copies = ["modules_to_save.", "original_module."];
     is_bias(rest) && copies.iter().any(|copy| rest.starts_with(copy))

@@ -12,7 +12,7 @@ use candle_core::Tensor;
 use indexmap::IndexMap;
 use std::path::Path;
 
-/// A directory's contents: its settings, and its weights, of which only the header was read.
+/// The settings and the weights of a directory. Of the weights, only the header was read.
 struct Files<'a> {
     dir: &'a Path,
     config: LoraConfig,
@@ -23,7 +23,7 @@ impl<'a> Files<'a> {
     fn open(dir: &'a Path) -> Result<Self> {
         let (file, weights) = files::open_pair(dir)?;
         let mut config = settings(dir, &file)?;
-        // A list without a name means the input embedding, which the weights know the name of.
+        // A list without a name means the input embedding. Only the weights tell its name.
         if let Some(TokenIndices::Input(ids)) = &file.trainable_token_indices
             && let Some(path) = weights.path_of_rows()
         {
@@ -46,8 +46,8 @@ impl<'a> Files<'a> {
         }
     }
 
-    /// Checks that the weights have the ranks that the configuration claims, before anything of
-    /// their size is made.
+    /// Checks that the weights have the ranks that the configuration claims. Comes before the
+    /// adapter is made, as a configuration alone could claim any size.
     fn check_ranks<M: LoraModule>(&self, model: &M) -> Result<()> {
         let model = Description::of(model, "");
         let planned = model.planned(&self.config)?;
@@ -68,7 +68,8 @@ impl<'a> Files<'a> {
     }
 }
 
-/// Tensors that are a view of others in the model, and differ from them in the file.
+/// The problems of tied tensors that differ in the file. In the model, one is a view of the other,
+/// so that there is one place for both values.
 fn untied(entries: &[Entry], values: &[Tensor]) -> Result<Vec<String>> {
     let mut problems = Vec::new();
     for (entry, value) in entries.iter().zip(values) {
@@ -92,7 +93,7 @@ fn untied(entries: &[Entry], values: &[Tensor]) -> Result<Vec<String>> {
     Ok(problems)
 }
 
-/// Loads an adapter into the active one, of the same form.
+/// Loads an adapter's values into the active adapter, which must have the same form.
 pub(crate) fn load<M: LoraModule>(model: &mut M, dir: &Path) -> Result<()> {
     let files = Files::open(dir)?;
     match &manage::active(model)[..] {
@@ -101,19 +102,20 @@ pub(crate) fn load<M: LoraModule>(model: &mut M, dir: &Path) -> Result<()> {
             files.put(model, name)
         }
         active => manage::checked(vec![format!(
-            "values are loaded into the one adapter that acts, but {} do: call set_active() first",
+            "values are loaded into the one active adapter, but {} are active: call set_active() \
+             first",
             active.len()
         )]),
     }
 }
 
-/// A file whose values belong to another base weight than the model's adapter has.
+/// The problem of a file whose values are for another base than the model's adapter.
 fn other_start<M: LoraModule>(model: &M, name: &str, file: &LoraConfig) -> Vec<String> {
     let theirs = file.init.changes_base().then_some(file.init);
     let mut problems = Vec::new();
     let words = |start: Option<Init>| match start {
-        Some(init) => format!("a base that `{init}` changed"),
-        None => "the base as it was".into(),
+        Some(init) => format!("the residual base of `{init}`"),
+        None => "the original base".into(),
     };
     each_layer(model, |_, layer| {
         let adapter = layer.adapted().and_then(|layer| layer.adapters().get(name));
@@ -123,13 +125,13 @@ fn other_start<M: LoraModule>(model: &M, name: &str, file: &LoraConfig) -> Vec<S
         let loftq = adapter.loftq.as_ref();
         if adapter.start != theirs {
             problems.push(format!(
-                "`init_lora_weights`: the file is for {}, the model's adapter for {}: load it as one \
-                 of its own",
+                "`init_lora_weights`: the file is for {}, the model's adapter for {}: load the file \
+                 as a further adapter",
                 words(theirs),
                 words(adapter.start)
             ));
         } else if loftq.is_some_and(|mine| *mine != file.loftq_config) {
-            problems.push("`loftq_config` is not that of the model's adapter".into());
+            problems.push("`loftq_config` differs from that of the model's adapter".into());
         }
     });
     problems
@@ -151,6 +153,7 @@ pub(crate) fn swap<M: LoraModule>(model: &mut M, name: &str, dir: &Path) -> Resu
     let mut changed = model.clone();
     let active = manage::active(model);
     let is_trained = manage::is_trained(model, name);
+    // The old adapter goes first, as the new one takes its name.
     manage::delete(&mut changed, name)?;
     add(&mut changed, name, dir)?;
     manage::reactivate(&mut changed, &active)?;
@@ -175,13 +178,12 @@ fn settings(dir: &Path, file: &AdapterConfig) -> Result<LoraConfig> {
     let settings = file.lora_config().and_then(|mut config| {
         let mut problems = Vec::new();
         match config.init {
-            // The base is changed anew as it was then, which is exact on the same base.
+            // Loading makes the residual base again, which is exact on the same original base.
             Init::Pissa | Init::Olora | Init::Mica => {}
             Init::Loftq if file.loftq().is_some() => {}
             init if init.changes_base() => problems.push(format!(
-                "`init_lora_weights` is \"{init}\", which changes the base model in a way that \
-                 cannot be done again: convert the adapter with PEFT's \
-                 path_initial_model_for_weight_conversion"
+                "`init_lora_weights` is \"{init}\", whose residual base cannot be made again: \
+                 convert the adapter with PEFT's path_initial_model_for_weight_conversion"
             )),
             // Values come from the file.
             _ => config.init = Init::Default,

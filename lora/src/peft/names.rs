@@ -7,13 +7,13 @@ use std::path::{Path, PathBuf};
 
 /// The adapters in a directory: name and place of each.
 ///
-/// PEFT saves the adapter `default` in the directory itself, and any other in a directory of its
-/// name in there. The default one comes first, the others by name. Directories without an
-/// `adapter_config.json` are none; hidden ones are passed over.
+/// PEFT saves the adapter `default` in the directory itself, and any other adapter in a
+/// sub-directory of its name. The default adapter comes first, the others by name. A sub-directory
+/// without an `adapter_config.json` is no adapter; a hidden one is passed over.
 ///
 /// # Errors
-/// If the directory cannot be read, or an adapter in it has a name that [none can have](check_name)
-/// or that comes twice.
+/// If the directory cannot be read, or an adapter in it has a name that is [not valid](check_name)
+/// or comes twice.
 pub fn adapters_in(dir: impl AsRef<Path>) -> Result<Vec<(String, PathBuf)>> {
     let dir = dir.as_ref();
     let failed = |error| Error::file(dir, error);
@@ -31,7 +31,7 @@ pub fn adapters_in(dir: impl AsRef<Path>) -> Result<Vec<(String, PathBuf)>> {
         match name.to_str().map(|name| (name, check_name(name))) {
             Some((name, Ok(()))) => named.push((name.to_string(), path)),
             _ => problems.push(format!(
-                "holds an adapter in {name:?}, which cannot be its name: rename the directory"
+                "holds an adapter in {name:?}, which is no valid adapter name: rename the directory"
             )),
         }
     }

@@ -10,12 +10,12 @@ use std::path::{Path, PathBuf};
 /// The folder that holds both new files while they replace those of the directory.
 const NEW: &str = ".adapter-new";
 
-/// The old configuration in that folder: with it there the new files count. On a first save it is
-/// empty.
+/// The old configuration in that folder: once it is there, the new files count. On a first save it
+/// is empty.
 const OLD_CONFIG: &str = "old_config.json";
 
-/// Where a file of the directory's adapter is: in the directory itself, or, where a save was cut
-/// off, in the folder of new files.
+/// Where a file of the directory's adapter is: in the directory itself, or in the folder of new
+/// files if a save was cut off.
 pub(super) fn place(dir: &Path, file: &str) -> PathBuf {
     match is_cut_off(dir) {
         true => dir.join(NEW).join(file),
@@ -23,7 +23,7 @@ pub(super) fn place(dir: &Path, file: &str) -> PathBuf {
     }
 }
 
-/// True where a save took effect and its files are still in their folder.
+/// True if a save took effect and its files are still in their folder.
 fn is_cut_off(dir: &Path) -> bool {
     let new = dir.join(NEW);
     !dir.join(CONFIG_FILE).exists()
@@ -33,16 +33,20 @@ fn is_cut_off(dir: &Path) -> bool {
 
 /// Writes both files, or changes nothing.
 ///
-/// Two files cannot be replaced in one step. So both are written to a folder in the directory and
-/// flushed to the disk; the folder gets its name, `.adapter-new`; the old configuration is moved
-/// into it, which is the moment from which the new files count; the weights are linked or copied up;
-/// and the configuration is moved up last. Until then the folder is whole. Whoever reads without
-/// this module in between sees no configuration instead of a mixture. The next save finishes one
-/// that was cut off. If the old configuration has the same bytes it stays, and the weights are
-/// replaced in one step.
+/// Two files cannot be replaced in one step. So this is the order:
 ///
-/// A process that is killed before leaves the old files as they were, and a temporary file or folder
-/// whose name begins with `.adapter-`.
+/// 1. Both new files are written to a folder in the directory and flushed to the disk.
+/// 2. The folder gets its name, `.adapter-new`.
+/// 3. The old configuration is moved into the folder. From this moment the new files count.
+/// 4. The weights are linked or copied up.
+/// 5. The configuration is moved up. Until this last step the folder is whole.
+///
+/// Between 3 and 5, a reader that does not know the folder finds no configuration instead of a
+/// mixture. The next save finishes a save that was cut off there. If the old configuration has the
+/// same bytes, it stays, and the weights are replaced in one step.
+///
+/// A process that is killed before step 3 leaves the old files as they were, and a temporary file
+/// or folder whose name begins with `.adapter-`.
 pub(super) fn write(dir: &Path, config: &[u8], weights: &[u8]) -> Result<()> {
     replace(dir, config, weights)
         .map_err(|error| Error::file(dir, format!("cannot be written: {error}")))
@@ -50,11 +54,13 @@ pub(super) fn write(dir: &Path, config: &[u8], weights: &[u8]) -> Result<()> {
 
 fn replace(dir: &Path, config: &[u8], weights: &[u8]) -> io::Result<()> {
     fs::create_dir_all(dir)?;
+    // A save that was cut off holds the folder's name, and may hold the only whole pair.
     finish(dir)?;
     let (config_path, weights_path) = (dir.join(CONFIG_FILE), dir.join(WEIGHTS_FILE));
     if fs::read(&config_path).is_ok_and(|old| old == config) {
         stage(dir, weights)?.persist(&weights_path)?;
     } else {
+        // No file can be renamed onto a directory: better to fail before anything has moved.
         for path in [&config_path, &weights_path] {
             if path.is_dir() {
                 let message = format!("{} is a directory", path.display());
@@ -63,6 +69,7 @@ fn replace(dir: &Path, config: &[u8], weights: &[u8]) -> io::Result<()> {
         }
         let mut folder = tempfile::Builder::new();
         folder.prefix(".adapter-");
+        // Until the save is finished, others read the adapter from this folder.
         #[cfg(unix)]
         folder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o777));
         let folder = folder.tempdir_in(dir)?;
@@ -72,13 +79,16 @@ fn replace(dir: &Path, config: &[u8], weights: &[u8]) -> io::Result<()> {
             file.sync_all()?;
         }
         let is_first = !config_path.exists();
+        // There is no old configuration to move in: the rename below makes the new files count.
         if is_first {
             File::create_new(folder.path().join(OLD_CONFIG))?.sync_all()?;
         }
+        // Flushed first: under its new name the folder must never lack a file after a power cut.
         sync(folder.path());
         fs::rename(folder.path(), dir.join(NEW))?;
-        // It has another name now and is not to be removed.
+        // The folder has another name now, under which it must stay.
         let _ = folder.keep();
+        // The new folder is on the disk before the old configuration leaves its place.
         sync(dir);
         if !is_first && let Err(error) = fs::rename(&config_path, dir.join(NEW).join(OLD_CONFIG)) {
             fs::remove_dir_all(dir.join(NEW))?;
@@ -91,7 +101,7 @@ fn replace(dir: &Path, config: &[u8], weights: &[u8]) -> io::Result<()> {
     Ok(())
 }
 
-/// Moves up the new files of a save that took effect; removes those of one that did not.
+/// Moves up the new files of a save that took effect; removes the files of a save that did not.
 fn finish(dir: &Path) -> io::Result<()> {
     let new = dir.join(NEW);
     if !new.is_dir() {
@@ -100,12 +110,14 @@ fn finish(dir: &Path) -> io::Result<()> {
     if is_cut_off(dir) {
         let weights = temporary(dir)?.into_temp_path();
         fs::remove_file(&weights)?;
-        // Where files cannot have two names, a copy.
+        // A second name, not a move, so that the folder stays whole. Else a copy.
         if fs::hard_link(new.join(WEIGHTS_FILE), &weights).is_err() {
             fs::copy(new.join(WEIGHTS_FILE), &weights)?;
             File::open(&weights)?.sync_all()?;
         }
         weights.persist(dir.join(WEIGHTS_FILE))?;
+        // The configuration comes up last, over weights that are on the disk: once it is up, the
+        // folder no longer counts.
         sync(dir);
         fs::rename(new.join(CONFIG_FILE), dir.join(CONFIG_FILE))?;
         sync(dir);

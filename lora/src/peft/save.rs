@@ -7,7 +7,7 @@ use crate::config::matching::{is_or_ends_with, is_or_starts_with};
 use crate::{DEFAULT_ADAPTER, Error, LoraModule, Result, Settings, Targets, TrainBias, manage};
 use std::path::Path;
 
-/// What a saved adapter says of its model, beside what the model itself knows.
+/// Which adapters to save, and what to say about the model beyond what the model itself knows.
 ///
 /// ```
 /// use lora::peft::{SaveOptions, TaskType};
@@ -29,7 +29,7 @@ pub struct SaveOptions {
 }
 
 impl SaveOptions {
-    /// Neither name nor task.
+    /// All adapters, with neither a name nor a task.
     pub fn new() -> Self {
         Self::default()
     }
@@ -155,7 +155,7 @@ fn describe(model: &Description, options: &SaveOptions) -> Result<AdapterConfig,
     if !model.saved.is_empty() {
         config.modules_to_save = Some(model.named_saved());
     }
-    // Whole anchored names: PEFT sorts the keys and takes the first that matches.
+    // Whole, anchored names: PEFT sorts the keys and takes the first match, so only one may match.
     for (path, settings) in &layers {
         let key = || format!("^{}$", escape(path));
         if settings.rank != rank {
@@ -170,7 +170,8 @@ fn describe(model: &Description, options: &SaveOptions) -> Result<AdapterConfig,
     Ok(config)
 }
 
-/// Whether the scalings are alpha / √r; where the layers do not agree, alphas for alpha / r.
+/// Whether the scalings are alpha / √r, and the layers' settings. The file has one flag for this:
+/// if layers differ, all get the alphas that give the same scalings as alpha / r.
 fn alphas<'a>(layers: &[(&'a str, Settings)]) -> (bool, Vec<(&'a str, Settings)>) {
     let rslora = layers.iter().filter(|(_, s)| s.use_rslora).count();
     if rslora == 0 || rslora == layers.len() {
@@ -183,7 +184,7 @@ fn alphas<'a>(layers: &[(&'a str, Settings)]) -> (bool, Vec<(&'a str, Settings)>
     (false, layers.collect())
 }
 
-/// The value that occurs most often, the first of several.
+/// The value that occurs most often; the first, if several do.
 fn most_common<T: PartialEq + Copy>(values: impl Iterator<Item = T>) -> Option<T> {
     let mut counts: Vec<(T, usize)> = Vec::new();
     for value in values {
@@ -199,7 +200,7 @@ fn most_common<T: PartialEq + Copy>(values: impl Iterator<Item = T>) -> Option<T
         .map(|(value, _)| value)
 }
 
-/// Full paths, where they mean just our layers under PEFT's suffix rule; else a regular expression.
+/// Full paths, if PEFT's suffix rule finds just these layers by them; else a regular expression.
 fn targets(model: &Description, layers: &[(&str, Settings)]) -> Targets {
     let is_layer = |module: &str| layers.iter().any(|(path, _)| *path == module);
     let is_meant = |module: &str| layers.iter().any(|(path, _)| is_or_ends_with(module, path));
@@ -240,16 +241,16 @@ fn bias(model: &Description) -> Result<TrainBias, String> {
             let frozen = biases.iter().filter(|(_, _, trained)| !trained);
             let frozen: Vec<_> = frozen.map(|(key, ..)| format!("`{key}`")).collect();
             Err(format!(
-                "cannot be written: an adapter trains no bias, those of its layers, or all; some \
-                 are trained here, but not {}",
+                "cannot be written: a PEFT adapter trains no bias, the biases of its layers, or all \
+                 biases; here some are trained, but not {}",
                 frozen.join(", ")
             ))
         }
     }
 }
 
-/// Bare weights and embeddings with trained rows whose path is also the end of another's: PEFT takes
-/// both.
+/// The problems of bare weights, and of embeddings with trained rows, whose path is also the end of
+/// another path: PEFT would take both.
 fn named_twice(model: &Description) -> Vec<String> {
     let tokens = model.tokens();
     let mut problems = Vec::new();
@@ -275,8 +276,8 @@ fn named_twice(model: &Description) -> Vec<String> {
     problems
 }
 
-/// Modules that PEFT would train in full by mistake: it takes any whose path ends in the letters
-/// of an entry of modules_to_save, and those that it adds for the task.
+/// The problems of modules that PEFT would train in full by mistake. PEFT takes any module whose
+/// path ends in the letters of an entry of modules_to_save, and adds entries for the task.
 fn clashes(model: &Description, task: Option<TaskType>) -> Vec<String> {
     let heads = task
         .map(TaskType::heads)

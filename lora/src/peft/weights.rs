@@ -18,7 +18,7 @@ const COUNTER: &str = "num_batches_tracked";
 /// The tensors of a file by key, without the prefix.
 pub(super) struct Weights {
     file: TensorFile,
-    /// By key without the prefix, the key in the file.
+    /// The key in the file, by key without the prefix.
     keys: IndexMap<String, String>,
 }
 
@@ -59,8 +59,8 @@ impl Weights {
         rows.map(|(path, ..)| path.to_string())
     }
 
-    /// Checks that a matrix A of the planned rank is there for each planned layer, so that nothing
-    /// is made in a size that only the configuration claims.
+    /// Checks that the file has a matrix A of the planned rank for each planned layer, so that no
+    /// adapter is made in a size that only the configuration claims.
     pub fn check_ranks(
         &self,
         model: &Description,
@@ -87,8 +87,8 @@ impl Weights {
         problems
     }
 
-    /// The values for these entries, in their dtype and on their device, in order; and all that is
-    /// wrong.
+    /// The values for these entries, in order, each in its entry's dtype and on its device. Adds
+    /// everything that is wrong to the problems.
     pub fn values(
         &self,
         entries: &[Entry],
@@ -146,8 +146,8 @@ impl Weights {
         }
     }
 
-    /// What is wrong with a tensor that the model has no place for. PEFT writes a few that carry
-    /// nothing.
+    /// The problem of a tensor that the model has no place for; `None` for the few that PEFT writes
+    /// and that change nothing.
     fn unexpected(&self, bare: &str, key: &str, model: &Description) -> Option<String> {
         if let Some(module) = model.saved_module(bare) {
             let rest = bare[module.len()..].trim_start_matches('.');
@@ -174,7 +174,7 @@ impl Weights {
         Some("is unexpected: the model has no place for it".into())
     }
 
-    /// The file's tensor has exactly these values, once it has the same dtype.
+    /// True if the file's tensor, in the other's dtype, has exactly the same values.
     fn equals(&self, key: &str, tensor: &Tensor) -> bool {
         let info = &self.file.tensors()[key];
         if check_dtype(info).is_err() || info.shape != tensor.dims() {

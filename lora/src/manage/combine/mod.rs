@@ -1,4 +1,4 @@
-//! One adapter of several: PEFT's `add_weighted_adapter` on plain tensors.
+//! Makes one adapter from several: PEFT's `add_weighted_adapter` on plain tensors.
 
 mod options;
 mod rules;
@@ -33,11 +33,12 @@ pub(crate) struct Combined {
     pub(crate) rank: usize,
 }
 
-/// Combines a layer's adapters. `groups` is that of a grouped convolution, 1 for others. Dtype and
-/// device are the first adapter's.
+/// Combines a layer's adapters. `groups` is a convolution's number of groups, 1 for other layers.
+/// The result has the first adapter's dtype and device.
 ///
 /// # Errors
-/// Lists what is wrong with the options and the shapes; values that are not finite.
+/// Lists what is wrong with the options and the shapes. Values that are not finite are an error
+/// too.
 pub(crate) fn combine(
     sources: &[Source<'_>],
     groups: usize,
@@ -99,7 +100,7 @@ struct Factors {
 }
 
 impl Factors {
-    /// B·A, of each group by itself.
+    /// B·A, group by group.
     fn update(&self, groups: usize) -> Mat<f64> {
         let (out, inputs) = (self.b.nrows(), self.a.ncols());
         let mut update = Mat::zeros(out, inputs);
@@ -159,14 +160,14 @@ impl UpdateShapes {
             };
             if !fit {
                 problems.push(format!(
-                    "A {:?} and B {:?} are no adapter of a layer of {groups} groups",
+                    "A {:?} and B {:?} do not fit a layer of {groups} groups",
                     a.dims(),
                     b.dims()
                 ));
             } else if (&a.dims()[1..], b.dim(0).ok()) != (&first.a.dims()[1..], first.b.dim(0).ok())
             {
                 problems.push(format!(
-                    "A {:?} and B {:?} are of another layer than A {:?} and B {:?}",
+                    "A {:?} and B {:?} do not fit the same layer as A {:?} and B {:?}",
                     a.dims(),
                     b.dims(),
                     first.a.dims(),
@@ -229,10 +230,11 @@ impl UpdateShapes {
         Ok(Factors { a, b })
     }
 
-    /// The As below each other and the Bs side by side, of each group by itself.
+    /// Stacks the As below each other and the Bs side by side, group by group.
     fn cat(&self, factors: &[Factors], sources: &[Source<'_>]) -> (Mat<f64>, Mat<f64>) {
         let mut a = Mat::zeros(self.rank, self.inputs);
         let mut row = 0;
+        // The layer splits A's rows by group: the rows of one group must stand together.
         for group in 0..self.groups {
             for (factors, source) in factors.iter().zip(sources) {
                 let part = rows(&factors.a, group, self.groups);
@@ -250,7 +252,7 @@ impl UpdateShapes {
         (a, b)
     }
 
-    /// The first singular values and vectors of an update, of each group by itself.
+    /// Factors an update by its first singular values and vectors, group by group.
     fn decomposed(
         &self,
         update: &Mat<f64>,
@@ -284,7 +286,7 @@ impl UpdateShapes {
         Ok((a, b))
     }
 
-    /// As tensors of the layer's shapes.
+    /// A and B as tensors of the layer's shapes.
     fn combined(&self, a: &Mat<f64>, b: &Mat<f64>, sources: &[Source<'_>]) -> Result<Combined> {
         let first = &sources[0];
         let tensor = |matrix: &Mat<f64>, like: &Tensor| -> Result<Tensor> {

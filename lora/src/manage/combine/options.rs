@@ -1,48 +1,48 @@
 //! How to combine adapters: [`Combination`] and its settings.
 
-/// How adapters become one, PEFT's `combination_type`.
+/// How several adapters become one: PEFT's `combination_type`.
 ///
 /// `w` is an adapter's weight, `s` its scaling. The combined adapter's scaling is 1.
 ///
-/// Those that end in `Svd` work on the whole updates `s·B·A` and take the first singular values of
-/// the result; the others work on A and on B by themselves, with `±√|w·s|` for weight, which is
-/// cheap, but no sum of the updates. Exact is [`Cat`](Self::Cat), and [`Svd`](Self::Svd) where the
-/// rank is large enough.
+/// Combinations whose name ends in `Svd` work on the whole updates `s·B·A` and take the first
+/// singular values of the result. The others work on A and on B separately, with the weight
+/// `±√|w·s|`. That is cheap, but gives no sum of the updates. [`Cat`](Self::Cat) is exact, and so
+/// is [`Svd`](Self::Svd) if the rank is large enough.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Combination {
     /// Weighted sums of the As and of the Bs. For adapters of one rank.
     Linear,
-    /// The As below each other and the Bs side by side: the sum of the updates, of the sum of the
-    /// ranks.
+    /// The As below each other and the Bs side by side: exactly the sum of the updates. The rank is
+    /// the sum of the ranks.
     Cat,
     /// The weighted sum of the updates.
     #[default]
     Svd,
-    /// Only the largest values of each; where signs differ, the mean of those of the majority's
-    /// (<https://arxiv.org/abs/2306.01708>). For adapters of one rank.
+    /// Keeps only the largest values of each adapter. Of these, the mean of the values that have
+    /// the majority's sign (<https://arxiv.org/abs/2306.01708>). For adapters of one rank.
     Ties,
     /// [`Ties`](Self::Ties) on the updates.
     TiesSvd,
-    /// Random values of each, made larger to make up for the others
+    /// Keeps random values of each adapter, made larger to make up for the values left out
     /// (<https://arxiv.org/abs/2311.03099>). For adapters of one rank.
     DareLinear,
-    /// [`DareLinear`](Self::DareLinear)'s values by [`Ties`](Self::Ties)' rule. For adapters of
-    /// one rank.
+    /// Keeps values as [`DareLinear`](Self::DareLinear) does and combines them by the sign rule of
+    /// [`Ties`](Self::Ties). For adapters of one rank.
     DareTies,
     /// [`DareLinear`](Self::DareLinear) on the updates.
     DareLinearSvd,
     /// [`DareTies`](Self::DareTies) on the updates.
     DareTiesSvd,
-    /// Weighted sums of the largest values of each. For adapters of one rank.
+    /// Weighted sums of the largest values of each adapter. For adapters of one rank.
     MagnitudePrune,
     /// [`MagnitudePrune`](Self::MagnitudePrune) on the updates.
     MagnitudePruneSvd,
 }
 
 impl Combination {
-    /// What it is for this number of adapters: a single one is always combined linearly, which is
-    /// exact.
+    /// The combination that this number of adapters gets: a single adapter is always combined
+    /// linearly, which is exact.
     pub fn of(self, adapters: usize) -> Self {
         match adapters {
             1 => Self::Linear,
@@ -71,10 +71,10 @@ impl Combination {
 /// Whose sign wins where adapters differ.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum MajoritySign {
-    /// That of the sum of the values.
+    /// The sign of the sum of the values.
     #[default]
     Total,
-    /// That of most values.
+    /// The sign of most values.
     Frequency,
 }
 
@@ -82,13 +82,13 @@ pub enum MajoritySign {
 #[derive(Clone, Debug, Default, PartialEq)]
 #[non_exhaustive]
 pub struct CombineOptions {
-    /// Rank of the result of the combinations with a singular value decomposition; the largest
-    /// rank of the adapters where it is `None`.
+    /// Rank of the result of combinations that end in `Svd`. `None` takes the largest rank of the
+    /// adapters.
     pub svd_rank: Option<usize>,
-    /// Clips the values of A and B of such a result to ±q, where q is this quantile of them, in
-    /// `0.0..=1.0`.
+    /// For the same combinations: clips the values of A and B to ±q, where q is this quantile of
+    /// these values, in `0.0..=1.0`.
     pub svd_clamp: Option<f64>,
-    /// The share of values that are kept, in `0.0..=1.0` without 0. Needed by Ties, Dare and
+    /// The share of values that are kept, above 0 and at most 1. Needed by Ties, Dare and
     /// MagnitudePrune.
     pub density: Option<f64>,
     /// Whose sign wins in Ties and DareTies.

@@ -1,21 +1,21 @@
-//! Rules that make one list of values of several.
+//! The rules by which several lists of values become one.
 
 use crate::manage::combine::{Combination, MajoritySign};
 use rand::{Rng, RngExt};
 
-/// What becomes of the values before they are added, and how they are.
+/// Which values are kept, and how they are added.
 #[derive(Clone, Copy, Debug)]
 pub(in crate::manage::combine) struct Rule {
     prune: Option<Prune>,
     density: f64,
-    /// Of values that differ in sign only the majority's count.
+    /// If set, only values with the majority's sign count, and their mean is taken.
     majority: Option<MajoritySign>,
 }
 
 #[derive(Clone, Copy, Debug)]
 enum Prune {
     Magnitude,
-    /// And divide what is left by the density.
+    /// Also divides the kept values by the density.
     Random,
 }
 
@@ -42,7 +42,7 @@ impl Rule {
     }
 }
 
-/// The values of several adapters, each with its weight, as one.
+/// Combines the values of several adapters, each with its weight.
 pub(in crate::manage::combine) fn mixed(
     mut tasks: Vec<(Vec<f64>, f64)>,
     rule: Rule,
@@ -99,7 +99,7 @@ fn keep_largest(values: &mut [f64], density: f64) {
     }
 }
 
-/// A quantile, between the values next to it in proportion.
+/// A quantile, interpolated between the two values next to it.
 pub(in crate::manage::combine) fn quantile(mut values: Vec<f64>, quantile: f64) -> f64 {
     values.sort_by(f64::total_cmp);
     let Some(last) = values.len().checked_sub(1) else {

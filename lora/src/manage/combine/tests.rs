@@ -425,11 +425,16 @@ fn what_does_not_combine_is_an_error() {
         &other,
         Combination::Cat,
         options(),
-        &["of another layer", "weight NaN"],
+        &["do not fit the same layer", "weight NaN"],
     );
     let mut wrong = Several::linear(&[3, 3]);
     wrong.0[1].1 = random(&[7, 2], 1);
-    fails(&wrong, Combination::Cat, options(), &["are no adapter"]);
+    fails(
+        &wrong,
+        Combination::Cat,
+        options(),
+        &["do not fit a layer of"],
+    );
     let mut infinite = Several::linear(&[3, 3]);
     infinite.0[1].1 = (random(&[7, 3], 1) / 0.0).unwrap();
     fails(

@@ -11,18 +11,18 @@ use std::path::Path;
 
 /// The contents of `adapter_config.json`: the 41 keys that PEFT writes for LoRA.
 ///
-/// Reading is lenient in what it keeps and strict in what it understands: a key of a wrong type is
-/// an error; what only PEFT can run (Arrow routing, KaSA, ..) is kept as it is, so that a file can
-/// be looked at and written again; a key that PEFT does not know is an error, unless its value is
-/// null, false or empty, or it is read with [`read_any`](Self::read_any). Absent keys have PEFT's defaults. PEFT's `runtime_config` is
-/// passed over.
+/// Reading is lenient in what it keeps and strict in what it understands. A value of a wrong type
+/// is an error. Settings that only PEFT can run (Arrow routing, KaSA, ..) are kept as they are, so
+/// that a file can be looked at and written again. A key that PEFT does not know is an error,
+/// unless its value is null, false or empty, or [`read_any`](Self::read_any) reads the file. Absent
+/// keys have PEFT's defaults. PEFT's `runtime_config` is passed over.
 ///
-/// [`to_lora_config`](Self::to_lora_config) is where features that do not run here are refused.
+/// [`to_lora_config`](Self::to_lora_config) refuses features that do not run here.
 ///
-/// Written are all 41 keys with the bytes that PEFT writes: sorted, two spaces of indentation,
+/// Writing gives all 41 keys with the bytes that PEFT writes: sorted, two spaces of indentation,
 /// ASCII. Two things differ. The keys of [`rank_pattern`](Self::rank_pattern) and
-/// [`alpha_pattern`](Self::alpha_pattern) keep their order, as the first that matches wins; PEFT
-/// sorts them, and may so change what they mean. A whole alpha is written without a fraction.
+/// [`alpha_pattern`](Self::alpha_pattern) keep their order, as the first match wins; PEFT sorts the
+/// keys, which can change their meaning. A whole alpha is written without a fraction.
 ///
 /// ```
 /// use lora::LoraConfig;
@@ -53,14 +53,14 @@ pub struct AdapterConfig {
     pub bias: TrainBias,
     /// Settings of the initial value `corda`. Of no effect on a trained adapter.
     pub corda_config: Value,
-    /// What is adapted or trained of an embedding acts on the head that shares its weight, too.
+    /// What the adapter does to an embedding acts on the head that shares its weight, too.
     pub ensure_weight_tying: bool,
     /// Settings of the initial value `eva`. Of no effect on a trained adapter.
     pub eva_config: Value,
     /// Layers without an adapter, whatever the targets say.
     pub exclude_modules: Option<Targets>,
-    /// Whether the base layers hold their weight as (in, out); PEFT writes what the last layer has.
-    /// A model's layers know their layout, so that this is for information.
+    /// Whether the base layers hold their weight as (in, out); PEFT writes the value of the last
+    /// layer. A model's layers know their layout: to a model this is only information.
     pub fan_in_fan_out: bool,
     /// True in a saved adapter.
     pub inference_mode: bool,
@@ -74,7 +74,7 @@ pub struct AdapterConfig {
     pub layers_pattern: Option<OneOrMany<String>>,
     /// Numbers of the layers with an adapter.
     pub layers_to_transform: Option<OneOrMany<usize>>,
-    /// Settings of the initial value `loftq`; those of this crate say how the base was quantised.
+    /// Settings of the initial value `loftq`. This crate writes here how the base was quantised.
     pub loftq_config: Value,
     /// Numerator of the scaling.
     #[serde(serialize_with = "write::number")]
@@ -122,8 +122,8 @@ pub struct AdapterConfig {
     pub use_rslora: bool,
     /// VeLoRA; kept, not run.
     pub velora_config: Value,
-    /// Keys that PEFT does not know, of a file that [`read_any`](Self::read_any) read. They are not
-    /// written.
+    /// Keys that PEFT does not know, from a file that [`read_any`](Self::read_any) read. They are
+    /// not written.
     #[serde(skip)]
     pub unknown: Map<String, Value>,
 }
@@ -132,18 +132,18 @@ impl AdapterConfig {
     /// Reads `adapter_config.json` of a directory.
     ///
     /// # Errors
-    /// If the file cannot be read, is no JSON object, has a key twice, or holds a value of a wrong
-    /// type or a key that PEFT does not know and that is not off; all of them are listed.
+    /// If the file cannot be read, is no JSON object, or has a key twice; if a value has a wrong
+    /// type; if a key that PEFT does not know is not null, false or empty. All problems are listed.
     pub fn read(dir: impl AsRef<Path>) -> Result<Self> {
         Self::read_with(dir.as_ref(), false)
     }
 
-    /// As [`read`](Self::read), but keys that are not known are no error: they stay in
-    /// [`unknown`](Self::unknown). For files of newer versions of PEFT, where a key that is passed
-    /// over may change what the adapter computes.
+    /// As [`read`](Self::read), but unknown keys are no error: they go to
+    /// [`unknown`](Self::unknown). For files of newer versions of PEFT. Such a key may change what
+    /// the adapter computes, which then happens in silence.
     ///
     /// # Errors
-    /// Those of [`read`](Self::read), but for keys that are not known.
+    /// Those of [`read`](Self::read), except for unknown keys.
     pub fn read_any(dir: impl AsRef<Path>) -> Result<Self> {
         Self::read_with(dir.as_ref(), true)
     }
@@ -253,9 +253,9 @@ pub enum InitWeights {
 }
 
 impl InitWeights {
-    /// Whether training started from a changed base weight, so that the adapter as it is fits no
-    /// other: `pissa`, `olora`, `corda`, `lora_ga`, `loftq`. An adapter that PEFT converted on
-    /// saving says `true` instead.
+    /// Whether training started from a residual base, so that the adapter fits only that base:
+    /// `pissa`, `olora`, `corda`, `lora_ga`, `loftq`. An adapter that PEFT converted on saving says
+    /// `true` instead.
     pub fn changes_base(&self) -> bool {
         match self {
             Self::Flag(_) => false,

@@ -1,4 +1,5 @@
-//! `adapter_config.json`: reading, writing, and what of it becomes a [`LoraConfig`](crate::LoraConfig).
+//! `adapter_config.json`: reading it, writing it, and its way to a
+//! [`LoraConfig`](crate::LoraConfig) and back.
 
 mod adapter_config;
 mod parse;

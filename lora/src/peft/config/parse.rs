@@ -26,7 +26,7 @@ pub(in crate::peft) fn parse(json: &[u8], any: bool) -> Result<AdapterConfig, Ve
             .problems
             .push("`peft_type` is missing: is it PEFT's file?".into()),
     }
-    // PEFT never writes it and passes over it.
+    // PEFT never writes this key, and passes over it.
     fields.map.shift_remove("runtime_config");
 
     let mut config = AdapterConfig::new();
@@ -158,7 +158,7 @@ fn read_texts(fields: &mut Fields, config: &mut AdapterConfig) {
     }
 }
 
-/// What is kept as it is.
+/// Reads the settings that are kept as they are.
 fn read_foreign(fields: &mut Fields, config: &mut AdapterConfig) {
     for (key, field) in [
         (
@@ -185,7 +185,7 @@ fn read_foreign(fields: &mut Fields, config: &mut AdapterConfig) {
     }
 }
 
-/// The keys not read yet, and what is wrong with those that were.
+/// The keys not read yet, and the problems of the keys that were.
 struct Fields {
     map: Map<String, Value>,
     problems: Vec<String>,

@@ -11,13 +11,15 @@ use serde_json::Value;
 use std::path::Path;
 
 impl AdapterConfig {
-    /// The settings for a new LoRA model. See also [`LoraConfig::from_pretrained`]. Those of initial
-    /// values (`eva_config` and the like) are left at their defaults, but for LoftQ's from here.
+    /// The settings for a new LoRA model. See also [`LoraConfig::from_pretrained`]. The settings of
+    /// initial values (`eva_config` and the like) keep their defaults, except LoftQ settings that
+    /// this crate wrote.
     ///
     /// # Errors
     /// Lists what does not run here: activated LoRA, Arrow, BD-LoRA, KaSA, Megatron, MonteCLoRA,
     /// QALoRA, VeLoRA and replicated layers, each unless it is switched off; an initial value that
-    /// is not known; targets that the file does not name; numbers of layers without a list of names.
+    /// is not known; targets that the file does not name; numbers of layers without a list of
+    /// names.
     pub fn to_lora_config(&self) -> Result<LoraConfig> {
         self.lora_config().map_err(Error::Config)
     }
@@ -68,7 +70,7 @@ impl AdapterConfig {
         serde_json::from_value(self.loftq_config.clone()).ok()
     }
 
-    /// Says how the base was quantised, so that it is quantised again on loading.
+    /// Records how the base was quantised, so that loading quantises it again.
     pub(in crate::peft) fn set_loftq(&mut self, loftq: &LoftqConfig) -> Result<(), String> {
         self.init_lora_weights = InitWeights::Name(Init::Loftq.to_string());
         self.loftq_config = serde_json::to_value(loftq).map_err(|error| error.to_string())?;
@@ -78,8 +80,8 @@ impl AdapterConfig {
     /// The file for these settings, as PEFT would write it.
     ///
     /// [`recompute`](LoraConfig::recompute), [`seed`](LoraConfig::seed) and the settings of initial
-    /// values ([`eva_config`](LoraConfig::eva_config) and the like) are not in it: they say nothing of
-    /// what an adapter computes.
+    /// values ([`eva_config`](LoraConfig::eva_config) and the like) are left out: they do not
+    /// change what a trained adapter computes.
     ///
     /// # Errors
     /// If neither target modules nor target parameters are named, as PEFT then guesses; or if the
@@ -200,7 +202,7 @@ impl InitWeights {
 }
 
 impl LoraConfig {
-    /// The parts that an adapter may have beside A and B: the key that says so, and what it says.
+    /// The parts that an adapter may have beside A and B: for each its key, and whether it is set.
     pub(in crate::peft) fn parts(&self) -> [(&'static str, Part, bool); 2] {
         [
             ("use_dora", Part::Magnitude, self.use_dora),
@@ -208,7 +210,7 @@ impl LoraConfig {
         ]
     }
 
-    /// The settings of an adapter in PEFT's format, to train a new one alike.
+    /// The settings of an adapter in PEFT's format, to train a new adapter with the same settings.
     ///
     /// # Errors
     /// Those of [`AdapterConfig::read`] and [`AdapterConfig::to_lora_config`].

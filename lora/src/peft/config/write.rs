@@ -5,8 +5,8 @@ use serde_json::Value;
 use serde_json::ser::{Formatter, PrettyFormatter};
 use std::io::{self, Write};
 
-/// The bytes of a value whose own fields are in order; nested objects of type [`Value`] get sorted
-/// by their holder.
+/// The bytes of a value whose own fields are in order. Its holder must have sorted nested objects
+/// of type [`Value`], see [`sorted`].
 pub(in crate::peft) fn to_vec(value: &impl Serialize) -> Result<Vec<u8>, String> {
     let mut bytes = Vec::new();
     let mut serializer = serde_json::Serializer::with_formatter(&mut bytes, Python::default());

@@ -6,15 +6,15 @@ use indexmap::{IndexMap, IndexSet};
 use std::fs::File;
 use std::io::{BufReader, Read};
 
-/// A header larger than this is none of an adapter.
+/// No adapter has a header larger than this.
 const MAX_HEADER: u64 = 64 << 20;
-/// Keys and names longer than this are none.
+/// No key or name is longer than this.
 const MAX_NAME: u64 = 1 << 16;
-/// Lists within lists, which llama.cpp never writes.
+/// How deep lists may be nested. llama.cpp never nests lists.
 const MAX_DEPTH: u32 = 4;
 const MAX_ALIGNMENT: u64 = 1 << 20;
 
-/// A value that may matter; all others are passed over.
+/// The value of a field. Values that do not matter are passed over.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Field {
     Float(f64),
@@ -58,7 +58,7 @@ impl DataType {
         all.into_iter().find(|kind| kind.number() == number)
     }
 
-    /// Bytes of a row of so many values.
+    /// Bytes of a row of this many values.
     pub fn row_size(self, columns: u64) -> Option<u64> {
         match self {
             Self::F32 => columns.checked_mul(4),
@@ -89,12 +89,16 @@ pub(super) fn read(file: &File, length: u64) -> Result<Header, String> {
     match reader.u32()? {
         2 | 3 => {}
         version if matches!(version.swap_bytes(), 2 | 3) => {
-            return Err("is a GGUF file of a big-endian machine, which is not read".into());
+            return Err("is a big-endian GGUF file: only little-endian files are read".into());
         }
-        version => return Err(format!("is of GGUF version {version}, known are 2 and 3")),
+        version => {
+            return Err(format!(
+                "is of GGUF version {version}: only 2 and 3 are read"
+            ));
+        }
     }
     let (tensors, fields) = (reader.u64()?, reader.u64()?);
-    // What the smallest of them take.
+    // A count is believed only if the file could hold that many of the smallest entries.
     reader.can_hold(fields, 8 + 4 + 1, "fields")?;
     let fields = read_fields(&mut reader, fields)?;
     reader.can_hold(tensors, 8 + 4 + 4 + 8, "tensors")?;
@@ -143,11 +147,11 @@ fn read_fields(reader: &mut Reader, count: u64) -> Result<IndexMap<String, Field
     Ok(fields)
 }
 
-/// A tensor's entry; its start is that from the beginning of the data.
+/// Reads a tensor's entry. Its start counts from the beginning of the data.
 fn read_info(reader: &mut Reader, length: u64, alignment: u64) -> Result<Info, String> {
     let dims = reader.u32()?;
     if dims == 0 || dims > 4 {
-        return Err(format!("has {dims} dimensions, known are 1 to 4"));
+        return Err(format!("has {dims} dimensions: it must have 1 to 4"));
     }
     let mut shape = Vec::new();
     for _ in 0..dims {
@@ -183,7 +187,8 @@ fn read_info(reader: &mut Reader, length: u64, alignment: u64) -> Result<Info, S
     })
 }
 
-/// Puts the data where they are in the file, and checks that none lie in each other or outside.
+/// Makes each start count from the beginning of the file, and checks that no tensor lies in another
+/// or outside the file.
 fn place(infos: &mut IndexMap<String, Info>, data: u64, length: u64) -> Result<(), String> {
     infos.sort_by(|_, a, _, b| a.start.cmp(&b.start));
     let mut free = data;
@@ -206,14 +211,14 @@ fn place(infos: &mut IndexMap<String, Info>, data: u64, length: u64) -> Result<(
 struct Reader<'a> {
     from: BufReader<&'a File>,
     at: u64,
-    /// Nothing is read beyond.
+    /// Nothing is read beyond this place.
     end: u64,
 }
 
 impl Reader<'_> {
     fn advance(&mut self, count: u64) -> Result<(), String> {
         if count > self.end - self.at {
-            return Err("ends within its header, or has one larger than 64 MiB".into());
+            return Err("ends within its header, or has a header larger than 64 MiB".into());
         }
         self.at += count;
         Ok(())
@@ -271,7 +276,7 @@ impl Reader<'_> {
             10 => Field::Unsigned(self.u64()?),
             12 => Field::Float(f64::from_le_bytes(self.array()?)),
             8 if kept => {
-                // Long texts, as licences, do not matter.
+                // Long texts, such as licences, do not matter.
                 let length = u64::from_le_bytes(self.array()?);
                 if length > MAX_NAME {
                     self.skip(length)?;
@@ -314,7 +319,7 @@ impl Reader<'_> {
     }
 }
 
-/// Bytes of a value that has always as many.
+/// Bytes of a value of this type, if all its values have the same size.
 fn size_of(kind: u32) -> Option<u64> {
     Some(match kind {
         0 | 1 | 7 => 1,

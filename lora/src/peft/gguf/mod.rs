@@ -20,7 +20,7 @@ const VERSION: u32 = 3;
 /// Where tensors begin, unless a file says otherwise.
 const ALIGNMENT: u64 = 32;
 
-/// What the file formats do not say of a model, and how a GGUF file is written.
+/// What the file formats do not say about a model, and how a GGUF file is written.
 ///
 /// ```
 /// use lora::peft::GgufOptions;
@@ -32,7 +32,7 @@ const ALIGNMENT: u64 = 32;
 #[non_exhaustive]
 pub struct GgufOptions {
     /// llama.cpp's name of the architecture: `llama` (Llama and Mistral), `qwen2`, `qwen3`,
-    /// `gemma`, `gemma2`, `gemma3`. `None` when a file is read: the file's own is taken.
+    /// `gemma`, `gemma2`, `gemma3`. When a GGUF file is read, `None` takes the file's own.
     pub arch: Option<String>,
     /// The model's attention heads. Needed for the queries of `llama`, whose rows llama.cpp
     /// stores in another order.
@@ -75,16 +75,16 @@ impl GgufOptions {
         self
     }
 
-    /// What the base model's `config.json` says: architecture and numbers of heads.
+    /// The architecture and the numbers of heads from the base model's `config.json`.
     ///
     /// # Errors
-    /// If the file cannot be read, or describes a model that is not one of
-    /// [`arch`](Self::arch)'s.
+    /// If the file cannot be read, or its model has none of the architectures that
+    /// [`arch`](Self::arch) lists.
     pub fn from_model_config(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
         let config: Value = serde_json::from_slice(&file::read_bounded(path)?)
             .map_err(|error| Error::file(path, format!("is not valid JSON: {error}")))?;
-        // Models of text and images keep those of the text apart.
+        // A model of text and images keeps the settings of its text model apart.
         let config = config.get("text_config").unwrap_or(&config);
         let model_type = config.get("model_type").and_then(Value::as_str);
         let model_type = model_type.unwrap_or_default();

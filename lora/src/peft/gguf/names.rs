@@ -80,8 +80,8 @@ pub(super) fn heads(
     }
 }
 
-/// Rows from one order to the other: of each head, halves one after the other in transformers,
-/// pairs in llama.cpp.
+/// Moves rows from one order to the other. For each head, transformers stores its two halves one
+/// after the other; llama.cpp stores them in pairs.
 pub(super) fn reorder(b: &Tensor, heads: usize, to_gguf: bool) -> Result<Tensor, String> {
     let (rows, rank) = b.dims2().map_err(|error| error.to_string())?;
     let pairs = heads.checked_mul(2).filter(|pairs| rows % pairs == 0);

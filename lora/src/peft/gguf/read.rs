@@ -15,16 +15,16 @@ use std::path::Path;
 
 /// Writes the adapter of a GGUF file as a directory of PEFT's.
 ///
-/// The directory loads into models whose layers have the names that they have in transformers
-/// (`model.layers.0.self_attn.q_proj`). Of the options, [`heads`](GgufOptions::heads) and
-/// [`kv_heads`](GgufOptions::kv_heads) matter, to the queries and keys of `llama`. F32, F16 and
-/// BF16 tensors keep their dtype, Q8_0 becomes F32.
+/// The directory loads into models whose layers have their names in transformers
+/// (`model.layers.0.self_attn.q_proj`). The queries and keys of `llama` need the options
+/// [`heads`](GgufOptions::heads) and [`kv_heads`](GgufOptions::kv_heads). F32, F16 and BF16 tensors
+/// keep their dtype, Q8_0 becomes F32.
 ///
 /// # Errors
-/// If the file is no valid GGUF file; is no LoRA adapter; is of an architecture that is not known,
-/// or another than the options say; is an activated LoRA; holds a tensor that is not A or B of a
-/// known layer, or lacks the other one; or has values that are not finite. Everything wrong with
-/// its tensors is listed. If the directory cannot be written. It is then as it was.
+/// If the file is no valid GGUF file, no LoRA adapter, or an activated LoRA; if its architecture is
+/// not known, or not that of the options; if it holds a tensor that is not A or B of a known layer,
+/// or only one of the two; if values are not finite; if the directory cannot be written. Everything
+/// wrong with the tensors is listed, and the directory stays as it was.
 pub fn gguf_to_adapter(
     gguf: impl AsRef<Path>,
     dir: impl AsRef<Path>,
@@ -100,7 +100,7 @@ impl Meaning {
             .fields
             .contains_key("adapter.alora.invocation_tokens")
         {
-            problems.push("is an activated LoRA, which does not run here".into());
+            problems.push("is an activated LoRA, which is not supported".into());
         }
         let alpha = match header.fields.get("adapter.lora.alpha") {
             None => Some(0.0),
@@ -169,7 +169,7 @@ fn pairs(header: &Header) -> Result<Vec<Pair<'_>>, Vec<String>> {
         match a.or_else(|| Some((key.strip_suffix(".weight.lora_b")?, 1))) {
             Some((name, part)) => parts.entry(name).or_default()[part] = Some(info),
             None => problems.push(format!(
-                "`{}` is neither A nor B of a layer: only those are read",
+                "`{}` is neither A nor B of a layer: no other tensors are read",
                 shorten(key)
             )),
         }
@@ -178,12 +178,12 @@ fn pairs(header: &Header) -> Result<Vec<Pair<'_>>, Vec<String>> {
     for (name, parts) in parts {
         let short = shorten(name);
         match (names::from_gguf(name), parts) {
-            (None, _) => problems.push(format!("`{short}` is no layer that is known")),
+            (None, _) => problems.push(format!("`{short}` is no known layer")),
             (_, [None, _]) => problems.push(format!("`{short}` has B, but no A")),
             (_, [_, None]) => problems.push(format!("`{short}` has A, but no B")),
             (Some(path), [Some(a), Some(b)]) => {
                 let layer = Pair { name, path, a, b };
-                // The embedding's A has its rows and columns changed.
+                // The embedding's A is stored transposed.
                 let rank = if layer.is_tokens() { a.columns } else { a.rows };
                 match rank == b.columns {
                     true => layers.push(layer),
@@ -237,7 +237,7 @@ impl Pair<'_> {
     }
 }
 
-/// A tensor (rows, columns).
+/// Reads a tensor (rows, columns).
 fn tensor(file: &File, info: &Info) -> Result<Tensor, String> {
     let mut bytes = Vec::new();
     let size = usize::try_from(info.size).map_err(|error| error.to_string())?;
@@ -267,7 +267,7 @@ fn tensor(file: &File, info: &Info) -> Result<Tensor, String> {
     }
 }
 
-/// Blocks of a scale and 32 whole numbers.
+/// Decodes blocks of a scale and 32 whole numbers.
 fn q8(bytes: &[u8], shape: (usize, usize)) -> candle_core::Result<Tensor> {
     let blocks = bytes.chunks_exact(34);
     let scales: Vec<u8> = blocks

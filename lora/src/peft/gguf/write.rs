@@ -17,17 +17,17 @@ use std::path::Path;
 /// Writes the adapter of a directory as a GGUF file, which llama.cpp applies to the base model.
 ///
 /// [`arch`](GgufOptions::arch) of the options must be set, for `llama` the numbers of heads too;
-/// [`from_model_config`](GgufOptions::from_model_config) has all of them. A GGUF file has one alpha
-/// and no rank-stabilised scaling: where a layer's scaling is not this alpha over its rank, B is
-/// multiplied by what is missing. The base weight that PEFT stores with an adapted embedding is
+/// [`from_model_config`](GgufOptions::from_model_config) sets all of these. A GGUF file has one
+/// alpha and no rank-stabilised scaling: if a layer's scaling is not this alpha over its rank, B is
+/// multiplied by the missing factor. The base weight that PEFT stores with an adapted embedding is
 /// left out, as llama.cpp has its own.
 ///
 /// # Errors
 /// Lists what GGUF cannot hold: DoRA, biases, modules trained in full, trained tokens, adapters of
-/// parameters, tied adapters, a changed base; layers without a name in llama.cpp; tensors that are
-/// not A or B, lack the other one, or do not have the configuration's rank; values that are not
-/// finite in the dtype of the options. If a file cannot be read or written. What was at the place
-/// before is then still there.
+/// parameters, tied adapters, a residual base; layers without a name in llama.cpp; tensors that are
+/// not A or B, lack the other, or do not have the configuration's rank; values that are not finite
+/// in the dtype of the options. It is also an error if a file cannot be read or written. The file
+/// that was there before then stays.
 pub fn adapter_to_gguf(
     dir: impl AsRef<Path>,
     gguf: impl AsRef<Path>,
@@ -81,13 +81,13 @@ pub fn adapter_to_gguf(
             let (path, rank) = (&layer.path, layer.rank);
             let of_config = settings.rank;
             problems.push(format!(
-                "`{path}` has rank {rank}, in the configuration {of_config}"
+                "`{path}` has rank {rank}, but {of_config} in the configuration"
             ));
         }
         let factor = settings.scaling * layer.rank as f64 / f64::from(alpha);
         if layer.name == "output" && matches!(arch, "gemma" | "gemma2") {
             problems.push(format!(
-                "`{}` is the embedding to {arch} in llama.cpp",
+                "`{}` has no place: for {arch}, llama.cpp's head is the embedding",
                 layer.path
             ));
         }
@@ -162,7 +162,7 @@ fn settings(file: &AdapterConfig) -> Result<LoraConfig, Vec<String>> {
     ];
     let on = features.iter().filter(|(_, on)| *on);
     let mut problems: Vec<String> = on
-        .map(|(key, _)| format!("`{key}` is set to what a GGUF adapter cannot hold"))
+        .map(|(key, _)| format!("`{key}` is set to a value that a GGUF adapter cannot hold"))
         .collect();
     match file.lora_config() {
         Ok(config) if problems.is_empty() => Ok(config),
@@ -175,7 +175,7 @@ fn settings(file: &AdapterConfig) -> Result<LoraConfig, Vec<String>> {
 }
 
 struct Pair {
-    /// llama.cpp's, without `.weight`.
+    /// llama.cpp's name, without `.weight`.
     name: String,
     path: String,
     rank: usize,
@@ -207,7 +207,7 @@ fn pairs(file: &TensorFile) -> Result<Vec<Pair>, Vec<String>> {
             }
             None if is_base_of_embedding(bare) => {}
             None => problems.push(format!(
-                "`{}` is neither A nor B of a layer: a GGUF adapter holds no other",
+                "`{}` is neither A nor B of a layer: a GGUF adapter holds no other tensors",
                 shorten(bare)
             )),
         }
@@ -218,7 +218,7 @@ fn pairs(file: &TensorFile) -> Result<Vec<Pair>, Vec<String>> {
         let name = names::to_gguf(path).filter(|name| (name == names::TOKENS) == tokens);
         let (Some(name), [Some(a), Some(b)]) = (name.clone(), keys) else {
             problems.push(match name {
-                None => format!("`{short}` has no name in llama.cpp that is known"),
+                None => format!("`{short}` has no known name in llama.cpp"),
                 Some(_) => format!("`{short}` lacks A or B"),
             });
             continue;
@@ -279,7 +279,7 @@ impl Pair {
             let tensor = file.tensor(key).map_err(|error| error.to_string())?;
             match tensor.dtype().is_float() {
                 true => Ok(tensor),
-                false => Err(format!("is {:?}: it must be of floats", tensor.dtype())),
+                false => Err(format!("is {:?}: it must hold floats", tensor.dtype())),
             }
         };
         let [mut a, mut b] = [load(&self.keys[0])?, load(&self.keys[1])?];
@@ -362,7 +362,7 @@ fn header<'a>(
     Ok(bytes)
 }
 
-/// The values of a tensor, filled up to where the next begins.
+/// Writes the values of a tensor, padded to where the next tensor begins.
 fn write(to: &mut impl Write, tensor: &Tensor) -> io::Result<()> {
     let mut bytes = Vec::new();
     tensor.write_bytes(&mut bytes).map_err(io::Error::other)?;

@@ -13,10 +13,10 @@ use std::path::{Path, PathBuf};
 
 const INDEX: &str = ".safetensors.index.json";
 
-/// The tensors of a checkpoint, wherever they are.
+/// The tensors of a checkpoint, from all of its files.
 #[derive(Debug)]
 pub(super) struct Base {
-    /// What was given.
+    /// The path that was given.
     pub path: PathBuf,
     /// The directory of the files; `None` for a file that was given alone.
     pub dir: Option<PathBuf>,
@@ -91,6 +91,7 @@ impl Base {
         let mut files: BTreeSet<&str> = BTreeSet::new();
         let mut problems = Vec::new();
         for (tensor, file) in map {
+            // An index is from elsewhere: a path in it must not lead out of the directory.
             let plain = file
                 .as_str()
                 .filter(|file| !file.starts_with('.') && !file.contains(['/', '\\', ':', '\0']));
@@ -119,7 +120,9 @@ impl Base {
             let there = shard.is_some_and(|shard| shards[shard].tensors().contains_key(tensor));
             if !there {
                 let (tensor, file) = (shorten(tensor), file.as_str().unwrap_or_default());
-                problems.push(format!("puts `{tensor}` into `{file}`, where it is not"));
+                problems.push(format!(
+                    "puts `{tensor}` into `{file}`, which does not hold it"
+                ));
             }
         }
         if !problems.is_empty() {
@@ -180,7 +183,7 @@ impl Base {
         self.info(name).map(|info| info.shape.as_slice())
     }
 
-    /// The dtype that a tensor of the file has here.
+    /// A tensor's dtype, as candle names it.
     pub fn dtype(&self, name: &str) -> Result<DType> {
         let info = self.info(name);
         let info = info.ok_or_else(|| Error::file(&self.path, format!("has no `{name}`")))?;

@@ -4,12 +4,13 @@ use crate::Result;
 use crate::adapter::{Form, dora, update};
 use candle_core::{DType, Tensor};
 
-/// What happens to one tensor, in this order. Names are keys of the adapter's file.
+/// What happens to one tensor, in this order. Names are keys of the adapter's file, except in
+/// `copy_of`.
 #[derive(Debug, Default)]
 pub(super) struct Change {
-    /// Comes from the adapter in full.
+    /// The adapter brings the tensor in full.
     pub replace: Option<String>,
-    /// Starts as a copy of this tensor of the base: a head that no longer shares it.
+    /// The tensor starts as a copy of this tensor of the base: a head that no longer shares it.
     pub copy_of: Option<String>,
     pub low_rank: Option<FileUpdate>,
     /// A multiple of this is added.
@@ -28,8 +29,8 @@ pub(super) struct FileUpdate {
 }
 
 impl FileUpdate {
-    /// The weight with its update, in the weight's dtype. What `read` gives is of the wider dtype in
-    /// which all is computed, about `piece` values at a time.
+    /// The weight with its update, in the weight's dtype. `read` gives tensors in the wider dtype
+    /// of the computation, which takes about `piece` values at a time.
     pub fn apply(
         &self,
         weight: &Tensor,
@@ -62,7 +63,7 @@ impl FileUpdate {
                 })?
             }
             Form::Transposed => {
-                // The norm of a column is over all rows.
+                // DoRA's norm of a column is over all rows, so that it cannot be taken in pieces.
                 let piece = if magnitude.is_some() {
                     usize::MAX
                 } else {
@@ -86,8 +87,9 @@ impl FileUpdate {
     }
 }
 
-/// The results for a few of the first dimension's indices at a time, so many that they have about
-/// `piece` values, one after the other. `f` gets those, the first one and their number.
+/// Calls `f` for slices along the first dimension, each of about `piece` values, and joins the
+/// results. `f` gets the slice, its first index and its length. Slices bound the memory that the
+/// wider dtype takes.
 fn in_pieces(
     weight: &Tensor,
     wide: DType,

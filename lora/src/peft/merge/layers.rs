@@ -11,11 +11,11 @@ use crate::path::join;
 use crate::peft::keys::{self, without_wrappers};
 use crate::{Result, Settings};
 
-/// A linear layer's change, and whether its weight is stored transposed, where the shapes tell.
+/// The name of a linear layer's weight, and whether it is stored transposed, if the shapes tell.
 pub(super) type Laid = (String, Option<bool>);
 
 impl Planner<'_> {
-    /// A layer with `lora_A` and `lora_B`.
+    /// Plans the update of a layer with `lora_A` and `lora_B`.
     pub fn layer(
         &mut self,
         path: &str,
@@ -43,8 +43,8 @@ impl Planner<'_> {
         let Some(weight) = found else {
             return Ok(());
         };
-        // The inner part of an attention layer has the settings of the whole. PEFT adds its update
-        // twice, in training as in merging, so that this is what such an adapter has learnt.
+        // The output projection inside an attention layer has the settings of that layer. PEFT adds
+        // its update twice, in training as in merging, so the adapter was trained to count twice.
         let owner = keys::owner_of_projection(path);
         let mut settings = self.settings(owner.unwrap_or(&name))?;
         if owner.is_some() {
@@ -82,7 +82,7 @@ impl Planner<'_> {
             Err(true) => {
                 self.problems.push(format!(
                     "`{name}` is a convolution with groups, whose update lets every output see \
-                     every input channel: no weight of shape {shape:?} holds it"
+                     every input channel: no weight of shape {shape:?} can hold that update"
                 ));
                 return Ok(());
             }
@@ -116,7 +116,7 @@ impl Planner<'_> {
         Ok(())
     }
 
-    /// An embedding: A (r, rows), B (columns, r), the weight (rows, columns).
+    /// Plans the update of an embedding: A (r, rows), B (columns, r), the weight (rows, columns).
     pub fn embedding(&mut self, name: &str, module: &Module) -> Result<()> {
         let pair = self.pair(name, module);
         let Some((a, b)) = pair else {
@@ -162,7 +162,7 @@ impl Planner<'_> {
         self.selection.settings(path, Overrides::default())
     }
 
-    /// Both matrices, or a problem.
+    /// The keys of both matrices. Adds a problem if one is missing.
     pub fn pair(&mut self, name: &str, module: &Module) -> Option<(String, String)> {
         match (module.get(Part::A), module.get(Part::B)) {
             (Some(a), Some(b)) => Some((a.into(), b.into())),
@@ -222,7 +222,7 @@ impl Planner<'_> {
         }
     }
 
-    /// Adds a change whose shapes fit.
+    /// Adds an update whose shapes fit.
     pub fn add(&mut self, name: &str, weight: &str, settings: Settings, low_rank: FileUpdate) {
         let count = match low_rank.form {
             Form::Experts { count, .. } => count,
@@ -251,7 +251,7 @@ impl Planner<'_> {
         }
     }
 
-    /// Rows of an embedding.
+    /// Plans the trained rows of an embedding.
     pub fn tokens(&mut self, name: &str, key: &str) -> Result<()> {
         let indices = &self.lora.trainable_token_indices;
         let found = indices.iter().find(|(end, _)| is_or_ends_with(name, end));
@@ -295,7 +295,7 @@ impl Planner<'_> {
         Ok(())
     }
 
-    /// Decides for square weights, which may be stored either way: all as the others are.
+    /// Decides how square weights are stored, which their shapes do not tell: as the others are.
     pub fn lay_out(&mut self, layers: Vec<Laid>) {
         let seen = |way: bool| layers.iter().any(|(_, laid)| *laid == Some(way));
         let flag = self.options.fan_in_fan_out;

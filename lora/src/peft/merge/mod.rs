@@ -1,5 +1,5 @@
-//! Merging an adapter into a checkpoint without the model's code: the keys of the adapter say which
-//! tensors they change, the shapes say how.
+//! Merging an adapter into a checkpoint without the model's code. The adapter's keys say which
+//! tensors it changes, the shapes say how.
 
 mod base;
 mod change;
@@ -17,10 +17,10 @@ pub use write::{MergeReport, merge_checkpoint, merge_checkpoint_with};
 
 use std::sync::Arc;
 
-/// Called with the number of tensors done, of all, and the name of the last.
+/// Called with the number of tensors done, the number of all, and the name of the last.
 type Progress = Arc<dyn Fn(usize, usize, &str) + Send + Sync>;
 
-/// How an adapter is merged, where files alone do not tell or the answer may surprise.
+/// How an adapter is merged, where the files do not tell or the result may surprise.
 ///
 /// ```
 /// use lora::peft::MergeOptions;
@@ -58,30 +58,30 @@ impl MergeOptions {
         self
     }
 
-    /// Accepts what an adapter brings in full where the base has no such tensor (a classifier on a
-    /// bare language model), one of another shape (a larger vocabulary), or an embedding of other
-    /// values.
+    /// Accepts a tensor that an adapter brings in full even if the base has no such tensor (a
+    /// classifier on a bare language model), a tensor of another shape (a larger vocabulary), or an
+    /// embedding with other values.
     pub fn new_tensors(mut self, accept: bool) -> Self {
         self.new_tensors = accept;
         self
     }
 
-    /// The base is what the adapter's initial value left of the original weights (PiSSA, OLoRA,
-    /// ..), not the original.
+    /// Says that the base is the residual base, not the original: its weights already lost what the
+    /// adapter starts with (PiSSA, OLoRA, ..).
     pub fn residual_base(mut self, residual: bool) -> Self {
         self.residual_base = residual;
         self
     }
 
-    /// Changes an embedding whose weight is also that of the head, although the adapter was trained
-    /// without changing the head. PEFT merges so.
+    /// Changes an embedding whose weight is also the head's, although the adapter was trained
+    /// without changing the head. PEFT merges this way.
     pub fn keep_tied(mut self, keep: bool) -> Self {
         self.keep_tied = keep;
         self
     }
 
-    /// Gives a head that shares the embedding's weight one of its own, `lm_head.weight`, where the
-    /// adapter changes only one of the two. The model must then be loaded with
+    /// Gives a head that shares the embedding's weight a weight of its own, `lm_head.weight`, if
+    /// the adapter changes only one of the two. The model must then be loaded with
     /// `tie_word_embeddings` false, which [`copy_files`](Self::copy_files) writes into the copy of
     /// `config.json`.
     pub fn untie(mut self, untie: bool) -> Self {
@@ -90,21 +90,21 @@ impl MergeOptions {
     }
 
     /// Whether square weights of linear layers are stored as (in, out), as transformers' `Conv1D`
-    /// has them. All others tell by their shapes.
+    /// has them. Other weights tell by their shapes.
     pub fn fan_in_fan_out(mut self, transposed: bool) -> Self {
         self.fan_in_fan_out = Some(transposed);
         self
     }
 
-    /// Whether experts' square weights are stored as (experts, in, out). All others tell by their
-    /// shapes.
+    /// Whether experts' square weights are stored as (experts, in, out). Other weights tell by
+    /// their shapes.
     pub fn transposed_parameters(mut self, transposed: bool) -> Self {
         self.transposed_parameters = Some(transposed);
         self
     }
 
-    /// The adapted parameters of a module in the order of the model's code, by dot-aligned end.
-    /// Needed where two have the same shape.
+    /// Names the adapted parameters of a module in the order of the model's code. A name is the end
+    /// of a parameter's path, in whole segments. Needed if two parameters have the same shape.
     pub fn parameter_order<S: Into<String>>(mut self, names: impl IntoIterator<Item = S>) -> Self {
         self.parameter_order = names.into_iter().map(Into::into).collect();
         self
@@ -117,7 +117,8 @@ impl MergeOptions {
         self
     }
 
-    /// Called after each tensor that is written: how many are done, of how many, and its name.
+    /// Calls `call` after each tensor that is written, with the number of tensors done, the number
+    /// of all, and the tensor's name.
     pub fn progress(mut self, call: impl Fn(usize, usize, &str) + Send + Sync + 'static) -> Self {
         self.progress = Some(Arc::new(call));
         self

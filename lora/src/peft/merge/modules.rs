@@ -34,11 +34,12 @@ impl Module {
 pub(super) struct Keys {
     /// By path without the prefix, `base_layer` and all.
     pub modules: IndexMap<String, Module>,
-    /// A and B of the adapted embeddings; of the first few, as no model has more.
+    /// A and B of the adapted embeddings. Only the first few: no model has more, and each head is
+    /// compared with all of them.
     pub embeddings: Vec<(String, String)>,
-    /// Embeddings that come in full, as in [`plain`](Self::plain); of the first few.
+    /// Embeddings that come in full, as in [`plain`](Self::plain). Only the first few.
     pub full_embeddings: Vec<(String, String)>,
-    /// Tensors under a name of the base model's: that name, and the key in the file.
+    /// Tensors under a name of the base model: that name, and the key in the file.
     pub plain: IndexMap<String, String>,
 }
 

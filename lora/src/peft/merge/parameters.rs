@@ -52,8 +52,8 @@ impl Parameter {
 }
 
 impl Planner<'_> {
-    /// Whether an adapter at this path is of the parameters in it: the module itself has no weight
-    /// that a layer would have.
+    /// Whether an adapter at this path is for bare parameters of the module: the configuration
+    /// names one of them, and the base has it.
     pub fn is_of_parameters(&self, name: &str) -> bool {
         let named = self.lora.target_parameters.iter();
         let place = self.locate(name);
@@ -64,9 +64,11 @@ impl Planner<'_> {
         })
     }
 
-    /// The wrappers of one module, each with how many are around it. The first parameter of the
-    /// module's own order is innermost. A checkpoint does not know that order: the shapes tell, or
-    /// the caller.
+    /// Plans the updates of a module's bare parameters. `parts` holds PEFT's wrappers, each with
+    /// its depth.
+    ///
+    /// PEFT nests the wrappers in the order of the parameters in the model's code, the first
+    /// innermost. A checkpoint does not know that order: the shapes tell, or the caller.
     pub fn parameters(&mut self, module: &str, parts: Vec<(usize, &Module)>) -> Result<()> {
         let mut wrappers = Vec::new();
         let mut parts = parts;
@@ -75,7 +77,7 @@ impl Planner<'_> {
         for (_, part) in parts {
             for other in [Part::Magnitude, Part::Bias] {
                 if let Some(key) = part.get(other) {
-                    let problem = format!("`{key}` cannot be: parameters have neither");
+                    let problem = format!("`{key}`: a bare parameter has no magnitude and no bias");
                     self.problems.push(problem);
                 }
             }
@@ -213,7 +215,8 @@ impl Planner<'_> {
     }
 }
 
-/// The ways to give each of `count` wrappers a parameter of its own that fits, up to two.
+/// The ways to give each of `count` wrappers a parameter of its own that fits. Up to two: more than
+/// one already means that the shapes do not tell.
 fn orders(count: usize, fits: &impl Fn(usize, usize) -> bool) -> Vec<Vec<usize>> {
     fn extend(
         count: usize,
@@ -236,7 +239,7 @@ fn orders(count: usize, fits: &impl Fn(usize, usize) -> bool) -> Vec<Vec<usize>>
             }
         }
     }
-    // No model has more in one module; more would be a matter of trying.
+    // No model has more in one module, and the time grows with the factorial.
     let mut all = Vec::new();
     if count <= 8 {
         extend(count, fits, &mut Vec::new(), &mut all);

@@ -4,8 +4,8 @@ use super::base::Base;
 use crate::config::matching::{is_or_starts_with, modules_above};
 use std::collections::HashSet;
 
-/// A checkpoint may be saved of the model inside the one that was trained, or the other way round:
-/// all its names then lack a first part, or have one more.
+/// How the checkpoint's paths differ from the adapter's. The adapter may have been trained on a
+/// model around the checkpoint's, or inside it: all names then lack a first part, or have one more.
 #[derive(Debug, PartialEq)]
 pub(super) enum Paths {
     Same,
@@ -14,7 +14,7 @@ pub(super) enum Paths {
 }
 
 impl Paths {
-    /// The change with which most modules are found; none, where it is no worse.
+    /// The difference by which most modules are found; none, if that is no worse.
     pub fn find<'a>(base: &Base, modules: impl Iterator<Item = &'a str>) -> Self {
         let modules: Vec<&str> = modules.collect();
         let mut known: HashSet<&str> = HashSet::new();
@@ -28,7 +28,7 @@ impl Paths {
         for list in [&mut heads, &mut tops] {
             list.sort();
             list.dedup();
-            // No model has more; a file might, to take our time.
+            // No model has more. A hostile file might, to take our time.
             list.truncate(64);
         }
         let found = |paths: &Self| {

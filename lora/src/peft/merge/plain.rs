@@ -1,4 +1,5 @@
-//! Tensors that an adapter brings in full, and what a file must hold beside what it does.
+//! Tensors that an adapter brings in full, what it lacks, and heads that share an embedding's
+//! weight.
 
 use super::modules::Keys;
 use super::paths::Paths;
@@ -13,7 +14,7 @@ use serde_json::Value;
 use std::collections::HashSet;
 
 impl Planner<'_> {
-    /// A tensor under the name of one of the base's.
+    /// Plans a tensor of the adapter that has the name of a tensor of the base.
     pub fn plain(&mut self, name: &str, key: &str, sorted: &Keys) -> Result<()> {
         let bare = without_wrappers(name);
         let saved = self.saved_module(&bare);
@@ -26,8 +27,9 @@ impl Planner<'_> {
         if is_bias(&bare) {
             let allowed = self.config.bias.trains(keys::is_of_base(name));
             if !allowed {
-                self.problems
-                    .push(format!("`{key}` is a bias, which `bias` does not say"));
+                self.problems.push(format!(
+                    "`{key}` is a bias that the setting `bias` does not train"
+                ));
                 return Ok(());
             }
             return self.replace(&bare, key, sorted);
@@ -43,8 +45,8 @@ impl Planner<'_> {
         Ok(())
     }
 
-    /// The module trained in full that a tensor is in, with PEFT's rule for `modules_to_save`: its
-    /// path ends in the letters of an entry.
+    /// The module, trained in full, that holds a tensor. By PEFT's rule for `modules_to_save`: the
+    /// module's path ends in the letters of an entry.
     fn saved_module(&self, name: &str) -> Option<String> {
         let entries = self.config.modules_to_save.as_ref()?;
         let mut modules = modules_above(name);
@@ -52,6 +54,7 @@ impl Planner<'_> {
         found.map(String::from)
     }
 
+    /// Plans that the adapter's tensor takes the place of the base's.
     fn replace(&mut self, bare: &str, key: &str, keys: &Keys) -> Result<()> {
         let name = self.locate(bare);
         let Some(info) = self.base.info(&name) else {
@@ -61,7 +64,7 @@ impl Planner<'_> {
             if self.options.new_tensors {
                 if self.change(&name).replace.replace(key.into()).is_some() {
                     self.problems
-                        .push(format!("two tensors of the file are to be `{name}`"));
+                        .push(format!("two tensors of the file would become `{name}`"));
                 }
             } else {
                 self.problems.push(format!(
@@ -80,7 +83,8 @@ impl Planner<'_> {
             ));
             return Ok(());
         }
-        // A counter or the like is no number to be converted.
+        // Only floats may be converted. A tensor of another dtype, such as a counter, must have the
+        // base's dtype.
         let same = self.adapter.tensors().get(key).map(|i| i.dtype) == Some(info.dtype);
         if (same || self.are_floats(&name, &[key]))
             && self.change(&name).replace.replace(key.into()).is_some()
@@ -91,7 +95,7 @@ impl Planner<'_> {
         Ok(())
     }
 
-    /// Nothing, where the tensor is the base's own.
+    /// As [`replace`](Self::replace), but does nothing if the tensor is the base's own.
     fn replace_if_new(&mut self, bare: &str, key: &str, keys: &Keys) -> Result<()> {
         let name = self.locate(bare);
         let Some(info) = self.base.info(&name) else {
@@ -114,7 +118,7 @@ impl Planner<'_> {
     }
 
     /// Whether an embedding of the file has the same values and a place in the base: both modules
-    /// share it.
+    /// then share that weight.
     fn is_copy(&self, key: &str, keys: &Keys) -> Result<bool> {
         for (name, other) in &keys.full_embeddings {
             let place = self.locate(&without_wrappers(name));
@@ -129,8 +133,8 @@ impl Planner<'_> {
         Ok(false)
     }
 
-    /// Whether a head's matrices are those of an adapted embedding, transposed: then its weight is
-    /// the embedding's.
+    /// Whether a head's matrices are those of an adapted embedding, transposed: the head's weight
+    /// then is the embedding's, which gets the update once.
     pub fn is_shared(&self, a: &str, b: &str, keys: &Keys) -> Result<bool> {
         let turned = |of: &str| -> Vec<usize> {
             let shape = self.shape_of(of).iter();
@@ -152,9 +156,9 @@ impl Planner<'_> {
         Ok(false)
     }
 
-    /// What the configuration says is there and is not.
+    /// Adds a problem for everything that the configuration names and the adapter lacks.
     pub fn find_missing(&mut self, keys: &Keys) -> Result<()> {
-        // Only where the names are the same is it clear which of the base's are meant.
+        // With other names, nothing tells which tensors of the base the configuration means.
         if self.paths != Paths::Same || !self.options.rename.is_empty() {
             return Ok(());
         }
@@ -177,7 +181,7 @@ impl Planner<'_> {
                 let wanted = self.config.bias.trains(adapted.contains(path));
                 if wanted && !plain.contains(name) {
                     self.problems.push(format!(
-                        "`bias` says that `{name}` is trained, but the adapter has none for it"
+                        "`bias` says that `{name}` is trained, but the adapter does not hold it"
                     ));
                 }
             }
@@ -188,7 +192,7 @@ impl Planner<'_> {
             if !matrix || self.lora.target_modules.is_none() {
                 continue;
             }
-            // Of what kind a layer is, files do not say: `all-linear` names none here.
+            // Files do not tell a layer's kind: `all-linear` matches no layer here.
             let targeted = self.selection.choose(path, None, None)?.target.is_some();
             if targeted && !adapted.contains(path) {
                 self.problems.push(format!(
@@ -199,7 +203,8 @@ impl Planner<'_> {
         Ok(())
     }
 
-    /// Rows and bare parameters that the configuration names and the adapter has nothing for.
+    /// Adds a problem for rows and bare parameters that the configuration names and the adapter
+    /// lacks.
     fn find_missing_parts(&mut self, keys: &Keys, adapted: &HashSet<String>) {
         let with_rows = keys.modules.iter();
         let with_rows = with_rows.filter(|(_, module)| module.has(Part::Tokens));
@@ -227,7 +232,7 @@ impl Planner<'_> {
         }
     }
 
-    /// Gives a head that has no weight of its own a copy of the embedding's, if that is asked for.
+    /// Gives a head without a weight of its own a copy of the embedding's, if the options say so.
     pub fn untie(&mut self, head: &str, a: &str, b: &str) -> Result<Option<String>> {
         if !self.options.untie || !self.is_tied()? {
             return Ok(None);
@@ -244,8 +249,8 @@ impl Planner<'_> {
         Ok(Some(head.into()))
     }
 
-    /// Refuses to change a weight that a head shares and that the adapter was trained not to share,
-    /// or gives the head one of its own.
+    /// Refuses to change an embedding whose weight a head shares, or gives the head a weight of its
+    /// own: in training, the head computed with the unchanged weight.
     pub fn check_tying(&mut self) -> Result<()> {
         if self.config.ensure_weight_tying || self.options.keep_tied || !self.is_tied()? {
             return Ok(());
@@ -274,7 +279,7 @@ impl Planner<'_> {
                  both, as PEFT does"
             ));
         }
-        // Trained rows are the head's, too.
+        // In training, trained rows acted on the head too: its copy gets the same rows.
         let rows = |name: &String| self.changes.get(name)?.rows.clone();
         let copies = self.changes.iter().filter_map(|(name, change)| {
             let rows = rows(change.copy_of.as_ref()?)?;

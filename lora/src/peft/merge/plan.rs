@@ -19,7 +19,7 @@ use indexmap::IndexMap;
 use safetensors::tensor::TensorInfo;
 use std::path::Path;
 
-/// How many values of a tensor are in memory in the wider dtype.
+/// How many values of a tensor are in memory in the wider dtype at a time.
 const PIECE: usize = 1 << 24;
 
 /// Every change, checked against the shapes of the base.
@@ -40,13 +40,14 @@ impl Plan {
         if config.init_lora_weights.changes_base() {
             if !options.residual_base {
                 problems.push(
-                    "`init_lora_weights` names an initial value that changes the base: the adapter \
-                     fits only what it left of the base's weights. Convert it with PEFT's \
-                     path_initial_model_for_weight_conversion; or, if the base is what was left, \
-                     say so with MergeOptions::residual_base"
+                    "`init_lora_weights` names an initial value that leaves a residual base, and \
+                     the adapter fits only that base. Convert the adapter with PEFT's \
+                     path_initial_model_for_weight_conversion; or, if the base given is the \
+                     residual base, say so with MergeOptions::residual_base"
                         .into(),
                 );
             }
+            // On its residual base the adapter is one like any other.
             config.init_lora_weights = InitWeights::Flag(true);
         }
         let lora = match config.lora_config() {
@@ -161,7 +162,7 @@ impl Plan {
         })
     }
 
-    /// Whether a head got a weight of its own.
+    /// Whether a head that shared the embedding's weight gets a weight of its own.
     pub fn unties(&self, base: &Base) -> bool {
         let mut new = self.new_tensors(base);
         new.any(|(name, _)| is_or_ends_with(name, "lm_head.weight"))
@@ -196,7 +197,7 @@ pub(super) struct Planner<'a> {
 
 impl Planner<'_> {
     fn plan(&mut self, keys: &Keys) -> Result<()> {
-        // What comes in full first, as it may change a shape.
+        // Tensors that come in full go first: they may change a shape that an update must fit.
         for (name, key) in &keys.plain {
             self.plain(name, key, keys)?;
         }
@@ -209,6 +210,7 @@ impl Planner<'_> {
             }
             let low_rank = module.has(Part::A) || module.has(Part::B);
             let of_layer = low_rank && !module.of_lookup;
+            // The wrappers of one module decide together which parameter each is for.
             if of_layer && self.is_of_parameters(&name) {
                 let (inner, depth) = wrappers_behind(path);
                 let list: &mut Vec<_> = wrapped.entry(without_wrappers(inner)).or_default();
@@ -229,6 +231,8 @@ impl Planner<'_> {
         for (module, parts) in wrapped {
             self.parameters(&module, parts)?;
         }
+        // Only now, as square weights follow all others, and as a missing tensor shows once
+        // everything present is planned. Tying comes last: a head's own adapter may have untied it.
         self.lay_out(square);
         self.find_missing(keys)?;
         self.check_tying()
@@ -239,7 +243,7 @@ impl Planner<'_> {
         self.paths.of(&self.options.renamed(path))
     }
 
-    /// The shape that a tensor has once it is replaced.
+    /// The shape that a tensor has before its update: its own, or that of what replaces it.
     pub fn shape(&self, name: &str) -> Option<Vec<usize>> {
         let change = self.changes.get(name);
         let replaced = change.and_then(|change| change.replace.as_ref());
@@ -261,7 +265,7 @@ impl Planner<'_> {
         self.changes.entry(name.into()).or_default()
     }
 
-    /// Whether tensors of both can be computed with.
+    /// Whether the base's tensor and the adapter's are floats. Adds a problem for each that is not.
     pub fn are_floats(&mut self, name: &str, keys: &[&str]) -> bool {
         use safetensors::Dtype::{BF16, F16, F32, F64};
         let mut all = true;

@@ -14,11 +14,11 @@ use std::sync::{Arc, Mutex};
 /// The weights of a checkpoint with an adapter of PEFT's merged into them, for any model that loads
 /// from a [`VarBuilder`]. Each tensor is read and merged when the model asks for it.
 ///
-/// The files are as in [`merge_checkpoint`](super::merge_checkpoint), several or one; tensors are
-/// computed in f32 and then have this dtype.
+/// `base` is one file or several, each as in [`merge_checkpoint`](super::merge_checkpoint). Tensors
+/// are computed in f32 and then cast to `dtype`.
 ///
-/// What a model does not ask for it does not get: the second value tells, when the model is loaded,
-/// whether all of the adapter was of use.
+/// A change to a tensor that the model never asks for has no effect. Once the model is loaded, the
+/// [`MergeCheck`] tells whether the model asked for every tensor that the adapter changes.
 ///
 /// ```
 /// # use candle_core::{DType, Device, Tensor};
@@ -46,8 +46,8 @@ use std::sync::{Arc, Mutex};
 /// ```
 ///
 /// # Errors
-/// Those of [`merge_checkpoint`](super::merge_checkpoint); a value that is not finite when the
-/// tensor is asked for.
+/// Those of [`merge_checkpoint`](super::merge_checkpoint). A merged value that is not finite is an
+/// error when the model asks for its tensor.
 pub fn merged_var_builder<P: AsRef<Path>>(
     base: &[P],
     adapter: impl AsRef<Path>,
@@ -85,9 +85,9 @@ pub fn merged_var_builder_with<P: AsRef<Path>>(
     Ok((builder, check))
 }
 
-/// Which tensors that an adapter changes were asked for.
+/// Tells which of the tensors that an adapter changes a model asked for.
 #[derive(Clone, Debug)]
-#[must_use = "call finish() once the model is loaded: what it did not ask for is left out in silence"]
+#[must_use = "call finish() after loading: a change that no model asked for is left out in silence"]
 pub struct MergeCheck {
     adapter: PathBuf,
     all: Vec<String>,
@@ -95,7 +95,7 @@ pub struct MergeCheck {
 }
 
 impl MergeCheck {
-    /// Names of the tensors that the adapter changes and that nobody has asked for so far.
+    /// Names of the tensors that the adapter changes and that no model has asked for so far.
     pub fn unused(&self) -> Vec<String> {
         let asked = self
             .asked
@@ -105,11 +105,11 @@ impl MergeCheck {
         unused.cloned().collect()
     }
 
-    /// Checks that all were asked for.
+    /// Checks that the model asked for every tensor that the adapter changes.
     ///
     /// # Errors
-    /// Lists those that were not: the model is not the one that the adapter is for, or has other
-    /// names.
+    /// Lists the tensors that it did not ask for. The adapter is then for another model, or the
+    /// model has other names.
     pub fn finish(&self) -> Result<()> {
         let unused = self.unused();
         if unused.is_empty() {

@@ -21,7 +21,7 @@ use tempfile::NamedTempFile;
 pub struct MergeReport {
     /// Names of the tensors that the adapter changed or added.
     pub changed: Vec<String>,
-    /// Number of tensors that are as they were.
+    /// Number of tensors that stayed as they were.
     pub unchanged: usize,
     /// The files written.
     pub files: Vec<PathBuf>,
@@ -29,16 +29,17 @@ pub struct MergeReport {
 
 /// Merges an adapter of PEFT's into a checkpoint, without the model's code.
 ///
-/// `base` is a `.safetensors` file, and `out` then is one, too; or it is a directory that holds one,
-/// or the index of shards (or its directory), and `out` is a directory that gets the same files. One
-/// tensor at a time is in memory, which takes about three times its size; it is computed in f32 (f64
-/// for f64 weights) and rounded once. The files appear under their names when all are written.
+/// If `base` is a `.safetensors` file, `out` is such a file too. If `base` is a directory with one
+/// such file, an index of shards, or the index's directory, `out` is a directory that gets the same
+/// files. One tensor at a time is in memory, which takes about three times its size. It is computed
+/// in f32 (f64 for f64 weights) and rounded once. The files appear under their names when all are
+/// written.
 ///
-/// Merged are adapters of linear layers (stored as (out, in) or (in, out)), convolutions without
-/// groups, embeddings, attention layers and bare parameters, with rsLoRA, DoRA, patterns, and a bias
-/// on B; and modules, biases and tokens that were trained in full. The result is what PEFT's
-/// `merge_and_unload` gives, but for one thing: an update of an embedding and a head that share a
-/// weight is added once, as in PEFT's unmerged model, where merging in PEFT adds it twice.
+/// The adapters may be those of linear layers (stored as (out, in) or (in, out)), convolutions
+/// without groups, embeddings, attention layers and bare parameters, with rsLoRA, DoRA, patterns,
+/// and a bias on B. Modules, biases and tokens that were trained in full are merged too. The result
+/// is that of PEFT's `merge_and_unload`, with one exception: where an embedding and a head share a
+/// weight, their update is added once, as in PEFT's unmerged model. Merging in PEFT adds it twice.
 ///
 /// ```no_run
 /// use lora::peft::merge_checkpoint;
@@ -48,10 +49,10 @@ pub struct MergeReport {
 /// ```
 ///
 /// # Errors
-/// If a tensor of the adapter has no place in the base, or a target none in the adapter; shapes do
-/// not fit or leave two readings; a merged value is not finite; a file is damaged or cannot be
-/// written. All problems are listed, and nothing is written. See [`MergeOptions`] for what can be
-/// allowed.
+/// If a tensor of the adapter has no place in the base, or a target has no tensor in the adapter;
+/// if shapes do not fit, or can be read in two ways; if a merged value is not finite; if a file is
+/// damaged or cannot be written. All problems are listed, and nothing is written. [`MergeOptions`]
+/// can allow some of these.
 pub fn merge_checkpoint(
     base: impl AsRef<Path>,
     adapter: impl AsRef<Path>,
@@ -115,6 +116,8 @@ pub fn merge_checkpoint_with(
         copy_files(from, dir, plan.unties(&base), &mut staged)?;
     }
     let mut files = Vec::new();
+    // Every file is whole before the first gets its name. The index follows the shards, so that a
+    // crash in between leaves no new index that names a missing shard.
     for (file, path) in staged {
         file.persist(&path).map_err(|error| failed(error.error))?;
         files.push(path);
@@ -181,6 +184,7 @@ impl Work<'_> {
         let names: Vec<String> = infos.iter().map(|(name, _)| name.clone()).collect();
         let header = Metadata::new(metadata, infos).map_err(|error| wrong(&error))?;
         let mut header = serde_json::to_vec(&header).map_err(|error| wrong(&error))?;
+        // The format wants the data aligned to 8 bytes.
         header.resize(header.len().next_multiple_of(8), b' ');
         let mut out = BufWriter::new(file);
         let failed = |error: io::Error| Error::file(&path, format!("writing it merged: {error}"));
@@ -252,7 +256,7 @@ fn updated(index: &Value, base: &Base, plan: &Plan) -> Value {
     index
 }
 
-/// Stages what is beside the weights.
+/// Stages copies of the files beside the weights.
 fn copy_files(
     from: &Path,
     dir: &Path,
@@ -282,6 +286,7 @@ fn copy_files(
         if skipped || !path.is_file() {
             continue;
         }
+        // With the old setting, a model would ignore the head's own weight.
         if unties && text == "config.json" {
             let config = serde_json::from_slice(&read_bounded(&path)?);
             let mut config: Value = config.map_err(|error| Error::file(&path, error))?;
