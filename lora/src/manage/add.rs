@@ -36,6 +36,7 @@ pub(crate) fn add<M: LoraModule>(
     }
     checked(problems)?;
     config.validate()?;
+    // Changed in a copy: a problem at any layer leaves the model as it was.
     let mut attach = Attach::new(name, config, Selection::new(config)?, values);
     let mut changed = model.clone();
     change_layers(&mut changed, |path, layer| {

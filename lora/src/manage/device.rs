@@ -70,6 +70,7 @@ fn map<M: LoraModule>(model: &M, f: impl Fn(&Tensor, Role) -> Result<Tensor>) ->
         }
         Ok(())
     })?;
+    // Only now, as all rows are at their new place.
     try_each_layer_mut(&mut mapped, |_, layer| match layer.adapted_mut() {
         Some(layer) => {
             let mut tokens = layer.adapters_mut().tokens.iter_mut();

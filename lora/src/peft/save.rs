@@ -86,6 +86,7 @@ fn save<M: LoraModule>(model: &M, name: &str, dir: &Path, options: &SaveOptions)
         path: dir.into(),
         problems,
     };
+    // A file is for the original base: PEFT and others have no residual base at hand.
     let model = Description::for_original(model, name)?;
     let config = describe(&model, options).map_err(failed)?;
     let batch_norms = model

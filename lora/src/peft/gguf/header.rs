@@ -190,6 +190,7 @@ fn read_info(reader: &mut Reader, length: u64, alignment: u64) -> Result<Info, S
 /// Makes each start count from the beginning of the file, and checks that no tensor lies in another
 /// or outside the file.
 fn place(infos: &mut IndexMap<String, Info>, data: u64, length: u64) -> Result<(), String> {
+    // Sorted, so that each tensor need only be compared with the end of the one before.
     infos.sort_by(|_, a, _, b| a.start.cmp(&b.start));
     let mut free = data;
     for (name, info) in infos {

@@ -30,6 +30,7 @@ impl Planner<'_> {
         let place = self.locate(&name);
         let names = [join(&place, "weight"), join(&place, "in_proj_weight")];
         let mut found = names.iter().find(|name| self.base.contains(name)).cloned();
+        // A tied head has no weight of its own, and needs no change: the embedding gets the update.
         if found.is_none() && !self.is_shared(&a, &b, keys)? {
             found = self.untie(&names[0], &a, &b)?;
             if found.is_none() {

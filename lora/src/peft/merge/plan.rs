@@ -134,6 +134,7 @@ impl Plan {
             Error::Candle(error) => failed(error),
             error => error,
         })?;
+        // A weight may be larger than all else: the check needs only the merged one.
         drop(start);
         let mut finite = true;
         for part in parts(&merged)? {

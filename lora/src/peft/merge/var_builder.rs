@@ -97,6 +97,7 @@ pub struct MergeCheck {
 impl MergeCheck {
     /// Names of the tensors that the adapter changes and that no model has asked for so far.
     pub fn unused(&self) -> Vec<String> {
+        // A thread that panicked leaves whole names: a poisoned lock is no harm.
         let asked = self
             .asked
             .lock()
