@@ -62,7 +62,8 @@ pub(crate) fn set_merged(layer: &mut dyn Adapted, names: &[String]) -> Result<()
 pub(crate) fn base_parts(layer: &dyn Adapted) -> Result<(Tensor, Option<Tensor>)> {
     let adapters = layer.adapters();
     if adapters.rows.is_some() {
-        let message = "a view for the rows of one batch has no base model: use the model it is of";
+        let message =
+            "a view for the rows of one batch has no base model: use the model that made it";
         return Err(Error::layer(&adapters.path, message));
     }
     let (weight, bias) = merged_parts(layer, &adapters.to_merge())?;
