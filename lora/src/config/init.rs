@@ -5,10 +5,10 @@ use std::fmt;
 
 /// How adapters start, PEFT's `init_lora_weights`.
 ///
-/// The model computes the same as before at first but with [`Random`](Init::Random). Some take
-/// values out of the base weight and put them into the adapter:
-/// [`changes_base`](Init::changes_base). The first three are for every layer, the others for
-/// linear ones.
+/// A fresh adapter leaves the model's results as they were, but for [`Random`](Init::Random). Some
+/// initial values move a part of the base weight into the adapter and leave a *residual base*, see
+/// [`changes_base`](Init::changes_base). The first three are for every layer, the others for linear
+/// layers.
 ///
 /// In JSON it is one word, `"default"`, `"pissa"`, `"pissa_niter_4"` and so on.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -53,8 +53,8 @@ pub enum Init {
 }
 
 impl Init {
-    /// Whether the base weight loses what the adapter starts with, so that such an adapter fits no
-    /// other base.
+    /// Whether the adapter starts with a part of the base weight, which the base then lacks. The
+    /// adapter fits that residual base alone.
     pub fn changes_base(self) -> bool {
         use Init::*;
         matches!(self, Pissa | PissaNiter(_) | Olora | Corda | LoraGa | Loftq)

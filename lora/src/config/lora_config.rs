@@ -40,9 +40,9 @@ pub struct LoraConfig {
     /// effect on embeddings; bare weights take none.
     #[serde(rename = "lora_dropout")]
     pub dropout: f64,
-    /// Layers to adapt; `None` leaves it to the model's `#[lora(rank)]` attributes. A name or
-    /// expression that matches no layer, or one that takes no adapter, is an error; so is one of no
-    /// use in the settings below.
+    /// Layers to adapt. With `None` the model's `#[lora(rank)]` attributes choose. A pattern that
+    /// matches no layer, or a layer that takes no adapter, is an error. So is a pattern without effect
+    /// in the settings below.
     #[serde(
         rename = "lora_target_modules",
         skip_serializing_if = "Option::is_none"
@@ -55,13 +55,13 @@ pub struct LoraConfig {
     )]
     pub exclude_modules: Option<Targets>,
     /// Modules trained in full and saved with the adapter, beside those marked `#[lora(trainable)]`:
-    /// paths, or their dot-aligned ends. They take no low-rank update. A weight that is tied to
-    /// another module's is trained as a copy of its own, as in PEFT, unless
-    /// [`ensure_weight_tying`](Self::ensure_weight_tying) is set.
+    /// paths, or their dot-aligned ends. Such a module takes no low-rank update. If another module
+    /// shares its weight, the adapter trains a copy, as in PEFT;
+    /// [`ensure_weight_tying`](Self::ensure_weight_tying) keeps the two together.
     #[serde(rename = "lora_modules_to_save", skip_serializing_if = "Vec::is_empty")]
     pub modules_to_save: Vec<String>,
-    /// Ranks by pattern. A key is a regular expression for a dot-aligned end of a layer's path;
-    /// the first that matches wins. One that never wins is an error.
+    /// Ranks by pattern. A key is a regular expression for a dot-aligned end of a layer's path. The
+    /// first key that matches wins. A key that never wins is an error.
     #[serde(
         rename = "lora_rank_pattern",
         skip_serializing_if = "IndexMap::is_empty"
@@ -83,14 +83,14 @@ pub struct LoraConfig {
     /// <https://arxiv.org/abs/2402.09353>). Not for bare weights.
     #[serde(rename = "lora_use_dora")]
     pub use_dora: bool,
-    /// Give B a bias of its own, which is trained: the update is s·(B·A·x + b). Not for embeddings
-    /// and bare weights, nor with DoRA. A layer without a bias cannot be merged then.
+    /// Give B a trained bias b: the update is s·(B·A·x + b). Embeddings and bare weights take none, nor
+    /// does DoRA. An adapter with such a bias cannot be merged into a layer without a bias.
     #[serde(rename = "lora_bias")]
     pub lora_bias: bool,
-    /// Adapt only layers of these numbers; empty for all. The number is the first one in a layer's
-    /// path that follows two names (`model.layers.3.q_proj`), or what
-    /// [`layers_pattern`](Self::layers_pattern) says. A target that is given with its whole path is
-    /// adapted in any case. With a list of targets only.
+    /// Adapt only the layers with these numbers; an empty list adapts all. A layer's number is the first
+    /// number in its path that follows two names (`model.layers.3.q_proj`), or the number behind a name
+    /// of [`layers_pattern`](Self::layers_pattern). A target given by its whole path is adapted in any
+    /// case. Needs [`target_modules`](Self::target_modules) as a list.
     #[serde(
         rename = "lora_layers_to_transform",
         skip_serializing_if = "Vec::is_empty"
@@ -100,9 +100,9 @@ pub struct LoraConfig {
     /// `layers` for `model.layers.3.q_proj`. Each is a regular expression.
     #[serde(rename = "lora_layers_pattern", skip_serializing_if = "Vec::is_empty")]
     pub layers_pattern: Vec<String>,
-    /// Rows of embeddings that are trained, by the embedding's path or its dot-aligned end. The
-    /// embedding is neither a target nor trained in full then; a head that shares its weight has
-    /// the rows, too.
+    /// Rows of embeddings to train, by the embedding's path or its dot-aligned end. Such an embedding
+    /// can neither be a target nor be trained in full. A head that shares its weight sees the trained
+    /// rows, too.
     #[serde(
         rename = "lora_trainable_token_indices",
         skip_serializing_if = "IndexMap::is_empty"
@@ -116,8 +116,8 @@ pub struct LoraConfig {
         skip_serializing_if = "Vec::is_empty"
     )]
     pub target_parameters: Vec<String>,
-    /// What is adapted or trained of an embedding acts on the head that shares its weight, too. An
-    /// error where there is no such head.
+    /// Makes the adapter of an embedding act on the head that shares its weight, too. So does an
+    /// embedding that is trained in full. Without such a head the setting is an error.
     #[serde(rename = "lora_ensure_weight_tying")]
     pub ensure_weight_tying: bool,
     /// Initial values of the adapters. Some see data first, see
@@ -136,8 +136,8 @@ pub struct LoraConfig {
     /// Settings of [`Init::Loftq`].
     #[serde(rename = "lora_loftq_config", skip_serializing_if = "is_default")]
     pub loftq_config: LoftqConfig,
-    /// Parts of the model whose inner values are computed anew in the backward pass instead of being
-    /// kept: less memory, more time. Names or a regular expression for the paths of
+    /// Parts of the model that keep no inner values: the backward pass computes the values anew, which
+    /// takes less memory and more time. Names or a regular expression for the paths of
     /// [`Recompute`](crate::layers::Recompute) parts.
     #[serde(rename = "lora_recompute", skip_serializing_if = "Option::is_none")]
     pub recompute: Option<Targets>,

@@ -26,8 +26,8 @@ pub trait LoraModule: Sized + Clone + Debug {
     /// The base architecture of this type.
     type Base: LoraModel<Lora = Self>;
 
-    /// The base model, with the adapters that are active or merged in its weights, and what the
-    /// active ones train in full in its place. This model stays as it is.
+    /// The base model. Active and merged adapters are merged into its weights, and modules that active
+    /// adapters train in full stand in place of the base's. This model stays as it is.
     ///
     /// # Errors
     /// If a merged weight is not finite, or an adapter has a bias on B and its layer no bias.
@@ -95,11 +95,12 @@ pub trait LoraModule: Sized + Clone + Debug {
         manage::active(self)
     }
 
-    /// Adds a fresh adapter. As in PEFT it does not act yet and is not trained, until
-    /// [`set_active`](Self::set_active) says so. Layers are chosen as in
-    /// [`to_lora`](LoraModel::to_lora); what it trains in full is a copy of its own. EVA, CorDA
-    /// and LoRA-GA go through [`add_adapter_calibrated`](Self::add_adapter_calibrated), LoftQ is for
-    /// conversion only: it changes the base for all.
+    /// Adds a fresh adapter. As in PEFT the adapter neither acts nor is trained until
+    /// [`set_active`](Self::set_active) says so. The configuration chooses layers as in
+    /// [`to_lora`](LoraModel::to_lora). Parameters that the adapter trains in full are copies of its
+    /// own. For EVA, CorDA and LoRA-GA call
+    /// [`add_adapter_calibrated`](Self::add_adapter_calibrated). LoftQ is for conversion only, as it
+    /// changes the base for all adapters.
     ///
     /// ```
     /// use candle_core::{Device, DType, Tensor};
@@ -147,9 +148,9 @@ pub trait LoraModule: Sized + Clone + Debug {
         peft::add(self, name, dir.as_ref())
     }
 
-    /// Puts the adapter of a directory in place of the one of this name, which may have other
-    /// targets, ranks and settings. It acts, and is trained, if the one before did. Its parameters
-    /// are new variables: make the optimiser after this.
+    /// Replaces the adapter of this name by the adapter of a directory, which may have other targets,
+    /// ranks and settings. The new adapter acts, and is trained, if the old one did. Its parameters are
+    /// new variables: make the optimiser after this call.
     ///
     /// # Errors
     /// Those of [`delete_adapter`](Self::delete_adapter) and of
@@ -182,10 +183,10 @@ pub trait LoraModule: Sized + Clone + Debug {
         manage::add_weighted(self, new, adapters, combination, options)
     }
 
-    /// Makes these adapters act, in this order, and only these be trained. None at all gives what
-    /// the base model computes.
+    /// Makes these adapters act, in this order, and trains only these. Without any name the model
+    /// computes what the base model does.
     ///
-    /// What is trained again is the same variables as before.
+    /// An adapter that is trained again keeps its variables, so that an optimiser goes on with them.
     ///
     /// # Errors
     /// Unknown and doubled names, two adapters that each have a copy of the same layer's own
@@ -195,9 +196,9 @@ pub trait LoraModule: Sized + Clone + Debug {
         manage::set_active(self, names)
     }
 
-    /// Makes an adapter trained, or frozen, whether it acts or not. One that is trained and does
-    /// not act gets no gradient, which [`backward`](Self::backward) reports. What is trained again
-    /// is the same variables as before.
+    /// Trains an adapter, or freezes it, whether it acts or not. An adapter that is trained and does
+    /// not act gets no gradient, which [`backward`](Self::backward) reports. An adapter that is trained
+    /// again keeps its variables.
     ///
     /// # Errors
     /// A name that no adapter has.
@@ -205,11 +206,10 @@ pub trait LoraModule: Sized + Clone + Debug {
         manage::set_adapter_trainable(self, name, trainable)
     }
 
-    /// The model without any adapter acting, which computes what the base model does: in place of
-    /// trained biases, modules and rows are the base's. A base that
-    /// [LoftQ](crate::Init::Loftq) quantised stays so. A view: it shares its tensors with this
-    /// model, which stays as it is. PEFT's `disable_adapter()`; with [`to_base`](Self::to_base),
-    /// `unload()`.
+    /// A view of the model in which no adapter acts. The view computes what the base model does, with
+    /// the base's own biases, modules and rows. A base that [LoftQ](crate::Init::Loftq) quantised stays
+    /// quantised. The view shares its tensors with this model, which stays as it is. This is PEFT's
+    /// `disable_adapter()`; with [`to_base`](Self::to_base) it is `unload()`.
     ///
     /// # Errors
     /// If a tensor that is a field of the model is trained: its base value is not kept.
@@ -217,8 +217,8 @@ pub trait LoraModule: Sized + Clone + Debug {
         manage::disabled(self)
     }
 
-    /// Takes an adapter away, with all that it trained. If it was the only one to act, none acts
-    /// then.
+    /// Deletes an adapter, with everything that it trained. If no other adapter acted, none acts
+    /// afterwards.
     ///
     /// # Errors
     /// A name that no adapter has, an adapter that is merged, and a trained tensor that is a field of
@@ -245,9 +245,9 @@ pub trait LoraModule: Sized + Clone + Debug {
         manage::set_scale(self, name, factor)
     }
 
-    /// The model for one batch of which each row has its adapter, or none: a view in eval mode
-    /// that shares its tensors with this model. Every adapted layer must see the batch as its
-    /// first dimension. A layer that a row's adapter does not have is the base's for that row.
+    /// A view of the model for one batch whose rows have an adapter each, or none. The view is in eval
+    /// mode and shares its tensors with this model. Every adapted layer must see the batch as its first
+    /// dimension. Where a row's adapter has no part in a layer, the row gets the base layer's result.
     ///
     /// # Errors
     /// Unknown names, no rows, a merged model, an adapter that trains a layer in full which takes no
@@ -278,8 +278,8 @@ pub trait LoraModule: Sized + Clone + Debug {
         manage::backward(self, loss)
     }
 
-    /// Adds the active adapters to the weights, so that the forward pass costs what the base
-    /// model's does. All layers are merged or none. What is merged already stays so and is not
+    /// Adds the active adapters to the weights, so that the forward pass costs what the base model's
+    /// does. All layers are merged or none. An adapter that is merged already stays merged and is not
     /// added twice.
     ///
     /// # Errors
@@ -298,9 +298,9 @@ pub trait LoraModule: Sized + Clone + Debug {
         Ok(())
     }
 
-    /// Adds these adapters to the weights, active or not, in this order; as
-    /// [`merge`](Self::merge) otherwise. Active ones that are not among them go on acting beside. What
-    /// an adapter trains in full, such as biases, is in place only while it is active.
+    /// Adds these adapters to the weights, active or not, in this order; as [`merge`](Self::merge)
+    /// otherwise. Other active adapters go on acting beside the merged weights. Parameters that an
+    /// adapter trains in full, such as biases, are in place only while the adapter is active.
     ///
     /// # Errors
     /// Names that no adapter has, and those of [`merge`](Self::merge).
