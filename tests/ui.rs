@@ -34,3 +34,14 @@ fn pass() {
 fn fail() {
     trybuild::TestCases::new().compile_fail("ui/fail/*.rs");
 }
+
+/// Messages say which candle the crates are built with, as no attribute can compute that.
+#[test]
+fn messages_name_the_version_of_candle() {
+    let manifest = include_str!("../Cargo.toml");
+    let (_, version) = manifest.split_once("candle-nn = \"").unwrap();
+    let version: Vec<&str> = version.split('"').next().unwrap().split('.').collect();
+    let text = include_str!("ui/fail/foreign_field.stderr");
+    let named = format!("this crate knows candle {}.{},", version[0], version[1]);
+    assert!(text.contains(&named), "{named}");
+}

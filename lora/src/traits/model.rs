@@ -16,6 +16,7 @@ pub type Lora<M> = <M as LoraModel>::Lora;
 #[diagnostic::on_unimplemented(
     message = "`{Self}` has no LoRA counterpart",
     label = "not a `LoraModel`",
+    note = "if `{Self}` is a layer of candle's, it is of another version: this crate knows candle 0.11, see `cargo tree -d`",
     note = "if `{Self}` is yours, add `#[derive(LoraModel)]` to it",
     note = "if it is not, or holds nothing to adapt, mark the field `#[lora(skip)]`: its value is cloned"
 )]
