@@ -1,4 +1,4 @@
-//! [`Adapters`]: all that a layer's adapters are, and which of them act.
+//! [`Adapters`]: the adapters of one layer, and which of them act.
 
 use super::{Adapted, Adapter, Copies, Recorder, Rows, Tie, Tokens, seen};
 use crate::{Error, Part, Result};
@@ -13,8 +13,8 @@ pub struct Adapters {
     pub(crate) list: Vec<Adapter>,
     /// The rows of an embedding that adapters train; the embedding's, at a head that shares them.
     pub(crate) tokens: Vec<Tokens>,
-    /// The names of those that act, in the order in which they apply. A name that this layer has no
-    /// adapter of stays here: the list is the whole model's.
+    /// The names of the active adapters, in the order in which they apply. The list is the whole
+    /// model's: a name stays here even if this layer has no adapter of that name.
     pub(crate) active: Vec<String>,
     /// `Some` exactly while merged.
     pub(crate) merged: Option<Merged>,
@@ -66,7 +66,7 @@ impl Adapters {
         self.list.iter_mut().find(|adapter| adapter.name == name)
     }
 
-    /// Makes an adapter trained, or frozen. A view of another layer's follows that.
+    /// Trains an adapter, or freezes it. A view of another layer's adapter follows that layer.
     pub(crate) fn set_trainable(&mut self, name: &str, trainable: bool) -> Result<()> {
         if let Some(adapter) = self.get_mut(name)
             && adapter.tie != Tie::Shared
@@ -102,13 +102,13 @@ impl Adapters {
         self.active.iter().filter_map(|name| self.get(name))
     }
 
-    /// True if the layer has no low-rank update. Rows of an embedding that are trained are not one.
+    /// True if the layer has no low-rank update. Trained rows of an embedding do not count as one.
     pub fn is_empty(&self) -> bool {
         self.list.is_empty()
     }
 
-    /// The rows of an embedding that adapters train; at a head that shares the embedding's weight,
-    /// the embedding's.
+    /// The rows of an embedding that adapters train. A head that shares the embedding's weight has the
+    /// embedding's rows.
     pub fn tokens(&self) -> &[Tokens] {
         &self.tokens
     }
@@ -122,8 +122,8 @@ impl Adapters {
         self.get(name).is_some() || self.tokens_of(name).is_some()
     }
 
-    /// The tensors of all adapters, in the order of parameters, with the name of each's adapter.
-    /// What is a view of another layer's is not among them.
+    /// The tensors of all adapters, each with its adapter's name, in the order of parameters. Views of
+    /// another layer's tensors are left out: that layer lists them.
     pub(crate) fn tensors(&self) -> impl Iterator<Item = (&str, Part, &Tensor)> {
         let own = self
             .list
@@ -172,8 +172,8 @@ impl Adapters {
             .filter(move |adapter| !merged.contains(&adapter.name))
     }
 
-    /// Checks that with just these adapters merged, the layer computes what it does unmerged: DoRA
-    /// multiplies what the adapters before it gave.
+    /// Checks that the layer computes the same with just these adapters merged as unmerged. DoRA
+    /// multiplies the result of the adapters before it, so that their order matters.
     pub(crate) fn check_order(&self, merged: &[String]) -> Result<()> {
         let active: Vec<&Adapter> = self.active().collect();
         let is_dora = |adapter: &&Adapter| adapter.magnitude.is_some();
@@ -207,7 +207,7 @@ impl Adapters {
         acting.map(|tokens| tokens.with_rows(self.seen(&tokens.rows)))
     }
 
-    /// The names of all adapters that a merged weight is to hold: those merged, then those active.
+    /// The names of the adapters for a merged weight: first the merged adapters, then the active ones.
     pub(crate) fn to_merge(&self) -> Vec<String> {
         let mut names = self.merged().to_vec();
         let more = self.active.iter().filter(|name| self.has(name));

@@ -6,11 +6,11 @@ use crate::config::Mark;
 use crate::{Error, Layer, Param, Result};
 use candle_core::Tensor;
 
-/// The copies of a layer's own parameters that adapters have: PEFT's `modules_to_save`, trained
-/// biases, and weights that an adapter's start took something out of.
+/// The copies that adapters have of a layer's own parameters: PEFT's `modules_to_save`, trained
+/// biases, and the residual base of an adapter.
 ///
-/// The copy of an active adapter is in the layer itself, and the base's parameters are kept here
-/// meanwhile.
+/// While an adapter is active its copy stands in the layer's own fields, and the base's parameters are
+/// kept here.
 #[derive(Clone, Debug, Default)]
 pub struct Copies {
     /// What the attribute on the layer's field said, for adapters that are added later.
@@ -50,7 +50,7 @@ impl Copies {
         self.current.as_ref().and(self.base.first())
     }
 
-    /// True if the adapter's copy of the weight is that of the embedding which shares it.
+    /// True if the adapter's copy of the weight is a view of the copy that the embedding has.
     pub(crate) fn is_tied(&self, adapter: &str) -> bool {
         self.get(adapter)
             .is_some_and(|copy| copy.tie == Tie::Shared)
@@ -217,7 +217,8 @@ pub(crate) struct Own {
     pub(crate) trained: bool,
 }
 
-/// The layer's own parameters as they are while this adapter is active and nothing is merged.
+/// The layer's own parameters as the layer has them while this adapter is active and nothing is
+/// merged.
 pub(crate) fn seen_by(layer: &dyn Layer, adapter: &str) -> Vec<Own> {
     let originals = layer.adapted().map(|adapted| adapted.adapters());
     let own = layer
@@ -258,8 +259,8 @@ pub(crate) fn seen_by(layer: &dyn Layer, adapter: &str) -> Vec<Own> {
     own
 }
 
-/// The tensors of the copy that this adapter has, by name, to be changed; the layer's own where it
-/// has no room for copies. The layer must not be merged.
+/// The tensors of this adapter's copy, by name, to be changed. A layer without room for copies gives
+/// its own tensors. The layer must not be merged.
 pub(crate) fn seen_by_mut<'a>(
     layer: &'a mut dyn Layer,
     adapter: &str,
@@ -307,7 +308,7 @@ pub(crate) fn tie(layer: &mut dyn Layer, path: &str, adapter: &str, weight: Tens
     Ok(())
 }
 
-/// Takes tied copies away whose embedding has none any more.
+/// Deletes the tied copies of adapters whose embedding has no copy any more.
 pub(crate) fn untie(layer: &mut dyn Layer, keep: &[String]) -> Result<()> {
     let tied = layer.copies().map(|copies| copies.tied(Tie::Shared));
     for adapter in tied

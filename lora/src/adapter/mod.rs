@@ -55,15 +55,15 @@ pub struct Adapter {
     pub(crate) settings: Settings,
     /// What the scaling is multiplied by at run time.
     pub(crate) scale: f64,
-    /// B stays as it started, as MiCA asks.
+    /// B is not trained, as MiCA asks.
     pub(crate) keeps_b: bool,
     pub(crate) tie: Tie,
     pub(crate) parked: Parked,
-    /// What it began with, where that changed the base.
+    /// The initial value, if it left a residual base.
     pub(crate) start: Option<Init>,
     /// How the base was quantised for it, so that a file can say so.
     pub(crate) loftq: Option<LoftqConfig>,
-    /// A and B as they started, where the base weight lost what they began with.
+    /// A and B as they started, if they left a residual base.
     pub(crate) initial: Option<(Tensor, Tensor)>,
 }
 
@@ -106,7 +106,8 @@ impl Adapter {
         self.settings.scaling * self.scale
     }
 
-    /// True if it is a view of that of the embedding which the layer shares its weight with.
+    /// True if the layer shares its weight with an embedding, and this adapter is a view of the
+    /// embedding's.
     pub fn is_tied(&self) -> bool {
         self.tie == Tie::Shared
     }
@@ -133,8 +134,8 @@ impl Adapter {
         initial.flat_map(|(a, b)| [a, b])
     }
 
-    /// The adapter for the base as it was before it lost what this one began with: A' = [A; A₀],
-    /// B' = [B, −B₀], as PEFT converts on saving. Any other as it is.
+    /// The adapter for the original base: A' = [A; A₀], B' = [B, −B₀], as PEFT converts on saving. An
+    /// adapter without a residual base stays as it is.
     pub(crate) fn for_original(&self) -> Result<Self> {
         let Some((a, b)) = &self.initial else {
             return Ok(self.clone());

@@ -1,10 +1,12 @@
-//! [`Parked`]: the variables that tensors are while they are trained.
+//! [`Parked`]: the variables of tensors that are frozen at present.
 
 use crate::Result;
 use candle_core::{Tensor, Var};
 
-/// The variables of tensors that are frozen at present, by place, so that a tensor which is trained
-/// again is the same variable as before and an optimiser goes on with it.
+/// The variables of tensors that are frozen at present, by place.
+///
+/// An optimiser knows a parameter by its variable. A tensor that is trained again becomes the variable
+/// from before, so that the optimiser goes on with it.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Parked(Vec<Option<Tensor>>);
 

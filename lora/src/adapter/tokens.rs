@@ -6,8 +6,8 @@ use crate::ops;
 use crate::{Error, Result};
 use candle_core::{D, DType, Device, Tensor, Var};
 
-/// Rows of an embedding's table that an adapter trains in place of the base's. A head that shares
-/// the table shares the rows.
+/// Rows of an embedding's table that an adapter trains. They stand in place of the base's rows. A head
+/// that shares the table shares the trained rows.
 #[derive(Clone, Debug)]
 pub struct Tokens {
     pub(crate) adapter: String,
@@ -80,7 +80,7 @@ impl Tokens {
         self.parked.set_trainable(0, &mut self.rows, trainable)
     }
 
-    /// Puts what belongs to the rows onto their device, after they were moved.
+    /// Moves the table of places to the device of the rows, after the rows were moved.
     pub(crate) fn follow_rows(&mut self) -> Result<()> {
         self.parked = Parked::default();
         self.slots = self.slots.to_device(self.rows.device())?;

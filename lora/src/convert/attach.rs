@@ -78,8 +78,8 @@ impl<'a> Attach<'a> {
         }
     }
 
-    /// Gives the layer its adapter and its copies, as far as it gets any. They are trainable, and
-    /// not active yet.
+    /// Gives the layer its adapter and its copies, if the configuration asks for any. Both are
+    /// trainable, and not active yet.
     pub(crate) fn layer(&mut self, path: &str, layer: &mut dyn Layer) -> Result<()> {
         let mark = layer.copies().and_then(|copies| copies.mark);
         self.marked_layer(path, mark, layer)
@@ -182,10 +182,9 @@ impl<'a> Attach<'a> {
         Some(settings)
     }
 
-    /// Copies the layer's own parameters for the adapter, if it trains any, or its start changed the
-    /// weight to `base`. Even variables are
-    /// copied: training must not reach into the base model. A tied one that is trained is a copy of
-    /// its own at each place, as in PEFT.
+    /// Copies the layer's own parameters for the adapter, if the adapter trains any of them or has the
+    /// residual base `base`. Even variables are copied: training must not reach into the base model. A
+    /// tied weight that is trained is copied at each place, as in PEFT.
     fn copies(
         &self,
         path: &str,

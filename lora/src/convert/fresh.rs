@@ -7,8 +7,8 @@ use crate::init::{AdapterInit, Start, Target, rng, start};
 use crate::{Calibrated, Init, LoraConfig, Result};
 use candle_core::{Tensor, Var};
 
-/// An adapter with the initial values that the configuration asks for, trainable; and the weight
-/// that the layer is to have with it, where that is another.
+/// A trainable adapter with the initial values that the configuration asks for, and the residual base
+/// that its start leaves, if there is one.
 pub(crate) fn fresh(
     layer: &dyn Adapted,
     name: &str,

@@ -60,10 +60,9 @@ pub trait LoraModel: Sized {
     /// Shows the model data, for initial values that depend on it: EVA, CorDA and LoRA-GA. The
     /// result goes to [`to_lora_calibrated`](Self::to_lora_calibrated).
     ///
-    /// `batch` is called again and again with the model, whose type is that of its LoRA counterpart
-    /// and which computes what this model does. Each time it runs one batch and returns what the
-    /// last step gave, for LoRA-GA the loss; `None` ends. EVA ends by itself once it has seen
-    /// enough.
+    /// `batch` is called again and again with a model of the LoRA type that computes what this model
+    /// does. Each call runs one batch and returns the result; for LoRA-GA the result is the loss.
+    /// `None` ends the calibration. EVA ends by itself once it has seen enough.
     ///
     /// ```
     /// use candle_core::{Device, Module, Tensor};
@@ -137,8 +136,8 @@ pub trait LoraModel: Sized {
     /// directory that PEFT wrote needs to run. Call [`train`](LoraModule::train) to train it
     /// further.
     ///
-    /// The directory alone says what is adapted and trained, not the model's attributes. A raw
-    /// adapter of PiSSA or OLoRA changes the base as it did at first, which is right for the
+    /// The directory alone says which layers are adapted and trained; the model's attributes do not
+    /// matter. A raw adapter of PiSSA or OLoRA makes its residual base again, which is right on the
     /// original base.
     ///
     /// # Errors
