@@ -297,7 +297,7 @@ fn features_that_are_not_supported() {
     ];
     refuse_changed(change, &words);
     let change = |files: &mut Files| files.config["init_lora_weights"] = json!("corda");
-    let words = ["`init_lora_weights` is \"corda\", which changes the base"];
+    let words = ["`init_lora_weights` is \"corda\", whose residual base"];
     refuse_changed(change, &words);
     let change = |files: &mut Files| files.config["init_lora_weights"] = json!("pissa");
     let words = ["the file is for the residual base of `pissa`"];

@@ -321,7 +321,7 @@ fn refusal(model: &LoraNet, case: &Case, other: &Case) -> Option<&'static str> {
         trained.any(|param| matches!(param.role, Role::Base | Role::Adapter(Part::Tokens)))
     });
     if trains_more {
-        return Some("itself, which cannot be combined");
+        return Some("own parameters, which cannot be combined");
     }
     let layers = |name: &str| deltas(model, name).into_iter().map(|(path, _)| path);
     let mixed = case.config.use_dora != other.config.use_dora
@@ -330,7 +330,7 @@ fn refusal(model: &LoraNet, case: &Case, other: &Case) -> Option<&'static str> {
         .chain(layers("other"))
         .any(|path| path == "experts");
     let has_bias = case.config.lora_bias || other.config.lora_bias;
-    (mixed || has_experts || has_bias).then_some("ensure_weight_tying, cannot be combined")
+    (mixed || has_experts || has_bias).then_some("ensure_weight_tying cannot be combined")
 }
 
 /// The scale is linear, and a combination by `cat` is the weighted sum.
