@@ -89,10 +89,10 @@ use std::fmt::Debug;
 ///     }
 /// }
 ///
-/// let weight = Tensor::new(&[[3f32, 4.], [0., 2.]], &Device::Cpu)?;
+/// let weight = Tensor::new(&[[0f32, 4.], [2., 0.]], &Device::Cpu)?;
 /// let mut model = Cosine { weight }.to_lora(&LoraConfig::new(1))?;
-/// let xs = Tensor::new(&[[1f32, 1.]], &Device::Cpu)?;
-/// assert_eq!(model.forward(&xs)?.to_vec2::<f32>()?, [[1.4, 1.0]]);
+/// let xs = Tensor::new(&[[3f32, 5.]], &Device::Cpu)?;
+/// assert_eq!(model.forward(&xs)?.to_vec2::<f32>()?, [[5.0, 3.0]]);
 /// let grads = model.backward(&model.forward(&xs)?.sqr()?.sum_all()?)?;
 /// assert!(grads.get(&model.trainable_vars()[1]).is_some());
 /// model.merge()?;
