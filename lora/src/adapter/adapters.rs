@@ -11,7 +11,7 @@ pub struct Adapters {
     /// The layer's path in its model, for messages.
     pub(crate) path: String,
     pub(crate) list: Vec<Adapter>,
-    /// The rows of an embedding that adapters train; the embedding's, at a head that shares them.
+    /// The rows of an embedding that adapters train. A head that shares the weight has the embedding's.
     pub(crate) tokens: Vec<Tokens>,
     /// The names of the active adapters, in the order in which they apply. The list is the whole
     /// model's: a name stays here even if this layer has no adapter of that name.
@@ -184,7 +184,7 @@ impl Adapters {
             return Ok(());
         }
         let comes_first = active.iter().zip(&first).all(|(a, b)| a.name == b.name);
-        // A bias on B would go into the layer's own, which DoRA leaves out.
+        // Merging adds a bias on B to the layer's own bias, which DoRA does not multiply.
         let biased = first.iter().any(|adapter| adapter.bias.is_some());
         match comes_first && !(biased && rest.iter().any(is_dora)) {
             true => Ok(()),

@@ -51,7 +51,7 @@ impl Rows {
     }
 }
 
-/// The results of `f` on the rows of each group, put together again in the order of rows.
+/// Runs `f` on the rows of each group and puts the results together in the order of rows.
 pub(crate) fn by_rows<L>(
     xs: &Tensor,
     groups: &[(Vec<u32>, L)],

@@ -1,12 +1,12 @@
-//! [`Tie`]: adapters of layers that share a weight.
+//! [`Tie`]: how adapters of layers that share a weight belong together.
 
-/// How an adapter is tied to that of another layer.
+/// How an adapter belongs to an adapter of a layer that shares the weight.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) enum Tie {
     #[default]
     None,
-    /// An embedding's, which acts on the heads that share its weight.
+    /// The embedding's adapter. The heads that share its weight have views of this adapter.
     Shares,
-    /// A head's, which is a view of the embedding's.
+    /// The head's adapter: a view of the embedding's.
     Shared,
 }

@@ -1,4 +1,4 @@
-//! [`Builder`]: the walk that converts a base model, deciding for each layer what is trained.
+//! [`Builder`]: the walk over a base model that builds its LoRA model.
 
 use super::{Attach, Values};
 use crate::adapter::{Access, Adapters};
@@ -13,7 +13,8 @@ use std::collections::HashMap;
 
 /// The walk over a base model that builds its LoRA model, handed to [`LoraModel::adapt`].
 ///
-/// It knows the path it has reached, the configuration, and what the attributes on the way said.
+/// The builder knows the configuration, the path that the walk has reached, and the marks of the
+/// attributes above.
 ///
 /// ```
 /// use candle_nn::Linear;
@@ -36,7 +37,7 @@ pub struct Builder<'a> {
     selection: Selection<'a>,
     path: Path,
     mark: Option<Mark>,
-    /// The layers so far: the path of each, and the mark that it is under.
+    /// The path of each layer so far, with the mark above it.
     marks: HashMap<String, Option<Mark>>,
     /// The parts that `recompute` may name.
     recomputable: Vec<String>,

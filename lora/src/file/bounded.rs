@@ -8,7 +8,7 @@ use std::path::Path;
 /// A JSON file larger than this is no configuration.
 const MAX_JSON: u64 = 16 << 20;
 
-/// A JSON file, if it is of a size that is sensible.
+/// Reads a JSON file, unless it is too large to be a configuration.
 pub(crate) fn read_bounded(path: &Path) -> Result<Vec<u8>> {
     let failed = |error| Error::file(path, error);
     let mut bytes = Vec::new();

@@ -5,8 +5,8 @@ use serde::{Deserialize, de};
 use serde_json::{Map, Value};
 use std::fmt;
 
-/// A value read such that a key that comes twice is an error: serde_json, as Python, takes the last
-/// without a word.
+/// A JSON value whose objects have each key once. serde_json and Python take the last of two equal keys
+/// without a word, so that a file could say two things.
 pub(crate) struct Unique(pub(crate) Value);
 
 /// Reads a JSON value.

@@ -12,7 +12,7 @@ use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
-/// A header larger than this is none; the limit of the safetensors library.
+/// The largest header that is read: the limit of the safetensors library.
 const MAX_HEADER: u64 = 100_000_000;
 
 /// How much of a tensor is in memory while it is copied.
@@ -94,7 +94,8 @@ impl TensorFile {
     }
 
     fn at(&self, info: &TensorInfo) -> Result<std::sync::MutexGuard<'_, File>> {
-        // A file has no state that a panic elsewhere could break: every reader seeks first.
+        // A panic elsewhere can leave the file at any position. Every reader seeks first, so that a
+        // poisoned lock is no reason to fail.
         let mut file = self
             .file
             .lock()

@@ -17,13 +17,14 @@ pub(crate) fn stage(dir: &Path, bytes: &[u8]) -> io::Result<NamedTempFile> {
 pub(crate) fn temporary(dir: &Path) -> io::Result<NamedTempFile> {
     let mut builder = tempfile::Builder::new();
     builder.prefix(".adapter-");
-    // As any new file: the process's mask applies.
+    // tempfile makes files that only their owner reads. These files are for everybody whom the
+    // process's mask lets read.
     #[cfg(unix)]
     builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
     builder.tempfile_in(dir)
 }
 
-/// Makes the renames durable where directories can be flushed.
+/// Flushes a directory, so that renames in it survive a power cut. Not every system can.
 pub(crate) fn sync(dir: &Path) {
     if let Ok(dir) = File::open(dir) {
         let _ = dir.sync_all();

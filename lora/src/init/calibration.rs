@@ -1,4 +1,4 @@
-//! What some initial values need to know of a model at work: inputs or gradients of its layers.
+//! What some initial values see of a model at work: the inputs or the gradients of its layers.
 
 use crate::init::adapter_dtype;
 use crate::init::pca::IncrementalPca;
@@ -28,7 +28,7 @@ struct Observed {
     rank: usize,
     alpha: f64,
     seen: Seen,
-    /// Its components have converged: it looks at no more inputs.
+    /// The layer's components have converged: further inputs are passed over.
     done: bool,
 }
 
@@ -193,9 +193,10 @@ impl Calibration {
             .map_err(|error| error.at(path))
     }
 
-    /// Ends a batch: true once more of them would change nothing. For EVA that is when every
-    /// component that a layer gets has converged; layers that have look at no more inputs until
-    /// the ranks are shared out otherwise. For others it is never true: they see all data once.
+    /// Ends a batch: true once further batches would change nothing. For EVA every component that a
+    /// layer gets has converged then. A layer that has converged passes further inputs over until the
+    /// ranks are shared out otherwise. Other initial values see all data once, so that the answer is
+    /// never true.
     pub fn end_batch(&mut self) -> bool {
         let ranks = self.ranks();
         let mut all = !self.layers.is_empty();
@@ -256,8 +257,8 @@ impl Calibration {
         layer.ok_or_else(|| Error::layer(path, "was not added to the calibration"))
     }
 
-    /// The rank of each layer: the sum of ranks is shared out to the components that explain most
-    /// of their layer's variance. The most that each may have until all layers have components.
+    /// The rank of each layer. The sum of all ranks is shared out to the components that explain most
+    /// of their layer's variance. Until all layers have components each layer may have the most.
     fn ranks(&self) -> Vec<usize> {
         let ratios = |layer: &Observed| match &layer.seen {
             Seen::Components(pca) if pca.missing().is_none() => Some(pca.ratios().to_vec()),
@@ -272,7 +273,7 @@ impl Calibration {
         let mut shares: Vec<(f64, usize)> = each
             .flat_map(|(layer, ratios)| ratios.iter().map(move |ratio| (*ratio, layer)))
             .collect();
-        // Of equal shares the first layer's goes first.
+        // Where two shares are equal, the first layer comes first, so that a run can be repeated.
         shares.sort_by(|(a, _), (b, _)| b.total_cmp(a));
         let mut ranks = vec![0; all.len()];
         for (_, layer) in shares.into_iter().take(budget) {

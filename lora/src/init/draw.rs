@@ -10,7 +10,7 @@ use rand::{Rng, RngExt, SeedableRng};
 pub(crate) struct AdapterInit<'a> {
     pub(crate) a: Shape,
     pub(crate) b: Shape,
-    /// An embedding starts with A zero and B random; all others the other way round.
+    /// An embedding starts with A zero and B random, any other layer with A random and B zero.
     pub(crate) embedding: bool,
     /// The layer's weight: gives device and dtype.
     pub(crate) weight: &'a Tensor,
@@ -79,7 +79,8 @@ pub(crate) fn adapter_dtype(weight: DType) -> DType {
 pub(crate) fn rng(seed: Option<u64>, path: &str) -> ChaCha8Rng {
     let seed = seed.unwrap_or_else(rand::random);
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
-    // FNV-1a: fixed for good, unlike the standard library's hasher.
+    // FNV-1a: a seed must mean the same in every version, which the standard library's hasher does
+    // not promise.
     let stream = path.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
         (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
     });

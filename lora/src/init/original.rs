@@ -1,10 +1,11 @@
-//! Adapters that changed their base, as plain ones for the base that was.
+//! Adapters of a residual base, as plain adapters for the original base.
 
 use crate::{Error, Result};
 use candle_core::Tensor;
 
-/// An adapter for the original weight, of the trained values of one that took its initial values
-/// out of the weight: A' = [A; A₀] of rank 2r and B' = [B, −B₀].
+/// Converts the trained values of an adapter with a residual base to an adapter for the original
+/// weight: A' = [A; A₀] of rank 2r and B' = [B, −B₀]. The second half takes the initial values out of
+/// the original weight again.
 ///
 /// # Errors
 /// If the shapes of trained and initial values differ.

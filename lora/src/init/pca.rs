@@ -108,7 +108,7 @@ impl IncrementalPca {
         let Svd { s, v, .. } = linalg::svd_low_rank(stacked.as_ref(), 2 * wanted, 4, &mut rng)?;
         let total = variance.iter().sum::<f64>() * rows;
         let ratio = |s: &f64| if total > 0.0 { s * s / total } else { 0.0 };
-        // The sign that makes the largest value positive.
+        // A component's sign is arbitrary. The largest value is made positive, as in scikit-learn.
         let largest = |i: usize| {
             let values = v.col(i).iter().copied();
             values.fold(

@@ -20,15 +20,15 @@ pub(crate) struct Target<'a> {
     pub(crate) scaling: f64,
 }
 
-/// How an adapter starts.
+/// The initial values of an adapter, and what they leave of the weight.
 #[derive(Debug)]
 pub(crate) struct Start {
     /// (r, in), of f32, or of f64 on an f64 weight.
     pub(crate) a: Tensor,
     /// (out, r), as A.
     pub(crate) b: Tensor,
-    /// The weight in its own dtype without what A and B hold, so that base + s·B·A is the weight
-    /// that was; `None` where the weight stays.
+    /// The residual base, in the weight's dtype: base + s·B·A is the original weight. `None` where the
+    /// weight stays as it is.
     pub(crate) base: Option<Tensor>,
     /// B is not trained.
     pub(crate) frozen_b: bool,
@@ -197,7 +197,7 @@ impl<'a> Starting<'a> {
             CordaMethod::Kpm => svd.s.len() - rank,
         };
         let roots = self.roots(&svd.s[first..first + rank])?;
-        // The right vectors are those of W·C: C comes off again.
+        // The decomposition is of W·C. Its right vectors carry C, which has to come off again.
         let v = svd.v.subcols(first, rank).to_owned();
         let v = linalg::solve_symmetric(damped.as_ref(), v)?;
         let a = scaled_columns(v.as_ref(), &roots).transpose().to_owned();
@@ -250,7 +250,7 @@ impl<'a> Starting<'a> {
         self.taken_out(a, b)
     }
 
-    /// Quantisation and the decomposition of what it costs take turns.
+    /// Quantises the base and decomposes the error in turns, as LoftQ does.
     fn loftq(&self, config: &LoraConfig) -> Result<Start> {
         let rank = self.target.rank;
         let quantiser = config.loftq_config.quantiser;
@@ -267,7 +267,7 @@ impl<'a> Starting<'a> {
         loop {
             let full = linalg::tensor(rest.as_ref(), DType::F32, &Device::Cpu)?;
             let quantised = QTensor::quantize(&full, quantiser)?.dequantize(&Device::Cpu)?;
-            // What the base will be, in its dtype.
+            // The values that the base will really hold: the error must be that of the rounded base.
             let base = quantised.to_dtype(self.target.weight.dtype())?;
             let svd = linalg::svd((&self.weight - linalg::matrix(&base)?).as_ref())?;
             let roots = self.roots(&svd.s[..rank])?;
@@ -300,10 +300,10 @@ impl<'a> Starting<'a> {
         })
     }
 
-    /// A and B, and the weight without s·B·A.
+    /// A and B, and the residual base W − s·B·A.
     fn taken_out(&self, a: Mat<f64>, b: Mat<f64>) -> Result<Start> {
         let start = self.added(a.as_ref(), b.as_ref())?;
-        // Of the values as they were rounded.
+        // Computed from A and B as they were rounded, so that the sum gives the weight back.
         let (a, b) = (linalg::matrix(&start.a)?, linalg::matrix(&start.b)?);
         let base = &self.weight - self.target.scaling * (b * a);
         let weight = self.target.weight;
