@@ -19,7 +19,7 @@ use std::path::Path;
 /// |---|---|
 /// | looking at the model | [`named_params`](Self::named_params), [`non_trainable`](Self::non_trainable), [`for_each_layer`](Self::for_each_layer), [`summary`](Self::summary), [`layer_status`](Self::layer_status), [`model_status`](Self::model_status) |
 /// | training | [`trainable_vars`](Self::trainable_vars), [`backward`](Self::backward), [`train`](Self::train), [`eval`](Self::eval), [`to_device`](Self::to_device), [`to_dtype`](Self::to_dtype) |
-/// | adapters | [`adapter_names`](Self::adapter_names), [`active_adapters`](Self::active_adapters), [`add_adapter`](Self::add_adapter), [`add_weighted_adapter`](Self::add_weighted_adapter), [`set_active`](Self::set_active), [`set_adapter_trainable`](Self::set_adapter_trainable), [`set_scale`](Self::set_scale), [`rename_adapter`](Self::rename_adapter), [`delete_adapter`](Self::delete_adapter), [`disabled`](Self::disabled), [`for_rows`](Self::for_rows) |
+/// | adapters | [`adapter_names`](Self::adapter_names), [`active_adapters`](Self::active_adapters), [`add_adapter`](Self::add_adapter), [`add_adapter_calibrated`](Self::add_adapter_calibrated), [`add_weighted_adapter`](Self::add_weighted_adapter), [`set_active`](Self::set_active), [`set_adapter_trainable`](Self::set_adapter_trainable), [`set_scale`](Self::set_scale), [`rename_adapter`](Self::rename_adapter), [`delete_adapter`](Self::delete_adapter), [`disabled`](Self::disabled), [`for_rows`](Self::for_rows) |
 /// | merging | [`merge`](Self::merge), [`unmerge`](Self::unmerge), [`merge_adapters`](Self::merge_adapters), [`unmerge_adapters`](Self::unmerge_adapters), [`merged_adapters`](Self::merged_adapters), [`is_merged`](Self::is_merged), [`to_base`](Self::to_base) |
 /// | files | [`save_adapter`](Self::save_adapter), [`save_adapter_with`](Self::save_adapter_with), [`load_adapter`](Self::load_adapter), [`load_adapter_as`](Self::load_adapter_as), [`hot_swap`](Self::hot_swap) |
 pub trait LoraModule: Sized + Clone + Debug {
@@ -363,7 +363,7 @@ pub trait LoraModule: Sized + Clone + Debug {
     /// sub-directory of its name, as in PEFT; a lone adapter goes into the directory itself whatever
     /// its name. A merged model is saved as well. See [`lora::peft`](crate::peft).
     ///
-    /// An adapter that took something out of the base weight ([`Init::changes_base`], LoftQ apart) is
+    /// An adapter of a residual base ([`Init::changes_base`], LoftQ apart) is
     /// written for the original base, with twice the rank. What [`set_scale`](Self::set_scale) said is
     /// not written.
     ///
