@@ -4,8 +4,9 @@ use std::path::PathBuf;
 
 /// Everything that can go wrong in this crate.
 ///
-/// Variants that check a whole model or a whole file hold every problem found, not only the first.
-/// Converts into [`candle_core::Error`], so `?` works in functions that return candle's `Result`.
+/// A variant that is about a whole model or a whole file lists every problem found, not only the
+/// first. The error converts into [`candle_core::Error`], so `?` works in functions that return
+/// candle's `Result`.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -13,7 +14,7 @@ pub enum Error {
     #[error("the LoRA configuration does not fit:{}", list(.0))]
     Config(Vec<String>),
 
-    /// A layer that cannot do what was asked of it.
+    /// A layer that cannot do what was asked.
     #[error("{}: {message}", if .path.is_empty() { "layer" } else { .path })]
     Layer {
         /// Path of the layer in its model; empty for a layer that stands alone.
@@ -34,11 +35,11 @@ pub enum Error {
         trainable: usize,
     },
 
-    /// Weights that do not fit the model they are put into.
+    /// Weights that do not fit the model.
     #[error("the weights do not fit the model:{}", list(.0))]
     Weights(Vec<String>),
 
-    /// Something asked of a model's adapters that they cannot do.
+    /// A call that a model's adapters do not allow.
     #[error("the model's adapters:{}", list(.0))]
     Adapter(Vec<String>),
 
@@ -51,7 +52,7 @@ pub enum Error {
         problems: Vec<String>,
     },
 
-    /// What an optimiser or a helper of it cannot work with.
+    /// An argument or a state that an optimiser, or one of its helpers, cannot work with.
     #[error("the optimiser:{}", list(.0))]
     Optimizer(Vec<String>),
 
@@ -60,11 +61,11 @@ pub enum Error {
     UnknownModel {
         /// The name asked for.
         name: String,
-        /// Names that are close to it.
+        /// Known names that are close to it.
         near: Vec<String>,
     },
 
-    /// An error of candle's.
+    /// An error from candle.
     #[error(transparent)]
     Candle(#[from] candle_core::Error),
 }
@@ -80,7 +81,7 @@ impl Error {
         }
     }
 
-    /// The error with this path, where it has none yet.
+    /// Adds the layer's path to an error that has no path yet.
     pub(crate) fn at(self, layer: &str) -> Self {
         match self {
             Self::Layer { path, message } if path.is_empty() => Self::layer(layer, message),
@@ -112,8 +113,8 @@ usual causes:
   - a function between the loss and these layers records no gradient: candle's layer_norm, \
 rms_norm, softmax_last_dim, rope, rope_i, rope_thd and sdpa do not; those of lora::ops take the same \
 arguments and do
-  - the loss does not depend on them: a branch that was not taken, a detached tensor, an \
-empty batch
+  - the loss does not depend on these parameters: a branch that was not taken, a detached tensor, \
+an empty batch
   - the model is in eval mode (call train()) or merged (call unmerge())";
 
 /// One problem stays on the line; several get a line each.
@@ -124,8 +125,8 @@ fn list(problems: &[String]) -> String {
     }
 }
 
-/// Tells of something that is of no use, but does no harm: through the program's logger, or on the
-/// error output where it has none.
+/// Reports a setting that has no effect but does no harm: to the program's logger, or to the error
+/// output where the program has none.
 pub(crate) fn warn(message: &str) {
     if log::max_level() == log::LevelFilter::Off {
         eprintln!("warning: {message}");
@@ -134,7 +135,7 @@ pub(crate) fn warn(message: &str) {
     }
 }
 
-/// A text of a file in a message, cut where it is long.
+/// A text from a file, cut to 80 characters for a message.
 pub(crate) fn shorten(text: &str) -> String {
     match text.char_indices().nth(80) {
         Some((end, _)) => format!("{}..", &text[..end]),

@@ -39,19 +39,19 @@
 //! ```
 //!
 //! - What to adapt, with which rank: [`LoraConfig`], and the attributes of the derive.
-//! - Initial values: [`Init`]; those that depend on data: [`LoraModel::calibrate`].
+//! - Initial values: [`Init`]. Those that depend on data: [`LoraModel::calibrate`].
 //! - What a LoRA model can do: the methods of [`LoraModule`].
-//! - Several adapters, one or more at a time, or another one for each row of a batch:
-//!   [`add_adapter`](LoraModule::add_adapter), [`set_active`](LoraModule::set_active),
-//!   [`for_rows`](LoraModule::for_rows). One of several:
+//! - Several adapters in one model: [`add_adapter`](LoraModule::add_adapter),
+//!   [`set_active`](LoraModule::set_active). An adapter for each row of a batch:
+//!   [`for_rows`](LoraModule::for_rows). Several combined into one:
 //!   [`add_weighted_adapter`](LoraModule::add_weighted_adapter).
-//! - What the adapters are doing: [`LayerStatus`], [`ModelStatus`].
+//! - The state of the adapters: [`LayerStatus`], [`ModelStatus`].
 //! - The layers themselves, for use by hand: [`layers`].
-//! - Functions of candle's signatures that pass the gradient where candle's do not: [`ops`].
+//! - Functions with candle's signatures that pass the gradient where candle's do not: [`ops`].
 //! - Optimisers, LoRA+ and LoRA-FA among them, schedules, gradient clipping: [`optim`].
 //! - Adapters as files, and merged into checkpoints: [`peft`]. Weights from model to model:
 //!   [`transfer_weights`].
-//! - Chains of layers as one node: [`blocks`]; parts that keep no inner values: [`checkpoint`].
+//! - Chains of layers as one node: [`blocks`]. Parts that keep no inner values: [`checkpoint`].
 //! - Ready models: [`models`]. Where the time of a step goes: [`profile`].
 //! - PEFT's calls and their counterparts: [`coming_from_peft`].
 //!
@@ -60,18 +60,18 @@
 //! | on | attribute | meaning |
 //! |---|---|---|
 //! | a type | `#[lora(name = "LoraX")]` | name of the generated type |
-//! | | `#[lora(derive(PartialEq))]` | more derives on it; `Clone` and `Debug` it has |
-//! | | `#[lora(bound = "..")]` | its where-clause, in place of the inferred one |
-//! | | `#[lora(plain)]` | holds no layers: is its own LoRA type |
+//! | | `#[lora(derive(PartialEq))]` | derives on the generated type, beside `Clone` and `Debug` |
+//! | | `#[lora(bound = "..")]` | where-clause of the generated type, in place of the inferred one |
+//! | | `#[lora(plain)]` | the type holds no layers and is its own LoRA type |
 //! | | `#[lora(crate = "..")]` | path of this crate, where it is re-exported |
 //! | a field | `#[lora(rank)]`, `#[lora(rank = 16, alpha = 32.0, dropout = 0.1)]` | a target by default, with values of its own |
 //! | | `#[lora(trainable)]` | trained in full, saved with the adapter |
-//! | | `#[lora(skip)]` | of any type; the value is cloned |
-//! | | `#[lora(config)]`, `#[lora(config = LoraNetConfig)]` | the model's configuration: becomes [`WithLora`]; the second names the type |
+//! | | `#[lora(skip)]` | a field of any type, whose value is cloned |
+//! | | `#[lora(config)]`, `#[lora(config = LoraNetConfig)]` | the model's configuration, which becomes [`WithLora`]; the second form names the type |
 //! | | `#[lora(name = "..")]` | name in parameter paths |
 //! | | `#[lora(flatten)]` | adds nothing to parameter paths |
-//! | an impl | `#[lora::forward]` | written once more for the LoRA type |
-//! | a method in it | `#[lora(skip)]` | on the base type only |
+//! | an impl | `#[lora::forward]` | also implements it for the LoRA type |
+//! | a method in such an impl | `#[lora(skip)]` | on the base type only |
 //!
 //! # Features
 //!

@@ -1,4 +1,5 @@
-//! Decompositions of matrices, in f64 whatever the tensors' dtype, so that results are rounded once.
+//! Decompositions of matrices. They compute in f64 whatever the tensors' dtype, so that results are
+//! rounded once.
 
 use crate::{Error, Result};
 use candle_core::{DType, Device, Tensor};
@@ -26,7 +27,8 @@ pub(crate) struct Svd {
 /// A matrix with a tensor's values.
 ///
 /// # Errors
-/// If the tensor has not two dimensions, has no elements, or some value is not finite.
+/// If the tensor does not have two dimensions, has no elements, or holds a value that is not
+/// finite.
 pub(crate) fn matrix(tensor: &Tensor) -> Result<Mat<f64>> {
     let (rows, cols) = tensor.dims2()?;
     from_values(&values(tensor)?, rows, cols)
@@ -35,7 +37,7 @@ pub(crate) fn matrix(tensor: &Tensor) -> Result<Mat<f64>> {
 /// A matrix of values in row-major order.
 ///
 /// # Errors
-/// If there are none, or some value is not finite.
+/// If there are no values, their number is not rows · cols, or a value is not finite.
 pub(crate) fn from_values(values: &[f64], rows: usize, cols: usize) -> Result<Mat<f64>> {
     if values.is_empty() || values.len() != rows * cols {
         let message = format!("{} values for a matrix ({rows}, {cols})", values.len());
@@ -78,7 +80,7 @@ pub(crate) fn random(rows: usize, cols: usize, rng: &mut impl Rng) -> Mat<f64> {
 /// The thin singular value decomposition, with k = min(m, n).
 ///
 /// # Errors
-/// If it does not converge.
+/// If the decomposition does not converge.
 pub(crate) fn svd(matrix: MatRef<'_, f64>) -> Result<Svd> {
     let svd = matrix.thin_svd().ok();
     let svd = svd.map(|svd| Svd {
@@ -92,12 +94,12 @@ pub(crate) fn svd(matrix: MatRef<'_, f64>) -> Result<Svd> {
         .ok_or_else(|| not_found("singular value", matrix))
 }
 
-/// The first k singular values and vectors, about, by this many steps of subspace iteration from a
-/// random start (<https://arxiv.org/abs/0909.4061>, algorithms 4.4 and 5.1), as PyTorch's
-/// `svd_lowrank`. Exact where k is min(m, n).
+/// The first k singular values and vectors, approximately: this many steps of subspace iteration
+/// from a random start (<https://arxiv.org/abs/0909.4061>, algorithms 4.4 and 5.1), as PyTorch's
+/// `svd_lowrank`. The result is exact where k is at least min(m, n).
 ///
 /// # Errors
-/// If it does not converge.
+/// If a decomposition does not converge.
 pub(crate) fn svd_low_rank(
     matrix: MatRef<'_, f64>,
     k: usize,
@@ -111,6 +113,8 @@ pub(crate) fn svd_low_rank(
         let Svd { u, s, v } = svd_low_rank(matrix.transpose(), k, steps, rng)?;
         return Ok(Svd { u: v, s, v: u });
     }
+    // Without a new basis after each product, every column would turn to the largest singular
+    // vector.
     let basis = |matrix: Mat<f64>| matrix.qr().compute_thin_Q();
     let mut q = basis(matrix * random(matrix.ncols(), k, rng));
     for _ in 0..steps {
@@ -137,10 +141,10 @@ pub(crate) fn qr(matrix: MatRef<'_, f64>) -> Result<(Mat<f64>, Mat<f64>)> {
     }
 }
 
-/// X with matrix·X = right, for a symmetric positive definite matrix.
+/// Solves matrix·X = right for X, with a symmetric positive definite matrix.
 ///
 /// # Errors
-/// If it is not positive definite.
+/// If the matrix is not positive definite.
 pub(crate) fn solve_symmetric(matrix: MatRef<'_, f64>, right: Mat<f64>) -> Result<Mat<f64>> {
     let solved = matrix.llt(Side::Lower).ok().map(|llt| llt.solve(right));
     solved

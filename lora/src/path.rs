@@ -9,7 +9,7 @@ impl Path {
         &self.0
     }
 
-    /// Adds a segment; the returned length takes it off again in [`truncate`](Self::truncate).
+    /// Adds a segment. [`truncate`](Self::truncate) with the returned length takes the segment off.
     pub(crate) fn push(&mut self, segment: &str) -> usize {
         let length = self.0.len();
         if !self.0.is_empty() {
@@ -24,7 +24,7 @@ impl Path {
     }
 }
 
-/// `path.name`, or whichever of the two is not empty.
+/// `path.name`; only one of the two where the other is empty.
 pub(crate) fn join(path: &str, name: &str) -> String {
     match (path.is_empty(), name.is_empty()) {
         (true, _) => name.into(),

@@ -8,16 +8,17 @@ pub use core::fmt::{Debug, Formatter, Result as FmtResult};
 pub use core::option::Option::{None, Some};
 pub use core::result::Result::{Err, Ok};
 
-/// For tests: makes the kernels use these vector instructions, or the best below that the processor
-/// has, which is returned. It concerns the whole process.
+/// For tests: makes the kernels of the whole process use these vector instructions. Where the
+/// processor lacks them, the kernels use the next lower level; the level in use is returned.
 pub use crate::kernels::simd::{Level, force_level as force_simd};
 
-/// For tests: how many values of ops the process holds that a graph leads on from.
+/// For tests: how many recorded values of ops the process holds, from which a graph leads on.
 pub use crate::ops::recorded_values;
 
 /// The part, if it may carry `#[lora(rank)]`.
 ///
-/// The bound is `M: LoraLayer`, said so that a type which is no model at all has one error, not two.
+/// The bound means `M: LoraLayer`. Written this way, a type that is no model at all gives one
+/// error, not two.
 pub fn layer<M: LoraModel>(part: &M) -> &M
 where
     <M::Lora as LoraModule>::Base: LoraLayer,

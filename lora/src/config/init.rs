@@ -14,21 +14,21 @@ use std::fmt;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Init {
-    /// A from U(−1/√fan_in, 1/√fan_in) and B zero; for an embedding A zero and B from N(0, 1).
+    /// A from U(−1/√fan_in, 1/√fan_in) and B zero. For an embedding, A zero and B from N(0, 1).
     #[default]
     Default,
-    /// A from N(0, 1/r) and B zero; for an embedding as [`Default`](Init::Default).
+    /// A from N(0, 1/r) and B zero. For an embedding, as [`Default`](Init::Default).
     Gaussian,
     /// A and B both random, so that a fresh adapter changes the output. For tests.
     Random,
-    /// The weight's r largest singular values and their vectors, which the base loses (PiSSA,
+    /// The weight's r largest singular values and their vectors; leaves a residual base (PiSSA,
     /// <https://arxiv.org/abs/2404.02948>).
     Pissa,
     /// [`Pissa`](Init::Pissa) by this many steps of a randomised decomposition: much faster on
     /// large weights, not quite exact. In JSON `"pissa_niter_4"`.
     PissaNiter(usize),
-    /// The first r columns of the weight's QR decomposition, which the base loses (OLoRA,
-    /// <https://arxiv.org/abs/2406.01775>).
+    /// The first r columns of Q and rows of R in the weight's QR decomposition; leaves a residual
+    /// base (OLoRA, <https://arxiv.org/abs/2406.01775>).
     Olora,
     /// A and B random and orthogonal to each other, so that B·A is zero. For an even rank.
     Orthogonal,
@@ -46,8 +46,8 @@ pub enum Init {
     /// <https://arxiv.org/abs/2407.05000>). See [`LoraGaConfig`](crate::LoraGaConfig).
     LoraGa,
     /// The base is quantised, the adapter starts as what that costs (LoftQ,
-    /// <https://arxiv.org/abs/2310.08659>). See [`LoftqConfig`](crate::LoftqConfig). A saved adapter fits the quantised
-    /// base alone, which [`disabled`](crate::LoraModule::disabled) and
+    /// <https://arxiv.org/abs/2310.08659>). See [`LoftqConfig`](crate::LoftqConfig). A saved
+    /// adapter fits the quantised base alone, which [`disabled`](crate::LoraModule::disabled) and
     /// [`to_base`](crate::LoraModule::to_base) give.
     Loftq,
 }
@@ -60,27 +60,28 @@ impl Init {
         matches!(self, Pissa | PissaNiter(_) | Olora | Corda | LoraGa | Loftq)
     }
 
-    /// Whether the changed weight stays when the adapter does not act: a quantised one.
+    /// Whether the changed weight stays while the adapter does not act, as a quantised weight does.
     pub(crate) fn is_lasting(self) -> bool {
         self == Self::Loftq
     }
 
-    /// Whether it depends on neither the weight nor data, and so is for every kind of layer.
+    /// Whether the values are drawn, from neither the weight nor data. They suit every kind of
+    /// layer.
     pub(crate) fn is_drawn(self) -> bool {
         matches!(self, Self::Default | Self::Gaussian | Self::Random)
     }
 
-    /// Whether inputs of the layers must be seen first.
+    /// Whether a calibration must first see inputs of the layers.
     pub(crate) fn needs_inputs(self) -> bool {
         matches!(self, Self::Eva | Self::Corda)
     }
 
-    /// Whether gradients of the weights must be seen first.
+    /// Whether a calibration must first see gradients of the weights.
     pub(crate) fn needs_gradients(self) -> bool {
         self == Self::LoraGa
     }
 
-    /// The name in JSON.
+    /// The initial value with this name in JSON.
     pub(crate) fn from_name(name: &str) -> Option<Self> {
         if let Some(steps) = name.strip_prefix("pissa_niter_") {
             return steps.parse().ok().map(Self::PissaNiter);
@@ -130,7 +131,7 @@ impl Serialize for Init {
 impl<'de> Deserialize<'de> for Init {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let name = String::deserialize(deserializer)?;
-        let unknown = || serde::de::Error::custom(format!("`{name}` is no initial value"));
+        let unknown = || serde::de::Error::custom(format!("`{name}` is not an initial value"));
         Self::from_name(&name).ok_or_else(unknown)
     }
 }

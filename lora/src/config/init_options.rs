@@ -1,4 +1,4 @@
-//! Settings of the initial values that have some.
+//! Settings of initial values: of EVA, CorDA, LoRA-GA and LoftQ.
 
 use candle_core::quantized::GgmlDType;
 use serde::{Deserialize, Serialize};
@@ -10,12 +10,12 @@ use serde::{Deserialize, Serialize};
 pub struct EvaConfig {
     /// A layer gets at most rho · rank; at least 1. With 1 every layer keeps its rank.
     pub rho: f64,
-    /// A component counts as found when its cosine similarity to the one before the last inputs is
-    /// at least this; in `0.0..=1.0`.
+    /// A component counts as found when the last inputs hardly turned it: when the cosine of the
+    /// component before and after is at least this. In `0.0..=1.0`.
     pub tau: f64,
-    /// Divide each component by the root of its singular value.
+    /// Whether to divide each component by the root of its singular value.
     pub whiten: bool,
-    /// Where a layer's rank changes, change alpha in proportion, so that the scaling stays.
+    /// Whether to change a layer's alpha in proportion to its rank, so that the scaling stays.
     pub adjust_scaling_factors: bool,
 }
 
@@ -96,7 +96,7 @@ pub enum CordaMethod {
     /// The largest: the adapter learns the task that the inputs stand for.
     #[default]
     Ipm,
-    /// The smallest: what the model does with such inputs is kept.
+    /// The smallest: the model keeps what it does with such inputs.
     Kpm,
 }
 
@@ -105,7 +105,7 @@ pub enum CordaMethod {
 #[serde(default, deny_unknown_fields)]
 #[non_exhaustive]
 pub struct LoraGaConfig {
-    /// Which of the gradient's first 2r singular vectors go to A and which to B.
+    /// Which of the gradient's first 2r singular vectors go to A, and which to B.
     pub direction: LoraGaDirection,
     /// The size of A and B.
     pub scale: LoraGaScale,
@@ -155,39 +155,39 @@ impl LoraGaConfig {
 /// Which singular vectors of the gradient go to A and which to B.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum LoraGaDirection {
-    /// In turn: B the first, A the second, and so on.
+    /// In turn: B gets the first, A the second, and so on.
     ArBr,
-    /// B the first r, A the second r.
+    /// B gets the first r, A the second r.
     A2rBr,
-    /// A the first r, B the second r.
+    /// A gets the first r, B the second r.
     #[default]
     ArB2r,
-    /// A and B the same r of the first 2r, at random.
+    /// A and B get the same r of the first 2r, chosen at random.
     #[serde(rename = "random")]
     Random,
 }
 
-/// The size of A and B. B is U·S at first, A is Vᵀ.
+/// The size of A and B, which is B = U·S and A = Vᵀ before scaling.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum LoraGaScale {
-    /// B by out^¼ / √gamma.
+    /// B is multiplied by out^¼ / √gamma.
     #[default]
     Stable,
-    /// B so that its largest singular value is the weight's.
+    /// B is multiplied such that its largest singular value is the weight's.
     WeightSvd,
-    /// A and B by 1 / s.
+    /// A and B are each multiplied by 1 / s.
     GdScale,
-    /// As they are.
+    /// A and B are left as they are.
     Unit,
 }
 
-/// Each costs a decomposition, and a file may say so.
+/// A limit, as each iteration costs a decomposition and the number may come from a file.
 const MOST_ITERATIONS: usize = 100;
 
 /// Settings of [`Init::Loftq`](crate::Init::Loftq).
 ///
-/// PEFT's `loftq_bits` is a [`quantiser`](Self::quantiser) here, one of candle's.
+/// In place of PEFT's `loftq_bits` there is a [`quantiser`](Self::quantiser), one of candle's.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 #[non_exhaustive]
@@ -195,7 +195,7 @@ pub struct LoftqConfig {
     /// How the base weight is quantised. In JSON its name in lower case: `"q4_0"`, `"q4k"`.
     #[serde(with = "quantiser")]
     pub quantiser: GgmlDType,
-    /// How often quantisation and decomposition take turns, 1 to 100.
+    /// How often quantisation and decomposition alternate, 1 to 100.
     #[serde(rename = "loftq_iter")]
     pub iterations: usize,
 }
@@ -231,7 +231,7 @@ impl LoftqConfig {
         }
         if quantiser::name(self.quantiser).is_none() {
             problems.push(format!(
-                "loftq_config: {:?} does not quantise: take one of {}",
+                "loftq_config: {:?} is not a quantisation: take one of {}",
                 self.quantiser,
                 quantiser::names()
             ));
@@ -267,14 +267,14 @@ mod quantiser {
     }
 
     pub(super) fn serialize<S: Serializer>(dtype: &GgmlDType, to: S) -> Result<S::Ok, S::Error> {
-        let unknown = || serde::ser::Error::custom(format!("{dtype:?} does not quantise"));
+        let unknown = || serde::ser::Error::custom(format!("{dtype:?} is not a quantisation"));
         to.serialize_str(name(*dtype).ok_or_else(unknown)?)
     }
 
     pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<GgmlDType, D::Error> {
         let name = String::deserialize(from)?;
         let unknown = || {
-            let message = format!("`{name}` is no quantisation: take one of {}", names());
+            let message = format!("`{name}` is not a quantisation: take one of {}", names());
             serde::de::Error::custom(message)
         };
         let mut known = NAMES.iter();

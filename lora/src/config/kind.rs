@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-/// The kind of a layer, as a reader of the model knows it. [`Display`](fmt::Display) gives its name.
+/// The kind of a layer. [`Display`](fmt::Display) gives the name of the base layer's type.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Kind {
@@ -33,8 +33,8 @@ pub enum Kind {
 }
 
 impl Kind {
-    /// True for the layers that `all-linear` means and that initial values made from the weight are
-    /// for.
+    /// True for linear layers: `all-linear` means these, and initial values that are made from a
+    /// weight are for these.
     pub(crate) fn is_linear(self) -> bool {
         matches!(self, Self::Linear | Self::TransposedLinear)
     }

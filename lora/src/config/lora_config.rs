@@ -7,11 +7,11 @@ use serde::{Deserialize, Serialize};
 
 /// Which layers get an adapter, its size, and what else is trained.
 ///
-/// Defaults are those of PEFT's `LoraConfig`. Layers are chosen by [`target_modules`], or, where it
-/// is not set, by the model's `#[lora(rank)]` attributes.
+/// Defaults are those of PEFT's `LoraConfig`. [`target_modules`] chooses the layers. Where it is
+/// not set, the model's `#[lora(rank)]` attributes do.
 ///
 /// In JSON every key starts with `lora_` (`lora_rank`, `lora_alpha`, ..), so that the settings can
-/// stand in one object with a model's own, see [`WithLora`](crate::WithLora).
+/// share one object with the model's own configuration, see [`WithLora`](crate::WithLora).
 ///
 /// ```
 /// use lora::{LoraConfig, TrainBias};
@@ -32,31 +32,31 @@ pub struct LoraConfig {
     /// Rank r of the update, at least 1.
     #[serde(rename = "lora_rank")]
     pub rank: usize,
-    /// Numerator of the scaling s = alpha / r. In JSON its default is 8 whatever the rank, as in
-    /// PEFT; [`new`](Self::new) sets it to the rank.
+    /// Numerator of the scaling s = alpha / r. In JSON the default is 8 whatever the rank, as in
+    /// PEFT. [`new`](Self::new) sets alpha to the rank.
     #[serde(rename = "lora_alpha")]
     pub alpha: f64,
-    /// Probability in `0.0..1.0` that an input of the low-rank branch is dropped in training. Of no
-    /// effect on embeddings; bare weights take none.
+    /// Probability in `0.0..1.0` that an input of the low-rank branch is dropped in training. It
+    /// has no effect on embeddings. Bare weights refuse a dropout.
     #[serde(rename = "lora_dropout")]
     pub dropout: f64,
     /// Layers to adapt. With `None` the model's `#[lora(rank)]` attributes choose. A pattern that
-    /// matches no layer, or a layer that takes no adapter, is an error. So is a pattern without effect
-    /// in the settings below.
+    /// matches no layer, or a layer that takes no adapter, is an error. So is a pattern without
+    /// effect in the settings below.
     #[serde(
         rename = "lora_target_modules",
         skip_serializing_if = "Option::is_none"
     )]
     pub target_modules: Option<Targets>,
-    /// Layers not to adapt, whatever else says so.
+    /// Layers not to adapt, even if other settings or attributes choose them.
     #[serde(
         rename = "lora_exclude_modules",
         skip_serializing_if = "Option::is_none"
     )]
     pub exclude_modules: Option<Targets>,
-    /// Modules trained in full and saved with the adapter, beside those marked `#[lora(trainable)]`:
-    /// paths, or their dot-aligned ends. Such a module takes no low-rank update. If another module
-    /// shares its weight, the adapter trains a copy, as in PEFT;
+    /// Modules trained in full and saved with the adapter, beside those marked
+    /// `#[lora(trainable)]`: paths, or their dot-aligned ends. Such a module takes no low-rank
+    /// update. If another module shares its weight, the adapter trains a copy, as in PEFT;
     /// [`ensure_weight_tying`](Self::ensure_weight_tying) keeps the two together.
     #[serde(rename = "lora_modules_to_save", skip_serializing_if = "Vec::is_empty")]
     pub modules_to_save: Vec<String>,
@@ -83,34 +83,34 @@ pub struct LoraConfig {
     /// <https://arxiv.org/abs/2402.09353>). Not for bare weights.
     #[serde(rename = "lora_use_dora")]
     pub use_dora: bool,
-    /// Give B a trained bias b: the update is s·(B·A·x + b). Embeddings and bare weights take none, nor
-    /// does DoRA. An adapter with such a bias cannot be merged into a layer without a bias.
+    /// Give B a trained bias b: the update is s·(B·A·x + b). Embeddings and bare weights take none,
+    /// nor does DoRA. An adapter with such a bias cannot be merged into a layer without a bias.
     #[serde(rename = "lora_bias")]
     pub lora_bias: bool,
-    /// Adapt only the layers with these numbers; an empty list adapts all. A layer's number is the first
-    /// number in its path that follows two names (`model.layers.3.q_proj`), or the number behind a name
-    /// of [`layers_pattern`](Self::layers_pattern). A target given by its whole path is adapted in any
-    /// case. Needs [`target_modules`](Self::target_modules) as a list.
+    /// Adapt only the layers with these numbers; an empty list adapts all. A layer's number is the
+    /// first number in its path that follows two names (`model.layers.3.q_proj`), or the number
+    /// behind a name of [`layers_pattern`](Self::layers_pattern). A target given by its whole path
+    /// is adapted in any case. Needs [`target_modules`](Self::target_modules) as a list.
     #[serde(
         rename = "lora_layers_to_transform",
         skip_serializing_if = "Vec::is_empty"
     )]
     pub layers_to_transform: Vec<usize>,
-    /// Names of the lists whose numbers [`layers_to_transform`](Self::layers_to_transform) means:
-    /// `layers` for `model.layers.3.q_proj`. Each is a regular expression.
+    /// Names of the lists that [`layers_to_transform`](Self::layers_to_transform) counts in:
+    /// `layers` for `model.layers.3.q_proj`. Each name is a regular expression.
     #[serde(rename = "lora_layers_pattern", skip_serializing_if = "Vec::is_empty")]
     pub layers_pattern: Vec<String>,
-    /// Rows of embeddings to train, by the embedding's path or its dot-aligned end. Such an embedding
-    /// can neither be a target nor be trained in full. A head that shares its weight sees the trained
-    /// rows, too.
+    /// Rows of embeddings to train, by the embedding's path or its dot-aligned end. Such an
+    /// embedding can neither be a target nor be trained in full. A head that shares its weight sees
+    /// the trained rows, too.
     #[serde(
         rename = "lora_trainable_token_indices",
         skip_serializing_if = "IndexMap::is_empty"
     )]
     pub trainable_token_indices: IndexMap<String, Vec<u32>>,
-    /// Bare weights to adapt, such as those of experts in one tensor: names of
-    /// [`Weight`](crate::layers::Weight) fields, by dot-aligned end. Where it is not set, the model's
-    /// attributes decide.
+    /// Bare weights to adapt, such as experts in one tensor: paths of
+    /// [`Weight`](crate::layers::Weight) fields, or their dot-aligned ends. Where neither this nor
+    /// [`target_modules`](Self::target_modules) is set, the model's attributes decide.
     #[serde(
         rename = "lora_target_parameters",
         skip_serializing_if = "Vec::is_empty"
@@ -120,7 +120,7 @@ pub struct LoraConfig {
     /// embedding that is trained in full. Without such a head the setting is an error.
     #[serde(rename = "lora_ensure_weight_tying")]
     pub ensure_weight_tying: bool,
-    /// Initial values of the adapters. Some see data first, see
+    /// Initial values of the adapters. Some depend on data, see
     /// [`calibrate`](crate::LoraModel::calibrate).
     #[serde(rename = "lora_init")]
     pub init: Init,
@@ -136,13 +136,13 @@ pub struct LoraConfig {
     /// Settings of [`Init::Loftq`].
     #[serde(rename = "lora_loftq_config", skip_serializing_if = "is_default")]
     pub loftq_config: LoftqConfig,
-    /// Parts of the model that keep no inner values: the backward pass computes the values anew, which
-    /// takes less memory and more time. Names or a regular expression for the paths of
+    /// Parts of the model that keep no inner values: the backward pass computes the values anew,
+    /// which takes less memory and more time. Names or a regular expression for the paths of
     /// [`Recompute`](crate::layers::Recompute) parts.
     #[serde(rename = "lora_recompute", skip_serializing_if = "Option::is_none")]
     pub recompute: Option<Targets>,
-    /// Seed of the initial values; the same seed gives the same adapters on every device.
-    /// Without one they differ from run to run.
+    /// Seed of the initial values. The same seed gives the same adapters on every device. Without a
+    /// seed, adapters differ from run to run.
     #[serde(rename = "lora_seed", skip_serializing_if = "Option::is_none")]
     pub seed: Option<u64>,
 }
@@ -154,9 +154,9 @@ impl Default for LoraConfig {
 }
 
 impl LoraConfig {
-    /// A configuration of this rank, with alpha = rank and all else at PEFT's defaults.
+    /// A configuration with this rank, with alpha = rank and all else at PEFT's defaults.
     ///
-    /// The rank is checked when a model is converted.
+    /// The conversion of a model checks the rank.
     pub fn new(rank: usize) -> Self {
         Self {
             rank,
@@ -342,10 +342,11 @@ impl LoraConfig {
     /// Checks the values that can be checked without a model.
     ///
     /// # Errors
-    /// Lists a rank of 0, an alpha that is not finite, a dropout outside `0.0..1.0`, an empty name in
-    /// `modules_to_save`, `layers_pattern` without `layers_to_transform`, that with a regular
-    /// expression of targets, `lora_bias` with `use_dora`, settings of the initial values outside their range.
-    /// Patterns are checked against the model when it is converted.
+    /// Lists a rank of 0, an alpha that is not finite, a dropout outside `0.0..1.0`, an empty name
+    /// in `modules_to_save`, `layers_pattern` without `layers_to_transform`, `layers_to_transform`
+    /// with a regular expression of targets, `lora_bias` with `use_dora`, and settings of the
+    /// initial values outside their range. The conversion of a model checks the patterns against
+    /// the model.
     pub fn validate(&self) -> Result<()> {
         let mut problems = Vec::new();
         let mut check = |ok: bool, problem: String| {
@@ -377,7 +378,7 @@ impl LoraConfig {
         let by_number = !self.layers_to_transform.is_empty();
         check(
             by_number || self.layers_pattern.is_empty(),
-            "layers_pattern is of no use without layers_to_transform".into(),
+            "layers_pattern has no effect without layers_to_transform".into(),
         );
         check(
             !by_number || !matches!(self.target_modules, Some(Targets::Regex(_))),
@@ -385,7 +386,7 @@ impl LoraConfig {
         );
         check(
             !(self.lora_bias && self.use_dora),
-            "lora_bias and use_dora do not go together, as in PEFT".into(),
+            "lora_bias and use_dora exclude each other, as in PEFT: choose one".into(),
         );
         check(
             !self.modules_to_save.iter().any(|name| name.is_empty()),
@@ -420,7 +421,7 @@ pub enum TrainBias {
 }
 
 impl TrainBias {
-    /// True if the bias of a layer is trained that has an adapter, or has none.
+    /// True if the bias of a layer is trained, by whether the layer has an adapter.
     pub(crate) fn trains(self, has_adapter: bool) -> bool {
         match self {
             Self::None => false,

@@ -2,7 +2,7 @@
 
 use super::selection::Overrides;
 
-/// What a field's attribute says of the layers below it.
+/// What a field's attribute says about the layers below the field.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Mark(Meaning);
 
@@ -18,8 +18,8 @@ impl Mark {
         Self::rank_with(None, None)
     }
 
-    /// `#[lora(rank = N)]`, and `alpha` and `dropout` where they are given: they replace the
-    /// configuration's values, and its rank and alpha patterns replace them.
+    /// `#[lora(rank = N)]`, with `alpha` and `dropout` where they are given. These values replace
+    /// those of the configuration, but its rank and alpha patterns win over these values.
     pub const fn rank_of(rank: usize, alpha: Option<f64>, dropout: Option<f64>) -> Self {
         Self(Meaning::Rank(Overrides {
             rank: Some(rank),
@@ -28,7 +28,7 @@ impl Mark {
         }))
     }
 
-    /// `#[lora(rank, alpha = A, dropout = P)]`: the configuration's rank, these values.
+    /// `#[lora(rank, alpha = A, dropout = P)]`: the configuration's rank, with these values.
     pub const fn rank_with(alpha: Option<f64>, dropout: Option<f64>) -> Self {
         Self(Meaning::Rank(Overrides {
             rank: None,
@@ -42,7 +42,7 @@ impl Mark {
         Self(Meaning::Trainable)
     }
 
-    /// What a mark of a rank says beside.
+    /// The values of a mark with a rank; `None` for a mark that trains in full.
     pub(crate) fn overrides(self) -> Option<Overrides> {
         match self.0 {
             Meaning::Rank(overrides) => Some(overrides),

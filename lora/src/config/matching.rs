@@ -1,4 +1,4 @@
-//! PEFT's rules for which paths a pattern means, with a note of the patterns that were of use.
+//! PEFT's rules for which paths a pattern matches. Every pattern notes whether it had an effect.
 
 use crate::{Error, LoraConfig, Result, Targets};
 use fancy_regex::{Regex, RegexBuilder};
@@ -15,23 +15,27 @@ pub(crate) fn is_or_starts_with(path: &str, module: &str) -> bool {
         .is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
 }
 
-/// True for the path of a parameter that PEFT takes for a bias: its name ends in `bias`.
+/// True if PEFT takes the parameter with this path for a bias: if its name ends in `bias`.
 pub(crate) fn is_bias(path: &str) -> bool {
     path.ends_with("bias")
 }
 
-/// The paths of the modules that the path is in: `a`, `a.b` for `a.b.c`.
+/// The paths of the modules that hold this path: `a` and `a.b` for `a.b.c`.
 pub(crate) fn modules_above(path: &str) -> impl Iterator<Item = &str> {
     path.match_indices('.').map(|(dot, _)| &path[..dot])
 }
 
+// Patterns may come from a file. The limits keep a small file from filling the memory with compiled
+// patterns.
+
 /// How many keys a setting with patterns may have.
 const MOST_KEYS: usize = 4096;
-/// How large a key may become when it is compiled, and a pattern of which there is one.
+/// How large a key may become when it is compiled.
 const MOST_BYTES_OF_KEY: usize = 256 << 10;
+/// How large the only pattern of a setting may become when it is compiled.
 const MOST_BYTES: usize = 10 << 20;
 
-/// Compiled patterns of one setting, each with whether it has matched.
+/// The compiled patterns of one setting. Each pattern notes whether it has matched.
 pub(crate) struct Patterns {
     setting: &'static str,
     entries: Vec<Entry>,
@@ -54,7 +58,7 @@ impl Entry {
         }
     }
 
-    /// A pattern that backtracks without end is an error, not a mismatch.
+    /// The error for a pattern that backtracks without end, which must not count as a mismatch.
     fn too_slow(&self, setting: &str, path: &str, error: fancy_regex::Error) -> Error {
         Error::Config(vec![format!(
             "{setting} `{}` on `{path}`: {error}",
@@ -64,7 +68,8 @@ impl Entry {
 }
 
 impl Patterns {
-    /// `target_modules`, `exclude_modules`: names by suffix, or one regular expression.
+    /// For `target_modules` and `exclude_modules`: names that match by suffix, or one regular
+    /// expression.
     pub(crate) fn targets(setting: &'static str, targets: &Targets) -> Result<Self> {
         match targets {
             Targets::Names(names) => Ok(Self::names(setting, names)),
@@ -88,7 +93,8 @@ impl Patterns {
         }
     }
 
-    /// `rank_pattern`, `alpha_pattern`: each key a regular expression for a dot-aligned suffix.
+    /// For `rank_pattern` and `alpha_pattern`: each key is a regular expression for a dot-aligned
+    /// suffix.
     pub(crate) fn suffixes<'a>(
         setting: &'static str,
         keys: impl IntoIterator<Item = &'a String>,
@@ -131,8 +137,8 @@ impl Patterns {
         }
     }
 
-    /// The index of the first pattern that matches the path. All that match count as used, but
-    /// for `first_only` settings, where a shadowed pattern has no effect.
+    /// The index of the first pattern that matches the path. Every pattern that matches counts as
+    /// used. With `first_only` the first alone does: a pattern behind it has no effect.
     pub(crate) fn find(&mut self, path: &str, first_only: bool) -> Result<Option<usize>> {
         let mut found = None;
         for (index, entry) in self.entries.iter_mut().enumerate() {
@@ -148,7 +154,7 @@ impl Patterns {
         Ok(found)
     }
 
-    /// What the first pattern that matches captures, as a number.
+    /// The number that the first matching pattern captures.
     fn number(&mut self, path: &str) -> Result<Option<usize>> {
         for entry in &mut self.entries {
             let captures = match &entry.regex {
@@ -164,7 +170,7 @@ impl Patterns {
         Ok(None)
     }
 
-    /// True if the path itself is one of the names.
+    /// True if a name is the whole path.
     pub(crate) fn holds(&self, path: &str) -> bool {
         let mut entries = self.entries.iter();
         entries.any(|entry| entry.regex.is_none() && entry.source == path)
@@ -173,7 +179,7 @@ impl Patterns {
     /// The patterns that matched nothing, as problems.
     pub(crate) fn unused(&self) -> impl Iterator<Item = String> {
         let unused = self.entries.iter().filter(|entry| !entry.used);
-        // Of these the first that matches counts.
+        // In these settings the first match wins, so an earlier key may have taken every path.
         let ending = match self.setting.ends_with("_pattern") && self.entries.len() > 1 {
             true => " that an earlier one does not",
             false => "",
@@ -187,22 +193,22 @@ impl Patterns {
     }
 }
 
-/// `layers_to_transform` and `layers_pattern`: which layers of a list are meant.
+/// `layers_to_transform` and `layers_pattern`: which layers of a list are chosen.
 pub(crate) struct LayerNumbers {
-    /// The numbers, each with whether it was met.
+    /// Each number, and whether a target had it.
     numbers: Vec<(usize, bool)>,
     patterns: Patterns,
 }
 
 impl LayerNumbers {
-    /// `None` where the configuration takes them all.
+    /// `None` where the configuration chooses layers of all numbers.
     pub(crate) fn new(config: &LoraConfig) -> Result<Option<Self>> {
         if config.layers_to_transform.is_empty() {
             return Ok(None);
         }
         let numbers = config.layers_to_transform.iter();
         let patterns = match config.layers_pattern.is_empty() {
-            // PEFT's: a name must come before the list.
+            // As in PEFT: a name must come before the list's name.
             true => vec![("", r"^.*?\.[^.]*\.(\d+)\.".to_string())],
             false => {
                 let names = config.layers_pattern.iter();
@@ -216,7 +222,7 @@ impl LayerNumbers {
         }))
     }
 
-    /// True if the path is in a layer of one of the numbers.
+    /// True if the path's layer has one of the numbers.
     pub(crate) fn has(&mut self, path: &str) -> Result<bool> {
         let Some(number) = self.patterns.number(path)? else {
             return Ok(false);
@@ -234,7 +240,7 @@ impl LayerNumbers {
     pub(crate) fn unused(&self) -> impl Iterator<Item = String> {
         let numbers = self.numbers.iter().filter(|(_, used)| !used);
         let numbers = numbers.map(|(number, _)| {
-            format!("layers_to_transform: no target is in a layer of number {number}")
+            format!("layers_to_transform: no target is in a layer with number {number}")
         });
         let names = self.patterns.unused();
         numbers.chain(names.filter(|_| !self.patterns.entries[0].source.is_empty()))

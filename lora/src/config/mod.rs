@@ -1,5 +1,4 @@
-//! What a user asks for: [`LoraConfig`] with all that is in it, and the rules by which it chooses
-//! layers.
+//! What a user asks for: [`LoraConfig`] with all its settings, and the rules that choose layers.
 
 mod init;
 mod init_options;

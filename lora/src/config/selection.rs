@@ -1,10 +1,10 @@
-//! What a configuration selects: PEFT's rules, in one place for conversion and for files.
+//! Which layers a configuration selects: PEFT's rules, in one place for conversion and for files.
 
 use super::matching::{LayerNumbers, Patterns, modules_above};
 use super::{Kind, LoraConfig, Mark, Settings, Targets};
 use crate::Result;
 
-/// A configuration with its patterns compiled. Each notes whether it was of use.
+/// A configuration with compiled patterns. Each pattern notes whether it had an effect.
 pub(crate) struct Selection<'a> {
     config: &'a LoraConfig,
     targets: Option<Chosen>,
@@ -18,9 +18,9 @@ pub(crate) struct Selection<'a> {
     parameters: Patterns,
 }
 
-/// What target_modules says.
+/// The layers that target_modules chooses.
 enum Chosen {
-    /// `all-linear`, in any case.
+    /// The word `all-linear`, in upper or lower case.
     AllLinear,
     Named(Patterns),
 }
@@ -63,7 +63,8 @@ impl Choice {
     }
 }
 
-/// What stands in place of the configuration's values where no pattern says otherwise.
+/// The values of an attribute. They replace the configuration's values, except where a pattern
+/// wins.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(crate) struct Overrides {
     pub(crate) rank: Option<usize>,
@@ -96,10 +97,10 @@ impl<'a> Selection<'a> {
         })
     }
 
-    /// What an adapter does at a layer: the one place where that is decided.
+    /// What an adapter does at a layer: the one place that decides.
     ///
     /// Every setting is asked in any case, so that a pattern counts as used even where another
-    /// setting outweighs it. `kind` is `None` where only files are at hand, which do not say it.
+    /// setting outweighs it. `kind` is `None` where only files are at hand: they do not hold kinds.
     pub(crate) fn choose(
         &mut self,
         path: &str,
@@ -119,17 +120,18 @@ impl<'a> Selection<'a> {
         })
     }
 
-    /// True if modules_to_save names the layer or a module that it is in.
+    /// True if modules_to_save names the layer or a module that holds the layer.
     fn saves(&mut self, path: &str) -> Result<bool> {
         let mut saves = false;
+        // No early return: every name that matches must count as used.
         for module in modules_above(path).chain([path]) {
             saves |= self.save.find(module, false)?.is_some();
         }
         Ok(saves)
     }
 
-    /// True if target_modules names the layer, or, where that is not set, its attribute does
-    /// (`marked`); and layers_to_transform has its number.
+    /// True if target_modules names the layer, and layers_to_transform has the layer's number.
+    /// Where target_modules is not set, the layer's attribute decides instead (`marked`).
     fn targets(&mut self, path: &str, kind: Option<Kind>, marked: bool) -> Result<bool> {
         if kind.is_some_and(Kind::is_bare) {
             let found = self.parameters.find(path, false)?.is_some();
@@ -156,7 +158,7 @@ impl<'a> Selection<'a> {
         }
     }
 
-    /// True if target_modules names this path, whatever is there.
+    /// True if target_modules names this path, whether or not a layer has it.
     pub(crate) fn names(&mut self, path: &str) -> Result<bool> {
         match &mut self.targets {
             Some(Chosen::Named(patterns)) => Ok(patterns.find(path, false)?.is_some()),
@@ -186,7 +188,7 @@ impl<'a> Selection<'a> {
         Ok(found.map(|index| &self.config.trainable_token_indices[index][..]))
     }
 
-    /// The adapter of a layer that is adapted.
+    /// The settings of a target's adapter.
     pub(crate) fn settings(&mut self, path: &str, overrides: Overrides) -> Result<Settings> {
         let config = self.config;
         let rank = match self.rank.find(path, true)? {
@@ -201,7 +203,7 @@ impl<'a> Selection<'a> {
         Ok(Settings::new(rank, alpha, config.use_rslora, dropout))
     }
 
-    /// The patterns that were of no use, as problems.
+    /// The patterns without effect, as problems.
     pub(crate) fn unused(&self) -> impl Iterator<Item = String> {
         let targets = self.targets.as_ref().and_then(Chosen::patterns);
         let optional = [&self.exclude, &self.recompute].into_iter().flatten();

@@ -10,7 +10,7 @@ pub struct Settings {
     pub alpha: f64,
     /// The scaling is alpha / √r instead of alpha / r (rsLoRA).
     pub use_rslora: bool,
-    /// The factor s of the update, as rank, alpha and rsLoRA give it.
+    /// The factor s of the update, which follows from rank, alpha and rsLoRA.
     pub scaling: f64,
     /// Probability that an input of the low-rank branch is dropped in training.
     pub dropout: f64,

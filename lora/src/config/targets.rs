@@ -8,9 +8,10 @@ use serde::{Deserialize, Serialize};
 pub enum Targets {
     /// A module matches when its path equals a name or ends with `.name`.
     Names(Vec<String>),
-    /// A module matches when the regular expression matches its whole path. As
-    /// [`target_modules`](crate::LoraConfig::target_modules) `all-linear`, in upper or lower case,
-    /// means every linear layer but those called `lm_head`, `embed_out` or `output_layer`.
+    /// A module matches when the regular expression matches its whole path. In
+    /// [`target_modules`](crate::LoraConfig::target_modules) the word `all-linear`, in upper or
+    /// lower case, means every linear layer except those called `lm_head`, `embed_out` or
+    /// `output_layer`.
     Regex(String),
 }
 

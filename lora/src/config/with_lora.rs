@@ -1,4 +1,4 @@
-//! [`WithLora`]: a model's configuration together with that of its LoRA model.
+//! [`WithLora`]: a model's configuration together with the LoRA settings.
 
 use crate::LoraConfig;
 use serde::de::{DeserializeOwned, Error as _};
@@ -9,10 +9,11 @@ use std::ops::Deref;
 /// A base model's configuration with the LoRA settings beside it: a superset of the base
 /// configuration.
 ///
-/// It dereferences to the base configuration, so model code reads its fields as before. In JSON it
-/// is one object: the base's own keys, and the LoRA settings under keys that start with `lora_`.
-/// The JSON of a base configuration parses, with default settings; an unknown `lora_` key is an
-/// error. `#[lora(config)]` turns a field of type `C` into one of type `WithLora<C>`.
+/// `WithLora` dereferences to the base configuration, so model code reads its fields as before. In
+/// JSON both are one object: the base's own keys, and the LoRA settings under keys that start with
+/// `lora_`. The JSON of a base configuration alone parses, with default LoRA settings. An unknown
+/// `lora_` key is an error. `#[lora(config)]` turns a field of type `C` into one of type
+/// `WithLora<C>`.
 ///
 /// ```
 /// use lora::{LoraConfig, WithLora};
@@ -36,7 +37,7 @@ pub struct WithLora<C> {
 }
 
 impl<C> WithLora<C> {
-    /// Puts both together.
+    /// A base configuration with these LoRA settings.
     pub fn new(base: C, lora: LoraConfig) -> Self {
         Self { base, lora }
     }

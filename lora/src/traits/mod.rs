@@ -1,4 +1,4 @@
-//! The two traits that all else stands on, [`LoraModel`] and [`LoraModule`], and the walk over a
+//! [`LoraModel`] and [`LoraModule`], the two traits that all else stands on, and the walk over a
 //! model's layers.
 
 mod model;

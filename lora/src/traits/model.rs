@@ -10,8 +10,8 @@ pub type Lora<M> = <M as LoraModel>::Lora;
 
 /// A model or layer that has a LoRA counterpart.
 ///
-/// The layers of candle-nn, their containers (`Vec`, `Option`, `Box`, arrays, tuples, maps) and
-/// plain values implement it here; structs and enums of them with
+/// This crate implements the trait for the layers of candle-nn, their containers (`Vec`, `Option`,
+/// `Box`, arrays, tuples, maps) and plain values. Structs and enums of such types derive the trait:
 /// [`#[derive(LoraModel)]`](derive@crate::LoraModel).
 #[diagnostic::on_unimplemented(
     message = "`{Self}` has no LoRA counterpart",
@@ -24,8 +24,8 @@ pub trait LoraModel: Sized {
     /// The LoRA architecture of this type.
     type Lora: LoraModule<Base = Self>;
 
-    /// Builds the counterpart of a part of a model; [`to_lora`](Self::to_lora) calls it for the
-    /// whole.
+    /// Builds the LoRA counterpart of this model or part of a model. Users call
+    /// [`to_lora`](Self::to_lora), which starts the walk.
     ///
     /// # Errors
     /// If the part cannot be converted as the configuration asks.
@@ -35,13 +35,13 @@ pub trait LoraModel: Sized {
     /// weights to train are copied.
     ///
     /// A rank above the smaller side of a layer's weight makes the adapter larger and nothing else.
-    /// A warning names such layers: through the `log` crate, or on the error output where the program
-    /// has no logger. [`summary`](LoraModule::summary) lists the layers, too.
+    /// A warning names such layers. The warning goes to the `log` crate, or to the error output
+    /// where the program has no logger. [`summary`](LoraModule::summary) lists such layers, too.
     ///
     /// # Errors
-    /// If the configuration is invalid or does not fit: a pattern that matches nothing or
-    /// something that takes no adapter, nothing to adapt at all. Every problem is listed, with the
-    /// layers that the model has.
+    /// If the configuration is invalid or does not fit: a pattern matches nothing, a pattern
+    /// matches a layer that takes no adapter, or there is nothing to adapt at all. The error lists
+    /// every problem and the model's layers.
     ///
     /// ```
     /// use candle_core::{Device, DType, Tensor};
@@ -60,9 +60,9 @@ pub trait LoraModel: Sized {
     /// Shows the model data, for initial values that depend on it: EVA, CorDA and LoRA-GA. The
     /// result goes to [`to_lora_calibrated`](Self::to_lora_calibrated).
     ///
-    /// `batch` is called again and again with a model of the LoRA type that computes what this model
-    /// does. Each call runs one batch and returns the result; for LoRA-GA the result is the loss.
-    /// `None` ends the calibration. EVA ends by itself once it has seen enough.
+    /// `batch` is called again and again with a model of the LoRA type that computes what this
+    /// model does. Each call runs one batch and returns the result; for LoRA-GA the result is the
+    /// loss. `None` ends the calibration. EVA ends by itself once it has seen enough.
     ///
     /// ```
     /// use candle_core::{Device, Module, Tensor};
@@ -84,7 +84,7 @@ pub trait LoraModel: Sized {
     ///
     /// # Errors
     /// Those of [`to_lora`](Self::to_lora) and of `batch`; an initial value that needs no data, a
-    /// target that is not linear, and layers of which too little was seen.
+    /// target that is not linear, and a layer that saw too little data.
     fn calibrate(
         &self,
         config: &LoraConfig,
@@ -93,8 +93,8 @@ pub trait LoraModel: Sized {
         convert::calibrate(self, config, batch)
     }
 
-    /// As [`to_lora`](Self::to_lora), with what [`calibrate`](Self::calibrate) found for the same
-    /// configuration. EVA may give layers other ranks than the configuration says.
+    /// As [`to_lora`](Self::to_lora), with the result of [`calibrate`](Self::calibrate) for the
+    /// same configuration. EVA may give layers other ranks than the configuration says.
     ///
     /// # Errors
     /// Those of [`to_lora`](Self::to_lora), and a layer that was not calibrated.
@@ -112,7 +112,7 @@ pub trait LoraModel: Sized {
         )
     }
 
-    /// The LoRA model without any adapter and with nothing to train: the way to list, count and
+    /// The LoRA model without any adapter and with nothing to train. It serves to list, count and
     /// transfer the weights of a base model.
     ///
     /// ```
@@ -127,7 +127,7 @@ pub trait LoraModel: Sized {
     /// ```
     ///
     /// # Errors
-    /// If a layer cannot be read, see the notes of each layer.
+    /// If a layer cannot be converted; see the notes of each layer.
     fn to_frozen(&self) -> Result<Self::Lora> {
         Builder::freeze(self)
     }

@@ -44,13 +44,6 @@ pub trait LoraModule: Sized + Clone + Debug {
         super::named(self)
     }
 
-    /// The variables to train, for an optimiser: adapters, and what is trained in full. The order
-    /// is that of [`named_params`](Self::named_params); a tied variable comes once.
-    fn trainable_vars(&self) -> Vec<Var> {
-        let vars = super::trainable(self).into_iter();
-        vars.map(|(_, var)| var).collect()
-    }
-
     /// The parameters that are not trained.
     fn non_trainable(&self) -> Vec<NamedParam> {
         let params = self.named_params().into_iter();
@@ -82,6 +75,65 @@ pub trait LoraModule: Sized + Clone + Debug {
     /// A table of the layers and their parameters, with the totals.
     fn summary(&self) -> Summary {
         Summary::of(self)
+    }
+
+    /// What each layer that has low-rank updates does with them. Layers of which an adapter only
+    /// trains parameters in full are not listed.
+    fn layer_status(&self) -> Vec<LayerStatus> {
+        manage::layer_status(self)
+    }
+
+    /// What the model as a whole does with its adapters, and where layers differ.
+    fn model_status(&self) -> ModelStatus {
+        manage::model_status(self)
+    }
+
+    /// The variables to train, for an optimiser: adapters, and what is trained in full. The order
+    /// is that of [`named_params`](Self::named_params); a tied variable comes once.
+    fn trainable_vars(&self) -> Vec<Var> {
+        let vars = super::trainable(self).into_iter();
+        vars.map(|(_, var)| var).collect()
+    }
+
+    /// The backward pass of `loss`, checked: every trainable parameter must get a gradient.
+    /// Gradients of frozen parameters are dropped.
+    ///
+    /// # Errors
+    /// [`Error::NoGradient`](crate::Error::NoGradient) lists the parameters without a gradient and
+    /// the usual causes.
+    fn backward(&self, loss: &Tensor) -> Result<GradStore> {
+        manage::backward(self, loss)
+    }
+
+    /// Switches to training: dropout acts, and gradients are recorded. A fresh model trains.
+    fn train(&mut self) {
+        super::each_layer_mut(self, |_, layer| layer.set_training(true));
+    }
+
+    /// Switches to evaluation: no dropout in the low-rank branches, and layers record no graph.
+    ///
+    /// A trained tensor that is a field still records one, as the model's own code computes with
+    /// it; candle's `Dropout` goes by the argument that the model gives it.
+    fn eval(&mut self) {
+        super::each_layer_mut(self, |_, layer| layer.set_training(false));
+    }
+
+    /// The model on another device. Trained parameters are new variables: make the optimiser
+    /// after this. Fields marked `#[lora(skip)]` stay where they are.
+    ///
+    /// # Errors
+    /// If a tensor cannot be moved.
+    fn to_device(&self, device: &Device) -> Result<Self> {
+        manage::to_device(self, device)
+    }
+
+    /// The model in another floating-point dtype. Adapters are f32 on a bf16 or f16 base, as in
+    /// PEFT. Trained parameters are new variables: make the optimiser after this.
+    ///
+    /// # Errors
+    /// If the dtype is not a floating-point one or a tensor cannot be cast.
+    fn to_dtype(&self, dtype: DType) -> Result<Self> {
+        manage::to_dtype(self, dtype)
     }
 
     /// The names of the model's adapters. Conversion makes one,
@@ -139,26 +191,6 @@ pub trait LoraModule: Sized + Clone + Debug {
         manage::add(self, name, &config, Values::Calibrated(calibrated))
     }
 
-    /// Adds the adapter of a directory under this name. It does not act and is not trained until
-    /// [`set_active`](Self::set_active) says so.
-    ///
-    /// # Errors
-    /// Those of [`add_adapter`](Self::add_adapter) and of [`load_adapter`](Self::load_adapter).
-    fn load_adapter_as(&mut self, name: &str, dir: impl AsRef<Path>) -> Result<()> {
-        peft::add(self, name, dir.as_ref())
-    }
-
-    /// Replaces the adapter of this name by the adapter of a directory, which may have other targets,
-    /// ranks and settings. The new adapter acts, and is trained, if the old one did. Its parameters are
-    /// new variables: make the optimiser after this call.
-    ///
-    /// # Errors
-    /// Those of [`delete_adapter`](Self::delete_adapter) and of
-    /// [`load_adapter_as`](Self::load_adapter_as); the model is then as it was.
-    fn hot_swap(&mut self, name: &str, dir: impl AsRef<Path>) -> Result<()> {
-        peft::swap(self, name, dir.as_ref())
-    }
-
     /// Adds one adapter that is made of others, each with a weight: PEFT's
     /// `add_weighted_adapter`. Its scaling is 1; it neither acts nor is trained until
     /// [`set_active`](Self::set_active) says so. Layers that only some of the adapters have are
@@ -206,15 +238,22 @@ pub trait LoraModule: Sized + Clone + Debug {
         manage::set_adapter_trainable(self, name, trainable)
     }
 
-    /// A view of the model in which no adapter acts. The view computes what the base model does, with
-    /// the base's own biases, modules and rows. A base that [LoftQ](crate::Init::Loftq) quantised stays
-    /// quantised. The view shares its tensors with this model, which stays as it is. This is PEFT's
-    /// `disable_adapter()`; with [`to_base`](Self::to_base) it is `unload()`.
+    /// Multiplies the scaling that an adapter's settings give, alpha / r, by this factor; 1 is as
+    /// configured. It is not saved.
     ///
     /// # Errors
-    /// If a tensor that is a field of the model is trained: its base value is not kept.
-    fn disabled(&self) -> Result<Self> {
-        manage::disabled(self)
+    /// A name that no adapter has, a factor that is not finite, an adapter that is merged.
+    fn set_scale(&mut self, name: &str, factor: f64) -> Result<()> {
+        manage::set_scale(self, name, factor)
+    }
+
+    /// Gives an adapter another name.
+    ///
+    /// # Errors
+    /// An old name that no adapter has; a new name that is taken, or
+    /// [not a valid adapter name](crate::peft::check_name).
+    fn rename_adapter(&mut self, from: &str, to: &str) -> Result<()> {
+        manage::rename(self, from, to)
     }
 
     /// Deletes an adapter, with everything that it trained. If no other adapter acted, none acts
@@ -227,22 +266,15 @@ pub trait LoraModule: Sized + Clone + Debug {
         manage::delete(self, name)
     }
 
-    /// Gives an adapter another name.
+    /// A view of the model in which no adapter acts. The view computes what the base model does, with
+    /// the base's own biases, modules and rows. A base that [LoftQ](crate::Init::Loftq) quantised stays
+    /// quantised. The view shares its tensors with this model, which stays as it is. This is PEFT's
+    /// `disable_adapter()`; with [`to_base`](Self::to_base) it is `unload()`.
     ///
     /// # Errors
-    /// An old name that no adapter has; a new name that is taken, or
-    /// [not a valid adapter name](crate::peft::check_name).
-    fn rename_adapter(&mut self, from: &str, to: &str) -> Result<()> {
-        manage::rename(self, from, to)
-    }
-
-    /// Multiplies the scaling that an adapter's settings give, alpha / r, by this factor; 1 is as
-    /// configured. It is not saved.
-    ///
-    /// # Errors
-    /// A name that no adapter has, a factor that is not finite, an adapter that is merged.
-    fn set_scale(&mut self, name: &str, factor: f64) -> Result<()> {
-        manage::set_scale(self, name, factor)
+    /// If a tensor that is a field of the model is trained: its base value is not kept.
+    fn disabled(&self) -> Result<Self> {
+        manage::disabled(self)
     }
 
     /// A view of the model for one batch whose rows have an adapter each, or none. The view is in eval
@@ -255,27 +287,6 @@ pub trait LoraModule: Sized + Clone + Debug {
     /// fails on another number of rows, and at an adapted [`Weight`](crate::layers::Weight).
     fn for_rows(&self, rows: &[Option<&str>]) -> Result<Self> {
         manage::for_rows(self, rows)
-    }
-
-    /// What each layer that has low-rank updates does with them. Layers of which an adapter only
-    /// trains parameters in full are not listed.
-    fn layer_status(&self) -> Vec<LayerStatus> {
-        manage::layer_status(self)
-    }
-
-    /// What the model as a whole does with its adapters, and where layers differ.
-    fn model_status(&self) -> ModelStatus {
-        manage::model_status(self)
-    }
-
-    /// The backward pass of `loss`, checked: every trainable parameter must get a gradient.
-    /// Gradients of frozen parameters are dropped.
-    ///
-    /// # Errors
-    /// [`Error::NoGradient`](crate::Error::NoGradient) lists the parameters without a gradient and
-    /// the usual causes.
-    fn backward(&self, loss: &Tensor) -> Result<GradStore> {
-        manage::backward(self, loss)
     }
 
     /// Adds the active adapters to the weights, so that the forward pass costs what the base model's
@@ -327,37 +338,6 @@ pub trait LoraModule: Sized + Clone + Debug {
         manage::is_merged(self)
     }
 
-    /// Switches to training: dropout acts, and gradients are recorded. A fresh model trains.
-    fn train(&mut self) {
-        super::each_layer_mut(self, |_, layer| layer.set_training(true));
-    }
-
-    /// Switches to evaluation: no dropout in the low-rank branches, and layers record no graph.
-    ///
-    /// A trained tensor that is a field still records one, as the model's own code computes with
-    /// it; candle's `Dropout` goes by the argument that the model gives it.
-    fn eval(&mut self) {
-        super::each_layer_mut(self, |_, layer| layer.set_training(false));
-    }
-
-    /// The model on another device. Trained parameters are new variables: make the optimiser
-    /// after this. Fields marked `#[lora(skip)]` stay where they are.
-    ///
-    /// # Errors
-    /// If a tensor cannot be moved.
-    fn to_device(&self, device: &Device) -> Result<Self> {
-        manage::to_device(self, device)
-    }
-
-    /// The model in another floating-point dtype. Adapters are f32 on a bf16 or f16 base, as in
-    /// PEFT. Trained parameters are new variables: make the optimiser after this.
-    ///
-    /// # Errors
-    /// If the dtype is not a floating-point one or a tensor cannot be cast.
-    fn to_dtype(&self, dtype: DType) -> Result<Self> {
-        manage::to_dtype(self, dtype)
-    }
-
     /// Saves the adapters in PEFT's format: low-rank matrices, trained biases and rows, fully trained
     /// modules. The adapter `default` goes into the directory itself and any other into a
     /// sub-directory of its name, as in PEFT; a lone adapter goes into the directory itself whatever
@@ -400,5 +380,25 @@ pub trait LoraModule: Sized + Clone + Debug {
     /// refused too.
     fn load_adapter(&mut self, dir: impl AsRef<Path>) -> Result<()> {
         peft::load(self, dir.as_ref())
+    }
+
+    /// Adds the adapter of a directory under this name. It does not act and is not trained until
+    /// [`set_active`](Self::set_active) says so.
+    ///
+    /// # Errors
+    /// Those of [`add_adapter`](Self::add_adapter) and of [`load_adapter`](Self::load_adapter).
+    fn load_adapter_as(&mut self, name: &str, dir: impl AsRef<Path>) -> Result<()> {
+        peft::add(self, name, dir.as_ref())
+    }
+
+    /// Replaces the adapter of this name by the adapter of a directory, which may have other targets,
+    /// ranks and settings. The new adapter acts, and is trained, if the old one did. Its parameters are
+    /// new variables: make the optimiser after this call.
+    ///
+    /// # Errors
+    /// Those of [`delete_adapter`](Self::delete_adapter) and of
+    /// [`load_adapter_as`](Self::load_adapter_as); the model is then as it was.
+    fn hot_swap(&mut self, name: &str, dir: impl AsRef<Path>) -> Result<()> {
+        peft::swap(self, name, dir.as_ref())
     }
 }

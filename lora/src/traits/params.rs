@@ -11,26 +11,26 @@ use std::collections::HashSet;
 pub struct NamedParam {
     /// Dotted path: `layers.0.fc1.weight`, `layers.0.fc1.lora_A.default.weight`.
     pub path: String,
-    /// Length of the path of the layer that holds it.
+    /// How much of `path` is the path of the parameter's layer.
     layer: usize,
-    /// What it is for.
+    /// What the parameter is for.
     pub role: Role,
-    /// Its values; a clone shares them with the model.
+    /// The values, which are shared with the model, not copied.
     pub tensor: Tensor,
 }
 
 impl NamedParam {
-    /// True if it is trained.
+    /// True if the parameter is trained.
     pub fn is_trainable(&self) -> bool {
         self.tensor.is_variable()
     }
 
-    /// The path of the layer that holds it.
+    /// The path of the parameter's layer.
     pub fn layer(&self) -> &str {
         &self.path[..self.layer]
     }
 
-    /// Its name in its layer.
+    /// The parameter's name in its layer.
     pub fn name(&self) -> &str {
         self.path[self.layer..].trim_start_matches('.')
     }
@@ -56,12 +56,12 @@ pub(crate) fn trainable<M: LoraModule>(model: &M) -> Vec<(String, Var)> {
     let mut seen = HashSet::new();
     let params = named(model).into_iter();
     let params = params.filter(|param| param.is_trainable() && seen.insert(param.tensor.id()));
-    // A variable is returned as it is; only others are copied, which can fail.
+    // `from_tensor` returns a variable as it is. It copies other tensors, which alone can fail.
     let vars = params.filter_map(|param| Some((param.path, Var::from_tensor(&param.tensor).ok()?)));
     vars.collect()
 }
 
-/// Calls `f` with each layer and its path until it fails.
+/// Calls `f` with each layer and its path, until `f` fails.
 pub(crate) fn try_each_layer<M: LoraModule>(
     model: &M,
     mut f: impl FnMut(&str, &dyn Layer) -> Result<()>,
@@ -75,7 +75,7 @@ pub(crate) fn try_each_layer<M: LoraModule>(
     result
 }
 
-/// Calls `f` with each layer and its path, to change it, until it fails.
+/// Calls `f` with each layer, which it may change, and the layer's path, until `f` fails.
 pub(crate) fn try_each_layer_mut<M: LoraModule>(
     model: &mut M,
     mut f: impl FnMut(&str, &mut dyn Layer) -> Result<()>,
@@ -94,7 +94,7 @@ pub(crate) fn each_layer<M: LoraModule>(model: &M, mut f: impl FnMut(&str, &dyn 
     model.visit(&mut Cursor::new(&mut f));
 }
 
-/// Calls `f` with each layer and its path, to change it.
+/// Calls `f` with each layer, which it may change, and the layer's path.
 pub(crate) fn each_layer_mut<M: LoraModule>(
     model: &mut M,
     mut f: impl FnMut(&str, &mut dyn Layer),
