@@ -114,8 +114,8 @@ pub use error::{Error, Result};
 pub use init::Calibrated;
 pub use lora_derive::{LoraModel, forward};
 pub use manage::{
-    Combination, CombineOptions, LayerStatus, MajoritySign, ModelStatus, State, Summary,
-    SummaryRow, transfer_weights,
+    Combination, CombineOptions, GradientCheck, LayerStatus, MajoritySign, ModelStatus, State,
+    Summary, SummaryRow, transfer_weights,
 };
 pub use ops::checkpoint;
 pub use traits::{Cursor, CursorMut, Lora, LoraLayer, LoraModel, LoraModule, NamedParam};

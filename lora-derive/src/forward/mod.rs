@@ -1,5 +1,6 @@
 //! `#[lora::forward]`: an impl block, and its copy for the LoRA type.
 
+mod calls;
 mod generics;
 mod items;
 mod rename;
@@ -135,6 +136,9 @@ fn copy(cx: &Ctxt, args: &Args, base: &ItemImpl) -> Option<TokenStream> {
             item.block = parse_quote!({ loop {} });
         }
         rename.visit_impl_item_mut(item);
+        if let ImplItem::Fn(item) = item {
+            calls::differentiate(item, &rename.krate);
+        }
     }
     if !is_trait && copy.items.is_empty() {
         return None;

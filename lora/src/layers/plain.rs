@@ -1,5 +1,6 @@
 //! Values without parameters: each is its own LoRA type.
 
+use crate::ops::{KvCache, RotatingKvCache};
 use crate::{Builder, Cursor, CursorMut, LoraModel, LoraModule, Result};
 use candle_core::{DType, Device};
 use candle_nn::{Conv1dConfig, Conv2dConfig, Dropout, Func, FuncT};
@@ -53,4 +54,6 @@ plain!(
     Dropout,
     Func<'_>,
     FuncT<'_>,
+    KvCache,
+    RotatingKvCache,
 );

@@ -24,6 +24,11 @@ pub trait LoraModel: Sized {
     /// The LoRA architecture of this type.
     type Lora: LoraModule<Base = Self>;
 
+    /// True for a layer of candle's and for containers of such layers: types that no field should
+    /// [skip](macro@crate::LoraModel).
+    #[doc(hidden)]
+    const IS_LAYER: bool = false;
+
     /// Builds the LoRA counterpart of this model or part of a model. Users call
     /// [`to_lora`](Self::to_lora), which starts the walk.
     ///
