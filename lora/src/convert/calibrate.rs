@@ -1,4 +1,4 @@
-//! Showing a base model data before its adapters are made, for initial values that need it.
+//! Shows a base model data before its adapters are made, for initial values that need data.
 
 use crate::adapter::Recorder;
 use crate::adapter::{AdaptedMut, updates};
@@ -18,7 +18,7 @@ pub(crate) fn calibrate<B: LoraModel>(
     mut batch: impl FnMut(&Lora<B>) -> Result<Option<Tensor>>,
 ) -> Result<Calibrated> {
     let mut calibration = Calibration::new(config)?;
-    // Just to find the layers and their ranks.
+    // This conversion only finds the targets and their ranks: its adapters act on no batch.
     let plain = LoraConfig {
         init: Init::Default,
         use_dora: false,
@@ -64,7 +64,7 @@ pub(crate) fn not_linear(path: &str, kind: Kind, init: Init) -> Error {
     )
 }
 
-/// Layers note their inputs as they come by.
+/// The layers note their inputs while the caller's batches run.
 fn by_inputs<M: LoraModule>(
     model: &mut M,
     calibration: Calibration,
@@ -91,6 +91,7 @@ fn by_inputs<M: LoraModule>(
             break;
         }
     }
+    // A clone, as the recorders in the model still hold the shared value.
     let calibration = lock(&calibration).clone();
     Ok(calibration)
 }
@@ -101,7 +102,8 @@ fn lock(calibration: &Mutex<Calibration>) -> std::sync::MutexGuard<'_, Calibrati
         .unwrap_or_else(|poisoned| poisoned.into_inner())
 }
 
-/// The weights of targets are variables, of which each batch's loss has gradients.
+/// The weights of targets become variables, so that each batch's loss has gradients for them. The
+/// variables are copies: the base model's weights stay frozen.
 fn by_gradients<M: LoraModule>(
     model: &mut M,
     mut calibration: Calibration,

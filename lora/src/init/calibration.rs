@@ -194,9 +194,9 @@ impl Calibration {
     }
 
     /// Ends a batch: true once further batches would change nothing. For EVA every component that a
-    /// layer gets has converged then. A layer that has converged passes further inputs over until the
-    /// ranks are shared out otherwise. Other initial values see all data once, so that the answer is
-    /// never true.
+    /// layer gets has converged then. A layer that has converged passes further inputs over until
+    /// the ranks are shared out otherwise. Other initial values see all data once, so that the
+    /// answer is never true.
     pub fn end_batch(&mut self) -> bool {
         let ranks = self.ranks();
         let mut all = !self.layers.is_empty();
@@ -257,8 +257,9 @@ impl Calibration {
         layer.ok_or_else(|| Error::layer(path, "was not added to the calibration"))
     }
 
-    /// The rank of each layer. The sum of all ranks is shared out to the components that explain most
-    /// of their layer's variance. Until all layers have components each layer may have the most.
+    /// The rank of each layer. The sum of all ranks is shared out to the components that explain
+    /// most of their layer's variance. Until all layers have components each layer may have the
+    /// most.
     fn ranks(&self) -> Vec<usize> {
         let ratios = |layer: &Observed| match &layer.seen {
             Seen::Components(pca) if pca.missing().is_none() => Some(pca.ratios().to_vec()),

@@ -4,8 +4,8 @@ use crate::{Error, Result};
 use candle_core::Tensor;
 
 /// Converts the trained values of an adapter with a residual base to an adapter for the original
-/// weight: A' = [A; A₀] of rank 2r and B' = [B, −B₀]. The second half takes the initial values out of
-/// the original weight again.
+/// weight: A' = [A; A₀] of rank 2r and B' = [B, −B₀]. The second half takes the initial values out
+/// of the original weight again.
 ///
 /// # Errors
 /// If the shapes of trained and initial values differ.

@@ -27,8 +27,8 @@ pub(crate) struct Start {
     pub(crate) a: Tensor,
     /// (out, r), as A.
     pub(crate) b: Tensor,
-    /// The residual base, in the weight's dtype: base + s·B·A is the original weight. `None` where the
-    /// weight stays as it is.
+    /// The residual base, in the weight's dtype: base + s·B·A is the original weight. `None` where
+    /// the weight stays as it is.
     pub(crate) base: Option<Tensor>,
     /// B is not trained.
     pub(crate) frozen_b: bool,
@@ -267,7 +267,8 @@ impl<'a> Starting<'a> {
         loop {
             let full = linalg::tensor(rest.as_ref(), DType::F32, &Device::Cpu)?;
             let quantised = QTensor::quantize(&full, quantiser)?.dequantize(&Device::Cpu)?;
-            // The values that the base will really hold: the error must be that of the rounded base.
+            // The values that the base will really hold: the error must be that of the rounded
+            // base.
             let base = quantised.to_dtype(self.target.weight.dtype())?;
             let svd = linalg::svd((&self.weight - linalg::matrix(&base)?).as_ref())?;
             let roots = self.roots(&svd.s[..rank])?;
