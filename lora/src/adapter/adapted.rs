@@ -106,10 +106,10 @@ pub trait Adapted: Debug {
     /// How the weight is stored.
     fn form(&self) -> Form;
 
-    /// The weight (the merged one while merged), the bias and the adapters.
+    /// The weight (merged, while adapters are merged), the bias and the adapters.
     fn parts(&self) -> LayerParts<'_>;
 
-    /// The weight (the merged one while merged), the bias and the adapters, to be changed.
+    /// The weight (merged, while adapters are merged), the bias and the adapters, to be changed.
     ///
     /// Only this crate can call this method, as only this crate makes an [`Access`].
     fn parts_mut(&mut self, access: Access) -> LayerPartsMut<'_>;
@@ -129,7 +129,7 @@ pub trait Adapted: Debug {
         "weight"
     }
 
-    /// The weight; the merged one while merged.
+    /// The weight. While adapters are merged, this is the merged weight.
     fn weight(&self) -> &Tensor {
         self.parts().weight
     }
@@ -202,7 +202,7 @@ pub trait Adapted: Debug {
 /// The parts of a layer that may carry adapters.
 #[derive(Clone, Copy, Debug)]
 pub struct LayerParts<'a> {
-    /// The weight; the merged one while merged.
+    /// The weight. While adapters are merged, this is the merged weight.
     pub weight: &'a Tensor,
     /// The bias.
     pub bias: Option<&'a Tensor>,
@@ -213,7 +213,7 @@ pub struct LayerParts<'a> {
 /// The parts of a layer that may carry adapters, to be changed.
 #[derive(Debug)]
 pub struct LayerPartsMut<'a> {
-    /// The weight; the merged one while merged.
+    /// The weight. While adapters are merged, this is the merged weight.
     pub weight: &'a mut Tensor,
     /// The bias.
     pub bias: Option<&'a mut Tensor>,

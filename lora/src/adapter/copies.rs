@@ -95,6 +95,7 @@ impl Copies {
     pub(crate) fn parked_mut(&mut self) -> impl Iterator<Item = &mut Tensor> {
         let copies = self.list.iter_mut();
         copies.for_each(|copy| copy.parked = Parked::default());
+        // The current copy is out of date here: its tensors are the layer's own fields.
         let (base, current) = (&mut self.base, self.current.as_deref());
         let parked = self.list.iter_mut();
         let parked = parked.filter(move |copy| Some(copy.adapter.as_str()) != current);
@@ -215,7 +216,7 @@ pub(crate) fn set_copy_trainable(
 /// A layer's own parameter or buffer, as an adapter sees it.
 pub(crate) struct Own {
     pub(crate) param: Param<Tensor>,
-    /// The adapter trains it.
+    /// Whether the adapter trains the tensor.
     pub(crate) trained: bool,
 }
 

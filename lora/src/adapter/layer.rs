@@ -69,7 +69,7 @@ impl<T> Param<T> {
         matches!(self.role, Role::Adapter(_))
     }
 
-    /// `weight` and, where there is one, `bias`.
+    /// The parameters `weight` and, if the layer has one, `bias`.
     pub(crate) fn weight_and_bias(weight: T, bias: Option<T>) -> Vec<Self> {
         let bias = bias.map(|bias| Self::new("bias", Role::Base, bias));
         [Self::new("weight", Role::Base, weight)]

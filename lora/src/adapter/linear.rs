@@ -48,6 +48,7 @@ impl Beside {
 
 impl Detour for Beside {
     fn forward(&self, xs: &Tensor, layer: &LinearParts) -> Result<Tensor> {
+        // In a mixed batch the layers of the groups do all that follows, each for its own rows.
         if !self.rows.is_empty() {
             return by_rows(xs, &self.rows, |layer, xs| ops::adapted_linear(xs, layer));
         }

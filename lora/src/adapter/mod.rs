@@ -180,7 +180,8 @@ impl Adapter {
     }
 }
 
-/// A tensor as the forward pass sees it: with its graph in training, without its graph in eval.
+/// A tensor as the forward pass sees it: with its graph in training. In eval it has no graph, which
+/// would keep every intermediate result in memory.
 pub(crate) fn seen(tensor: &Tensor, training: bool) -> Tensor {
     if training {
         tensor.clone()

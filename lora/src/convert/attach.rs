@@ -19,13 +19,13 @@ use std::fmt::Display;
 /// Where the values of a new adapter come from.
 #[derive(Clone, Copy)]
 pub(crate) enum Values<'a> {
-    /// The configuration's initial value makes them.
+    /// The configuration's initial value makes the values.
     Fresh,
-    /// The configuration's initial value makes them from what the calibration found.
+    /// The configuration's initial value makes the values from what the calibration found.
     Calibrated(&'a Calibrated),
-    /// A file holds them; they are put in place after the walk. The configuration alone chooses the
-    /// layers then, not the model's attributes. A pattern without effect is no error, as every
-    /// value of the file must find its place anyway.
+    /// A file holds the values, which are put in place after the walk. The configuration alone
+    /// chooses the layers then, not the model's attributes. A pattern without effect is no error,
+    /// as every value of the file must find its place anyway.
     FromFile,
 }
 
@@ -45,8 +45,8 @@ impl<'a> Values<'a> {
 
 /// A walk over layers that adds one adapter.
 ///
-/// It collects every problem before it fails, so that one error lists all of them. The adapter is
-/// attached all the same: whoever walks throws the model away when `finish` fails.
+/// The walk collects every problem before it fails, so that one error lists all problems. Meanwhile
+/// it attaches the adapter where it can: the caller drops the model when `finish` fails.
 pub(crate) struct Attach<'a> {
     name: &'a str,
     config: &'a LoraConfig,

@@ -45,6 +45,7 @@ pub struct Builder<'a> {
     /// The frozen tensor of each base tensor, by the base tensor's identity: tied tensors stay
     /// tied.
     frozen: HashMap<TensorId, Tensor>,
+    /// See [`devices`](Self::devices).
     devices: Vec<Device>,
 }
 
@@ -197,7 +198,7 @@ impl<'a> Builder<'a> {
     /// added after the walk over the whole model.
     ///
     /// # Errors
-    /// None at present.
+    /// At present, none.
     pub fn layer<L: Layer>(&mut self, mut layer: L) -> Result<L> {
         let path = self.path.as_str().to_string();
         if let Some(copies) = layer.copies_mut(Access::new()) {
@@ -227,7 +228,7 @@ impl<'a> Builder<'a> {
         Adapters::new(self.path.as_str())
     }
 
-    /// Whether the part at the present path is to be computed anew in the backward pass.
+    /// Whether the backward pass recomputes the part at the present path.
     pub(crate) fn recomputes(&mut self) -> Result<bool> {
         self.recomputable.push(self.path.as_str().to_string());
         self.selection.recomputes(self.path.as_str())
@@ -243,7 +244,7 @@ impl<'a> Builder<'a> {
     }
 }
 
-/// True for a model that is a single layer.
+/// True for a model that is a single layer and may carry adapters.
 fn is_layer<M: LoraModule>(model: &M) -> bool {
     let (mut lone, mut count) = (false, 0);
     each_layer(model, |path, layer| {

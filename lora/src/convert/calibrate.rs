@@ -12,6 +12,7 @@ use crate::{
 use candle_core::{Tensor, Var};
 use std::sync::{Arc, Mutex};
 
+/// Runs the caller's batches through the base model until the data is used up or suffices.
 pub(crate) fn calibrate<B: LoraModel>(
     base: &B,
     config: &LoraConfig,
@@ -49,6 +50,7 @@ pub(crate) fn calibrate<B: LoraModel>(
     if !problems.is_empty() {
         return Err(Error::Config(problems));
     }
+    // The data must pass through the base alone: the adapters' values are not those to come.
     manage::activate(&mut model, &[])?;
     let calibration = match config.init.needs_gradients() {
         true => by_gradients(&mut model, calibration, &mut batch)?,
@@ -71,6 +73,7 @@ fn by_inputs<M: LoraModule>(
     batch: &mut impl FnMut(&M) -> Result<Option<Tensor>>,
 ) -> Result<Calibration> {
     model.eval();
+    // Shared by all recorders. A lock, as a model's layers may run on several threads.
     let calibration = Arc::new(Mutex::new(calibration));
     each_layer_mut(model, |path, layer| {
         if let Some(adapted) = layer.adapted_mut() {
@@ -103,7 +106,7 @@ fn lock(calibration: &Mutex<Calibration>) -> std::sync::MutexGuard<'_, Calibrati
 }
 
 /// The weights of targets become variables, so that each batch's loss has gradients for them. The
-/// variables are copies: the base model's weights stay frozen.
+/// variables are copies: the base model's own weights stay as they are.
 fn by_gradients<M: LoraModule>(
     model: &mut M,
     mut calibration: Calibration,

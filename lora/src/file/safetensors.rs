@@ -18,7 +18,7 @@ const MAX_HEADER: u64 = 100_000_000;
 /// How many bytes of a tensor are in memory while the tensor is copied.
 const CHUNK: u64 = 1 << 20;
 
-/// An open file. Tensors are read one by one, each when it is asked for.
+/// An open file. Each tensor is read when it is asked for.
 #[derive(Debug)]
 pub(crate) struct TensorFile {
     path: PathBuf,

@@ -26,7 +26,8 @@ pub(crate) fn temporary(dir: &Path) -> io::Result<NamedTempFile> {
     builder.tempfile_in(dir)
 }
 
-/// Flushes a directory, so that renames in it survive a power cut. Not every system can.
+/// Flushes a directory, so that renames in it survive a power cut. Errors are ignored, as not every
+/// system can flush a directory.
 pub(crate) fn sync(dir: &Path) {
     if let Ok(dir) = File::open(dir) {
         let _ = dir.sync_all();

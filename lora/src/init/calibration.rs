@@ -12,8 +12,8 @@ use indexmap::IndexMap;
 /// Collects the data that an [`Init`] needs: for EVA and CorDA the inputs of layers, for LoRA-GA
 /// the gradients of the layers' weights.
 ///
-/// First the caller adds every layer. Then it shows the layers' inputs or gradients, batch by
-/// batch. [`finish`](Self::finish) makes the result.
+/// First the caller adds every layer. Then the caller shows the layers' inputs or gradients, batch
+/// by batch. [`finish`](Self::finish) makes the result.
 #[derive(Clone, Debug)]
 pub struct Calibration {
     config: LoraConfig,
@@ -29,7 +29,7 @@ struct Observed {
     rank: usize,
     alpha: f64,
     seen: Seen,
-    /// The layer's components have converged: it skips further inputs.
+    /// The layer's components have converged: the layer skips further inputs.
     done: bool,
 }
 
@@ -47,7 +47,7 @@ struct Mean {
     count: usize,
 }
 
-/// What [`calibrate`](crate::LoraModel::calibrate) found in the data. For EVA and CorDA it is about
+/// What [`calibrate`](crate::LoraModel::calibrate) found in the data: for EVA and CorDA about
 /// the inputs of layers, for LoRA-GA about the gradients of the layers' weights.
 #[derive(Clone, Debug)]
 pub struct Calibrated {
