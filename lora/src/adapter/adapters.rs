@@ -4,25 +4,26 @@ use super::{Adapted, Adapter, Copies, Recorder, Rows, Tie, Tokens, seen};
 use crate::{Error, Part, Result};
 use candle_core::Tensor;
 
-/// The adapters of one layer: which it has, which are active, and the layer's own weight while some
-/// are merged into it.
+/// The adapters of one layer: which adapters the layer has, which of them are active, and the
+/// layer's own weight while adapters are merged into it.
 #[derive(Clone, Debug)]
 pub struct Adapters {
     /// The layer's path in its model, for messages.
     pub(crate) path: String,
     pub(crate) list: Vec<Adapter>,
-    /// The rows of an embedding that adapters train. A head that shares the weight has the embedding's.
+    /// The rows of an embedding that adapters train. A head that shares the embedding's weight has
+    /// views of these rows.
     pub(crate) tokens: Vec<Tokens>,
     /// The names of the active adapters, in the order in which they apply. The list is the whole
     /// model's: a name stays here even if this layer has no adapter of that name.
     pub(crate) active: Vec<String>,
     /// `Some` exactly while merged.
     pub(crate) merged: Option<Merged>,
-    /// The layer's own parameters, where adapters have copies of them.
+    /// The adapters' copies of the layer's own parameters.
     pub(crate) copies: Copies,
     /// Which adapter acts on which row of a batch, in a view for mixed batches.
     pub(crate) rows: Option<Rows>,
-    /// Where inputs are noted while the model is calibrated.
+    /// Notes the layer's inputs while the model is calibrated.
     pub(crate) recorder: Option<Recorder>,
     pub(crate) training: bool,
 }
@@ -32,7 +33,7 @@ pub struct Adapters {
 pub(crate) struct Merged {
     /// The merged adapters, in order.
     pub(crate) names: Vec<String>,
-    /// The weight and bias as they were.
+    /// The weight and bias from before merging.
     pub(crate) weight: Tensor,
     pub(crate) bias: Option<Tensor>,
 }
@@ -66,7 +67,8 @@ impl Adapters {
         self.list.iter_mut().find(|adapter| adapter.name == name)
     }
 
-    /// Trains an adapter, or freezes it. A view of another layer's adapter follows that layer.
+    /// Makes an adapter trainable, or freezes it. A view of another layer's adapter follows that
+    /// layer.
     pub(crate) fn set_trainable(&mut self, name: &str, trainable: bool) -> Result<()> {
         if let Some(adapter) = self.get_mut(name)
             && adapter.tie != Tie::Shared
@@ -83,7 +85,7 @@ impl Adapters {
         Ok(())
     }
 
-    /// Gives an adapter another name, wherever it stands.
+    /// Gives an adapter another name, wherever its name stands here. Copies are renamed apart.
     pub(crate) fn rename(&mut self, from: &str, to: &str) {
         let merged = self.merged.as_mut().map(|merged| &mut merged.names);
         let listed = self.list.iter_mut().map(|adapter| &mut adapter.name);
@@ -97,7 +99,7 @@ impl Adapters {
         }
     }
 
-    /// The adapters that act, in the order in which they apply, merged ones included.
+    /// The active adapters, merged ones included, in the order in which they apply.
     pub fn active(&self) -> impl Iterator<Item = &Adapter> {
         self.active.iter().filter_map(|name| self.get(name))
     }
@@ -107,8 +109,8 @@ impl Adapters {
         self.list.is_empty()
     }
 
-    /// The rows of an embedding that adapters train. A head that shares the embedding's weight has the
-    /// embedding's rows.
+    /// The rows of an embedding that adapters train. A head that shares the embedding's weight has
+    /// the embedding's rows.
     pub fn tokens(&self) -> &[Tokens] {
         &self.tokens
     }
@@ -117,13 +119,13 @@ impl Adapters {
         self.tokens.iter().find(|tokens| tokens.adapter == name)
     }
 
-    /// True if the adapter of this name changes what the layer computes, copies aside.
+    /// True if the adapter of this name has an update or trained rows here. Copies do not count.
     pub(crate) fn has(&self, name: &str) -> bool {
         self.get(name).is_some() || self.tokens_of(name).is_some()
     }
 
-    /// The tensors of all adapters, each with its adapter's name, in the order of parameters. Views of
-    /// another layer's tensors are left out: that layer lists them.
+    /// The tensors of all adapters, each with its adapter's name, in the order of parameters. Views
+    /// of another layer's tensors are left out, as the other layer lists these tensors.
     pub(crate) fn tensors(&self) -> impl Iterator<Item = (&str, Part, &Tensor)> {
         let own = self
             .list
@@ -155,7 +157,7 @@ impl Adapters {
         self.merged.as_ref().map_or(&[], |merged| &merged.names)
     }
 
-    /// While merged: the layer's own weight or bias as it was.
+    /// While merged: the layer's own weight or bias from before merging.
     pub(crate) fn original(&self, name: &str) -> Option<&Tensor> {
         let merged = self.merged.as_ref()?;
         match name {
@@ -165,15 +167,15 @@ impl Adapters {
         }
     }
 
-    /// The adapters that the forward pass is to compute: active ones that are not merged.
+    /// The adapters that the forward pass computes: the active ones that are not merged.
     pub(crate) fn to_compute(&self) -> impl Iterator<Item = &Adapter> {
         let merged = self.merged();
         self.active()
             .filter(move |adapter| !merged.contains(&adapter.name))
     }
 
-    /// Checks that the layer computes the same with just these adapters merged as unmerged. DoRA
-    /// multiplies the result of the adapters before it, so that their order matters.
+    /// Checks that merging just these adapters does not change what the layer computes. DoRA
+    /// multiplies the result of the adapters before it, so that the order of adapters matters.
     pub(crate) fn check_order(&self, merged: &[String]) -> Result<()> {
         let active: Vec<&Adapter> = self.active().collect();
         let is_dora = |adapter: &&Adapter| adapter.magnitude.is_some();
@@ -183,6 +185,7 @@ impl Adapters {
         if first.is_empty() || rest.is_empty() || !active.iter().any(is_dora) {
             return Ok(());
         }
+        // Merged adapters act before all others, whatever their place among the active ones.
         let comes_first = active.iter().zip(&first).all(|(a, b)| a.name == b.name);
         // Merging adds a bias on B to the layer's own bias, which DoRA does not multiply.
         let biased = first.iter().any(|adapter| adapter.bias.is_some());
@@ -190,13 +193,13 @@ impl Adapters {
             true => Ok(()),
             false => Err(Error::layer(
                 &self.path,
-                "DoRA multiplies what the active adapters before it gave: merge them in the order in \
-                 which they are active, or all",
+                "DoRA multiplies the result of the active adapters before it: merge adapters in the \
+                 order in which they are active, or merge all",
             )),
         }
     }
 
-    /// The rows that the forward pass is to put in place of the base's.
+    /// The rows that the forward pass puts in place of the base's rows.
     pub(crate) fn tokens_to_compute(&self) -> impl Iterator<Item = Tokens> {
         let merged = self.merged();
         let acting = self
@@ -207,7 +210,8 @@ impl Adapters {
         acting.map(|tokens| tokens.with_rows(self.seen(&tokens.rows)))
     }
 
-    /// The names of the adapters for a merged weight: first the merged adapters, then the active ones.
+    /// The names of the adapters for a merged weight: first the merged adapters, then the other
+    /// active adapters.
     pub(crate) fn to_merge(&self) -> Vec<String> {
         let mut names = self.merged().to_vec();
         let more = self.active.iter().filter(|name| self.has(name));
@@ -219,7 +223,7 @@ impl Adapters {
         names
     }
 
-    /// In a view for mixed batches: each group of rows with its layer, as `f` reads it.
+    /// In a view for mixed batches: each group of rows, with what `f` reads from the group's layer.
     pub(crate) fn row_parts<L: Adapted + Clone, T>(
         &self,
         layer: &L,
@@ -232,7 +236,7 @@ impl Adapters {
         layers.map(|(rows, layer)| Ok((rows, f(&layer)?))).collect()
     }
 
-    /// The tensor as the layer's forward pass is to see it.
+    /// The tensor as the layer's forward pass sees it.
     pub(crate) fn seen(&self, tensor: &Tensor) -> Tensor {
         seen(tensor, self.training)
     }

@@ -13,8 +13,8 @@ use std::collections::HashMap;
 
 /// The walk over a base model that builds its LoRA model, handed to [`LoraModel::adapt`].
 ///
-/// The builder knows the configuration, the path that the walk has reached, and the marks of the
-/// attributes above.
+/// The builder knows the configuration, the path that the walk has reached, and the mark that the
+/// attributes above this path set.
 ///
 /// ```
 /// use candle_nn::Linear;
@@ -37,25 +37,27 @@ pub struct Builder<'a> {
     selection: Selection<'a>,
     path: Path,
     mark: Option<Mark>,
-    /// The path of each layer so far, with the mark above it.
+    /// The path of each layer met so far, with the mark that holds for the layer.
     marks: HashMap<String, Option<Mark>>,
     /// The parts that `recompute` may name.
     recomputable: Vec<String>,
     problems: Vec<String>,
-    /// Base tensors by identity, so that tied weights stay tied.
+    /// The frozen tensor of each base tensor, by the base tensor's identity: tied tensors stay
+    /// tied.
     frozen: HashMap<TensorId, Tensor>,
+    /// See [`devices`](Self::devices).
     devices: Vec<Device>,
 }
 
-/// A model that was walked once: its LoRA type, all frozen, and what the walk found. An adapter is
-/// attached to that, or none.
+/// A converted model with all parameters frozen, and what the walk found. [`attach`](Self::attach)
+/// adds an adapter to this model, [`finish`](Self::finish) adds none.
 pub(crate) struct Conversion<'a, L> {
     builder: Builder<'a>,
     lora: L,
 }
 
 impl<'a, L: LoraModule> Conversion<'a, L> {
-    /// Walks a base model, with the configuration of the adapter that is to be attached.
+    /// Walks a base model, with the configuration of the adapter that will be attached.
     pub(crate) fn of(model: &L::Base, config: &'a LoraConfig) -> Result<Self> {
         config.validate()?;
         let mut builder = Builder::new(config, Selection::new(config)?);
@@ -68,7 +70,7 @@ impl<'a, L: LoraModule> Conversion<'a, L> {
         &self.lora
     }
 
-    /// The model without an adapter, if nothing stands in its way.
+    /// The model without an adapter, unless the walk found problems.
     fn finish(self) -> Result<L> {
         match self.builder.problems.is_empty() {
             true => Ok(self.lora),
@@ -76,12 +78,13 @@ impl<'a, L: LoraModule> Conversion<'a, L> {
         }
     }
 
-    /// The model with an adapter of this name and these values, which is active.
+    /// The model with one active adapter of this name and these values.
     pub(crate) fn attach(self, name: &str, values: Values<'_>) -> Result<L> {
         let Self { builder, mut lora } = self;
         let mut marks = builder.marks;
         if marks.contains_key("") && is_layer(&lora) {
-            // Converted on its own, a layer is its own target, for adapters that are added later, too.
+            // A layer that is converted on its own is the target, for adapters added later, too: no
+            // field above the layer could carry its attribute.
             marks = HashMap::from([(String::new(), Some(Mark::rank()))]);
             each_layer_mut(&mut lora, |_, layer| {
                 if let Some(copies) = layer.copies_mut(Access::new()) {
@@ -92,9 +95,10 @@ impl<'a, L: LoraModule> Conversion<'a, L> {
         let mut attach = Attach::new(name, builder.config, builder.selection, values);
         try_each_layer_mut(&mut lora, |path, layer| match marks.get(path) {
             Some(mark) => attach.marked_layer(path, *mark, layer),
-            // Not from this conversion: a model that is its own LoRA model brings its adapters.
+            // Not from this conversion: a part that is its own LoRA type brings its own adapters.
             None => Ok(()),
         })?;
+        // Ties come after the walk: a head may be met before the embedding that shares its weight.
         manage::activate(&mut lora, &[name])?;
         let ties = manage::ties(&lora, name, builder.config, values);
         attach.problems.extend(ties);
@@ -134,7 +138,7 @@ impl<'a> Builder<'a> {
         }
     }
 
-    /// Converts a part of the model under this name. The marks from above go on.
+    /// Converts a part of the model under this name. The part inherits the mark from above.
     ///
     /// # Errors
     /// Those of the part's [`adapt`](LoraModel::adapt).
@@ -163,12 +167,13 @@ impl<'a> Builder<'a> {
         result
     }
 
-    /// A model's own configuration together with that of the conversion: for `#[lora(config)]`.
+    /// A model's own configuration together with this conversion's: for `#[lora(config)]`.
     pub fn config<C: Clone>(&self, base: &C) -> WithLora<C> {
         WithLora::new(base.clone(), self.config.clone())
     }
 
-    /// What is below a fully trained module is trained in full, whatever its own mark says.
+    /// The mark that holds below. A part of a module that is trained in full is trained in full,
+    /// whatever the part's own mark says.
     fn stronger(&self, mark: Mark) -> Option<Mark> {
         let is_trained = self.mark == Some(Mark::trainable());
         Some(if is_trained { Mark::trainable() } else { mark })
@@ -188,12 +193,12 @@ impl<'a> Builder<'a> {
         result
     }
 
-    /// Registers the layer at the present path. What is to be trained of it, an adapter or copies of
-    /// its own parameters, comes once the whole model was walked. Called once by every layer, which
-    /// comes with its parameters frozen, see [`parameter`](Self::parameter).
+    /// Registers the layer at the present path. Every layer calls this once, with its parameters
+    /// frozen by [`parameter`](Self::parameter). Its adapter, or copies of its own parameters, are
+    /// added after the walk over the whole model.
     ///
     /// # Errors
-    /// None at present.
+    /// At present, none.
     pub fn layer<L: Layer>(&mut self, mut layer: L) -> Result<L> {
         let path = self.path.as_str().to_string();
         if let Some(copies) = layer.copies_mut(Access::new()) {
@@ -218,12 +223,12 @@ impl<'a> Builder<'a> {
         frozen.or_insert_with(|| tensor.detach()).clone()
     }
 
-    /// The room for the adapters of the layer at the present path; none is there yet.
+    /// Room for the adapters of the layer at the present path, still without any.
     pub fn adapters(&self) -> Adapters {
         Adapters::new(self.path.as_str())
     }
 
-    /// Whether the part at the present path is to be computed anew in the backward pass.
+    /// Whether the backward pass recomputes the part at the present path.
     pub(crate) fn recomputes(&mut self) -> Result<bool> {
         self.recomputable.push(self.path.as_str().to_string());
         self.selection.recomputes(self.path.as_str())
@@ -239,7 +244,7 @@ impl<'a> Builder<'a> {
     }
 }
 
-/// True for a model that is a single layer.
+/// True for a model that is a single layer and may carry adapters.
 fn is_layer<M: LoraModule>(model: &M) -> bool {
     let (mut lone, mut count) = (false, 0);
     each_layer(model, |path, layer| {

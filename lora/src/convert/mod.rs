@@ -1,4 +1,5 @@
-//! From a base model to its LoRA model: the walk that converts, and what gives each layer its adapter.
+//! From a base model to its LoRA model: [`Builder`] walks the base model, [`Attach`] gives each
+//! layer its adapter.
 
 mod attach;
 mod builder;
