@@ -66,7 +66,8 @@
 //! | | `#[lora(crate = "..")]` | path of this crate, where it is re-exported |
 //! | a field | `#[lora(rank)]`, `#[lora(rank = 16, alpha = 32.0, dropout = 0.1)]` | a target by default, with values of its own |
 //! | | `#[lora(trainable)]` | trained in full, saved with the adapter |
-//! | | `#[lora(skip)]` | a field of any type, whose value is cloned |
+//! | | `#[lora(skip)]` | a field of any type but a layer, whose value is cloned |
+//! | | `#[lora(routed)]` | parts that a batch may not reach, such as experts: no gradient there is no error |
 //! | | `#[lora(config)]`, `#[lora(config = LoraNetConfig)]` | the model's configuration, which becomes [`WithLora`]; the second form names the type |
 //! | | `#[lora(name = "..")]` | name in parameter paths |
 //! | | `#[lora(flatten)]` | adds nothing to parameter paths |

@@ -157,11 +157,12 @@ impl Adapters {
         self.merged.as_ref().map_or(&[], |merged| &merged.names)
     }
 
-    /// While merged: the layer's own weight or bias from before merging.
-    pub(crate) fn original(&self, name: &str) -> Option<&Tensor> {
+    /// While merged: the layer's own weight or bias from before merging. `weight` is the name that the
+    /// layer gives its weight.
+    pub(crate) fn original(&self, name: &str, weight: &str) -> Option<&Tensor> {
         let merged = self.merged.as_ref()?;
         match name {
-            "weight" | "" => Some(&merged.weight),
+            name if name == weight => Some(&merged.weight),
             "bias" => merged.bias.as_ref(),
             _ => None,
         }

@@ -223,14 +223,15 @@ pub(crate) struct Own {
 /// The layer's own parameters, as the layer would hold them with this adapter active and nothing
 /// merged.
 pub(crate) fn seen_by(layer: &dyn Layer, adapter: &str) -> Vec<Own> {
-    let originals = layer.adapted().map(|adapted| adapted.adapters());
+    let adapted = layer.adapted();
     let own = layer
         .params()
         .into_iter()
         .filter(|param| !param.is_adapters());
     let mut own: Vec<Own> = own
         .map(|Param { name, role, tensor }| {
-            let original = originals.and_then(|adapters| adapters.original(&name));
+            let original =
+                adapted.and_then(|layer| layer.adapters().original(&name, layer.weight_name()));
             let tensor = original.unwrap_or(tensor).clone();
             Own {
                 // Where a layer has room for copies, only a copy is trained.

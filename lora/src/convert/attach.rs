@@ -198,6 +198,7 @@ impl<'a> Attach<'a> {
         train_bias: bool,
     ) -> Result<()> {
         let is_changed = base.is_some();
+        let weight = layer.adapted().map(|layer| layer.weight_name());
         let (mut tensors, mut trained) = (Vec::new(), Vec::new());
         for param in layer.params() {
             if param.is_adapters() {
@@ -206,7 +207,7 @@ impl<'a> Attach<'a> {
             let is_trained = trainable || (train_bias && is_bias(&join(path, &param.name)));
             let is_trained =
                 is_trained && param.role == Role::Base && param.tensor.dtype().is_float();
-            let mut tensor: Tensor = match base.take_if(|_| param.name == "weight") {
+            let mut tensor: Tensor = match base.take_if(|_| Some(&*param.name) == weight) {
                 Some(base) => base,
                 None => param.tensor.detach(),
             };

@@ -105,13 +105,15 @@ pub trait LoraModule: Sized + Clone + Debug {
         manage::backward(self, loss)
     }
 
-    /// Checks the backward pass against differences of the loss, in 16 forward passes for any model.
+    /// Checks the backward pass against differences of the loss, in at most 16 forward passes for
+    /// any model whose gradients are right.
     /// Call the check once, on the first batch.
     ///
     /// `loss` computes the loss of one batch, the same batch in every call. Each layer moves a little
     /// along its gradient and along a random direction, and the loss must change as the gradient says,
-    /// to 5 %, or 30 % in half precision. The low-rank branches' dropout draws the same masks in each
-    /// pass; other random parts of a model must be off. Afterwards the parameters are the very ones
+    /// to 2 %, or 30 % in half precision. The low-rank branches' dropout draws the same masks in each
+    /// pass; other random parts of a model must be off. Where the forward pass takes `&mut self`, clone
+    /// the model in `loss`: clones share the variables that the check moves. Afterwards the parameters are the very ones
     /// from before.
     ///
     /// A function that records no backward pass cuts the gradient. Where a shortcut leads around the
