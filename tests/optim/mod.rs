@@ -3,5 +3,6 @@
 mod adamw;
 mod gradients;
 mod reference;
+mod refused;
 mod several;
 mod support;

@@ -15,10 +15,11 @@ mod views;
 mod weighted;
 
 pub(crate) use active::{
-    activate, active, is_trained, names, reactivate, set_active, set_adapter_trainable, set_scale,
+    activate, active, is_trained, names, reactivate, set_active,
+    set_adapter_trainable, set_scale,
 };
 pub(crate) use add::{add, delete, rename, ties};
-pub(crate) use backward::backward;
+pub(crate) use backward::{backward, check_loss};
 pub(crate) use checks::{check_new, checked, refuse_merged, unknown};
 pub use combine::{Combination, CombineOptions, MajoritySign};
 pub(crate) use device::{to_device, to_dtype};

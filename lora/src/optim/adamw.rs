@@ -1,7 +1,7 @@
 //! AdamW with groups and a state that can be saved.
 
 use super::trained::trained;
-use super::{Group, state};
+use super::{Group, checked, state};
 use crate::adapter::wider;
 use crate::{Error, LoraModule, Result};
 use candle_core::backprop::GradStore;
@@ -15,9 +15,10 @@ use std::path::Path;
 /// Each [`Group`] has a learning rate and a weight decay of its own. A
 /// [`Schedule`](super::Schedule) sets a factor on all rates. The state can be saved and loaded.
 ///
-/// A step leaves out a parameter without a gradient, as in PyTorch; [`LoraModule::backward`] makes
-/// sure that there is none. Moments are kept in at least f32, and each update is rounded to the
-/// parameter's dtype once.
+/// A step leaves out a parameter without a gradient, as in PyTorch; [`LoraModule::backward`] and
+/// [`backward_step`](Optimizer::backward_step) make sure that there is none. A step with a gradient
+/// that is not finite is an error, and changes nothing. Moments are kept in at least f32, and each
+/// update is rounded to the parameter's dtype once.
 ///
 /// ```
 /// use candle_core::{DType, Device, Module, Tensor};
@@ -44,6 +45,7 @@ pub struct AdamW {
     beta2: f64,
     eps: f64,
     order: Decay,
+    allows_non_finite: bool,
 }
 
 /// A parameter and its state.
@@ -158,6 +160,7 @@ impl AdamW {
             beta2: 0.999,
             eps: 1e-8,
             order: Decay::DecayFirst,
+            allows_non_finite: false,
         })
     }
 
@@ -199,6 +202,12 @@ impl AdamW {
     /// Sets the factor on the learning rates of all groups; 1 at first.
     pub fn set_lr_factor(&mut self, factor: f64) {
         self.lr_factor = factor;
+    }
+
+    /// Takes steps with a loss or a gradient that is NaN or infinite, too: for those who look for
+    /// such values and leave the step out themselves. The check reads one number a step.
+    pub fn allow_non_finite(&mut self, allow: bool) {
+        self.allows_non_finite = allow;
     }
 
     /// The paths of the parameters, in the order of the groups.
@@ -282,6 +291,11 @@ impl AdamW {
         Ok(())
     }
 
+    /// The backward pass of `loss`: every parameter of this optimiser must get a gradient.
+    pub(super) fn backward(&self, loss: &Tensor) -> Result<GradStore> {
+        checked::backward(&self.slots, loss, self.allows_non_finite)
+    }
+
     /// The gradients of this optimiser's parameters.
     pub(super) fn own(&self, grads: &GradStore) -> GradStore {
         let mut own = GradStore::default();
@@ -350,17 +364,19 @@ impl Optimizer for AdamW {
             .eps(params.eps)?)
     }
 
+    /// The backward pass and one step. Every parameter of this optimiser must get a gradient, as with
+    /// [`LoraModule::backward`], and the loss must be finite.
+    fn backward_step(&mut self, loss: &Tensor) -> candle_core::Result<()> {
+        let grads = self.backward(loss)?;
+        self.step(&grads)
+    }
+
     /// One step. It is an error if no parameter has a gradient: the parameters belong to another
-    /// model, or to this one before it was changed.
+    /// model, or to this one before it was changed. A gradient that is not finite is an error, too.
     fn step(&mut self, grads: &GradStore) -> candle_core::Result<()> {
-        let mut slots = self.slots.iter();
-        if !self.slots.is_empty() && slots.all(|slot| grads.get(&slot.var).is_none()) {
-            fail_on(vec![format!(
-                "none of the optimiser's {} parameters has a gradient here: they belong to another \
-                 model, or to this one before an adapter was added, swapped or moved; make a new \
-                 optimiser",
-                self.slots.len()
-            )])?;
+        checked::reached(&self.slots, grads)?;
+        if !self.allows_non_finite {
+            checked::finite(&self.slots, grads)?;
         }
         Ok(self.step_with(|var| grads.get(var))?)
     }

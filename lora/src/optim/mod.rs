@@ -11,6 +11,8 @@
 //! | let the learning rate rise and fall | [`Schedule`] |
 //!
 //! Any optimiser of candle's works with [`LoraModule::trainable_vars`](crate::LoraModule) as well.
+//! Those here check more: that the backward pass reached their parameters, that gradients are finite,
+//! and that they were made after the last change of the model.
 //!
 //! ```
 //! use candle_core::{DType, Device, Module, Tensor};
@@ -42,6 +44,7 @@
 
 mod accumulate;
 mod adamw;
+mod checked;
 mod clip;
 mod group;
 mod inverse;

@@ -18,7 +18,7 @@ use std::path::Path;
 /// | for | methods |
 /// |---|---|
 /// | looking at the model | [`named_params`](Self::named_params), [`non_trainable`](Self::non_trainable), [`for_each_layer`](Self::for_each_layer), [`summary`](Self::summary), [`layer_status`](Self::layer_status), [`model_status`](Self::model_status) |
-/// | training | [`trainable_vars`](Self::trainable_vars), [`backward`](Self::backward), [`train`](Self::train), [`eval`](Self::eval), [`to_device`](Self::to_device), [`to_dtype`](Self::to_dtype) |
+/// | training | [`trainable_vars`](Self::trainable_vars), [`backward`](Self::backward), [`backward_any`](Self::backward_any), [`train`](Self::train), [`eval`](Self::eval), [`to_device`](Self::to_device), [`to_dtype`](Self::to_dtype) |
 /// | adapters | [`adapter_names`](Self::adapter_names), [`active_adapters`](Self::active_adapters), [`add_adapter`](Self::add_adapter), [`add_adapter_calibrated`](Self::add_adapter_calibrated), [`add_weighted_adapter`](Self::add_weighted_adapter), [`set_active`](Self::set_active), [`set_adapter_trainable`](Self::set_adapter_trainable), [`set_scale`](Self::set_scale), [`rename_adapter`](Self::rename_adapter), [`delete_adapter`](Self::delete_adapter), [`disabled`](Self::disabled), [`for_rows`](Self::for_rows) |
 /// | merging | [`merge`](Self::merge), [`unmerge`](Self::unmerge), [`merge_adapters`](Self::merge_adapters), [`unmerge_adapters`](Self::unmerge_adapters), [`merged_adapters`](Self::merged_adapters), [`is_merged`](Self::is_merged), [`to_base`](Self::to_base) |
 /// | files | [`save_adapter`](Self::save_adapter), [`save_adapter_with`](Self::save_adapter_with), [`load_adapter`](Self::load_adapter), [`load_adapter_as`](Self::load_adapter_as), [`hot_swap`](Self::hot_swap) |
@@ -100,8 +100,19 @@ pub trait LoraModule: Sized + Clone + Debug {
     ///
     /// # Errors
     /// [`Error::NoGradient`](crate::Error::NoGradient) lists the parameters without a gradient and
-    /// the usual causes.
+    /// the usual causes. [`Error::NotFinite`](crate::Error::NotFinite) refuses a loss that is NaN or
+    /// infinite.
     fn backward(&self, loss: &Tensor) -> Result<GradStore> {
+        manage::check_loss(loss)?;
+        manage::backward(self, loss)
+    }
+
+    /// As [`backward`](Self::backward), for a loss that may be NaN or infinite: for those who look at
+    /// the gradients and leave such a step out themselves, as a scaler of losses does.
+    ///
+    /// # Errors
+    /// [`Error::NoGradient`](crate::Error::NoGradient).
+    fn backward_any(&self, loss: &Tensor) -> Result<GradStore> {
         manage::backward(self, loss)
     }
 
