@@ -22,7 +22,7 @@ pub(crate) use add::{add, delete, rename, ties};
 pub(crate) use backward::{backward, check_loss};
 pub(crate) use checks::{check_new, checked, refuse_merged, unknown};
 pub use combine::{Combination, CombineOptions, MajoritySign};
-pub(crate) use device::{to_device, to_dtype};
+pub(crate) use device::{deep_clone, to_device, to_dtype};
 pub(crate) use merge::{is_merged, merge, merge_adapters, merged, unmerge, unmerge_adapters};
 pub use status::{LayerStatus, ModelStatus, State};
 pub(crate) use status::{layer_status, model_status};
