@@ -119,7 +119,7 @@ pub use manage::{
     Combination, CombineOptions, LayerStatus, MajoritySign, ModelStatus, State, Summary,
     SummaryRow, transfer_weights,
 };
-pub use ops::checkpoint;
+pub use ops::{checkpoint, seed_dropout};
 pub use traits::{Cursor, CursorMut, Lora, LoraLayer, LoraModel, LoraModule, NamedParam};
 
 #[doc(hidden)]

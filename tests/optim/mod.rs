@@ -4,5 +4,6 @@ mod adamw;
 mod gradients;
 mod reference;
 mod refused;
+mod resume;
 mod several;
 mod support;

@@ -7,6 +7,7 @@ mod checks;
 mod combine;
 mod device;
 mod merge;
+mod state;
 mod status;
 mod summary;
 pub(crate) mod tie;
@@ -15,7 +16,7 @@ mod views;
 mod weighted;
 
 pub(crate) use active::{
-    activate, active, is_trained, names, reactivate, set_active,
+    activate, activate_layer, active, is_trained, names, reactivate, set_active,
     set_adapter_trainable, set_scale,
 };
 pub(crate) use add::{add, delete, rename, ties};
@@ -24,6 +25,7 @@ pub(crate) use checks::{check_new, checked, refuse_merged, unknown};
 pub use combine::{Combination, CombineOptions, MajoritySign};
 pub(crate) use device::{deep_clone, to_device, to_dtype};
 pub(crate) use merge::{is_merged, merge, merge_adapters, merged, unmerge, unmerge_adapters};
+pub(crate) use state::{ModelForm, load as load_state, save as save_state};
 pub use status::{LayerStatus, ModelStatus, State};
 pub(crate) use status::{layer_status, model_status};
 pub(crate) use summary::oversized;

@@ -3,11 +3,12 @@
 use super::trained::trained;
 use super::{Group, checked, state};
 use crate::adapter::wider;
+use crate::file::TensorFile;
 use crate::{Error, LoraModule, Result};
 use candle_core::backprop::GradStore;
 use candle_core::{DType, Tensor, Var};
 use candle_nn::{Optimizer, ParamsAdamW};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::Path;
 
 /// AdamW, <https://arxiv.org/abs/1711.05101>, as `torch.optim.AdamW` computes it.
@@ -40,7 +41,7 @@ use std::path::Path;
 pub struct AdamW {
     pub(super) slots: Vec<Tracked>,
     rates: Vec<Rate>,
-    lr_factor: f64,
+    pub(super) lr_factor: f64,
     beta1: f64,
     beta2: f64,
     eps: f64,
@@ -231,14 +232,15 @@ impl AdamW {
     }
 
     /// Writes the moments and step counts as a safetensors file, under the parameters' paths. The
-    /// file holds no learning rates and no other settings.
+    /// file holds no learning rates and no other settings. [`save_state`](super::save_state) writes
+    /// them together with the model.
     ///
     /// The file is replaced as a whole or not at all.
     ///
     /// # Errors
     /// If the file cannot be written.
     pub fn save_state(&self, path: impl AsRef<Path>) -> Result<()> {
-        state::save(&self.slots, path.as_ref())
+        state::write(path.as_ref(), state::tensors(&self.slots, "")?, [])
     }
 
     /// Reads the state that [`save_state`](Self::save_state) wrote for an optimiser of the same
@@ -248,7 +250,8 @@ impl AdamW {
     /// Lists everything missing, unexpected, of another shape or not finite. The state then stays
     /// as it was.
     pub fn load_state(&mut self, path: impl AsRef<Path>) -> Result<()> {
-        state::load(&mut self.slots, path.as_ref())
+        let file = TensorFile::open(path.as_ref())?;
+        state::load(&mut self.slots, &file, "", HashSet::new())
     }
 
     /// One step, with the gradient that `grad` gives for a parameter.
