@@ -1,5 +1,6 @@
 //! The crate's error: what went wrong, where in the model or which file, and what to do.
 
+use std::fmt;
 use std::path::PathBuf;
 
 /// Everything that can go wrong in this crate.
@@ -7,7 +8,10 @@ use std::path::PathBuf;
 /// A variant that is about a whole model or a whole file lists every problem found, not only the
 /// first. The error converts into [`candle_core::Error`], so `?` works in functions that return
 /// candle's `Result`.
-#[derive(Debug, thiserror::Error)]
+///
+/// [`Debug`](fmt::Debug) prints what [`Display`](fmt::Display) does: a `main` that returns the error
+/// shows its causes and its fix.
+#[derive(thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
     /// A LoRA configuration that is invalid by itself or does not fit the model.
@@ -44,6 +48,10 @@ pub enum Error {
         /// Number of layers with trainable parameters.
         checked: usize,
     },
+
+    /// A loss or a gradient that holds NaN or infinity. A step would write NaN into the weights.
+    #[error("{0} is not finite: no step was taken\n{NOT_FINITE}")]
+    NotFinite(String),
 
     /// Weights that do not fit the model.
     #[error("the weights do not fit the model:{}", list(.0))]
@@ -82,6 +90,12 @@ pub enum Error {
 
 /// `Result` with this crate's [`Error`].
 pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+impl fmt::Debug for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
 
 impl Error {
     pub(crate) fn layer(path: &str, message: impl Into<String>) -> Self {
@@ -147,6 +161,14 @@ const CUTS: &str = concat!(
     cuts!()
 );
 
+/// The usual reasons, for [`Error::NotFinite`].
+const NOT_FINITE: &str = "\
+usual causes:
+  - the learning rate is too high: lower it, or bound the gradients with optim::clip_grad_norm
+  - a value overflows f16 or bf16: compute the loss in f32
+  - the batch holds NaN or infinity, or has nothing to average over
+to leave such steps out yourself: LoraModule::backward_any, and allow_non_finite(true) of the optimiser";
+
 /// One problem stays on the line; several get a line each.
 fn list(problems: &[String]) -> String {
     match problems {
@@ -178,4 +200,30 @@ fn suggest(near: &[String]) -> String {
         return String::new();
     }
     format!("; did you mean {}?", near.join(", "))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What `main` prints of an error that it returns.
+    #[test]
+    fn debug_is_display() {
+        let error = Error::NoGradient {
+            paths: vec!["fc1.lora_A.default.weight".into()],
+            trainable: 2,
+        };
+        let boxed: Box<dyn std::error::Error> = error.into();
+        let printed = format!("{boxed:?}");
+        assert_eq!(printed, boxed.to_string());
+        assert!(
+            printed.starts_with(
+                "1 of the model's 2 trainable parameters got no gradient: fc1.lora_A.default.weight\n\
+                 usual causes:\n"
+            ),
+            "{printed}"
+        );
+        let inside = candle_core::Error::from(Error::NotFinite("the loss".into()));
+        assert!(format!("{inside:?}").starts_with("the loss is not finite: no step was taken\n"));
+    }
 }

@@ -7,7 +7,8 @@
 //!
 //! ```
 //! use candle_core::{DType, Device, Result, Tensor};
-//! use candle_nn::{Linear, Module};
+//! use candle_nn::{Linear, Module, Optimizer, ParamsAdamW};
+//! use lora::optim::AdamW;
 //! use lora::{LoraConfig, LoraModel, LoraModule};
 //!
 //! #[derive(Clone, Debug, LoraModel)]
@@ -29,9 +30,10 @@
 //! let mlp = Mlp { fc1, fc2 };
 //! let mut model = mlp.to_lora(&LoraConfig::new(2))?; // a LoraMlp
 //! assert_eq!(model.summary().totals(), "34 parameters in all, 14 trainable, 20 not");
+//! let mut optimizer = AdamW::for_model(&model, ParamsAdamW::default())?;
 //! let loss = model.forward(&weight(1, 3)?)?.sum_all()?;
-//! let grads = model.backward(&loss)?; // ready for any candle optimiser
-//! assert!(model.trainable_vars().iter().all(|var| grads.get(var).is_some()));
+//! let grads = model.backward(&loss)?; // an error names every adapter without a gradient
+//! optimizer.step(&grads)?;
 //! model.merge()?;
 //! let tuned: Mlp = model.to_base()?;
 //! # let _ = tuned;
@@ -118,7 +120,7 @@ pub use manage::{
     Combination, CombineOptions, GradientCheck, LayerStatus, MajoritySign, ModelStatus, State,
     Summary, SummaryRow, transfer_weights,
 };
-pub use ops::checkpoint;
+pub use ops::{checkpoint, seed_dropout};
 pub use traits::{Cursor, CursorMut, Lora, LoraLayer, LoraModel, LoraModule, NamedParam};
 
 #[doc(hidden)]

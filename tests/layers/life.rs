@@ -7,7 +7,7 @@ use candle_nn::{
     ParamsAdamW, seq,
 };
 use lora::layers::LoraLinear;
-use lora::{LoraConfig, LoraModel, LoraModule, TrainBias};
+use lora::{Adapted, LoraConfig, LoraModel, LoraModule, TrainBias};
 use lora_tests::{assert_close, fill_adapters, fixed, relative_error, values};
 
 /// Zero effect at first; merged, unmerged and base forward agree; unmerge is exact.
@@ -242,10 +242,10 @@ fn merge_refuses_what_is_not_finite() {
 }
 
 #[test]
-fn an_embedding_shows_its_own_table_while_merged() {
+fn a_merged_embedding_keeps_its_own_table() {
     let base = Embedding::new(fixed((7, 5), F32, 1), 5);
     let mut model = base.to_lora(&LoraConfig::new(2)).unwrap();
     fill_adapters(&model);
     model.merge().unwrap();
-    assert_eq!(model.embeddings().id(), base.embeddings().id());
+    assert_eq!(model.unmerged_weight().id(), base.embeddings().id());
 }

@@ -9,6 +9,7 @@ mod inputs;
 mod life;
 mod norms;
 mod own;
+mod reading;
 mod start;
 
 pub const F32: DType = DType::F32;

@@ -2,7 +2,7 @@
 
 use super::api::{self, part};
 use super::cases::{folder, input, near, read_json, run, same};
-use super::twins::Tied;
+use super::twins::TiedBase;
 use crate::peft::models::{Conv1dNet, Conv2dNet, EmbedNet, Mlp, Stack, Twin};
 use crate::peft::support::{Result, Weights};
 use candle_core::{DType, Module, Tensor, Var};
@@ -133,7 +133,7 @@ fn curve(name: &str) {
         "conv1d" => check::<Conv1dNet>,
         "conv2d" | "conv2d_grouped" => check::<Conv2dNet>,
         "embedding" => check::<EmbedNet>,
-        "tied" => check::<Tied>,
+        "tied" => check::<TiedBase>,
         other => panic!("no twin of `{other}`"),
     };
     run([(name.to_string(), spec)], 1, |spec| check(name, spec));

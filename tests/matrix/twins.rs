@@ -7,7 +7,8 @@ use candle_nn::{Embedding, Linear};
 use lora::LoraModel;
 use lora::layers::{TransposedLinear, Weight};
 
-/// The head's weight is the embedding's.
+/// The head computes with the table that it reads of the embedding: with the adapted one. PEFT does so
+/// only in the merged model.
 #[derive(Clone, Debug, LoraModel)]
 pub struct Tied {
     pub embed: Embedding,
@@ -24,6 +25,31 @@ impl Twin for Tied {
         Self {
             embed: Embedding::new(weights.get("embed.weight"), 6),
             fc: weights.linear("fc"),
+        }
+    }
+}
+
+/// The same with a head that shares only the base weight, as PEFT's does before it is merged.
+#[derive(Clone, Debug, LoraModel)]
+pub struct TiedBase {
+    pub embed: Embedding,
+    pub fc: Linear,
+    #[lora(skip)]
+    table: Tensor,
+}
+
+forward!(TiedBase, LoraTiedBase, |self, ids| {
+    let xs = ids.apply(&self.embed)?.apply(&self.fc)?.relu()?;
+    xs.broadcast_matmul(&self.table.t()?)
+});
+
+impl Twin for TiedBase {
+    fn new(weights: &Weights) -> Self {
+        let table = weights.get("embed.weight");
+        Self {
+            embed: Embedding::new(table.clone(), 6),
+            fc: weights.linear("fc"),
+            table,
         }
     }
 }

@@ -3,5 +3,7 @@
 mod adamw;
 mod gradients;
 mod reference;
+mod refused;
+mod resume;
 mod several;
 mod support;

@@ -316,3 +316,27 @@ fn a_trained_batch_norm_is_saved_whole() -> Result {
     assert_eq!(values(&a), values(&b));
     Ok(())
 }
+
+/// MiCA freezes B. The file says so: after loading, B is not trained either.
+#[test]
+fn mica_stays_mica() -> Result {
+    let base = mlp();
+    let config = LoraConfig::new(2)
+        .target_modules(["fc1"])
+        .init(Init::Mica)
+        .seed(3);
+    let model = base.to_lora(&config)?;
+    assert_eq!(model.trainable_vars().len(), 1);
+    let dir = tempfile::tempdir()?;
+    model.save_adapter(dir.path())?;
+    assert_eq!(read_config(dir.path())["init_lora_weights"], json!("mica"));
+    let mut loaded = base.with_adapter(dir.path())?;
+    loaded.load_adapter_as("more", dir.path())?;
+    for name in ["default", "more"] {
+        loaded.set_active(&[name])?;
+        let vars = loaded.trainable_vars();
+        assert_eq!(vars.len(), 1, "{name}");
+        assert_eq!(vars[0].dims()[0], 2, "{name}: A alone");
+    }
+    Ok(())
+}

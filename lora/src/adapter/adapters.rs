@@ -1,6 +1,7 @@
 //! [`Adapters`]: the adapters of one layer, and which of them act.
 
-use super::{Adapted, Adapter, Copies, Recorder, Rows, Tie, Tokens, seen};
+use super::reading::Reading;
+use super::{Adapted, Adapter, Copies, Recorder, Rows, Tokens, seen};
 use crate::{Error, Part, Result};
 use candle_core::Tensor;
 
@@ -26,6 +27,8 @@ pub struct Adapters {
     /// Notes the layer's inputs while the model is calibrated.
     pub(crate) recorder: Option<Recorder>,
     pub(crate) training: bool,
+    /// What the model's own code has read of the layer.
+    pub(crate) reading: Reading,
 }
 
 /// A layer's state while adapters are merged into its weight.
@@ -50,7 +53,14 @@ impl Adapters {
             rows: None,
             recorder: None,
             training: true,
+            reading: Reading::default(),
         }
+    }
+
+    /// The adapters, to be changed: what was read of the layer is out of date.
+    pub(crate) fn changing(&mut self) -> &mut Self {
+        self.reading = Reading::default();
+        self
     }
 
     /// The adapters, in the order in which they were added.
@@ -70,9 +80,7 @@ impl Adapters {
     /// Makes an adapter trainable, or freezes it. A view of another layer's adapter follows that
     /// layer.
     pub(crate) fn set_trainable(&mut self, name: &str, trainable: bool) -> Result<()> {
-        if let Some(adapter) = self.get_mut(name)
-            && adapter.tie != Tie::Shared
-        {
+        if let Some(adapter) = self.get_mut(name) {
             adapter.set_trainable(trainable)?;
         }
         let tokens = self
@@ -127,12 +135,8 @@ impl Adapters {
     /// The tensors of all adapters, each with its adapter's name, in the order of parameters. Views
     /// of another layer's tensors are left out, as the other layer lists these tensors.
     pub(crate) fn tensors(&self) -> impl Iterator<Item = (&str, Part, &Tensor)> {
-        let own = self
-            .list
-            .iter()
-            .filter(|adapter| adapter.tie != Tie::Shared);
-        let own = own.flat_map(|adapter| {
-            let tensors = adapter.tensors();
+        let own = self.list.iter().flat_map(|adapter| {
+            let tensors = adapter.own_tensors();
             tensors.map(|(part, tensor)| (adapter.name.as_str(), part, tensor))
         });
         let tokens = self.tokens.iter();
@@ -142,8 +146,7 @@ impl Adapters {
     /// The same tensors, to be changed.
     pub(crate) fn tensors_mut(&mut self) -> impl Iterator<Item = &mut Tensor> {
         let own = self.list.iter_mut();
-        let own = own.filter(|adapter| adapter.tie != Tie::Shared);
-        let own = own.flat_map(|adapter| adapter.tensors_mut().map(|(_, tensor)| tensor));
+        let own = own.flat_map(|adapter| adapter.own_tensors_mut().map(|(_, tensor)| tensor));
         own.chain(self.tokens.iter_mut().map(|tokens| &mut tokens.rows))
     }
 

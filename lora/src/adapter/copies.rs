@@ -52,8 +52,12 @@ impl Copies {
 
     /// True if the adapter's copy of the weight is a view of the embedding's copy.
     pub(crate) fn is_tied(&self, adapter: &str) -> bool {
-        self.get(adapter)
-            .is_some_and(|copy| copy.tie == Tie::Shared)
+        self.tie_of(adapter) == Tie::Shared
+    }
+
+    /// How the weight of the adapter's copy is tied to that of another layer.
+    pub(crate) fn tie_of(&self, adapter: &str) -> Tie {
+        self.get(adapter).map_or(Tie::None, |copy| copy.tie)
     }
 
     /// The adapters whose copies are tied in this way.
@@ -180,6 +184,15 @@ pub(crate) fn switch(layer: &mut dyn Layer, adapter: Option<&str>) -> Result<()>
     }
     if let Some(place) = layer.copies_mut(Access::new()) {
         *place = copies;
+    }
+    Ok(())
+}
+
+/// Gives the layer the base's own parameters and forgets all copies.
+pub(crate) fn clear(layer: &mut dyn Layer) -> Result<()> {
+    switch(layer, None)?;
+    if let Some(copies) = layer.copies_mut(Access::new()) {
+        copies.list.clear();
     }
     Ok(())
 }

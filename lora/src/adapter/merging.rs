@@ -1,7 +1,9 @@
 //! Merges adapters into the weight of one layer, and takes them out again.
 
-use super::{Access, Adapted, AdaptedMut, Adapters, LayerParts, LayerPartsMut, Merged};
-use super::{dora, release, updates};
+use super::{
+    Access, Adapted, AdaptedMut, Adapter, Adapters, LayerParts, LayerPartsMut, Merged, Tokens,
+};
+use super::{release, updates};
 use crate::{Error, Result, ops};
 use candle_core::Tensor;
 
@@ -106,32 +108,13 @@ fn merged_parts(layer: &dyn Adapted, names: &[String]) -> Result<(Tensor, Option
 
 /// The merged weight in the precision of the sum, and the sum that is added to the bias.
 fn sums(layer: &dyn Adapted, names: &[String]) -> Result<(Tensor, Option<Tensor>)> {
-    let (form, adapters) = (layer.form(), layer.adapters());
-    let weight = layer.unmerged_weight().detach();
-    let wide = dora::precision(weight.dtype());
-    let mut sum = form.widened(&weight.to_dtype(wide)?)?;
-    for tokens in names.iter().filter_map(|name| adapters.tokens_of(name)) {
-        sum = tokens.detached().put_into(&sum)?;
-    }
-    let mut added: Option<Tensor> = None;
-    for adapter in names.iter().filter_map(|name| adapters.get(name)) {
-        let adapter = adapter.detached();
-        sum = (sum + layer.delta(&adapter)?.to_dtype(wide)?)?;
-        if let Some(own) = &adapter.bias {
-            let own = (own.to_dtype(wide)? * adapter.scaling())?;
-            added = Some(match added {
-                Some(added) => (added + own)?,
-                None => own,
-            });
-        }
-        if let Some(gain) = updates::gain(layer, &adapter)? {
-            let gain = gain.to_dtype(wide)?;
-            sum = dora::scale_outputs(&sum, &gain, form.output_dim())?;
-            // DoRA multiplies the biases on B so far, too, but not the layer's own bias.
-            added = added.map(|added| added * gain).transpose()?;
-        }
-    }
-    Ok((sum, added))
+    let adapters = layer.adapters();
+    let weight = layer.form().widened(&layer.unmerged_weight().detach())?;
+    let tokens = names.iter().filter_map(|name| adapters.tokens_of(name));
+    let tokens: Vec<Tokens> = tokens.map(Tokens::detached).collect();
+    let list = names.iter().filter_map(|name| adapters.get(name));
+    let list: Vec<Adapter> = list.map(Adapter::detached).collect();
+    updates::sums(layer, &weight, &tokens, &list)
 }
 
 fn check_finite(adapters: &Adapters, weight: &Tensor, bias: Option<&Tensor>) -> Result<()> {

@@ -11,6 +11,7 @@ pub(crate) mod merging;
 mod name;
 mod parked;
 mod part;
+pub(crate) mod reading;
 mod recorder;
 mod rows;
 mod tie;
@@ -128,6 +129,24 @@ impl Adapter {
         both.into_iter().chain(bias).chain(magnitude)
     }
 
+    /// Those of the tensors that are no views of another layer's: at a head that shares the weight of
+    /// an embedding, the magnitude alone. It has one for each output, the embedding one for each column.
+    pub(crate) fn own_tensors(&self) -> impl Iterator<Item = (Part, &Tensor)> {
+        let owns = self.owns();
+        self.tensors().filter(move |(part, _)| owns(*part))
+    }
+
+    /// The same tensors, to be changed.
+    pub(crate) fn own_tensors_mut(&mut self) -> impl Iterator<Item = (Part, &mut Tensor)> {
+        let owns = self.owns();
+        self.tensors_mut().filter(move |(part, _)| owns(*part))
+    }
+
+    fn owns(&self) -> impl Fn(Part) -> bool + use<> {
+        let is_view = self.is_tied();
+        move |part| !is_view || part == Part::Magnitude
+    }
+
     /// The initial A and B, for conversion.
     pub(crate) fn started_mut(&mut self) -> impl Iterator<Item = &mut Tensor> {
         let initial = self.initial.as_mut().into_iter();
@@ -161,17 +180,24 @@ impl Adapter {
 
     /// The same adapter without its graph.
     pub(crate) fn detached(&self) -> Self {
+        self.seen(false)
+    }
+
+    /// The same as the forward pass is to see it.
+    pub(crate) fn seen(&self, training: bool) -> Self {
         let mut adapter = self.clone();
         adapter
             .tensors_mut()
-            .for_each(|(_, tensor)| *tensor = tensor.detach());
+            .for_each(|(_, tensor)| *tensor = seen(tensor, training));
         adapter
     }
 
     pub(crate) fn set_trainable(&mut self, trainable: bool) -> Result<()> {
-        let keeps_b = self.keeps_b;
+        let (keeps_b, owns) = (self.keeps_b, self.owns());
         let mut parked = std::mem::take(&mut self.parked);
-        for (place, (part, tensor)) in self.tensors_mut().enumerate() {
+        let tensors = self.tensors_mut().enumerate();
+        // A view follows the layer that it is a view of.
+        for (place, (part, tensor)) in tensors.filter(|(_, (part, _))| owns(*part)) {
             let trainable = trainable && !(keeps_b && part == Part::B);
             parked.set_trainable(place, tensor, trainable)?;
         }

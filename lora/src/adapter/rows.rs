@@ -1,6 +1,6 @@
 //! Mixed batches: each row has its own adapter.
 
-use super::{Adapted, copies};
+use super::{Adapted, Adapters, copies};
 use crate::Layer;
 use crate::adapter::AdaptedMut;
 use candle_core::{Device, Module, Result, Tensor, bail};
@@ -26,6 +26,14 @@ impl Rows {
             }
         }
         Self { groups }
+    }
+
+    /// True if some row's adapter changes what the layer computes, so that the rows have no weight in
+    /// common.
+    pub(crate) fn touch(&self, adapters: &Adapters) -> bool {
+        let mut names = self.groups.iter().filter_map(|(name, _)| name.as_deref());
+        adapters.copies.current().is_some()
+            || names.any(|name| adapters.has(name) || adapters.copies.has(name))
     }
 
     /// A layer for each group of rows, in which only the group's adapter is active.

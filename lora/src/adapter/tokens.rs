@@ -1,13 +1,14 @@
-//! [`Tokens`]: trained rows of an embedding, PEFT's `trainable_token_indices`.
+//! [`Tokens`]: rows of a vocabulary that are trained, PEFT's `trainable_token_indices`.
 
-use super::Parked;
+use super::{Parked, Tie};
 use crate::init::adapter_dtype;
 use crate::ops;
 use crate::{Error, Result};
 use candle_core::{D, DType, Device, Tensor, Var};
 
-/// Rows of an embedding's table that an adapter trains. The trained rows stand in place of the
-/// base's rows. A head that shares the table shares the trained rows.
+/// Rows that an adapter trains, of an embedding's table or of the weight of a linear layer with an
+/// output for each token. They stand in place of the base's rows. A head that shares an embedding's
+/// table shares the trained rows.
 #[derive(Clone, Debug)]
 pub struct Tokens {
     pub(crate) adapter: String,
@@ -17,6 +18,8 @@ pub struct Tokens {
     pub(crate) rows: Tensor,
     /// For each row of the table, its place in `rows` from 1, or 0: (n).
     slots: Tensor,
+    /// Whose rows they are: an embedding's own, or those that a head sees of it.
+    tie: Tie,
     parked: Parked,
 }
 
@@ -49,6 +52,7 @@ impl Tokens {
             ids: ids.to_vec(),
             rows: Var::from_tensor(&rows)?.into_inner(),
             slots: Tensor::new(slots, &Device::Cpu)?.to_device(device)?,
+            tie: Tie::None,
             parked: Parked::default(),
         })
     }
@@ -66,6 +70,19 @@ impl Tokens {
     /// The trained rows, (ids, dim): the values themselves, not differences from the base's rows.
     pub fn rows(&self) -> &Tensor {
         &self.rows
+    }
+
+    /// True if the rows are those of the embedding whose weight the layer shares.
+    pub fn is_shared(&self) -> bool {
+        self.tie == Tie::Shared
+    }
+
+    /// The same rows, for a head that shares the embedding's weight.
+    pub(crate) fn shared(&self) -> Self {
+        Self {
+            tie: Tie::Shared,
+            ..self.clone()
+        }
     }
 
     /// The same indices with other values.

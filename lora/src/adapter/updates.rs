@@ -1,8 +1,8 @@
 //! What the active adapters do to a layer's weight and to its output.
 
-use super::{Adapted, Adapter, Form, LayerParts, dora, wider};
-use crate::Result;
+use super::{Adapted, Adapter, Form, Tokens, dora};
 use crate::ops::UpdateParts;
+use crate::{Error, Result};
 use candle_core::{Tensor, bail};
 
 /// The base weight of a linear layer as a matrix (out, in), from which initial values can be
@@ -61,36 +61,105 @@ pub(crate) fn updates(layer: &dyn Adapted) -> candle_core::Result<Vec<UpdatePart
     adapters.to_compute().map(update).collect()
 }
 
+/// True if the forward pass computes with another weight than the layer's own, or than the merged one.
+pub(crate) fn changes_weight(layer: &dyn Adapted) -> bool {
+    let adapters = layer.adapters();
+    match &adapters.rows {
+        Some(rows) => rows.touch(adapters),
+        None => {
+            let rows = adapters.tokens_to_compute().next().is_some();
+            rows || adapters.to_compute().next().is_some()
+        }
+    }
+}
+
+/// True if the forward pass computes with another bias than the layer's own, or than the merged one.
+pub(crate) fn changes_bias(layer: &dyn Adapted) -> bool {
+    let adapters = layer.adapters();
+    match &adapters.rows {
+        Some(rows) => rows.touch(adapters),
+        None => adapters.to_compute().any(|adapter| adapter.bias.is_some()),
+    }
+}
+
 /// The weight with the adapters that the forward pass computes, in the weight's dtype, with its
 /// graph.
 pub(crate) fn adapted_weight(layer: &dyn Adapted) -> candle_core::Result<Tensor> {
-    let LayerParts {
-        weight, adapters, ..
-    } = layer.parts();
-    let form = layer.form();
-    if adapters.rows.is_some() && !adapters.is_empty() {
-        bail!(
-            "lora: {}: rows of one batch cannot have adapters of their own on a bare weight",
-            adapters.path
-        );
+    let weight = layer.weight();
+    Ok(match changes_weight(layer) {
+        true => adapted(layer)?.0.to_dtype(weight.dtype())?,
+        false => layer.adapters().seen(weight),
+    })
+}
+
+/// The bias with what the forward pass is to compute, with its graph. Only where that changes it.
+pub(crate) fn adapted_bias(layer: &dyn Adapted) -> candle_core::Result<Tensor> {
+    let bias = layer.bias().map(|bias| layer.adapters().seen(bias));
+    match (adapted(layer)?.1, bias) {
+        (Some(added), Some(bias)) => {
+            let sum = (bias.to_dtype(added.dtype())? + added)?;
+            sum.to_dtype(bias.dtype())
+        }
+        (Some(added), None) => added.to_dtype(layer.weight().dtype()),
+        (None, _) => bail!(
+            "lora: {}: no adapter changes the bias",
+            layer.adapters().path
+        ),
     }
-    let mut sum = adapters.seen(weight);
-    for tokens in adapters.tokens_to_compute() {
+}
+
+/// The [`sums`] of what the forward pass is to compute.
+fn adapted(layer: &dyn Adapted) -> Result<(Tensor, Option<Tensor>)> {
+    let adapters = layer.adapters();
+    if adapters.rows.is_some() {
+        return Err(Error::layer(
+            &adapters.path,
+            "the rows of this batch have adapters of their own, and no weight in common that the \
+             model's code could read",
+        ));
+    }
+    let weight = adapters.seen(layer.weight());
+    // A merged weight has the merged shape already.
+    let weight = match adapters.is_merged() {
+        true => weight,
+        false => layer.form().widened(&weight)?,
+    };
+    let list = adapters.to_compute();
+    let list: Vec<Adapter> = list
+        .map(|adapter| adapter.seen(adapters.training))
+        .collect();
+    let tokens: Vec<Tokens> = adapters.tokens_to_compute().collect();
+    sums(layer, &weight, &tokens, &list)
+}
+
+/// The weight, which has the merged shape, with these rows and adapters in it, in this order, and what
+/// is added to the bias. The sums are in at least f32.
+pub(crate) fn sums(
+    layer: &dyn Adapted,
+    weight: &Tensor,
+    tokens: &[Tokens],
+    list: &[Adapter],
+) -> Result<(Tensor, Option<Tensor>)> {
+    let wide = dora::precision(weight.dtype());
+    let mut sum = weight.to_dtype(wide)?;
+    for tokens in tokens {
         sum = tokens.put_into(&sum)?;
     }
-    for (place, adapter) in adapters.to_compute().enumerate() {
-        let (a, b) = (adapters.seen(&adapter.a), adapters.seen(&adapter.b));
-        let delta = form.delta(&a, &b, adapter.scaling())?;
-        // Widened once: a merged weight has the merged shape already.
-        if place == 0 && !adapters.is_merged() {
-            sum = form.widened(&sum)?;
+    let mut added: Option<Tensor> = None;
+    for adapter in list {
+        sum = (sum + layer.delta(adapter)?.to_dtype(wide)?)?;
+        if let Some(own) = &adapter.bias {
+            let own = (own.to_dtype(wide)? * adapter.scaling())?;
+            added = Some(match added {
+                Some(added) => (added + own)?,
+                None => own,
+            });
         }
-        let wide = wider(sum.dtype(), delta.dtype());
-        sum = (sum.to_dtype(wide)? + delta.to_dtype(wide)?)?;
         if let Some(gain) = gain(layer, adapter)? {
-            let gain = adapters.seen(&gain).to_dtype(wide)?;
-            sum = dora::scale_outputs(&sum, &gain, form.output_dim())?;
+            let gain = gain.to_dtype(wide)?;
+            sum = dora::scale_outputs(&sum, &gain, layer.form().output_dim())?;
+            added = added.map(|added| added * gain).transpose()?;
         }
     }
-    sum.to_dtype(weight.dtype())
+    Ok((sum, added))
 }

@@ -1,7 +1,10 @@
 //! [`Settings`]: size and strength of one adapter.
 
+use serde::{Deserialize, Serialize};
+
 /// Size and strength of one adapter.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 #[non_exhaustive]
 pub struct Settings {
     /// Rank r.

@@ -308,11 +308,11 @@ impl<'a> Starting<'a> {
     /// A start that leaves the residual base W − s·B·A.
     fn taken_out(&self, a: Mat<f64>, b: Mat<f64>) -> Result<Start> {
         let start = self.added(a.as_ref(), b.as_ref())?;
-        // From the rounded A and B, so that residual base and update add up to the weight again.
-        let (a, b) = (linalg::matrix(&start.a)?, linalg::matrix(&start.b)?);
-        let base = &self.weight - self.target.scaling * (b * a);
-        let weight = self.target.weight;
-        let base = linalg::tensor(base.as_ref(), weight.dtype(), weight.device())?;
+        let Target {
+            weight, scaling, ..
+        } = *self.target;
+        // Computed from A and B as they were rounded, so that the sum gives the weight back.
+        let base = residual(weight, &start.a, &start.b, scaling)?;
         Ok(Start {
             base: Some(base),
             ..start
@@ -344,6 +344,17 @@ impl<'a> Starting<'a> {
             format!("the calibration has {what} of shape {is:?}, this layer needs {needed:?}");
         Err(Error::layer(self.target.path, message))
     }
+}
+
+/// The residual base W − s·B·A that A and B leave of a weight, (out, in), in the weight's dtype.
+pub(crate) fn residual(weight: &Tensor, a: &Tensor, b: &Tensor, scaling: f64) -> Result<Tensor> {
+    let (full, a, b) = (
+        linalg::matrix(weight)?,
+        linalg::matrix(a)?,
+        linalg::matrix(b)?,
+    );
+    let base = full - scaling * (b * a);
+    linalg::tensor(base.as_ref(), weight.dtype(), weight.device())
 }
 
 /// The matrix with each column multiplied by its factor.

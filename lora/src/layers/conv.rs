@@ -1,6 +1,8 @@
 //! The convolutions over one and two dimensions.
 
-use crate::adapter::{Access, Adapted, Adapters, Form, LayerParts, LayerPartsMut, updates};
+use crate::adapter::{
+    Access, Adapted, Adapters, Form, LayerParts, LayerPartsMut, reading, updates,
+};
 use crate::config::Kind;
 use crate::{
     Builder, Cursor, CursorMut, Error, LoraConfig, LoraLayer, LoraModel, LoraModule, Result,
@@ -17,6 +19,8 @@ macro_rules! lora_conv {
             weight: Tensor,
             bias: Option<Tensor>,
             config: $config,
+            /// The configuration of the weight with an adapter in it.
+            without_groups: $config,
             adapters: Adapters,
         }
 
@@ -32,19 +36,30 @@ macro_rules! lora_conv {
                 base.to_lora(config)
             }
 
-            /// The weight; the merged one while merged.
+            /// The weight, with the active adapters in it, for a model whose own code computes
+            /// with it. In training the gradient reaches the adapters; their dropout does not act. As training
+            /// goes on, the tensor's values follow the adapters, as a parameter's do.
+            ///
+            /// The layer's own weight is [`Adapted::unmerged_weight`]. In a view for mixed batches the rows have
+            /// no weight in common: the tensor has no elements, and a warning says why.
+            ///
+            /// With an adapter the weight has no groups, as the merged one; [`config`](Self::config) goes
+            /// with it.
             pub fn weight(&self) -> &Tensor {
-                &self.weight
+                reading::weight(self)
             }
 
-            /// The bias, (out).
+            /// The bias, (out), as [`weight`](Self::weight): with the bias on B of active adapters.
             pub fn bias(&self) -> Option<&Tensor> {
-                self.bias.as_ref()
+                reading::bias(self)
             }
 
-            /// Stride, padding, dilation and groups.
+            /// Stride, padding, dilation and groups, as they go with [`weight`](Self::weight).
             pub fn config(&self) -> &$config {
-                &self.config
+                match self.adapters.to_merge().is_empty() {
+                    true => &self.config,
+                    false => &self.without_groups,
+                }
             }
 
             /// The layer's adapters.
@@ -54,9 +69,10 @@ macro_rules! lora_conv {
 
             /// The configuration that goes with the present weight: a merged one has no groups.
             fn weight_config(&self) -> $config {
-                let merged = self.adapters.is_merged();
-                let groups = if merged { 1 } else { self.config.groups };
-                $config { groups, ..self.config }
+                match self.adapters.is_merged() {
+                    true => self.without_groups,
+                    false => self.config,
+                }
             }
         }
 
@@ -69,7 +85,7 @@ macro_rules! lora_conv {
                 let bias = self.bias.as_ref().map(|bias| self.adapters.seen(bias));
                 // A moves over the input as the base does, but sees all of its channels. B mixes
                 // the r results at each place, group by group.
-                let of_a = $config { groups: 1, ..self.config };
+                let of_a = self.without_groups;
                 let of_b = $config { groups: self.config.groups, ..Default::default() };
                 ops::Updated { bias: bias.as_ref(), updates: &updates::updates(self)?, channels: 1 }.run(
                     xs,
@@ -97,6 +113,7 @@ macro_rules! lora_conv {
                     weight: cx.parameter(self.weight()),
                     bias: self.bias().map(|bias| cx.parameter(bias)),
                     config: *self.config(),
+                    without_groups: $config { groups: 1, ..*self.config() },
                     adapters: cx.adapters(),
                 };
                 cx.layer(layer)
@@ -110,9 +127,7 @@ macro_rules! lora_conv {
 
             fn to_base(&self) -> Result<$base> {
                 let (weight, bias) = self.base_parts()?;
-                let merged = !self.adapters.to_merge().is_empty();
-                let groups = if merged { 1 } else { self.config.groups };
-                Ok($base::new(weight, bias, $config { groups, ..self.config }))
+                Ok($base::new(weight, bias, *self.config()))
             }
 
             fn visit(&self, cursor: &mut Cursor<'_>) {
@@ -145,7 +160,7 @@ macro_rules! lora_conv {
                 LayerPartsMut {
                     weight: &mut self.weight,
                     bias: self.bias.as_mut(),
-                    adapters: &mut self.adapters,
+                    adapters: self.adapters.changing(),
                 }
             }
 

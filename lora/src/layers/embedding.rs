@@ -1,6 +1,8 @@
 //! The embedding layer.
 
-use crate::adapter::{Access, Adapted, Adapters, Form, LayerParts, LayerPartsMut, updates};
+use crate::adapter::{
+    Access, Adapted, Adapters, Form, LayerParts, LayerPartsMut, reading, updates,
+};
 use crate::config::Kind;
 use crate::{
     Builder, Cursor, CursorMut, LoraConfig, LoraLayer, LoraModel, LoraModule, Result, Settings, ops,
@@ -29,14 +31,18 @@ impl LoraEmbedding {
         base.to_lora(config)
     }
 
-    /// The table, (n, dim), without the adapters, merged or not.
+    /// The table, (n, dim), with the active adapters in it, for a model whose own code computes
+    /// with it. In training the gradient reaches the adapters; their dropout does not act. As training
+    /// goes on, the tensor's values follow the adapters, as a parameter's do.
     ///
-    /// A head that is tied to the embedding multiplies by this table: it shares only the base
-    /// weight, as in PEFT. In the base model that [`to_base`](LoraModule::to_base) gives, a head
-    /// that reads the embedding's table sees the merged table: give such a head a `Linear` of its
-    /// own.
+    /// The layer's own table is [`Adapted::unmerged_weight`]. In a view for mixed batches the rows have
+    /// no weight in common: the tensor has no elements, and a warning says why.
+    ///
+    /// A head that multiplies by this table shares the adapters, as it does in the base model of
+    /// [`to_base`](LoraModule::to_base). A head that is to share only the base weight, as in PEFT, is a
+    /// `Linear` of its own with the same tensor.
     pub fn embeddings(&self) -> &Tensor {
-        self.unmerged_weight()
+        reading::weight(self)
     }
 
     /// The size of a row.
@@ -128,7 +134,7 @@ impl Adapted for LoraEmbedding {
         LayerPartsMut {
             weight: &mut self.weight,
             bias: None,
-            adapters: &mut self.adapters,
+            adapters: self.adapters.changing(),
         }
     }
 

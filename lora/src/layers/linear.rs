@@ -1,6 +1,8 @@
 //! The linear layer.
 
-use crate::adapter::{Access, Adapted, Adapters, Form, LayerParts, LayerPartsMut, linear_parts};
+use crate::adapter::{
+    Access, Adapted, Adapters, Form, LayerParts, LayerPartsMut, linear_parts, reading,
+};
 use crate::config::Kind;
 use crate::{
     Builder, Cursor, CursorMut, LoraConfig, LoraLayer, LoraModel, LoraModule, Result, ops,
@@ -31,14 +33,19 @@ impl LoraLinear {
         base.to_lora(config)
     }
 
-    /// The weight, (out, in); the merged one while merged.
+    /// The weight, (out, in), with the active adapters in it, for a model whose own code computes
+    /// with it. In training the gradient reaches the adapters; their dropout does not act. As training
+    /// goes on, the tensor's values follow the adapters, as a parameter's do.
+    ///
+    /// The layer's own weight is [`Adapted::unmerged_weight`]. In a view for mixed batches the rows have
+    /// no weight in common: the tensor has no elements, and a warning says why.
     pub fn weight(&self) -> &Tensor {
-        &self.weight
+        reading::weight(self)
     }
 
-    /// The bias, (out).
+    /// The bias, (out), as [`weight`](Self::weight): with the bias on B of active adapters.
     pub fn bias(&self) -> Option<&Tensor> {
-        self.bias.as_ref()
+        reading::bias(self)
     }
 
     /// The layer's adapters.
@@ -114,7 +121,7 @@ impl Adapted for LoraLinear {
         LayerPartsMut {
             weight: &mut self.weight,
             bias: self.bias.as_mut(),
-            adapters: &mut self.adapters,
+            adapters: self.adapters.changing(),
         }
     }
 }

@@ -1,9 +1,17 @@
 //! The backward pass with the check that it reached every trainable parameter.
 
 use crate::traits::trainable;
-use crate::{Error, LoraModule, Result};
+use crate::{Error, LoraModule, Result, ops};
 use candle_core::Tensor;
 use candle_core::backprop::GradStore;
+
+/// Refuses a loss that holds NaN or infinity: every gradient would, too.
+pub(crate) fn check_loss(loss: &Tensor) -> Result<()> {
+    match ops::is_finite(loss)? {
+        true => Ok(()),
+        false => Err(Error::NotFinite("the loss".into())),
+    }
+}
 
 pub(crate) fn backward<M: LoraModule>(model: &M, loss: &Tensor) -> Result<GradStore> {
     let mut grads = loss.backward()?;

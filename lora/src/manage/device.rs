@@ -1,4 +1,4 @@
-//! Moving a model to another device or dtype.
+//! A model of other tensors: on another device, in another dtype, or copied.
 
 use super::merge::{merge_like, unmerge};
 use crate::adapter::Parked;
@@ -11,7 +11,18 @@ use candle_core::{DType, Device, Tensor, TensorId, Var};
 use std::collections::HashMap;
 
 pub(crate) fn to_device<M: LoraModule>(model: &M, device: &Device) -> Result<M> {
-    map(model, |tensor, _| Ok(tensor.to_device(device)?))
+    map(model, |tensor, _, _| Ok(tensor.to_device(device)?))
+}
+
+/// A copy that no training of the model reaches. Frozen weights of the base stay shared.
+pub(crate) fn deep_clone<M: LoraModule>(model: &M) -> Result<M> {
+    map(model, |tensor, _, of_adapter| {
+        // A frozen tensor of an adapter can lie in the storage of a variable that is trained again.
+        Ok(match of_adapter {
+            true => tensor.copy()?,
+            false => tensor.clone(),
+        })
+    })
 }
 
 pub(crate) fn to_dtype<M: LoraModule>(model: &M, dtype: DType) -> Result<M> {
@@ -20,7 +31,7 @@ pub(crate) fn to_dtype<M: LoraModule>(model: &M, dtype: DType) -> Result<M> {
             format!("a model cannot be converted to {dtype:?}: weights are floating-point");
         return Err(Error::layer("", message));
     }
-    map(model, |tensor, role| {
+    map(model, |tensor, role, _| {
         Ok(match role {
             _ if !tensor.dtype().is_float() => tensor.clone(),
             Role::Adapter(_) => tensor.to_dtype(adapter_dtype(dtype))?,
@@ -30,33 +41,39 @@ pub(crate) fn to_dtype<M: LoraModule>(model: &M, dtype: DType) -> Result<M> {
 }
 
 /// A copy of the model with every tensor mapped. Trained tensors become new variables, tied tensors
-/// stay tied. A merged model is merged again from the mapped parts.
-fn map<M: LoraModule>(model: &M, f: impl Fn(&Tensor, Role) -> Result<Tensor>) -> Result<M> {
+/// stay tied. A merged model is merged again from the mapped parts. `f` is told a tensor's role, and
+/// whether an adapter has the tensor or could have a copy of it.
+fn map<M: LoraModule>(model: &M, f: impl Fn(&Tensor, Role, bool) -> Result<Tensor>) -> Result<M> {
     let mut mapped = model.clone();
     // A merged layer keeps its original weight aside, where the walk would not meet it.
     unmerge(&mut mapped);
     let mut tied = HashMap::<(TensorId, Role), Tensor>::new();
-    let mut change = |tensor: &mut Tensor, role: Role| -> Result<()> {
+    let mut change = |tensor: &mut Tensor, role: Role, copied: bool| -> Result<()> {
         // By role too, as a base weight and an adapter's part may get different dtypes.
         let key = (tensor.id(), role);
         let new = match tied.get(&key) {
             Some(tensor) => tensor.clone(),
-            None => replace(tensor, |tensor| f(tensor, role))?,
+            None => {
+                let of_adapter = copied || matches!(role, Role::Adapter(_));
+                replace(tensor, |tensor| f(tensor, role, of_adapter))?
+            }
         };
         tied.insert(key, new.clone());
         *tensor = new;
         Ok(())
     };
     try_each_layer_mut(&mut mapped, |_, layer| {
+        let copies = layer.copies();
+        let copied = copies.is_some_and(|copies| copies.adapters().next().is_some());
         for param in layer.params_mut(Access::new()) {
-            change(param.tensor, param.role)?;
+            change(param.tensor, param.role, copied)?;
         }
         for tensor in layer
             .copies_mut(Access::new())
             .into_iter()
             .flat_map(Copies::parked_mut)
         {
-            change(tensor, Role::Base)?;
+            change(tensor, Role::Base, copied)?;
         }
         let Some(layer) = layer.adapted_mut() else {
             return Ok(());
@@ -65,7 +82,7 @@ fn map<M: LoraModule>(model: &M, f: impl Fn(&Tensor, Role) -> Result<Tensor>) ->
             // Parked variables belong to the tensors from before.
             adapter.parked = Parked::default();
             for tensor in adapter.started_mut() {
-                change(tensor, Role::Adapter(Part::A))?;
+                change(tensor, Role::Adapter(Part::A), true)?;
             }
         }
         Ok(())

@@ -8,6 +8,7 @@ mod combine;
 mod device;
 mod gradients;
 mod merge;
+mod state;
 mod status;
 mod summary;
 pub(crate) mod tie;
@@ -16,16 +17,18 @@ mod views;
 mod weighted;
 
 pub(crate) use active::{
-    activate, active, is_trained, names, reactivate, set_active, set_adapter_trainable, set_scale,
+    activate, activate_layer, active, is_trained, names, reactivate, set_active,
+    set_adapter_trainable, set_scale,
 };
 pub(crate) use add::{add, delete, rename, ties};
-pub(crate) use backward::backward;
+pub(crate) use backward::{backward, check_loss};
 pub(crate) use checks::{check_new, checked, refuse_merged, unknown};
 pub use combine::{Combination, CombineOptions, MajoritySign};
-pub(crate) use device::{to_device, to_dtype};
+pub(crate) use device::{deep_clone, to_device, to_dtype};
 pub use gradients::GradientCheck;
 pub(crate) use gradients::check_gradients;
 pub(crate) use merge::{is_merged, merge, merge_adapters, merged, unmerge, unmerge_adapters};
+pub(crate) use state::{ModelForm, load as load_state, save as save_state};
 pub use status::{LayerStatus, ModelStatus, State};
 pub(crate) use status::{layer_status, model_status};
 pub(crate) use summary::oversized;

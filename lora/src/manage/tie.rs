@@ -2,11 +2,11 @@
 //! on the head too.
 
 use crate::adapter::AdaptedMut;
-use crate::adapter::{Adapted, Adapter, Tie, Tokens, copies};
+use crate::adapter::{Adapted, Adapter, Tie, Tokens, copies, dora, updates};
 use crate::config::Kind;
 use crate::traits::{each_layer, try_each_layer_mut};
 use crate::{Layer, LoraConfig, LoraModule, Result};
-use candle_core::{Tensor, TensorId};
+use candle_core::{Tensor, TensorId, Var};
 use std::collections::HashMap;
 
 /// What an embedding gives to the heads that share its weight.
@@ -25,7 +25,7 @@ struct Shared {
 ///
 /// The head gets such an adapter transposed: its A is Bᵀ of the embedding, its B is Aᵀ. Both are
 /// views of the embedding's variables. So each variable exists once, and the gradients from both
-/// layers add up in it.
+/// layers add up in it. DoRA's magnitude alone is the head's own.
 pub(crate) fn retie<M: LoraModule>(model: &mut M) -> Result<()> {
     // By the weight's identity: sharing is a fact of tensors, which no path shows.
     let mut shared: HashMap<TensorId, Shared> = HashMap::new();
@@ -62,13 +62,18 @@ impl Shared {
     /// Replaces what the layer had from the embedding by this.
     fn give(&self, path: &str, layer: &mut dyn Layer) -> Result<()> {
         if let Some(adapted) = layer.adapted_mut() {
+            let views = self.adapters.iter().map(|adapter| view(adapted, adapter));
+            let views: Vec<Adapter> = views.collect::<Result<_>>()?;
             let adapters = adapted.adapters_mut();
             adapters.list.retain(|adapter| adapter.tie != Tie::Shared);
-            adapters.tokens = self.tokens.clone();
-            for adapter in &self.adapters {
+            adapters.tokens.retain(|tokens| !tokens.is_shared());
+            adapters
+                .tokens
+                .extend(self.tokens.iter().map(Tokens::shared));
+            for view in views {
                 // An adapter that the head has under this name would add the update twice.
-                adapters.list.retain(|own| own.name != adapter.name);
-                adapters.list.push(transposed(adapter)?);
+                adapters.list.retain(|own| own.name != view.name);
+                adapters.list.push(view);
             }
         }
         // A merged layer keeps the copies that it was merged with. Code that changes copies
@@ -99,13 +104,36 @@ pub(crate) fn base_id(layer: &dyn Adapted) -> TensorId {
     base.unwrap_or(layer.unmerged_weight()).id()
 }
 
-fn transposed(adapter: &Adapter) -> Result<Adapter> {
-    Ok(Adapter {
+/// The embedding's adapter as the head has it. Its magnitude is the head's own: the head has one for
+/// each token, the embedding one for each column.
+fn view(head: &dyn Adapted, adapter: &Adapter) -> Result<Adapter> {
+    let old = head.adapters().get(&adapter.name);
+    let old = old.filter(|old| old.tie == Tie::Shared);
+    let mut view = Adapter {
         a: adapter.b.t()?,
         b: adapter.a.t()?,
         tie: Tie::Shared,
+        magnitude: None,
+        parked: old.map(|old| old.parked.clone()).unwrap_or_default(),
         ..adapter.clone()
-    })
+    };
+    view.magnitude = match (
+        &adapter.magnitude,
+        old.and_then(|old| old.magnitude.clone()),
+    ) {
+        (Some(of_embedding), None) => {
+            let norms = updates::norms(head, &view)?;
+            let weight = head.unmerged_weight();
+            let shape = dora::magnitude_shape(weight.rank(), norms.elem_count());
+            let start = dora::start(&norms, weight.dtype(), of_embedding.dtype(), shape)?;
+            Some(match of_embedding.is_variable() {
+                true => Var::from_tensor(&start)?.into_inner(),
+                false => start,
+            })
+        }
+        (_, old) => old,
+    };
+    Ok(view)
 }
 
 /// The problems that keep `ensure_weight_tying` from having its effect.

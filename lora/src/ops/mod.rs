@@ -20,6 +20,7 @@ mod contiguous;
 mod conv;
 mod dropout;
 mod embedding;
+mod finite;
 mod flash_attn;
 mod kv_cache;
 mod linear;
@@ -51,6 +52,7 @@ pub use candle::{Candle, Function, Other};
 
 pub(crate) use adapted::{Detour, LinearParts, UpdateParts, Updated, adapted_linear};
 pub(crate) use dropout::dropout_state;
+pub(crate) use finite::{first_not_finite, is_finite};
 pub(crate) use mlp::{MlpParts, NormParts, activate, residual_mlp};
 pub(crate) use norm::norm;
 #[doc(hidden)]
@@ -133,15 +135,4 @@ pub(crate) fn wider(a: DType, b: DType) -> DType {
         (DType::F64, _) | (_, DType::F64) => DType::F64,
         _ => DType::F32,
     }
-}
-
-/// True if no value is NaN or infinite.
-pub(crate) fn is_finite(tensor: &Tensor) -> Result<bool> {
-    // 0 · x is NaN unless x is finite, and one NaN makes the whole sum NaN.
-    let wide = match tensor.dtype() {
-        DType::F64 => DType::F64,
-        _ => DType::F32,
-    };
-    let sum = (tensor.to_dtype(wide)? * 0.0)?.sum_all()?;
-    Ok(!sum.to_dtype(DType::F64)?.to_scalar::<f64>()?.is_nan())
 }

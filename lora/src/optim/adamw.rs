@@ -1,13 +1,14 @@
 //! AdamW with groups and a state that can be saved.
 
 use super::trained::trained;
-use super::{Group, state};
+use super::{Group, checked, state};
 use crate::adapter::wider;
+use crate::file::TensorFile;
 use crate::{Error, LoraModule, Result};
 use candle_core::backprop::GradStore;
 use candle_core::{DType, Tensor, Var};
 use candle_nn::{Optimizer, ParamsAdamW};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::Path;
 
 /// AdamW, <https://arxiv.org/abs/1711.05101>, as `torch.optim.AdamW` computes it.
@@ -15,9 +16,10 @@ use std::path::Path;
 /// Each [`Group`] has a learning rate and a weight decay of its own. A
 /// [`Schedule`](super::Schedule) sets a factor on all rates. The state can be saved and loaded.
 ///
-/// A step leaves out a parameter without a gradient, as in PyTorch; [`LoraModule::backward`] makes
-/// sure that there is none. Moments are kept in at least f32, and each update is rounded to the
-/// parameter's dtype once.
+/// A step leaves out a parameter without a gradient, as in PyTorch; [`LoraModule::backward`] and
+/// [`backward_step`](Optimizer::backward_step) make sure that there is none. A step with a gradient
+/// that is not finite is an error, and changes nothing. Moments are kept in at least f32, and each
+/// update is rounded to the parameter's dtype once.
 ///
 /// ```
 /// use candle_core::{DType, Device, Module, Tensor};
@@ -39,11 +41,12 @@ use std::path::Path;
 pub struct AdamW {
     pub(super) slots: Vec<Tracked>,
     rates: Vec<Rate>,
-    lr_factor: f64,
+    pub(super) lr_factor: f64,
     beta1: f64,
     beta2: f64,
     eps: f64,
     order: Decay,
+    allows_non_finite: bool,
 }
 
 /// A parameter and its state.
@@ -158,6 +161,7 @@ impl AdamW {
             beta2: 0.999,
             eps: 1e-8,
             order: Decay::DecayFirst,
+            allows_non_finite: false,
         })
     }
 
@@ -201,6 +205,12 @@ impl AdamW {
         self.lr_factor = factor;
     }
 
+    /// Takes steps with a loss or a gradient that is NaN or infinite, too: for those who look for
+    /// such values and leave the step out themselves. The check reads one number a step.
+    pub fn allow_non_finite(&mut self, allow: bool) {
+        self.allows_non_finite = allow;
+    }
+
     /// The paths of the parameters, in the order of the groups.
     ///
     /// An optimiser that [`Optimizer::new`] made knows no paths and numbers its parameters: `0`,
@@ -222,14 +232,15 @@ impl AdamW {
     }
 
     /// Writes the moments and step counts as a safetensors file, under the parameters' paths. The
-    /// file holds no learning rates and no other settings.
+    /// file holds no learning rates and no other settings. [`save_state`](super::save_state) writes
+    /// them together with the model.
     ///
     /// The file is replaced as a whole or not at all.
     ///
     /// # Errors
     /// If the file cannot be written.
     pub fn save_state(&self, path: impl AsRef<Path>) -> Result<()> {
-        state::save(&self.slots, path.as_ref())
+        state::write(path.as_ref(), state::tensors(&self.slots, "")?, [])
     }
 
     /// Reads the state that [`save_state`](Self::save_state) wrote for an optimiser of the same
@@ -239,7 +250,8 @@ impl AdamW {
     /// Lists everything missing, unexpected, of another shape or not finite. The state then stays
     /// as it was.
     pub fn load_state(&mut self, path: impl AsRef<Path>) -> Result<()> {
-        state::load(&mut self.slots, path.as_ref())
+        let file = TensorFile::open(path.as_ref())?;
+        state::load(&mut self.slots, &file, "", HashSet::new())
     }
 
     /// One step, with the gradient that `grad` gives for a parameter.
@@ -280,6 +292,11 @@ impl AdamW {
             slot.state = state;
         }
         Ok(())
+    }
+
+    /// The backward pass of `loss`: every parameter of this optimiser must get a gradient.
+    pub(super) fn backward(&self, loss: &Tensor) -> Result<GradStore> {
+        checked::backward(&self.slots, loss, self.allows_non_finite)
     }
 
     /// The gradients of this optimiser's parameters.
@@ -350,17 +367,19 @@ impl Optimizer for AdamW {
             .eps(params.eps)?)
     }
 
+    /// The backward pass and one step. Every parameter of this optimiser must get a gradient, as with
+    /// [`LoraModule::backward`], and the loss must be finite.
+    fn backward_step(&mut self, loss: &Tensor) -> candle_core::Result<()> {
+        let grads = self.backward(loss)?;
+        self.step(&grads)
+    }
+
     /// One step. It is an error if no parameter has a gradient: the parameters belong to another
-    /// model, or to this one before it was changed.
+    /// model, or to this one before it was changed. A gradient that is not finite is an error, too.
     fn step(&mut self, grads: &GradStore) -> candle_core::Result<()> {
-        let mut slots = self.slots.iter();
-        if !self.slots.is_empty() && slots.all(|slot| grads.get(&slot.var).is_none()) {
-            fail_on(vec![format!(
-                "none of the optimiser's {} parameters has a gradient here: they belong to another \
-                 model, or to this one before an adapter was added, swapped or moved; make a new \
-                 optimiser",
-                self.slots.len()
-            )])?;
+        checked::reached(&self.slots, grads)?;
+        if !self.allows_non_finite {
+            checked::finite(&self.slots, grads)?;
         }
         Ok(self.step_with(|var| grads.get(var))?)
     }

@@ -9,8 +9,11 @@
 //! | bound the gradients | [`clip_grad_norm`], [`clip_grad_value`] |
 //! | make one step of several micro-batches | [`Accumulator`] |
 //! | let the learning rate rise and fall | [`Schedule`] |
+//! | stop, and go on exactly there | [`save_state`], [`load_state`] |
 //!
 //! Any optimiser of candle's works with [`LoraModule::trainable_vars`](crate::LoraModule) as well.
+//! Those here check more: that the backward pass reached their parameters, that gradients are finite,
+//! and that they were made after the last change of the model.
 //!
 //! ```
 //! use candle_core::{DType, Device, Module, Tensor};
@@ -42,12 +45,14 @@
 
 mod accumulate;
 mod adamw;
+mod checked;
 mod clip;
 mod group;
 mod inverse;
 mod lora_fa;
 mod lora_plus;
 mod pairs;
+mod resume;
 mod riemannian;
 mod schedule;
 mod state;
@@ -59,5 +64,6 @@ pub use clip::{clip_grad_norm, clip_grad_value};
 pub use group::{Group, weight_decay_groups};
 pub use lora_fa::LoraFa;
 pub use lora_plus::LoraPlus;
+pub use resume::{AsAdamW, load_state, save_state};
 pub use riemannian::Riemannian;
 pub use schedule::Schedule;

@@ -3,6 +3,7 @@
 use super::AdamW;
 use super::pairs::{Pair, pairs};
 use crate::{Error, LoraModule, Result};
+use candle_core::Tensor;
 use candle_core::backprop::GradStore;
 use candle_nn::Optimizer;
 
@@ -60,10 +61,20 @@ impl Riemannian {
         Ok(Self { adamw, pairs, reg })
     }
 
+    /// The backward pass and one step. Every parameter of this optimiser must get a gradient.
+    ///
+    /// # Errors
+    /// [`Error::NoGradient`], a loss that is not finite, and those of [`step`](Self::step).
+    pub fn backward_step(&mut self, loss: &Tensor) -> Result<()> {
+        let grads = self.adamw.backward(loss)?;
+        self.step(&grads)
+    }
+
     /// One step with the gradients of [`LoraModule::backward`].
     ///
     /// # Errors
-    /// Those of candle, and a factor of the learning rate that is negative or not finite.
+    /// Those of candle, a gradient that is not finite, and a factor of the learning rate that is
+    /// negative or not finite.
     pub fn step(&mut self, grads: &GradStore) -> Result<()> {
         let mut own = self.adamw.own(grads);
         for pair in &self.pairs {

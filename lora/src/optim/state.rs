@@ -1,22 +1,21 @@
 //! The optimiser's state as a file.
 
 use super::adamw::{Moments, Tracked};
-use crate::file::{stage, sync};
+use crate::file::{TensorFile, stage, sync};
+use crate::path::join;
 use crate::{Error, Result, ops};
-use candle_core::safetensors::Load;
 use candle_core::{Device, Tensor};
-use safetensors::SafeTensors;
-use safetensors::tensor::TensorView;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{HashMap, HashSet};
+use std::io;
 use std::path::Path;
-use std::{fs, io};
 
 /// Endings of the keys, in PyTorch's words.
 const FIRST: &str = "exp_avg";
 const SECOND: &str = "exp_avg_sq";
 const STEPS: &str = "step";
 
-pub(super) fn save(slots: &[Tracked], path: &Path) -> Result<()> {
+/// The state of these parameters, each tensor with its key behind the prefix.
+pub(super) fn tensors(slots: &[Tracked], prefix: &str) -> Result<Vec<(String, Tensor)>> {
     let mut tensors = Vec::new();
     for Tracked {
         path,
@@ -30,31 +29,53 @@ pub(super) fn save(slots: &[Tracked], path: &Path) -> Result<()> {
     {
         let steps = Tensor::new(i64::from(*steps), &Device::Cpu)?;
         for (end, tensor) in [(FIRST, first), (SECOND, second), (STEPS, &steps)] {
-            let tensor = tensor.to_device(&Device::Cpu)?.contiguous()?;
-            tensors.push((format!("{path}.{end}"), tensor));
+            tensors.push((key(prefix, path, end), tensor.clone()));
         }
     }
-    let metadata = HashMap::from([("format".to_string(), "pt".to_string())]);
+    Ok(tensors)
+}
+
+fn key(prefix: &str, path: &str, end: &str) -> String {
+    join(prefix, &join(path, end))
+}
+
+/// Writes a file of these tensors, with this beside them.
+pub(super) fn write(
+    path: &Path,
+    tensors: Vec<(String, Tensor)>,
+    beside: impl IntoIterator<Item = (String, String)>,
+) -> Result<()> {
+    let tensors = tensors.into_iter().map(|(key, tensor)| {
+        let tensor = tensor.detach().to_device(&Device::Cpu)?.contiguous()?;
+        Ok((key, tensor))
+    });
+    let tensors: Vec<_> = tensors.collect::<Result<_>>()?;
+    let format = [("format".to_string(), "pt".to_string())];
+    let metadata: HashMap<_, _> = format.into_iter().chain(beside).collect();
     let bytes = safetensors::serialize(tensors, Some(metadata));
     let bytes = bytes.map_err(|error| Error::file(path, error))?;
     replace(path, &bytes).map_err(|error| Error::file(path, format!("cannot be written: {error}")))
 }
 
-pub(super) fn load(slots: &mut [Tracked], path: &Path) -> Result<()> {
-    let bytes = fs::read(path).map_err(|error| Error::file(path, error))?;
-    let file = SafeTensors::deserialize(&bytes);
-    let file = file.map_err(|error| Error::file(path, format!("is no valid file: {error}")))?;
-    let mut views: BTreeMap<String, TensorView<'_>> = file.tensors().into_iter().collect();
+/// Puts the state of a file into these parameters, if all of the file is right. `used` holds the keys
+/// that are something else's.
+pub(super) fn load(
+    slots: &mut [Tracked],
+    file: &TensorFile,
+    prefix: &str,
+    mut used: HashSet<String>,
+) -> Result<()> {
     let mut states = Vec::new();
     let mut problems = Vec::new();
     for slot in slots.iter() {
         let mut read = |end: &str, like: Option<&Tensor>| {
-            let key = format!("{}.{end}", slot.path);
-            let value = match views.remove(&key) {
-                Some(view) => value(&view, like),
+            let key = key(prefix, &slot.path, end);
+            let value = match file.shape(&key) {
+                Some(_) => value(file, &key, like),
                 None => Err("is missing".into()),
             };
             let value = value.map_err(|problem| problems.push(format!("`{key}` {problem}")));
+            used.insert(key);
             value.ok()
         };
         let Moments { first, second, .. } = &slot.state;
@@ -73,14 +94,16 @@ pub(super) fn load(slots: &mut [Tracked], path: &Path) -> Result<()> {
             _ => problems.push(format!("`{}.{STEPS}` is no number of steps", slot.path)),
         }
     }
+    let mut rest: Vec<_> = file.tensors().keys().collect();
+    rest.retain(|key| !used.contains(*key));
+    rest.sort();
     problems.extend(
-        views
-            .keys()
+        rest.iter()
             .map(|key| format!("`{key}` belongs to no parameter of this optimiser")),
     );
     if !problems.is_empty() {
         return Err(Error::File {
-            path: path.into(),
+            path: file.path().into(),
             problems,
         });
     }
@@ -92,9 +115,9 @@ pub(super) fn load(slots: &mut [Tracked], path: &Path) -> Result<()> {
 }
 
 /// A tensor of the file in the form of a moment; or, without one, as it is.
-fn value(view: &TensorView<'_>, like: Option<&Tensor>) -> Result<Tensor, String> {
+fn value(file: &TensorFile, key: &str, like: Option<&Tensor>) -> Result<Tensor, String> {
     let unread = |error: candle_core::Error| format!("cannot be read: {error}");
-    let value = view.load(&Device::Cpu).map_err(unread)?;
+    let value = file.tensor(key).map_err(|error| error.to_string())?;
     let Some(like) = like else {
         return Ok(value);
     };

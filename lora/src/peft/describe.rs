@@ -31,6 +31,8 @@ pub(super) struct Site {
     pub adapter: Option<Settings>,
     /// How the base was quantised for the adapter.
     pub loftq: Option<LoftqConfig>,
+    /// The adapter's B is not trained, as MiCA asks.
+    pub keeps_b: bool,
     /// How many experts the adapter has a part for, each of the whole rank.
     pub experts: usize,
     /// Path of the embedding that this adapter is tied to: the adapter is a view of the
@@ -160,6 +162,7 @@ impl Description {
                 adaptable: adapted.is_some(),
                 adapter: of_name.map(|adapter| adapter.settings()),
                 loftq: of_name.and_then(|adapter| adapter.loftq.clone()),
+                keeps_b: of_name.is_some_and(|adapter| adapter.keeps_b),
                 experts: adapted.map_or(1, |adapted| adapted.form().experts()),
                 tied_to,
                 has_tied_copy: layer.copies().is_some_and(|copies| copies.is_tied(adapter)),

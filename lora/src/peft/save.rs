@@ -141,6 +141,9 @@ fn describe(model: &Description, options: &SaveOptions) -> Result<AdapterConfig,
     if let Some(loftq) = model.sites.iter().find_map(|site| site.loftq.as_ref()) {
         config.set_loftq(loftq).map_err(|problem| vec![problem])?;
     }
+    if model.sites.iter().any(|site| site.keeps_b) {
+        config.set_mica();
+    }
     config.use_rslora = use_rslora;
     for (_, part, flag) in config.parts_mut() {
         *flag = model.has(part);

@@ -13,12 +13,16 @@ use std::path::Path;
 
 /// The LoRA counterpart of a [`LoraModel`].
 ///
-/// A type defines the way back to its base and two walks over its layers. Everything else is provided:
+/// A type defines the way back to its base and two walks over its layers. Everything else is provided,
+/// as the table shows.
+///
+/// **`clone()` shares the variables**: `let best = model.clone()` changes as training goes on. Clones
+/// are for views. [`deep_clone`](Self::deep_clone) gives a snapshot.
 ///
 /// | for | methods |
 /// |---|---|
 /// | looking at the model | [`named_params`](Self::named_params), [`non_trainable`](Self::non_trainable), [`for_each_layer`](Self::for_each_layer), [`summary`](Self::summary), [`layer_status`](Self::layer_status), [`model_status`](Self::model_status) |
-/// | training | [`trainable_vars`](Self::trainable_vars), [`backward`](Self::backward), [`check_gradients`](Self::check_gradients), [`train`](Self::train), [`eval`](Self::eval), [`to_device`](Self::to_device), [`to_dtype`](Self::to_dtype) |
+/// | training | [`trainable_vars`](Self::trainable_vars), [`backward`](Self::backward), [`backward_any`](Self::backward_any), [`check_gradients`](Self::check_gradients), [`train`](Self::train), [`eval`](Self::eval), [`to_device`](Self::to_device), [`to_dtype`](Self::to_dtype), [`deep_clone`](Self::deep_clone) |
 /// | adapters | [`adapter_names`](Self::adapter_names), [`active_adapters`](Self::active_adapters), [`add_adapter`](Self::add_adapter), [`add_adapter_calibrated`](Self::add_adapter_calibrated), [`add_weighted_adapter`](Self::add_weighted_adapter), [`set_active`](Self::set_active), [`set_adapter_trainable`](Self::set_adapter_trainable), [`set_scale`](Self::set_scale), [`rename_adapter`](Self::rename_adapter), [`delete_adapter`](Self::delete_adapter), [`disabled`](Self::disabled), [`for_rows`](Self::for_rows) |
 /// | merging | [`merge`](Self::merge), [`unmerge`](Self::unmerge), [`merge_adapters`](Self::merge_adapters), [`unmerge_adapters`](Self::unmerge_adapters), [`merged_adapters`](Self::merged_adapters), [`is_merged`](Self::is_merged), [`to_base`](Self::to_base) |
 /// | files | [`save_adapter`](Self::save_adapter), [`save_adapter_with`](Self::save_adapter_with), [`load_adapter`](Self::load_adapter), [`load_adapter_as`](Self::load_adapter_as), [`hot_swap`](Self::hot_swap) |
@@ -100,8 +104,19 @@ pub trait LoraModule: Sized + Clone + Debug {
     ///
     /// # Errors
     /// [`Error::NoGradient`](crate::Error::NoGradient) lists the parameters without a gradient and
-    /// the usual causes.
+    /// the usual causes. [`Error::NotFinite`](crate::Error::NotFinite) refuses a loss that is NaN or
+    /// infinite.
     fn backward(&self, loss: &Tensor) -> Result<GradStore> {
+        manage::check_loss(loss)?;
+        manage::backward(self, loss)
+    }
+
+    /// As [`backward`](Self::backward), for a loss that may be NaN or infinite: for those who look at
+    /// the gradients and leave such a step out themselves, as a scaler of losses does.
+    ///
+    /// # Errors
+    /// [`Error::NoGradient`](crate::Error::NoGradient).
+    fn backward_any(&self, loss: &Tensor) -> Result<GradStore> {
         manage::backward(self, loss)
     }
 
@@ -168,6 +183,32 @@ pub trait LoraModule: Sized + Clone + Debug {
     /// If the dtype is not a floating-point one or a tensor cannot be cast.
     fn to_dtype(&self, dtype: DType) -> Result<Self> {
         manage::to_dtype(self, dtype)
+    }
+
+    /// A snapshot: a copy with variables of its own, which no training of this model reaches. Frozen
+    /// weights of the base are shared; optimisers of this model do not know the copy's variables.
+    ///
+    /// `clone()` shares everything: the clone's values change as this model is trained.
+    ///
+    /// ```
+    /// use candle_core::{DType, Device, Tensor};
+    /// use lora::{LoraConfig, LoraModel, LoraModule};
+    ///
+    /// let weight = Tensor::zeros((3, 2), DType::F32, &Device::Cpu)?;
+    /// let model = candle_nn::Linear::new(weight, None).to_lora(&LoraConfig::new(1))?;
+    /// let (best, view) = (model.deep_clone()?, model.clone());
+    /// let b = &model.trainable_vars()[1];
+    /// b.set(&b.ones_like()?)?; // as a step of training would
+    /// let sum = |tensor: &Tensor| tensor.sum_all()?.to_scalar::<f32>();
+    /// assert_eq!(sum(&best.trainable_vars()[1])?, 0.0);
+    /// assert_eq!(sum(&view.trainable_vars()[1])?, 3.0);
+    /// # Ok::<(), lora::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// If the device has no memory left for the copies.
+    fn deep_clone(&self) -> Result<Self> {
+        manage::deep_clone(self)
     }
 
     /// The names of the model's adapters. Conversion makes one,

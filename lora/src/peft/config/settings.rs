@@ -77,6 +77,11 @@ impl AdapterConfig {
         Ok(())
     }
 
+    /// Records that B is not trained, so that it stays so after loading.
+    pub(in crate::peft) fn set_mica(&mut self) {
+        self.init_lora_weights = InitWeights::Name(Init::Mica.to_string());
+    }
+
     /// The file for these settings, as PEFT would write it.
     ///
     /// [`recompute`](LoraConfig::recompute), [`seed`](LoraConfig::seed) and the settings of initial
