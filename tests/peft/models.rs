@@ -74,6 +74,14 @@ forward!(Stack, LoraStack, |self, xs| {
     xs.apply(&self.head)
 });
 
+/// A stack inside a model, as a head's model holds the inner one.
+#[derive(Clone, Debug, LoraModel)]
+pub struct Deep {
+    pub model: Stack,
+}
+
+forward!(Deep, LoraDeep, |self, xs| { self.model.forward(xs) });
+
 impl Twin for Stack {
     fn new(weights: &Weights) -> Self {
         let block = |i| Block {

@@ -212,7 +212,10 @@ fn another_base_is_noticed() {
     let dir = tempfile::tempdir().unwrap();
     tuned(&config()).save_adapter(dir.path()).unwrap();
     let other = super::net::linear(1, candle_core::DType::F32);
-    refused(other.with_adapter(dir.path()), &["model.layers.0.fc1"]);
+    refused(
+        other.with_adapter(dir.path()),
+        &["target_modules `fc1` matches nothing"],
+    );
 }
 
 #[test]

@@ -2,6 +2,8 @@
 
 use crate::{Error, LoraConfig, Result, Targets};
 use fancy_regex::{Regex, RegexBuilder};
+use indexmap::IndexMap;
+use std::collections::{BTreeSet, HashMap};
 
 /// True when `path` is `name` or ends with `.name`.
 pub(crate) fn is_or_ends_with(path: &str, name: &str) -> bool {
@@ -25,6 +27,32 @@ pub(crate) fn modules_above(path: &str) -> impl Iterator<Item = &str> {
     path.match_indices('.').map(|(dot, _)| &path[..dot])
 }
 
+/// The path and everything that stands behind one of its dots: `a.b`, then `b`. A name matches a
+/// path if the name is one of these.
+pub(crate) fn ends(path: &str) -> impl Iterator<Item = &str> {
+    let behind = path.match_indices('.').map(|(dot, _)| &path[dot + 1..]);
+    std::iter::once(path).chain(behind)
+}
+
+/// Those of these modules that lie in no other of them.
+pub(crate) fn outermost<'a>(modules: &BTreeSet<&'a str>) -> impl Iterator<Item = &'a str> {
+    let inside = |module: &str| modules_above(module).any(|above| modules.contains(above));
+    modules
+        .iter()
+        .copied()
+        .filter(move |module| !inside(module))
+}
+
+/// The module that is the path or holds the path, of modules in order.
+pub(crate) fn holder<'a>(modules: &'a [String], path: &str) -> Option<&'a str> {
+    let mut places = modules_above(path).chain([path]);
+    let place = places.find_map(|module| {
+        let found = modules.binary_search_by(|known| known.as_str().cmp(module));
+        found.ok()
+    });
+    place.map(|place| modules[place].as_str())
+}
+
 // Patterns may come from a file. The limits keep a small file from filling the memory with compiled
 // patterns.
 
@@ -39,10 +67,14 @@ const MOST_BYTES: usize = 10 << 20;
 pub(crate) struct Patterns {
     setting: &'static str,
     entries: Vec<Entry>,
+    /// The place of each name among the entries: there may be as many names as a model has layers,
+    /// and each layer is looked up.
+    names: HashMap<String, usize>,
 }
 
 struct Entry {
     source: String,
+    /// `None` for a name.
     regex: Option<Regex>,
     used: bool,
 }
@@ -50,7 +82,7 @@ struct Entry {
 impl Entry {
     fn matches(&self, setting: &str, path: &str) -> Result<bool> {
         match &self.regex {
-            None => Ok(is_or_ends_with(path, &self.source)),
+            None => Ok(false),
             Some(regex) => {
                 let matches = regex.is_match(path);
                 matches.map_err(|error| self.too_slow(setting, path, error))
@@ -82,15 +114,22 @@ impl Patterns {
 
     /// Names that match by suffix.
     pub(crate) fn names(setting: &'static str, names: &[String]) -> Self {
-        let entries = names.iter().map(|name| Entry {
-            source: name.clone(),
-            regex: None,
-            used: false,
-        });
-        Self {
+        let mut patterns = Self {
             setting,
-            entries: entries.collect(),
+            entries: Vec::new(),
+            names: HashMap::new(),
+        };
+        for name in names {
+            let place = patterns.entries.len();
+            if *patterns.names.entry(name.clone()).or_insert(place) == place {
+                patterns.entries.push(Entry {
+                    source: name.clone(),
+                    regex: None,
+                    used: false,
+                });
+            }
         }
+        patterns
     }
 
     /// For `rank_pattern` and `alpha_pattern`: each key is a regular expression for a dot-aligned
@@ -131,7 +170,12 @@ impl Patterns {
             }
         }
         if problems.is_empty() {
-            Ok(Self { setting, entries })
+            let names = HashMap::new();
+            Ok(Self {
+                setting,
+                entries,
+                names,
+            })
         } else {
             Err(Error::Config(problems))
         }
@@ -140,7 +184,16 @@ impl Patterns {
     /// The index of the first pattern that matches the path. Every pattern that matches counts as
     /// used. With `first_only` the first alone does: a pattern behind it has no effect.
     pub(crate) fn find(&mut self, path: &str, first_only: bool) -> Result<Option<usize>> {
-        let mut found = None;
+        let mut found: Option<usize> = None;
+        if !self.names.is_empty() {
+            for end in ends(path) {
+                if let Some(&index) = self.names.get(end) {
+                    self.entries[index].used = true;
+                    found = Some(found.map_or(index, |other| other.min(index)));
+                }
+            }
+            return Ok(found);
+        }
         for (index, entry) in self.entries.iter_mut().enumerate() {
             let matches = entry.matches(self.setting, path)?;
             if matches {
@@ -172,8 +225,7 @@ impl Patterns {
 
     /// True if a name is the whole path.
     pub(crate) fn holds(&self, path: &str) -> bool {
-        let mut entries = self.entries.iter();
-        entries.any(|entry| entry.regex.is_none() && entry.source == path)
+        self.names.contains_key(path)
     }
 
     /// The patterns that matched nothing, as problems.
@@ -196,7 +248,7 @@ impl Patterns {
 /// `layers_to_transform` and `layers_pattern`: which layers of a list are chosen.
 pub(crate) struct LayerNumbers {
     /// Each number, and whether a target had it.
-    numbers: Vec<(usize, bool)>,
+    numbers: IndexMap<usize, bool>,
     patterns: Patterns,
 }
 
@@ -227,18 +279,13 @@ impl LayerNumbers {
         let Some(number) = self.patterns.number(path)? else {
             return Ok(false);
         };
-        let mut found = false;
-        for (known, used) in &mut self.numbers {
-            if *known == number {
-                (*used, found) = (true, true);
-            }
-        }
-        Ok(found)
+        let used = self.numbers.get_mut(&number);
+        Ok(used.map(|used| *used = true).is_some())
     }
 
     /// The numbers and names that no target has, as problems.
     pub(crate) fn unused(&self) -> impl Iterator<Item = String> {
-        let numbers = self.numbers.iter().filter(|(_, used)| !used);
+        let numbers = self.numbers.iter().filter(|(_, used)| !**used);
         let numbers = numbers.map(|(number, _)| {
             format!("layers_to_transform: no target is in a layer with number {number}")
         });

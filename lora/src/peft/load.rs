@@ -29,6 +29,7 @@ impl<'a> Files<'a> {
         {
             config.trainable_token_indices = IndexMap::from([(path, ids.clone())]);
         }
+        config.ensure_weight_tying &= weights.holds_tie();
         Ok(Self {
             dir,
             config,

@@ -68,6 +68,7 @@ mod merge;
 mod names;
 mod replace;
 mod save;
+mod targets;
 mod weights;
 
 pub use crate::adapter::check_name;

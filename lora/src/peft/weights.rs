@@ -59,6 +59,38 @@ impl Weights {
         rows.map(|(path, ..)| path.to_string())
     }
 
+    /// Whether the file holds for a head what it holds for an embedding, in shapes: the update
+    /// transposed, or the weight. PEFT ties only modules whose names it knows, and elsewhere warns:
+    /// the file then holds nothing for the head, whatever its configuration says.
+    pub fn holds_tie(&self) -> bool {
+        let shape = |key: &str| self.info(key).map(|info| info.shape.clone());
+        let (mut embeddings, mut others) = (HashSet::new(), HashSet::new());
+        let mut full = HashSet::new();
+        for key in self.keys.keys() {
+            match keys::parse(key) {
+                Some((path, Part::A, of_lookup)) => {
+                    let b = shape(&keys::part(path, Part::B, of_lookup));
+                    let (Some(a), Some(b)) = (shape(key), b) else {
+                        continue;
+                    };
+                    let turned = |shape: Vec<usize>| shape.into_iter().rev().collect();
+                    match of_lookup {
+                        true => embeddings.insert((turned(b), turned(a))),
+                        false => others.insert((a, b)),
+                    };
+                }
+                Some(_) => {}
+                None => {
+                    let weight = shape(key).unwrap_or_default();
+                    if weight.len() == 2 && !full.insert(weight) {
+                        return true;
+                    }
+                }
+            }
+        }
+        !embeddings.is_disjoint(&others)
+    }
+
     /// Checks that the file has a matrix A of the planned rank for each planned layer, so that no
     /// adapter is made in a size that only the configuration claims.
     pub fn check_ranks(

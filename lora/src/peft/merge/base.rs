@@ -4,7 +4,7 @@ use crate::error::shorten;
 use crate::file::TensorFile;
 use crate::file::{self, read_bounded};
 use crate::{Error, Result};
-use candle_core::{DType, Tensor};
+use candle_core::Tensor;
 use indexmap::IndexMap;
 use safetensors::tensor::TensorInfo;
 use serde_json::Value;
@@ -181,13 +181,6 @@ impl Base {
 
     pub fn shape(&self, name: &str) -> Option<&[usize]> {
         self.info(name).map(|info| info.shape.as_slice())
-    }
-
-    /// A tensor's dtype, as candle names it.
-    pub fn dtype(&self, name: &str) -> Result<DType> {
-        let info = self.info(name);
-        let info = info.ok_or_else(|| Error::file(&self.path, format!("has no `{name}`")))?;
-        Ok(DType::try_from(info.dtype)?)
     }
 
     pub fn tensor(&self, name: &str) -> Result<Tensor> {

@@ -9,6 +9,8 @@ mod parameters;
 mod paths;
 mod plain;
 mod plan;
+mod settings;
+mod tying;
 mod var_builder;
 mod write;
 
@@ -51,8 +53,9 @@ impl MergeOptions {
     }
 
     /// Copies the other files of the base's directory (`config.json`, the tokenizer, ..): those
-    /// directly in it that are not hidden and hold no weights. For a base that is a directory or an
-    /// index.
+    /// directly in it that are not hidden and hold no weights. The copy of `config.json` gets the
+    /// [settings](MergeReport::settings) that are true of the result. For a base that is a directory
+    /// or an index.
     pub fn copy_files(mut self, copy: bool) -> Self {
         self.copy_files = copy;
         self
@@ -81,9 +84,12 @@ impl MergeOptions {
     }
 
     /// Gives a head that shares the embedding's weight a weight of its own, `lm_head.weight`, if
-    /// the adapter changes only one of the two. The model must then be loaded with
-    /// `tie_word_embeddings` false, which [`copy_files`](Self::copy_files) writes into the copy of
-    /// `config.json`.
+    /// the adapter changes only one of the two, or each in its own way (DoRA). The head has the rows
+    /// that the embedding had in training. The model must then be loaded with `tie_word_embeddings`
+    /// false, which [`copy_files`](Self::copy_files) writes into the copy of `config.json`.
+    ///
+    /// A head that is in the checkpoint shares the embedding's weight if the two are equal, and
+    /// `config.json` does not say otherwise.
     pub fn untie(mut self, untie: bool) -> Self {
         self.untie = untie;
         self

@@ -1,6 +1,6 @@
-//! Tensors that an adapter brings in full, what it lacks, and heads that share an embedding's
-//! weight.
+//! Tensors that an adapter brings in full, and what it lacks.
 
+use super::change::Start;
 use super::modules::Keys;
 use super::paths::Paths;
 use super::plan::Planner;
@@ -10,7 +10,7 @@ use crate::config::matching::{is_bias, is_or_ends_with, modules_above};
 use crate::peft::TokenIndices;
 use crate::peft::keys::{self, is_embedding, without_wrappers};
 use candle_core::{DType, Tensor};
-use serde_json::Value;
+use safetensors::tensor::TensorInfo;
 use std::collections::HashSet;
 
 impl Planner<'_> {
@@ -22,7 +22,7 @@ impl Planner<'_> {
             if keys::is_bias_of_copy(bare[module.len()..].trim_start_matches('.')) {
                 return Ok(());
             }
-            return self.replace(&bare, key, sorted);
+            return self.replace(&bare, key, sorted, true);
         }
         if is_bias(&bare) {
             let allowed = self.config.bias.trains(keys::is_of_base(name));
@@ -32,7 +32,7 @@ impl Planner<'_> {
                 ));
                 return Ok(());
             }
-            return self.replace(&bare, key, sorted);
+            return self.replace(&bare, key, sorted, true);
         }
         let known = is_embedding(&bare) || is_or_ends_with(&bare, "lm_head.weight");
         if keys::path_of_base_weight(name).is_some() || known {
@@ -54,72 +54,99 @@ impl Planner<'_> {
         found.map(String::from)
     }
 
-    /// Plans that the adapter's tensor takes the place of the base's.
-    fn replace(&mut self, bare: &str, key: &str, keys: &Keys) -> Result<()> {
+    /// Plans that the adapter's tensor takes the place of the base's. `is_trained` if the module was
+    /// trained in full. Where an option is missing, the tensor is planned all the same, so that one
+    /// error tells all that is missing.
+    fn replace(&mut self, bare: &str, key: &str, keys: &Keys, is_trained: bool) -> Result<()> {
         let name = self.locate(bare);
-        let Some(info) = self.base.info(&name) else {
-            if self.is_copy(key, keys)? {
-                return Ok(());
-            }
-            if self.options.new_tensors {
-                if self.change(&name).replace.replace(key.into()).is_some() {
-                    self.problems
-                        .push(format!("two tensors of the file would become `{name}`"));
-                }
-            } else {
-                self.problems.push(format!(
-                    "`{key}` has no `{name}` in the base to replace; MergeOptions::new_tensors adds \
-                     it"
-                ));
-            }
-            return Ok(());
-        };
-        let theirs = self.shape_of(key).to_vec();
-        if theirs != info.shape && !self.options.new_tensors {
-            self.problems.push(format!(
-                "`{key}` has shape {theirs:?}, the base's `{name}` {:?}; MergeOptions::new_tensors \
-                 replaces it all the same",
-                info.shape
-            ));
+        if self.is_tied_head(&name) {
+            return self.replace_head(key, keys, is_trained);
+        }
+        if let Some(tie) = &mut self.tie
+            && tie.embedding == name
+        {
+            tie.is_trained |= is_trained;
+        }
+        if !self.base.contains(&name) && self.is_copy(key, keys)? {
             return Ok(());
         }
+        self.ask_for_new(key, &name);
+        self.put(&name, key);
+        Ok(())
+    }
+
+    /// Adds a problem if only [`MergeOptions::new_tensors`](super::MergeOptions::new_tensors) lets a
+    /// tensor of the file take this place.
+    pub fn ask_for_new(&mut self, key: &str, name: &str) {
+        let theirs = self.shape_of(key);
+        let problem = match self.base.shape(name) {
+            _ if self.options.new_tensors => return,
+            None => format!(
+                "`{key}` has no `{name}` in the base to replace; MergeOptions::new_tensors adds it"
+            ),
+            Some(shape) if theirs != shape => format!(
+                "`{key}` has shape {theirs:?}, the base's `{name}` {shape:?}; \
+                 MergeOptions::new_tensors replaces it all the same"
+            ),
+            Some(_) => return,
+        };
+        self.problems.push(problem);
+    }
+
+    /// Plans that a tensor of the result is the adapter's.
+    pub fn put(&mut self, name: &str, key: &str) {
         // Only floats may be converted. A tensor of another dtype, such as a counter, must have the
         // base's dtype.
-        let same = self.adapter.tensors().get(key).map(|i| i.dtype) == Some(info.dtype);
-        if (same || self.are_floats(&name, &[key]))
-            && self.change(&name).replace.replace(key.into()).is_some()
-        {
-            self.problems
-                .push(format!("two tensors of the file replace `{name}`"));
+        let dtype = |info: Option<&TensorInfo>| info.map(|info| info.dtype);
+        let own = dtype(self.adapter.tensors().get(key));
+        let same = self
+            .base
+            .info(name)
+            .is_none_or(|info| own == Some(info.dtype));
+        if !same && !self.are_floats(name, &[key]) {
+            return;
         }
-        Ok(())
+        let change = self.change(name);
+        if change.is_full() {
+            self.problems
+                .push(format!("two tensors of the file would become `{name}`"));
+        } else {
+            change.start = Start::File(key.into());
+        }
     }
 
     /// As [`replace`](Self::replace), but does nothing if the tensor is the base's own.
     fn replace_if_new(&mut self, bare: &str, key: &str, keys: &Keys) -> Result<()> {
         let name = self.locate(bare);
-        let Some(info) = self.base.info(&name) else {
-            return self.replace(bare, key, keys);
-        };
-        if info.shape == self.shape_of(key) && self.are_floats(&name, &[key]) {
-            let (base, own) = (self.base.tensor(&name)?, self.adapter.tensor(key)?);
-            if equal(&base, &own.to_dtype(base.dtype())?)? {
-                return Ok(());
-            }
+        if self.is_tied_head(&name) || !self.base.contains(&name) {
+            return self.replace(bare, key, keys, false);
         }
-        if self.options.new_tensors {
-            return self.replace(bare, key, keys);
+        if self.is_base(key, &name)? {
+            return Ok(());
         }
-        self.problems.push(format!(
-            "`{key}` differs from the base's `{name}`: the adapter was saved with another base, or \
-             with changed embeddings; MergeOptions::new_tensors replaces it"
-        ));
+        if !self.options.new_tensors {
+            self.problems.push(format!(
+                "`{key}` differs from the base's `{name}`: the adapter was saved with another base, \
+                 or with changed embeddings; MergeOptions::new_tensors replaces it"
+            ));
+        }
+        self.put(&name, key);
         Ok(())
+    }
+
+    /// Whether a tensor of the file is the base's own, in the base's dtype.
+    pub fn is_base(&mut self, key: &str, name: &str) -> Result<bool> {
+        let shape = self.shape_of(key).to_vec();
+        if self.base.shape(name) != Some(&shape) || !self.are_floats(name, &[key]) {
+            return Ok(false);
+        }
+        let (base, own) = (self.base.tensor(name)?, self.adapter.tensor(key)?);
+        equal(&base, &own.to_dtype(base.dtype())?)
     }
 
     /// Whether an embedding of the file has the same values and a place in the base: both modules
     /// then share that weight.
-    fn is_copy(&self, key: &str, keys: &Keys) -> Result<bool> {
+    pub fn is_copy(&self, key: &str, keys: &Keys) -> Result<bool> {
         for (name, other) in &keys.full_embeddings {
             let place = self.locate(&without_wrappers(name));
             if other != key
@@ -170,7 +197,7 @@ impl Planner<'_> {
         let names: Vec<&str> = self.base.names().collect();
         for name in names {
             if self.saved_module(name).is_some() {
-                if !self.changes.contains_key(name) {
+                if !self.changes.contains_key(name) && !self.is_tied_head(name) {
                     self.problems.push(format!(
                         "`{name}` is in `modules_to_save`, but not in the adapter"
                     ));
@@ -231,108 +258,10 @@ impl Planner<'_> {
             }
         }
     }
-
-    /// Gives a head without a weight of its own a copy of the embedding's, if the options say so.
-    pub fn untie(&mut self, head: &str, a: &str, b: &str) -> Result<Option<String>> {
-        if !self.options.untie || !self.is_tied()? {
-            return Ok(None);
-        }
-        let (&[_, input], &[out, _]) = (self.shape_of(a), self.shape_of(b)) else {
-            return Ok(None);
-        };
-        let names = self.base.names().filter(|name| is_embedding(name));
-        let mut fitting = names.filter(|name| self.base.shape(name) == Some(&[out, input]));
-        let (Some(embedding), None) = (fitting.next().map(str::to_string), fitting.next()) else {
-            return Ok(None);
-        };
-        self.change(head).copy_of = Some(embedding);
-        Ok(Some(head.into()))
-    }
-
-    /// Refuses to change an embedding whose weight a head shares, or gives the head a weight of its
-    /// own: in training, the head computed with the unchanged weight.
-    pub fn check_tying(&mut self) -> Result<()> {
-        if self.config.ensure_weight_tying || self.options.keep_tied || !self.is_tied()? {
-            return Ok(());
-        }
-        let head = self.locate("lm_head.weight");
-        let own = self.changes.get(&head);
-        if own.is_some_and(|head| head.replace.is_some()) {
-            return Ok(());
-        }
-        let changes = self.changes.iter();
-        let changed = changes.filter(|(name, change)| {
-            is_embedding(name) && (change.low_rank.is_some() || change.replace.is_some())
-        });
-        let changed: Vec<String> = changed.map(|(name, _)| name.clone()).collect();
-        for name in changed {
-            if self.options.untie && self.base.contains(&name) {
-                let mut copies = self.changes.values();
-                if !copies.any(|change| change.copy_of.as_deref() == Some(&name)) {
-                    self.change(&head).copy_of = Some(name);
-                }
-                continue;
-            }
-            self.problems.push(format!(
-                "`{name}` is also the head's weight, for which the adapter was not trained: \
-                 MergeOptions::untie gives the head one of its own, MergeOptions::keep_tied changes \
-                 both, as PEFT does"
-            ));
-        }
-        // In training, trained rows acted on the head too: its copy gets the same rows.
-        let rows = |name: &String| self.changes.get(name)?.rows.clone();
-        let copies = self.changes.iter().filter_map(|(name, change)| {
-            let rows = rows(change.copy_of.as_ref()?)?;
-            Some((name.clone(), rows))
-        });
-        for (name, rows) in copies.collect::<Vec<_>>() {
-            // The copy is the base's embedding, which may have fewer rows than the adapter's.
-            let source = self
-                .changes
-                .get(&name)
-                .and_then(|change| change.copy_of.clone());
-            let count = source.and_then(|source| self.base.shape(&source)?.first().copied());
-            if let Some(row) = rows
-                .1
-                .iter()
-                .find(|row| **row as usize >= count.unwrap_or(0))
-            {
-                self.problems.push(format!(
-                    "`{name}` is a copy of the base's embedding, which has no row {row} to be trained"
-                ));
-                continue;
-            }
-            self.change(&name).rows = Some(rows);
-        }
-        Ok(())
-    }
-
-    /// Whether the model's head has the embedding's weight: its `config.json` says so, or it is a
-    /// language model without a head in the checkpoint.
-    fn is_tied(&self) -> Result<bool> {
-        let head = |name: &str| {
-            let heads = ["lm_head.weight", "embed_out.weight", "output.weight"];
-            heads.iter().any(|head| is_or_ends_with(name, head))
-        };
-        if self.base.names().any(head) {
-            return Ok(false);
-        }
-        let Some(config) = self.base.model_config()? else {
-            return Ok(false);
-        };
-        let architectures = config.get("architectures").and_then(Value::as_array);
-        let generates = architectures.into_iter().flatten().any(|name| {
-            let ends = ["LMHeadModel", "ForCausalLM", "ForConditionalGeneration"];
-            let name = name.as_str().unwrap_or_default();
-            ends.iter().any(|end| name.ends_with(end))
-        });
-        let says = config.get("tie_word_embeddings").and_then(Value::as_bool);
-        Ok(says.unwrap_or(generates))
-    }
 }
 
 /// The same shape, dtype and values.
-fn equal(a: &Tensor, b: &Tensor) -> Result<bool> {
+pub(super) fn equal(a: &Tensor, b: &Tensor) -> Result<bool> {
     if a.dims() != b.dims() || a.dtype() != b.dtype() {
         return Ok(false);
     }

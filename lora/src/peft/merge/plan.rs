@@ -2,12 +2,13 @@
 
 use super::MergeOptions;
 use super::base::Base;
-use super::change::Change;
+use super::change::{Change, Start, outcome};
 use super::modules::Keys;
 use super::paths::Paths;
+use super::settings;
+use super::tying::Tie;
 use crate::adapter::Part;
 use crate::adapter::update;
-use crate::config::matching::is_or_ends_with;
 use crate::config::selection::Selection;
 use crate::file::TensorFile;
 use crate::peft::InitWeights;
@@ -16,7 +17,8 @@ use crate::peft::{AdapterConfig, CONFIG_FILE, files};
 use crate::{Error, LoraConfig, Result, ops};
 use candle_core::{DType, Tensor};
 use indexmap::IndexMap;
-use safetensors::tensor::TensorInfo;
+use safetensors::tensor::Dtype;
+use serde_json::Value;
 use std::path::Path;
 
 /// How many values of a tensor are in memory in the wider dtype at a time.
@@ -26,6 +28,8 @@ const PIECE: usize = 1 << 24;
 pub(super) struct Plan {
     /// By the tensor's name in the checkpoint.
     pub changes: IndexMap<String, Change>,
+    /// What `config.json` must say of the result and does not say of the base.
+    pub settings: IndexMap<String, Value>,
     adapter: TensorFile,
 }
 
@@ -64,6 +68,8 @@ impl Plan {
         let plain = keys.plain.keys().map(|name| without_wrappers(name));
         let all: Vec<String> = modules.chain(plain).collect();
         let all: Vec<String> = all.iter().map(|path| options.renamed(path)).collect();
+        let paths = Paths::find(base, all.iter().map(String::as_str));
+        let tie = Tie::find(base, &keys, |path| paths.of(&options.renamed(path)))?;
         let mut planner = Planner {
             base,
             adapter: &adapter,
@@ -71,13 +77,17 @@ impl Plan {
             lora: &lora,
             options,
             selection: Selection::new(&lora)?,
-            paths: Paths::find(base, all.iter().map(String::as_str)),
+            paths,
+            tie,
             changes: IndexMap::new(),
             problems: Vec::new(),
         };
         planner.plan(&keys)?;
         let Planner {
-            changes, problems, ..
+            changes,
+            problems,
+            tie,
+            ..
         } = planner;
         if !problems.is_empty() {
             return Err(Error::File {
@@ -85,25 +95,27 @@ impl Plan {
                 problems,
             });
         }
-        Ok(Self { changes, adapter })
+        let mut plan = Self {
+            changes,
+            settings: IndexMap::new(),
+            adapter,
+        };
+        plan.settings = settings::changed(&plan, base, tie.as_ref())?;
+        Ok(plan)
     }
 
     /// The merged tensor, in the base's dtype.
     pub fn apply(&self, name: &str, base: &Base) -> Result<Tensor> {
+        let start = self.start(name, base)?;
         let Some(change) = self.changes.get(name) else {
-            return base.tensor(name);
-        };
-        let start = match (&change.replace, &change.copy_of) {
-            (Some(key), _) => self.adapter.tensor(key)?,
-            (None, Some(other)) => base.tensor(other)?,
-            (None, None) => base.tensor(name)?,
+            return Ok(start);
         };
         let failed = |error: candle_core::Error| {
             Error::file(self.adapter.path(), format!("merging `{name}`: {error}"))
         };
-        let dtype = match base.info(name) {
-            Some(_) if change.replace.is_some() => base.dtype(name)?,
-            _ => start.dtype(),
+        let dtype = match self.outcome(name, base) {
+            Some((dtype, _)) => DType::try_from(dtype)?,
+            None => start.dtype(),
         };
         if !dtype.is_float() {
             return Ok(start);
@@ -147,31 +159,26 @@ impl Plan {
         Ok(merged)
     }
 
-    /// The tensors that the base does not have, each with the dtype and shape that it gets.
-    pub fn new_tensors<'a>(
-        &'a self,
-        base: &'a Base,
-    ) -> impl Iterator<Item = (&'a str, &'a TensorInfo)> {
-        let new = self.changes.iter().filter(|(name, _)| !base.contains(name));
-        new.filter_map(|(name, change)| {
-            let info = match (&change.replace, &change.copy_of) {
-                (Some(key), _) => self.adapter.tensors().get(key),
-                (None, Some(other)) => base.info(other),
-                (None, None) => None,
-            };
-            Some((name.as_str(), info?))
-        })
+    /// A tensor before its update.
+    fn start(&self, name: &str, base: &Base) -> Result<Tensor> {
+        match self.changes.get(name).map(|change| &change.start) {
+            None | Some(Start::Own) => base.tensor(name),
+            Some(Start::File(key)) => self.adapter.tensor(key),
+            Some(Start::Base(other)) => base.tensor(other),
+            Some(Start::Before(other)) => self.start(other, base),
+            Some(Start::Merged(other)) => self.apply(other, base),
+        }
     }
 
-    /// Whether a head that shared the embedding's weight gets a weight of its own.
-    pub fn unties(&self, base: &Base) -> bool {
-        let mut new = self.new_tensors(base);
-        new.any(|(name, _)| is_or_ends_with(name, "lm_head.weight"))
-            || self.changes.values().any(|change| change.copy_of.is_some())
+    /// The dtype and shape of a tensor of the result.
+    pub fn outcome(&self, name: &str, base: &Base) -> Option<(Dtype, Vec<usize>)> {
+        outcome(name, &self.changes, base, &self.adapter)
     }
 
-    pub fn adapter(&self) -> &TensorFile {
-        &self.adapter
+    /// The tensors that the base does not have.
+    pub fn new_tensors<'a>(&'a self, base: &'a Base) -> impl Iterator<Item = &'a str> {
+        let names = self.changes.keys().map(String::as_str);
+        names.filter(|name| !base.contains(name))
     }
 }
 
@@ -192,6 +199,8 @@ pub(super) struct Planner<'a> {
     pub options: &'a MergeOptions,
     pub selection: Selection<'a>,
     pub paths: Paths,
+    /// The head that shares an embedding's weight in the base.
+    pub tie: Option<Tie>,
     pub changes: IndexMap<String, Change>,
     pub problems: Vec<String>,
 }
@@ -236,7 +245,8 @@ impl Planner<'_> {
         // everything present is planned. Tying comes last: a head's own adapter may have untied it.
         self.lay_out(square);
         self.find_missing(keys)?;
-        self.check_tying()
+        self.settle_tie();
+        Ok(())
     }
 
     /// The path in the checkpoint of a path in the adapter.
@@ -246,15 +256,8 @@ impl Planner<'_> {
 
     /// The shape that a tensor has before its update: its own, or that of what replaces it.
     pub fn shape(&self, name: &str) -> Option<Vec<usize>> {
-        let change = self.changes.get(name);
-        let replaced = change.and_then(|change| change.replace.as_ref());
-        if let Some(key) = replaced {
-            return Some(self.shape_of(key).to_vec());
-        }
-        let copied = change.and_then(|change| change.copy_of.as_deref());
-        self.base
-            .shape(copied.unwrap_or(name))
-            .map(<[usize]>::to_vec)
+        let outcome = outcome(name, &self.changes, self.base, self.adapter);
+        outcome.map(|(_, shape)| shape)
     }
 
     pub fn shape_of(&self, key: &str) -> &[usize] {

@@ -2,11 +2,14 @@
 
 use super::MergeOptions;
 use super::base::Base;
+use super::change::{Change, Start};
 use super::plan::Plan;
 use crate::{Error, Result};
 use candle_core::{DType, Device, Shape, Tensor};
 use candle_nn::VarBuilder;
 use candle_nn::var_builder::SimpleBackend;
+use indexmap::IndexMap;
+use serde_json::Value;
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
@@ -71,9 +74,13 @@ pub fn merged_var_builder_with<P: AsRef<Path>>(
     let paths: Vec<PathBuf> = base.iter().map(|path| path.as_ref().into()).collect();
     let base = Base::open_all(&paths)?;
     let plan = Plan::new(&base, adapter.as_ref(), options)?;
+    // A head that is the embedding's weight is not asked for by every model.
+    let is_own = |change: &Change| !matches!(change.start, Start::Merged(_));
+    let changes = plan.changes.iter().filter(|(_, change)| is_own(change));
     let check = MergeCheck {
         adapter: adapter.as_ref().into(),
-        all: plan.changes.keys().cloned().collect(),
+        all: changes.map(|(name, _)| name.clone()).collect(),
+        settings: plan.settings.clone(),
         asked: Arc::default(),
     };
     let merged = MergedBackend {
@@ -91,6 +98,7 @@ pub fn merged_var_builder_with<P: AsRef<Path>>(
 pub struct MergeCheck {
     adapter: PathBuf,
     all: Vec<String>,
+    settings: IndexMap<String, Value>,
     asked: Arc<Mutex<HashSet<String>>>,
 }
 
@@ -104,6 +112,13 @@ impl MergeCheck {
             .unwrap_or_else(|broken| broken.into_inner());
         let unused = self.all.iter().filter(|name| !asked.contains(*name));
         unused.cloned().collect()
+    }
+
+    /// Entries of the model's `config.json` that are true of the merged weights and not of the base,
+    /// as in [`MergeReport::settings`](super::MergeReport::settings): the model must be made with
+    /// these.
+    pub fn settings(&self) -> &IndexMap<String, Value> {
+        &self.settings
     }
 
     /// Checks that the model asked for every tensor that the adapter changes.
