@@ -6,9 +6,10 @@ use crate::interrupt;
 use crate::program::note;
 use anyhow::{Context, Result, bail};
 use candle_core::{D, Tensor};
-use candle_nn::{AdamW, Module, Optimizer, ParamsAdamW, loss::cross_entropy};
+use candle_nn::{Module, Optimizer, ParamsAdamW, loss::cross_entropy};
 use indicatif::{ProgressBar, ProgressStyle};
 use lora::ops::seed_dropout;
+use lora::optim::AdamW;
 use lora::{GradientCheck, LoraModule};
 use rand::SeedableRng;
 use rand::rngs::ChaCha8Rng;
@@ -67,7 +68,7 @@ pub fn train<M: LoraModule + Module>(
         weight_decay: recipe.weight_decay,
         ..Default::default()
     };
-    let mut optimizer = AdamW::new(model.trainable_vars(), params)?;
+    let mut optimizer = AdamW::for_model(model, params)?;
     let mut rng = ChaCha8Rng::seed_from_u64(recipe.seed);
     seed_dropout(recipe.seed);
     let mut order: Vec<usize> = (0..data.len()).collect();
@@ -92,16 +93,15 @@ pub fn train<M: LoraModule + Module>(
             if checked.is_none() {
                 checked = Some(model.check_gradients(loss)?);
             }
-            let loss: Tensor = loss(model)?;
-            optimizer.step(&model.backward(&loss)?)?;
-
-            let loss = f64::from(loss.to_scalar::<f32>()?);
+            let tensor: Tensor = loss(model)?;
+            let loss = f64::from(tensor.to_scalar::<f32>()?);
             if !loss.is_finite() {
                 bail!(
                     "the loss is {loss} in epoch {}: try a lower --lr",
                     epoch + 1
                 );
             }
+            optimizer.step(&model.backward(&tensor)?)?;
             sum += loss * indices.len() as f64;
             durations.push(start.elapsed());
             progress.step(epoch, loss, &durations);

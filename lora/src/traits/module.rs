@@ -120,8 +120,8 @@ pub trait LoraModule: Sized + Clone + Debug {
         manage::backward(self, loss)
     }
 
-    /// Checks the backward pass against differences of the loss, in at most 16 forward passes for
-    /// any model whose gradients are right.
+    /// Checks the backward pass against differences of the loss, in 16 forward passes for any
+    /// model, and a few more where the loss bends.
     /// Call the check once, on the first batch.
     ///
     /// `loss` computes the loss of one batch, the same batch in every call. Each layer moves a little
