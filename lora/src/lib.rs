@@ -112,7 +112,7 @@ pub use config::{
     CordaConfig, CordaMethod, EvaConfig, Init, Kind, LoftqConfig, LoraConfig, LoraGaConfig,
     LoraGaDirection, LoraGaScale, Mark, Settings, Targets, TrainBias, WithLora,
 };
-pub use convert::Builder;
+pub use convert::{Builder, Names};
 pub use error::{Error, Result};
 pub use init::Calibrated;
 pub use lora_derive::{LoraModel, forward};

@@ -5,6 +5,7 @@ use crate::adapter::Access;
 use crate::config::Mark;
 use crate::{Error, Layer, Param, Result};
 use candle_core::Tensor;
+use std::sync::Arc;
 
 /// The adapters' copies of a layer's own parameters: PEFT's `modules_to_save`, trained biases, and
 /// residual bases.
@@ -15,6 +16,8 @@ use candle_core::Tensor;
 pub struct Copies {
     /// The mark of the attribute on the layer's field, for adapters that are added later.
     pub(crate) mark: Option<Mark>,
+    /// The layer's path in the checkpoint, where the names of its tensors are known.
+    pub(crate) path: Option<Arc<str>>,
     /// The base's tensors, while a copy is in the layer.
     base: Vec<Tensor>,
     list: Vec<Copied>,

@@ -1,5 +1,7 @@
 //! [`Builder`]: the walk over a base model that builds its LoRA model.
 
+use super::names::name_of;
+use super::paths::{Found, Paths};
 use super::{Attach, Values};
 use crate::adapter::{Access, Adapters};
 use crate::config::Mark;
@@ -10,6 +12,7 @@ use crate::traits::{each_layer, each_layer_mut, try_each_layer_mut};
 use crate::{Error, Layer, Lora, LoraConfig, LoraModel, LoraModule, Result, WithLora};
 use candle_core::{Device, Tensor, TensorId};
 use std::collections::HashMap;
+use std::sync::Arc;
 
 /// The walk over a base model that builds its LoRA model, handed to [`LoraModel::adapt`].
 ///
@@ -39,6 +42,14 @@ pub struct Builder<'a> {
     mark: Option<Mark>,
     /// The path of each layer met so far, with the mark that holds for the layer.
     marks: HashMap<String, Option<Mark>>,
+    /// The layers met so far, with the names that their tensors have in a checkpoint.
+    found: Vec<Found>,
+    /// The recorded names of the tensors since the last layer.
+    recorded: Vec<Arc<str>>,
+    /// The next field is named by its attribute.
+    is_named: bool,
+    /// How much of the path lies above the first field that its attribute names.
+    above_name: Option<usize>,
     /// The parts that `recompute` may name.
     recomputable: Vec<String>,
     problems: Vec<String>,
@@ -61,7 +72,8 @@ impl<'a, L: LoraModule> Conversion<'a, L> {
     pub(crate) fn of(model: &L::Base, config: &'a LoraConfig) -> Result<Self> {
         config.validate()?;
         let mut builder = Builder::new(config, Selection::new(config)?);
-        let lora = model.adapt(&mut builder)?;
+        let mut lora = model.adapt(&mut builder)?;
+        builder.place(&mut lora);
         Ok(Self { builder, lora })
     }
 
@@ -131,6 +143,10 @@ impl<'a> Builder<'a> {
             path: Path::default(),
             mark: None,
             marks: HashMap::new(),
+            found: Vec::new(),
+            recorded: Vec::new(),
+            is_named: false,
+            above_name: None,
             recomputable: Vec::new(),
             problems: Vec::new(),
             frozen: HashMap::new(),
@@ -187,10 +203,22 @@ impl<'a> Builder<'a> {
     ) -> Result<T> {
         let length = self.path.push(name);
         let above = std::mem::replace(&mut self.mark, mark);
+        let above_name = self.above_name;
+        if std::mem::take(&mut self.is_named) {
+            self.above_name = above_name.or(Some(length));
+        }
         let result = adapt(self);
         self.path.truncate(length);
         self.mark = above;
+        self.above_name = above_name;
         result
+    }
+
+    /// Says that the next field has its name from an attribute, `#[lora(name = "..")]`. Such a name
+    /// wins over those that [`Names`](crate::Names) recorded.
+    pub fn named(&mut self) -> &mut Self {
+        self.is_named = true;
+        self
     }
 
     /// Registers the layer at the present path. Every layer calls this once, with its parameters
@@ -204,6 +232,15 @@ impl<'a> Builder<'a> {
         if let Some(copies) = layer.copies_mut(Access::new()) {
             copies.mark = self.mark;
         }
+        self.found.push(Found {
+            path: path.clone(),
+            names: std::mem::take(&mut self.recorded),
+            is_bare: layer
+                .params()
+                .first()
+                .is_some_and(|param| param.name.is_empty()),
+            above_name: self.above_name,
+        });
         if self.marks.insert(path.clone(), self.mark).is_some() {
             let problem =
                 format!("two layers are called `{path}`; `#[lora(name = \"..\")]` renames one");
@@ -219,8 +256,44 @@ impl<'a> Builder<'a> {
         if !self.devices.iter().any(|known| known.same_device(device)) {
             self.devices.push(device.clone());
         }
+        self.recorded.extend(name_of(tensor));
         let frozen = self.frozen.entry(tensor.id());
         frozen.or_insert_with(|| tensor.detach()).clone()
+    }
+
+    /// Gives each layer the path that the names of its tensors say, if any were recorded.
+    fn place<L: LoraModule>(&mut self, lora: &mut L) {
+        let Some(paths) = self.paths() else {
+            return;
+        };
+        let mut marks = HashMap::new();
+        each_layer_mut(lora, |path, layer| {
+            let Some(mark) = self.marks.remove(path) else {
+                return;
+            };
+            let mut place: Arc<str> = paths.layer(path).into();
+            match layer.copies_mut(Access::new()) {
+                Some(copies) => copies.path = Some(place.clone()),
+                // A tensor that is a field has no room for a path.
+                None => place = path.into(),
+            }
+            if let Some(adapted) = layer.adapted_mut() {
+                adapted.parts_mut(Access::new()).adapters.path = place.to_string();
+            }
+            if marks.insert(place.to_string(), mark).is_some() {
+                let problem = format!("two layers are called `{place}` by the checkpoint's names");
+                self.problems.push(problem);
+            }
+        });
+        self.marks = marks;
+    }
+
+    /// The paths by the names that the layers' tensors have in a checkpoint, if any were recorded. A
+    /// layer that is converted on its own has no path.
+    fn paths(&self) -> Option<Paths> {
+        let is_recorded = self.found.iter().any(|layer| !layer.names.is_empty());
+        let is_lone = self.found.iter().any(|layer| layer.path.is_empty());
+        (is_recorded && !is_lone).then(|| Paths::new(&self.found))
     }
 
     /// Room for the adapters of the layer at the present path, still without any.
@@ -228,10 +301,15 @@ impl<'a> Builder<'a> {
         Adapters::new(self.path.as_str())
     }
 
-    /// Whether the backward pass recomputes the part at the present path.
+    /// Whether the part at the present path, which was just converted, is to be computed anew in the
+    /// backward pass.
     pub(crate) fn recomputes(&mut self) -> Result<bool> {
-        self.recomputable.push(self.path.as_str().to_string());
-        self.selection.recomputes(self.path.as_str())
+        let path = match self.paths() {
+            Some(paths) => paths.part(self.path.as_str()),
+            None => self.path.as_str().to_string(),
+        };
+        self.recomputable.push(path.clone());
+        self.selection.recomputes(&path)
     }
 
     /// The CPU, and the devices of the tensors met so far.

@@ -5,8 +5,11 @@ mod attach;
 mod builder;
 mod calibrate;
 mod fresh;
+mod names;
+mod paths;
 
 pub(crate) use attach::{Attach, Values};
 pub use builder::Builder;
 pub(crate) use builder::Conversion;
 pub(crate) use calibrate::calibrate;
+pub use names::Names;

@@ -55,7 +55,12 @@ impl<'a> Cursor<'a> {
 
     /// Shows a layer at the present path. Called by layers, the leaves of the walk.
     pub fn layer(&mut self, layer: &dyn Layer) {
-        (self.visit)(self.path.as_str(), layer, self.is_routed);
+        let recorded = layer.copies().and_then(|copies| copies.path.as_deref());
+        (self.visit)(
+            recorded.unwrap_or(self.path.as_str()),
+            layer,
+            self.is_routed,
+        );
     }
 }
 
@@ -85,6 +90,7 @@ impl<'a> CursorMut<'a> {
 
     /// Shows a layer at the present path. Called by layers, the leaves of the walk.
     pub fn layer(&mut self, layer: &mut dyn Layer) {
-        (self.visit)(self.path.as_str(), layer);
+        let recorded = layer.copies().and_then(|copies| copies.path.clone());
+        (self.visit)(recorded.as_deref().unwrap_or(self.path.as_str()), layer);
     }
 }
