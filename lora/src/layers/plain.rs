@@ -2,7 +2,7 @@
 
 use crate::{Builder, Cursor, CursorMut, LoraModel, LoraModule, Result};
 use candle_core::{DType, Device};
-use candle_nn::{Conv1dConfig, Conv2dConfig, Dropout, Func, FuncT};
+use candle_nn::{Conv1dConfig, Conv2dConfig, Func, FuncT};
 
 macro_rules! plain {
     ($($ty:ty),* $(,)?) => {$(
@@ -50,7 +50,6 @@ plain!(
     Device,
     Conv1dConfig,
     Conv2dConfig,
-    Dropout,
     Func<'_>,
     FuncT<'_>,
 );

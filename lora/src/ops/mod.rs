@@ -28,7 +28,7 @@ pub use attention::sdpa;
 pub use checkpoint::checkpoint;
 pub use contiguous::contiguous;
 pub use conv::{conv1d, conv2d};
-pub use dropout::seed_dropout;
+pub use dropout::{dropout, seed_dropout};
 pub use embedding::embedding;
 pub use linear::linear;
 pub use norm::{group_norm, layer_norm, rms_norm};
