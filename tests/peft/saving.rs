@@ -329,10 +329,7 @@ fn mica_stays_mica() -> Result {
     assert_eq!(model.trainable_vars().len(), 1);
     let dir = tempfile::tempdir()?;
     model.save_adapter(dir.path())?;
-    assert_eq!(
-        read_config(dir.path())["init_lora_weights"],
-        json!("mica")
-    );
+    assert_eq!(read_config(dir.path())["init_lora_weights"], json!("mica"));
     let mut loaded = base.with_adapter(dir.path())?;
     loaded.load_adapter_as("more", dir.path())?;
     for name in ["default", "more"] {
