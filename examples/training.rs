@@ -86,18 +86,17 @@ pub fn train<M: LoraModule + Module>(
             let batch = augment(&data.batch(indices)?, recipe.augment, &mut rng)?;
             let logits = model.forward(&input.normalize(&batch.images)?)?;
             let loss = cross_entropy(&logits, &batch.labels)?;
-            optimizer.step(&model.backward(&loss)?)?;
-
-            let loss = f64::from(loss.to_scalar::<f32>()?);
-            if !loss.is_finite() {
+            let value = f64::from(loss.to_scalar::<f32>()?);
+            if !value.is_finite() {
                 bail!(
-                    "the loss is {loss} in epoch {}: try a lower --lr",
+                    "the loss is {value} in epoch {}: try a lower --lr",
                     epoch + 1
                 );
             }
-            sum += loss * indices.len() as f64;
+            optimizer.step(&model.backward(&loss)?)?;
+            sum += value * indices.len() as f64;
             durations.push(start.elapsed());
-            progress.step(epoch, loss, &durations);
+            progress.step(epoch, value, &durations);
         }
         losses.push(sum / data.len() as f64);
         progress.epoch(epoch, sum / data.len() as f64, &durations)?;

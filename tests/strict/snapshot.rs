@@ -2,7 +2,7 @@
 
 use super::net::{config, input, net, perturb, tuned};
 use candle_core::Module;
-use lora::{Init, LoraConfig, LoraModel, LoraModule, TrainBias};
+use lora::{Init, LoraConfig, LoraModule, TrainBias};
 use lora_tests::{assert_close, values};
 
 fn all_values<M: LoraModule>(model: &M) -> Vec<Vec<f64>> {

@@ -37,7 +37,8 @@ pub struct LoraConfig {
     #[serde(rename = "lora_alpha")]
     pub alpha: f64,
     /// Probability in `0.0..1.0` that an input of the low-rank branch is dropped in training. It
-    /// has no effect on embeddings. Bare weights refuse a dropout.
+    /// has no effect on embeddings. Bare weights refuse a dropout. [`seed_dropout`](crate::seed_dropout)
+    /// makes it repeatable.
     #[serde(rename = "lora_dropout")]
     pub dropout: f64,
     /// Layers to adapt. With `None` the model's `#[lora(rank)]` attributes choose. A pattern that
@@ -144,7 +145,8 @@ pub struct LoraConfig {
     #[serde(rename = "lora_recompute", skip_serializing_if = "Option::is_none")]
     pub recompute: Option<Targets>,
     /// Seed of the initial values. The same seed gives the same adapters on every device. Without a
-    /// seed, adapters differ from run to run.
+    /// seed, adapters differ from run to run. What training draws has a seed of its own:
+    /// [`seed_dropout`](crate::seed_dropout).
     #[serde(rename = "lora_seed", skip_serializing_if = "Option::is_none")]
     pub seed: Option<u64>,
 }
