@@ -93,18 +93,18 @@ pub fn train<M: LoraModule + Module>(
             if checked.is_none() {
                 checked = Some(model.check_gradients(loss)?);
             }
-            let tensor: Tensor = loss(model)?;
-            let loss = f64::from(tensor.to_scalar::<f32>()?);
-            if !loss.is_finite() {
+            let loss: Tensor = loss(model)?;
+            let value = f64::from(loss.to_scalar::<f32>()?);
+            if !value.is_finite() {
                 bail!(
-                    "the loss is {loss} in epoch {}: try a lower --lr",
+                    "the loss is {value} in epoch {}: try a lower --lr",
                     epoch + 1
                 );
             }
-            optimizer.step(&model.backward(&tensor)?)?;
-            sum += loss * indices.len() as f64;
+            optimizer.step(&model.backward(&loss)?)?;
+            sum += value * indices.len() as f64;
             durations.push(start.elapsed());
-            progress.step(epoch, loss, &durations);
+            progress.step(epoch, value, &durations);
         }
         losses.push(sum / data.len() as f64);
         progress.epoch(epoch, sum / data.len() as f64, &durations)?;

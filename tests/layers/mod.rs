@@ -4,6 +4,7 @@ use candle_core::DType;
 use candle_nn::{Conv1d, Conv1dConfig, Conv2d, Conv2dConfig, Linear};
 use lora_tests::fixed;
 
+mod dropout;
 mod gradients;
 mod inputs;
 mod life;

@@ -102,6 +102,29 @@ impl Twin for TiedLm {
     }
 }
 
+/// A head with a weight of its own.
+#[derive(Clone, Debug, LoraModel)]
+pub struct UntiedLm {
+    pub embed_tokens: Embedding,
+    pub fc: Linear,
+    pub lm_head: Linear,
+}
+
+forward!(UntiedLm, LoraUntiedLm, |self, ids| {
+    let xs = ids.apply(&self.embed_tokens)?.apply(&self.fc)?.relu()?;
+    xs.apply(&self.lm_head)
+});
+
+impl Twin for UntiedLm {
+    fn new(weights: &Weights) -> Self {
+        Self {
+            embed_tokens: Embedding::new(weights.get("embed_tokens.weight"), 6),
+            fc: weights.linear("fc"),
+            lm_head: Linear::new(weights.get("lm_head.weight"), None),
+        }
+    }
+}
+
 /// Three experts' weights in one tensor each: (expert, out, in).
 #[derive(Clone, Debug, LoraModel)]
 pub struct Experts {

@@ -16,5 +16,7 @@ mod edges;
 mod files;
 mod lifecycle;
 mod net;
+mod snapshot;
 mod status;
 mod targets;
+mod vocabulary;

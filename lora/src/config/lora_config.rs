@@ -37,7 +37,8 @@ pub struct LoraConfig {
     #[serde(rename = "lora_alpha")]
     pub alpha: f64,
     /// Probability in `0.0..1.0` that an input of the low-rank branch is dropped in training. It
-    /// has no effect on embeddings. Bare weights refuse a dropout.
+    /// has no effect on embeddings. Bare weights refuse a dropout. [`seed_dropout`](crate::seed_dropout)
+    /// makes it repeatable.
     #[serde(rename = "lora_dropout")]
     pub dropout: f64,
     /// Layers to adapt. With `None` the model's `#[lora(rank)]` attributes choose. A pattern that
@@ -100,9 +101,9 @@ pub struct LoraConfig {
     /// `layers` for `model.layers.3.q_proj`. Each name is a regular expression.
     #[serde(rename = "lora_layers_pattern", skip_serializing_if = "Vec::is_empty")]
     pub layers_pattern: Vec<String>,
-    /// Rows of embeddings to train, by the embedding's path or its dot-aligned end. Such an
-    /// embedding can neither be a target nor be trained in full. A head that shares its weight sees
-    /// the trained rows, too.
+    /// Rows to train of embeddings, and of linear layers with an output for each token such as an
+    /// `lm_head`, by the layer's path or its dot-aligned end. Such a layer can neither be a target nor
+    /// be trained in full. A head that shares an embedding's weight sees the embedding's trained rows.
     #[serde(
         rename = "lora_trainable_token_indices",
         skip_serializing_if = "IndexMap::is_empty"
@@ -110,7 +111,9 @@ pub struct LoraConfig {
     pub trainable_token_indices: IndexMap<String, Vec<u32>>,
     /// Bare weights to adapt, such as experts in one tensor: paths of
     /// [`Weight`](crate::layers::Weight) fields, or their dot-aligned ends. Where neither this nor
-    /// [`target_modules`](Self::target_modules) is set, the model's attributes decide.
+    /// [`target_modules`](Self::target_modules) is set, the model's attributes decide. `fc.weight` of a
+    /// [`Linear`](candle_nn::Linear) `fc` means the layer: it is adapted as by
+    /// [`target_modules`](Self::target_modules).
     #[serde(
         rename = "lora_target_parameters",
         skip_serializing_if = "Vec::is_empty"
@@ -142,7 +145,8 @@ pub struct LoraConfig {
     #[serde(rename = "lora_recompute", skip_serializing_if = "Option::is_none")]
     pub recompute: Option<Targets>,
     /// Seed of the initial values. The same seed gives the same adapters on every device. Without a
-    /// seed, adapters differ from run to run.
+    /// seed, adapters differ from run to run. What training draws has a seed of its own:
+    /// [`seed_dropout`](crate::seed_dropout).
     #[serde(rename = "lora_seed", skip_serializing_if = "Option::is_none")]
     pub seed: Option<u64>,
 }

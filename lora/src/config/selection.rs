@@ -2,7 +2,8 @@
 
 use super::matching::{LayerNumbers, Patterns, modules_above};
 use super::{Kind, LoraConfig, Mark, Settings, Targets};
-use crate::Result;
+use crate::path::join;
+use crate::{Error, Result};
 
 /// A configuration with compiled patterns. Each pattern notes whether it had an effect.
 pub(crate) struct Selection<'a> {
@@ -110,14 +111,28 @@ impl<'a> Selection<'a> {
         let saved = self.saves(path)?;
         let excluded = self.excludes(path)?;
         let overrides = mark.and_then(Mark::overrides);
-        let targeted = self.targets(path, kind, overrides.is_some())? && !excluded;
+        let weight = join(path, "weight");
+        let by_weight = kind == Some(Kind::Linear) && self.names_parameter(&weight)?;
+        let by_module = self.targets(path, kind, overrides.is_some())?;
+        if by_weight && by_module && self.targets.is_some() {
+            return Err(Error::Config(vec![format!(
+                "target_modules names `{path}`, and target_parameters its weight: choose one"
+            )]));
+        }
+        // PEFT asks the patterns for the name of the parameter.
+        let name = if by_weight { &weight } else { path };
         Ok(Choice {
             trainable: saved || mark == Some(Mark::trainable()),
-            target: match targeted {
-                true => Some(self.settings(path, overrides.unwrap_or_default())?),
+            target: match (by_module || by_weight) && !excluded {
+                true => Some(self.settings(name, overrides.unwrap_or_default())?),
                 false => None,
             },
         })
+    }
+
+    /// True if target_parameters names this parameter.
+    fn names_parameter(&mut self, path: &str) -> Result<bool> {
+        Ok(self.parameters.find(path, false)?.is_some())
     }
 
     /// True if modules_to_save names the layer or a module that holds the layer.
@@ -134,7 +149,7 @@ impl<'a> Selection<'a> {
     /// Where target_modules is not set, the layer's attribute decides instead (`marked`).
     fn targets(&mut self, path: &str, kind: Option<Kind>, marked: bool) -> Result<bool> {
         if kind.is_some_and(Kind::is_bare) {
-            let found = self.parameters.find(path, false)?.is_some();
+            let found = self.names_parameter(path)?;
             let by_mark = self.config.target_parameters.is_empty() && self.targets.is_none();
             return Ok(found || (by_mark && marked));
         }

@@ -10,7 +10,7 @@ use crate::config::{Kind, Mark};
 use crate::error::warn;
 use crate::manage::oversized;
 use crate::path::join;
-use crate::{Calibrated, Error, Layer, LoraConfig, Result, Role, Settings};
+use crate::{Adapted, Calibrated, Error, Layer, LoraConfig, Result, Role, Settings};
 use candle_core::Tensor;
 use indexmap::IndexSet;
 use std::collections::BTreeSet;
@@ -130,20 +130,20 @@ impl<'a> Attach<'a> {
         self.copies(path, layer, base, trainable, train_bias)
     }
 
-    /// Gives an embedding the rows that are trained.
+    /// Gives a layer with a vocabulary the rows that are trained.
     fn tokens(&mut self, path: &str, layer: &mut dyn Layer, is_taken: bool) -> Result<()> {
         let Some(ids) = self.selection.tokens(path)? else {
             return Ok(());
         };
         let kind = layer.kind();
-        let embedding = layer.adapted_mut().filter(|layer| layer.is_lookup());
-        match embedding {
+        let rows = |layer: &&mut dyn Adapted| layer.is_lookup() || kind == Kind::Linear;
+        match layer.adapted_mut().filter(rows) {
             _ if is_taken => self.problems.push(format!(
                 "`{path}` is to have trained rows and is adapted or trained in full: choose one"
             )),
             None => self.problems.push(format!(
-                "trainable_token_indices names `{path}`, a {kind}: rows of an Embedding can be \
-                 trained, and act on a head that shares its weight"
+                "trainable_token_indices names `{path}`, a {kind}: rows can be trained of an \
+                 Embedding, and of a Linear with an output for each token"
             )),
             Some(layer) => {
                 let table = layer.unmerged_weight().clone();

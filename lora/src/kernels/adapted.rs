@@ -447,22 +447,41 @@ pub(crate) struct Dropout {
 }
 
 impl Dropout {
-    /// `probability` is in 0..1.
+    /// `probability` is in 0..=1.
     pub(crate) fn new(probability: f64, seed: u64) -> Self {
         Self {
             seed,
             threshold: (probability * 2f64.powi(32)) as u32,
-            factor: 1.0 / (1.0 - probability),
+            factor: match probability < 1.0 {
+                true => 1.0 / (1.0 - probability),
+                false => 0.0,
+            },
         }
+    }
+
+    /// The factor on kept numbers.
+    pub(crate) fn factor(&self) -> f64 {
+        self.factor
+    }
+
+    /// 1 for each number of a tensor that is kept, else 0: for devices that have no kernel here.
+    pub(crate) fn kept(&self, count: usize) -> Vec<u8> {
+        let places = (0..count as u64).into_par_iter();
+        places.map(|place| u8::from(self.keeps(place))).collect()
     }
 
     /// Drops from numbers of which the first has this place in its tensor.
     pub(crate) fn apply<T: Element>(&self, values: &mut [T], start: usize) {
         let factor = T::of(self.factor);
         for (value, place) in values.iter_mut().zip(start as u64..) {
-            let kept = hash(self.seed ^ place) >= self.threshold;
+            let kept = self.keeps(place);
             *value = if kept { *value * factor } else { T::ZERO };
         }
+    }
+
+    #[inline(always)]
+    fn keeps(&self, place: u64) -> bool {
+        hash(self.seed ^ place) >= self.threshold
     }
 }
 

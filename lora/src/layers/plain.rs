@@ -3,7 +3,7 @@
 use crate::ops::{KvCache, RotatingKvCache};
 use crate::{Builder, Cursor, CursorMut, LoraModel, LoraModule, Result};
 use candle_core::{DType, Device};
-use candle_nn::{Conv1dConfig, Conv2dConfig, Dropout, Func, FuncT};
+use candle_nn::{Conv1dConfig, Conv2dConfig, Func, FuncT};
 
 macro_rules! plain {
     ($($ty:ty),* $(,)?) => {$(
@@ -51,7 +51,6 @@ plain!(
     Device,
     Conv1dConfig,
     Conv2dConfig,
-    Dropout,
     Func<'_>,
     FuncT<'_>,
     KvCache,

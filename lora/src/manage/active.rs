@@ -1,6 +1,9 @@
 //! Which adapters a model has, which of them act, which are trained.
 
-use super::checks::{checked, refuse_merged, refuse_merged_of, refuse_trained_fields, unknown};
+use super::checks::{
+    checked, refuse_merged, refuse_merged_of, refuse_overlapping_rows, refuse_trained_fields,
+    unknown,
+};
 use super::merge::{is_merged, merge_like, unmerge};
 use super::tie::retie;
 use crate::adapter::AdaptedMut;
@@ -96,6 +99,7 @@ pub(crate) fn set_active<M: LoraModule>(model: &mut M, names: &[&str]) -> Result
         }
     }
     refuse_merged(model, &mut problems);
+    refuse_overlapping_rows(model, names, &mut problems);
     // Two copies cannot act together: a layer has one place for its own parameters.
     each_layer(model, |path, layer| {
         let Some(copies) = layer.copies() else {
@@ -120,6 +124,9 @@ pub(crate) fn set_active<M: LoraModule>(model: &mut M, names: &[&str]) -> Result
 /// Activates these adapters. Which adapters are trained stays as it is.
 pub(crate) fn reactivate<M: LoraModule>(model: &mut M, names: &[String]) -> Result<()> {
     let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    let mut problems = Vec::new();
+    refuse_overlapping_rows(model, &names, &mut problems);
+    checked(problems)?;
     change_layers(model, |_, layer| activate_layer(layer, &names))
 }
 

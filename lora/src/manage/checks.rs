@@ -61,6 +61,33 @@ pub(crate) fn refuse_merged_of<M: LoraModule>(model: &M, name: &str, problems: &
     }
 }
 
+/// Refuses adapters that are to act together and train the same row of a vocabulary: there is one place
+/// for the row's values.
+pub(crate) fn refuse_overlapping_rows<M: LoraModule>(
+    model: &M,
+    names: &[&str],
+    problems: &mut Vec<String>,
+) {
+    each_layer(model, |path, layer| {
+        let adapters = layer.adapted().map(|layer| layer.adapters());
+        let tokens = adapters.into_iter().flat_map(|adapters| adapters.tokens());
+        let acting = tokens.filter(|tokens| names.contains(&tokens.adapter()));
+        let acting: Vec<_> = acting.filter(|tokens| !tokens.is_shared()).collect();
+        for (place, tokens) in acting.iter().enumerate() {
+            for earlier in &acting[..place] {
+                let mut both = tokens.ids().iter().filter(|id| earlier.ids().contains(id));
+                if let Some(row) = both.next() {
+                    problems.push(format!(
+                        "`{}` and `{}` both train row {row} of `{path}`: only one of them can act",
+                        earlier.adapter(),
+                        tokens.adapter()
+                    ));
+                }
+            }
+        }
+    });
+}
+
 /// Refuses a model that trains a tensor field. Such a field has no room for copies, so that its
 /// base value is lost once an adapter trains it.
 pub(crate) fn refuse_trained_fields<M: LoraModule>(model: &M, problems: &mut Vec<String>) {

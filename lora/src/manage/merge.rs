@@ -1,6 +1,7 @@
 //! Merging the adapters of a whole model: every layer or none.
 
-use super::checks::{checked, refuse_view, unknown};
+use super::active::active;
+use super::checks::{checked, refuse_overlapping_rows, refuse_view, unknown};
 use crate::adapter::merging;
 use crate::traits::{each_layer, each_layer_mut, try_each_layer_mut};
 use crate::{Adapted, LoraModule, Result};
@@ -16,6 +17,10 @@ pub(crate) fn merge<M: LoraModule>(model: &mut M) -> Result<()> {
 /// Merges these adapters, active or not. Adapters that are merged already stay so.
 pub(crate) fn merge_adapters<M: LoraModule>(model: &mut M, names: &[&str]) -> Result<()> {
     let mut problems = unknown(model, names);
+    let (active, present) = (active(model), merged(model));
+    let beside = active.iter().chain(&present).map(String::as_str);
+    let acting: Vec<&str> = names.iter().copied().chain(beside).collect();
+    refuse_overlapping_rows(model, &acting, &mut problems);
     each_layer(model, |path, layer| {
         let Some(adapters) = layer.adapted().map(|layer| layer.adapters()) else {
             return;

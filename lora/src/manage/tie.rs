@@ -180,11 +180,25 @@ pub(crate) fn rows_problems<M: LoraModule>(
     config: &LoraConfig,
 ) -> Vec<String> {
     let (mut embeddings, mut problems) = (HashMap::new(), Vec::new());
+    let mut tables = HashMap::new();
     each_layer(model, |path, layer| {
         let Some(layer) = layer.adapted() else {
             return;
         };
         let (adapters, id) = (layer.adapters(), base_id(layer));
+        if layer.is_lookup() {
+            tables.insert(id, path.to_string());
+        } else if let Some(embedding) = tables.get(&id)
+            && adapters
+                .tokens()
+                .iter()
+                .any(|tokens| tokens.adapter() == name && !tokens.is_shared())
+        {
+            problems.push(format!(
+                "trainable_token_indices names `{path}`, which shares the weight of `{embedding}`: \
+                 name `{embedding}`, whose rows act on both"
+            ));
+        }
         let starts = adapters
             .get(name)
             .is_some_and(|adapter| adapter.initial.is_some());

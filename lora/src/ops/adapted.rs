@@ -1,7 +1,7 @@
 //! A linear layer with low-rank updates: y = x·Wᵀ + b + s·drop(x)·Aᵀ·Bᵀ.
 
 use super::contiguous::copy;
-use super::dropout::{dropout, mask};
+use super::dropout::{drop_values, mask};
 use super::{Compute, affine, linear, record, wider, working};
 use crate::kernels::adapted::{Direction, Dropout, LinearKernel, UpdateGrads, UpdateKernel};
 use crate::kernels::buffer::{Cpu, CpuMatrix, buffer, tensor};
@@ -182,7 +182,7 @@ impl Updated<'_> {
             let mut input = xs.clone();
             // An embedding's indices are neither cast nor dropped.
             if xs.dtype().is_float() {
-                input = dropout(&xs.to_dtype(update.a.dtype())?, update.dropout)?;
+                input = drop_values(&xs.to_dtype(update.a.dtype())?, update.dropout)?;
             }
             let added = (branch(&input, update)? * update.scaling)?;
             let wide = wider(sum.dtype(), added.dtype());

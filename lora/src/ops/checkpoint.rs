@@ -10,7 +10,8 @@ use std::collections::HashSet;
 /// price is one more forward pass (<https://arxiv.org/abs/1604.06174>).
 ///
 /// `f` must be a function of its argument and of variables, and compute the same each time. The
-/// dropout of low-rank branches draws the same masks again; candle's own dropout does not.
+/// dropout of low-rank branches, of `Dropout` layers of a LoRA model and of
+/// [`ops::dropout`](crate::ops::dropout) draws the same masks again; candle's own function does not.
 /// Variables that `f` uses get their gradients. Other tracked tensors that `f` captured get none:
 /// pass a tensor that needs a gradient as the argument. Without anything to train, `f` runs as it
 /// is.

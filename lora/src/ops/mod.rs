@@ -37,7 +37,7 @@ pub use attention::sdpa;
 pub use checkpoint::checkpoint;
 pub use contiguous::contiguous;
 pub use conv::{conv1d, conv2d};
-pub use dropout::seed_dropout;
+pub use dropout::{dropout, seed_dropout};
 pub use embedding::embedding;
 pub use flash_attn::flash_attn;
 pub use kv_cache::{KvCache, RotatingKvCache};

@@ -9,14 +9,14 @@ use indexmap::IndexMap;
 use std::collections::{BTreeSet, HashSet};
 
 impl Description {
-    /// The rows of embeddings that a configuration trains, by the embedding's path.
+    /// The rows of vocabularies that a configuration trains, by the layer's path.
     pub fn planned_tokens(&self, config: &LoraConfig) -> Result<IndexMap<String, Vec<u32>>> {
         let mut selection = Selection::new(config)?;
         let mut planned = IndexMap::new();
         for site in self
             .sites
             .iter()
-            .filter(|site| site.kind == Kind::Embedding)
+            .filter(|site| matches!(site.kind, Kind::Embedding | Kind::Linear))
         {
             if let Some(ids) = selection.tokens(&site.path)? {
                 planned.insert(site.path.clone(), ids.to_vec());

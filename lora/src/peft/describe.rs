@@ -44,7 +44,7 @@ pub(super) struct Site {
     pub tied_to: Option<String>,
     /// The copy of the weight belongs to the embedding that shares the weight.
     pub has_tied_copy: bool,
-    /// The rows of an embedding that the adapter trains.
+    /// The rows of a vocabulary that the adapter trains.
     pub tokens: Option<Vec<u32>>,
     /// The layer's own parameters, as they are while the adapter acts.
     pub own: Vec<Own>,
@@ -151,16 +151,16 @@ impl Description {
             let mut params: Vec<_> = named.collect();
             let (mut tied_to, mut tokens) = (None, None);
             if let Some(adapted) = adapted {
+                let rows = adapters.and_then(|adapters| adapters.tokens_of(adapter));
+                if let Some(of_name) = rows.filter(|rows| !rows.is_shared()) {
+                    let name = Part::Tokens.name(true, adapter);
+                    let rows = of_name.rows().clone();
+                    params.push(Param::new(name, Role::Adapter(Part::Tokens), rows));
+                    tokens = Some(of_name.ids().to_vec());
+                }
                 let id = base_id(adapted);
                 if adapted.is_lookup() {
                     embeddings.insert(id, path.to_string());
-                    let of_name = adapters.and_then(|adapters| adapters.tokens_of(adapter));
-                    if let Some(of_name) = of_name {
-                        let name = Part::Tokens.name(true, adapter);
-                        let rows = of_name.rows().clone();
-                        params.push(Param::new(name, Role::Adapter(Part::Tokens), rows));
-                        tokens = Some(of_name.ids().to_vec());
-                    }
                 } else if of_name.is_some_and(|adapter| adapter.is_tied()) {
                     tied_to = embeddings.get(&id).cloned();
                 }
@@ -378,7 +378,7 @@ impl Description {
         })
     }
 
-    /// The rows of embeddings that the adapter trains, by the embedding's path.
+    /// The rows of vocabularies that the adapter trains, by the layer's path.
     pub fn tokens(&self) -> IndexMap<String, Vec<u32>> {
         let sites = self.sites.iter();
         let tokens = sites.filter_map(|site| Some((site.path.clone(), site.tokens.clone()?)));

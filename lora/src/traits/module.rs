@@ -162,7 +162,7 @@ pub trait LoraModule: Sized + Clone + Debug {
     /// Switches to evaluation: no dropout in the low-rank branches, and layers record no graph.
     ///
     /// A trained tensor that is a field still records one, as the model's own code computes with
-    /// it; candle's `Dropout` goes by the argument that the model gives it.
+    /// it; a `Dropout` layer goes by the argument that the model gives it.
     fn eval(&mut self) {
         super::each_layer_mut(self, |_, layer| layer.set_training(false));
     }
@@ -297,7 +297,7 @@ pub trait LoraModule: Sized + Clone + Debug {
     ///
     /// # Errors
     /// Unknown and doubled names, two adapters that each have a copy of the same layer's own
-    /// parameters, a merged model; other than one name, if a tensor that is a field of the model is
+    /// parameters or train the same row of a vocabulary, a merged model; other than one name, if a tensor that is a field of the model is
     /// trained.
     fn set_active(&mut self, names: &[&str]) -> Result<()> {
         manage::set_active(self, names)
@@ -389,7 +389,8 @@ pub trait LoraModule: Sized + Clone + Debug {
     /// adapter trains in full, such as biases, are in place only while the adapter is active.
     ///
     /// # Errors
-    /// Names that no adapter has, and those of [`merge`](Self::merge).
+    /// Names that no adapter has, adapters that train the same row of a vocabulary, and those of
+    /// [`merge`](Self::merge).
     fn merge_adapters(&mut self, names: &[&str]) -> Result<()> {
         manage::merge_adapters(self, names)
     }

@@ -2,13 +2,15 @@
 
 use super::form::{AdapterForm, CopyForm, LayerForm, ModelForm, RowsForm};
 use super::{fingerprint, of_adapter, of_copy, of_field, of_start};
-use crate::adapter::{Access, AdaptedMut, Adapter, Parked, Tie, Tokens, copies, dora, updates};
+use crate::adapter::{
+    Access, AdaptedMut, Adapter, Parked, Tie, Tokens, check_name, copies, dora, updates,
+};
 use crate::file::TensorFile;
 use crate::init::{self, Start, Target};
 use crate::manage::tie::retie;
 use crate::manage::{activate_layer, checked, refuse_merged};
 use crate::traits::{each_layer, try_each_layer_mut};
-use crate::{Adapted, Error, Init, Layer, LoraConfig, LoraModule, Part, Result, ops};
+use crate::{Adapted, Error, Init, Layer, LoraConfig, LoraModule, Part, Result, Settings, ops};
 use candle_core::{Shape, Tensor, Var};
 use std::collections::{BTreeSet, HashSet};
 
@@ -28,6 +30,7 @@ pub(crate) fn load<M: LoraModule>(
         used,
         problems: unknown_layers(model, form),
     };
+    loading.problems.extend(form.unknown_active());
     let mut loaded = model.clone();
     let none = LayerForm::default();
     let form_of = |path: &str| form.layers.get(path).unwrap_or(&none);
@@ -137,8 +140,15 @@ impl Loading<'_> {
         layer: &dyn Adapted,
         form: &AdapterForm,
     ) -> Result<Option<Adapter>> {
-        let rank = form.settings.rank;
-        if rank == 0 || form.trained.len() != form.parts().count() {
+        let Settings {
+            rank,
+            alpha,
+            dropout,
+            ..
+        } = form.settings;
+        let config = LoraConfig::new(rank).alpha(alpha).dropout(dropout);
+        let is_valid = check_name(&form.name).and_then(|()| config.validate());
+        if is_valid.is_err() || form.trained.len() != form.parts().count() {
             let problem = format!("its adapter `{}` of `{path}` contradicts itself", form.name);
             self.problems.push(problem);
             return Ok(None);
@@ -294,6 +304,25 @@ impl Loading<'_> {
         };
         self.problems.push(problem);
         Ok(None)
+    }
+}
+
+impl ModelForm {
+    /// The problems of active adapters that no layer has.
+    fn unknown_active(&self) -> impl Iterator<Item = String> {
+        let known = |layer: &LayerForm, name: &String| {
+            layer.adapters.iter().any(|form| form.name == *name)
+                || layer.rows.iter().any(|form| form.adapter == *name)
+                || layer.copies.iter().any(|form| form.adapter == *name)
+        };
+        // A trained field belongs to an adapter that it does not name.
+        let layers = self.layers.values();
+        let has_fields = layers.clone().any(|layer| layer.is_trained_field);
+        let unknown = self
+            .active
+            .iter()
+            .filter(move |name| !has_fields && !layers.clone().any(|layer| known(layer, name)));
+        unknown.map(|name| format!("activates `{name}`, an adapter that it does not have"))
     }
 }
 
