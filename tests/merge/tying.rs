@@ -157,6 +157,61 @@ fn same(actual: &Tensor, expected: &Tensor) {
     assert!(error(actual, expected) <= 1e-6, "{actual} {expected}");
 }
 
+/// Files of PEFT's, against the weights that compute what PEFT's unmerged model does.
+#[test]
+fn pefts_files() {
+    let grown = || options().new_tensors(true);
+    for (case, options, rows, is_tied) in [
+        ("dora", options().untie(true), 12, false),
+        ("grown_embedding", grown().untie(true), 16, false),
+        ("grown_head", grown().untie(true), 16, false),
+        ("grown", grown(), 16, true),
+        ("grown_trained", grown(), 16, false),
+        ("gpt2_adapted", options().untie(true), 12, false),
+        ("gpt2_trained", options().untie(true), 12, false),
+    ] {
+        let dir = fixtures().join("tied");
+        let base = match case.starts_with("gpt2") {
+            true => dir.join("gpt2"),
+            false => base("llama_tied", ""),
+        };
+        let adapter = dir.join(case).join("adapter");
+        let out = tempfile::tempdir().unwrap();
+        let refused = merge_checkpoint_with(&base, &adapter, out.path(), &MergeOptions::new());
+        let problem = refused.unwrap_err().to_string();
+        assert_eq!(
+            problem.contains("new_tensors"),
+            rows == 16,
+            "{case}: {problem}"
+        );
+        let unties = !is_tied && case != "grown_trained";
+        assert_eq!(
+            problem.contains("MergeOptions::untie"),
+            unties,
+            "{case}: {problem}"
+        );
+
+        let options = options.copy_files(true);
+        merge_checkpoint_with(&base, &adapter, out.path(), &options).unwrap();
+        let merged = load_all(out.path());
+        for (name, expected) in load(dir.join(case).join("expected.safetensors")) {
+            match merged.get(&name) {
+                Some(merged) => assert!(error(merged, &expected) <= 1e-5, "{case} {name}"),
+                None => assert!(is_tied && name == HEAD, "{case} {name}"),
+            }
+        }
+        let before = load_all(&base);
+        let added = merged.keys().filter(|name| !before.contains_key(*name));
+        assert_eq!(added.count(), usize::from(!is_tied), "{case}");
+        let config = fs::read(out.path().join("config.json")).unwrap();
+        let config: Value = serde_json::from_slice(&config).unwrap();
+        assert_eq!(
+            (&config["vocab_size"], &config["tie_word_embeddings"]),
+            (&json!(rows), &json!(is_tied))
+        );
+    }
+}
+
 /// PEFT saves the grown embedding beside its update. The head computed with the grown one.
 #[test]
 fn a_tied_vocabulary_that_grew() {
@@ -319,6 +374,10 @@ fn an_encoder_is_tied_to_its_masked_head_alone() {
     pair.refuse(options(), &["is also the head's weight"]);
     let (merged, _) = pair.merge(options().untie(true));
     same(&merged["cls.predictions.decoder.weight"], &weight(3));
+    // A head that is in the checkpoint and differs is no tied one.
+    let pair = pair.with_base("cls.predictions.decoder.weight", tensor(&[3, 2], 7.0));
+    let (merged, _) = pair.merge(options());
+    same(&merged[name], &updated(&weight(3)));
 }
 
 /// PEFT warns and ties nothing where it does not know the names: the file then holds no update of

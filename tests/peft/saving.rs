@@ -124,7 +124,7 @@ fn some_layers_of_many() -> Result {
     Ok(())
 }
 
-/// A number of layers at which a search through all of them for each of them takes minutes.
+/// So many layers that a search through all of them, for each of them, would be noticed.
 #[test]
 fn very_many_layers() -> Result {
     let weight = Tensor::ones((2, 2), DType::F32, &Device::Cpu)?;

@@ -107,11 +107,16 @@ pub(super) fn owner_of_projection(path: &str) -> Option<&str> {
     Some(owner.trim_end_matches('.'))
 }
 
-/// True for a bias in one of PEFT's two copies of a fully trained module: with `bias="all"` the
-/// file holds both. `rest` is the key behind the module's path.
-pub(super) fn is_bias_of_copy(rest: &str) -> bool {
+/// True for a parameter in one of PEFT's two copies of a fully trained module. `rest` is the key
+/// behind the module's path.
+pub(super) fn is_of_copy(rest: &str) -> bool {
     let copies = ["modules_to_save.", "original_module."];
-    is_bias(rest) && copies.iter().any(|copy| rest.starts_with(copy))
+    copies.iter().any(|copy| rest.starts_with(copy))
+}
+
+/// True for a bias in one of the copies: with `bias="all"` the file holds both.
+pub(super) fn is_bias_of_copy(rest: &str) -> bool {
+    is_bias(rest) && is_of_copy(rest)
 }
 
 /// True for the weight of a language model's embedding.

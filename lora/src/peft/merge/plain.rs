@@ -7,6 +7,7 @@ use super::plan::Planner;
 use crate::Result;
 use crate::adapter::Part;
 use crate::config::matching::{is_bias, is_or_ends_with, modules_above};
+use crate::path::join;
 use crate::peft::TokenIndices;
 use crate::peft::keys::{self, is_embedding, without_wrappers};
 use candle_core::{DType, Tensor};
@@ -19,7 +20,11 @@ impl Planner<'_> {
         let bare = without_wrappers(name);
         let saved = self.saved_module(&bare);
         if let Some(module) = &saved {
-            if keys::is_bias_of_copy(bare[module.len()..].trim_start_matches('.')) {
+            // With all embeddings, the file holds the copies beside the module's own key.
+            let rest = bare[module.len()..].trim_start_matches('.');
+            let own = rest.split_once('.').map(|(_, name)| join(module, name));
+            let is_double = own.is_some_and(|own| sorted.plain.contains_key(&own));
+            if keys::is_bias_of_copy(rest) || (keys::is_of_copy(rest) && is_double) {
                 return Ok(());
             }
             return self.replace(&bare, key, sorted, true);

@@ -39,10 +39,20 @@ pub(super) struct Tie {
     pub is_trained: bool,
 }
 
-/// True for the weight of a head.
+/// True for the weight of a head: not of a layer of a list.
 pub(super) fn is_head(name: &str) -> bool {
     let module = name.strip_suffix(".weight");
-    module.is_some_and(|module| HEADS.iter().any(|head| is_or_ends_with(module, head)))
+    let is_number = |part: &str| part.bytes().all(|byte| byte.is_ascii_digit());
+    module.is_some_and(|module| {
+        HEADS.iter().any(|head| is_or_ends_with(module, head)) && !module.split('.').any(is_number)
+    })
+}
+
+/// The name of the head's weight, if the checkpoint is a masked language model's.
+fn masked_head(base: &Base) -> Option<&'static str> {
+    let has = |prefix: &str| base.names().any(|name| name.starts_with(prefix));
+    let mut heads = MASKED_HEADS.iter();
+    heads.find(|(prefix, _)| has(prefix)).map(|(_, head)| *head)
 }
 
 /// What the model's configuration says, in itself or in the part for its text model.
@@ -74,40 +84,39 @@ impl Tie {
                 .any(|own| is_embedding(own) && locate(own) == name)
         };
         embeddings.sort_by_cached_key(|name| !is_named(name));
-        let head = match base.names().find(|name| is_head(name)) {
-            // Both are in the checkpoint: the values tell, whatever the flag says.
-            Some(head) => {
-                let mut same = None;
-                for name in embeddings {
-                    if base.shape(name) == base.shape(head)
-                        && equal(&base.tensor(name)?, &base.tensor(head)?)?
-                    {
-                        same = same.or(Some(name));
-                    }
-                }
-                return Ok(same.map(|embedding| Self::new(head.into(), embedding)));
-            }
-            None => {
-                let own = names
-                    .iter()
-                    .find(|name| is_head(name))
-                    .map(|name| locate(name));
-                own.unwrap_or_else(|| locate("lm_head.weight"))
-            }
-        };
         let Some(embedding) = embeddings.first() else {
             return Ok(None);
         };
+        let is_encoder = is_or_ends_with(embedding, "embeddings.word_embeddings.weight");
+        let head = match is_encoder {
+            true => masked_head(base).map(String::from),
+            false => {
+                let known = base.names().find(|name| is_head(name)).map(String::from);
+                let adapted = names.iter().find(|name| is_head(name));
+                let adapted = || adapted.map(|name| locate(name));
+                known
+                    .or_else(adapted)
+                    .or_else(|| Some(locate("lm_head.weight")))
+            }
+        };
         // A bare encoder has no head, whatever its configuration says.
-        if is_or_ends_with(embedding, "embeddings.word_embeddings.weight") {
-            let has = |prefix: &str| base.names().any(|name| name.starts_with(prefix));
-            let mut masked = MASKED_HEADS.iter().filter(|(prefix, _)| has(prefix));
-            return Ok(masked
-                .next()
-                .map(|(_, head)| Self::new(head.to_string(), embedding)));
+        let Some(head) = head else {
+            return Ok(None);
+        };
+        if base.contains(&head) {
+            // Both are in the checkpoint: the values tell.
+            for name in embeddings {
+                if base.shape(name) == base.shape(&head)
+                    && equal(&base.tensor(name)?, &base.tensor(&head)?)?
+                {
+                    return Ok(Some(Self::new(head, name)));
+                }
+            }
+            return Ok(None);
         }
         let architectures = config.get("architectures").and_then(Value::as_array);
         let is_tied = match architectures.filter(|names| !names.is_empty()) {
+            _ if is_encoder => true,
             Some(names) => names.iter().any(generates),
             None => says_tied(&config) == Some(true),
         };
