@@ -34,7 +34,7 @@ impl Part {
 
     /// The name's beginning and end, between which the adapter's name stands. `of_lookup` is true
     /// for an embedding, whose matrices PEFT calls otherwise.
-    const fn ends(self, of_lookup: bool) -> (&'static str, &'static str) {
+    pub(crate) const fn ends(self, of_lookup: bool) -> (&'static str, &'static str) {
         match (self, of_lookup) {
             (Self::A, false) => ("lora_A", "weight"),
             (Self::A, true) => ("lora_embedding_A", ""),

@@ -447,12 +447,15 @@ pub(crate) struct Dropout {
 }
 
 impl Dropout {
-    /// `probability` is in 0..1.
+    /// `probability` is in 0..=1. With 1 every number becomes zero.
     pub(crate) fn new(probability: f64, seed: u64) -> Self {
         Self {
             seed,
             threshold: (probability * 2f64.powi(32)) as u32,
-            factor: 1.0 / (1.0 - probability),
+            factor: match probability < 1.0 {
+                true => 1.0 / (1.0 - probability),
+                false => 0.0,
+            },
         }
     }
 

@@ -54,6 +54,9 @@ pub(crate) fn dropout(xs: &Tensor, probability: f64) -> Result<Tensor> {
     };
     // Candle draws the masks of other devices; no seed of this thread reaches them.
     if Compute::of(xs) == Compute::Tensors {
+        if probability >= 1.0 {
+            return xs.affine(0.0, 0.0);
+        }
         return candle_nn::ops::dropout(xs, probability as f32);
     }
     let value = apply(&xs.detach())?;

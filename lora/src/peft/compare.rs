@@ -42,7 +42,11 @@ impl Description {
     /// The modules that a configuration trains in full, without modules inside another of them.
     pub fn planned_saved(&self, config: &LoraConfig) -> Vec<String> {
         let names = &config.modules_to_save;
-        let matches = |path: &str| names.iter().any(|name| is_or_ends_with(path, name));
+        let matches = |path: &str| {
+            let meant = config.naming.meant(path);
+            let is_named = |path: &str| names.iter().any(|name| is_or_ends_with(path, name));
+            meant.is_some_and(|path| is_named(&path))
+        };
         let modules = self.modules();
         let all: Vec<&str> = modules
             .into_iter()
@@ -105,7 +109,7 @@ impl Description {
             ));
         }
         for (key, adapted, trained) in self.biases() {
-            let wanted = config.train_bias.trains(adapted);
+            let wanted = config.train_bias.trains(adapted) && config.naming.back(&key).is_some();
             if trained != wanted && self.planned_module(config, &key).is_none() {
                 problems.push(match trained {
                     true => format!("the model trains `{key}`, the file's `bias` does not say so"),

@@ -148,6 +148,11 @@ fn describe(model: &Description, options: &SaveOptions) -> Result<AdapterConfig,
     config.bias = bias;
     config.task_type = options.task_type;
     config.base_model_name_or_path = options.base_model.clone();
+    // Tells in which of PEFT's layouts the adapters of experts are.
+    let mut bare = model.sites.iter().filter(|site| site.is_bare());
+    if bare.any(|site| site.adapter.is_some()) {
+        config.peft_version = Some(super::PEFT_VERSION.into());
+    }
     let is_bare = |path: &str| model.site(path).is_some_and(Site::is_bare);
     let (bare, modules): (Vec<_>, Vec<_>) = layers.iter().partition(|(path, _)| is_bare(path));
     config.target_modules = (!modules.is_empty()).then(|| targets(model, &modules));

@@ -4,10 +4,14 @@ use super::header::DataType;
 use super::{ALIGNMENT, GgufOptions, VERSION, names};
 use crate::adapter::Part;
 use crate::config::matching::is_or_ends_with;
+use crate::config::naming::Naming;
 use crate::config::selection::{Overrides, Selection};
 use crate::error::shorten;
-use crate::file::{self, TensorFile};
-use crate::peft::{AdapterConfig, CONFIG_FILE, files, keys};
+use crate::file;
+use crate::path::join;
+use crate::peft::tensors::Tensors;
+use crate::peft::weights::Weights;
+use crate::peft::{AdapterConfig, AdapterDir, CONFIG_FILE, WEIGHTS_FILE, files, keys};
 use crate::{Error, LoraConfig, Result, TrainBias, ops};
 use candle_core::{DType, Tensor};
 use indexmap::IndexMap;
@@ -29,11 +33,11 @@ use std::path::Path;
 /// in the dtype of the options. It is also an error if a file cannot be read or written. The file
 /// that was there before then stays.
 pub fn adapter_to_gguf(
-    dir: impl AsRef<Path>,
+    dir: impl Into<AdapterDir>,
     gguf: impl AsRef<Path>,
     options: &GgufOptions,
 ) -> Result<()> {
-    let (dir, path) = (dir.as_ref(), gguf.as_ref());
+    let (dir, path) = (dir.into(), gguf.as_ref());
     let Some(arch) = options
         .arch
         .as_deref()
@@ -56,16 +60,17 @@ pub fn adapter_to_gguf(
             return Err(Error::Config(vec![problem]));
         }
     };
-    let file = AdapterConfig::read(dir)?;
-    let config = settings(&file).map_err(|problems| Error::File {
-        path: dir.join(CONFIG_FILE),
+    let (file, Weights { mut tensors }) = files::open_pair(&dir)?;
+    let mut config = settings(&file).map_err(|problems| Error::File {
+        path: dir.path().join(CONFIG_FILE),
         problems,
     })?;
-    let weights = TensorFile::open(&files::weights_path(dir)?)?;
     let failed = |problems| Error::File {
-        path: weights.path().into(),
+        path: dir.path().join(WEIGHTS_FILE),
         problems,
     };
+    config.naming = name(&mut tensors, &dir).map_err(|problem| failed(vec![problem]))?;
+    let weights = tensors;
     // Zero means a scaling of 1 in GGUF.
     let alpha = match config.alpha as f32 {
         alpha if alpha.is_finite() && alpha != 0.0 => alpha,
@@ -137,6 +142,25 @@ pub fn adapter_to_gguf(
     Ok(())
 }
 
+/// Puts llama.cpp's idea of the model's paths in place of the file's.
+fn name(tensors: &mut Tensors, dir: &AdapterDir) -> Result<Naming, String> {
+    let paths = tensors.paths();
+    // There is no model: any end of a path that is one of llama.cpp's may be meant.
+    let ends = paths.iter().flat_map(|path| {
+        let dots = path.match_indices('.').map(|(dot, _)| &path[dot + 1..]);
+        dots.chain([path.as_str()])
+    });
+    let known = ends.flat_map(|end| [end.to_string(), join("model", end)]);
+    let known: Vec<String> = known
+        .filter(|path| names::to_gguf(path).is_some())
+        .collect();
+    let known = known.iter().map(String::as_str).collect();
+    let naming = Naming::find(paths.iter().map(String::as_str), &known, &dir.renames)?;
+    tensors.rename(&naming)?;
+    naming.notes().iter().for_each(|note| dir.tell(note));
+    Ok(naming)
+}
+
 /// The settings, or all that GGUF has no place for.
 fn settings(file: &AdapterConfig) -> Result<LoraConfig, Vec<String>> {
     let features = [
@@ -186,25 +210,17 @@ struct Pair {
 }
 
 /// The layers of the file, or all that is wrong with its tensors.
-fn pairs(file: &TensorFile) -> Result<Vec<Pair>, Vec<String>> {
+fn pairs(file: &Tensors) -> Result<Vec<Pair>, Vec<String>> {
     let mut problems = Vec::new();
     let mut parts: IndexMap<(&str, bool), [Option<&String>; 2]> = IndexMap::new();
-    for key in file.tensors().keys() {
-        let bare = keys::without_prefix(key);
-        let part = keys::parse(bare).and_then(|(path, part, of_lookup)| match part {
-            Part::A => Some(((path, of_lookup), 0)),
-            Part::B => Some(((path, of_lookup), 1)),
+    for (bare, key) in file.keys() {
+        let part = keys::parse(bare).and_then(|parsed| match parsed.part {
+            Part::A => Some(((parsed.path, parsed.of_lookup), 0)),
+            Part::B => Some(((parsed.path, parsed.of_lookup), 1)),
             _ => None,
         });
         match part {
-            Some((layer, part)) => {
-                if parts.entry(layer).or_default()[part].replace(key).is_some() {
-                    problems.push(format!(
-                        "holds `{}` with and without its prefix",
-                        shorten(bare)
-                    ));
-                }
-            }
+            Some((layer, part)) => parts.entry(layer).or_default()[part] = Some(key),
             None if is_base_of_embedding(bare) => {}
             None => problems.push(format!(
                 "`{}` is neither A nor B of a layer: a GGUF adapter holds no other tensors",
@@ -270,7 +286,7 @@ impl Pair {
 
     fn values(
         &self,
-        file: &TensorFile,
+        file: &Tensors,
         factor: f64,
         heads: Option<usize>,
         dtype: DType,

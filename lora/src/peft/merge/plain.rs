@@ -2,13 +2,14 @@
 //! weight.
 
 use super::modules::Keys;
-use super::paths::Paths;
 use super::plan::Planner;
 use crate::Result;
 use crate::adapter::Part;
 use crate::config::matching::{is_bias, is_or_ends_with, modules_above};
+use crate::path::join;
 use crate::peft::TokenIndices;
 use crate::peft::keys::{self, is_embedding, without_wrappers};
+use crate::peft::rounding::same_values;
 use candle_core::{DType, Tensor};
 use serde_json::Value;
 use std::collections::HashSet;
@@ -19,7 +20,7 @@ impl Planner<'_> {
         let bare = without_wrappers(name);
         let saved = self.saved_module(&bare);
         if let Some(module) = &saved {
-            if keys::is_bias_of_copy(bare[module.len()..].trim_start_matches('.')) {
+            if keys::is_of_copy(bare[module.len()..].trim_start_matches('.')) {
                 return Ok(());
             }
             return self.replace(&bare, key, sorted);
@@ -103,7 +104,7 @@ impl Planner<'_> {
         };
         if info.shape == self.shape_of(key) && self.are_floats(&name, &[key]) {
             let (base, own) = (self.base.tensor(&name)?, self.adapter.tensor(key)?);
-            if equal(&base, &own.to_dtype(base.dtype())?)? {
+            if same_values(&base, &own)? {
                 return Ok(());
             }
         }
@@ -125,6 +126,27 @@ impl Planner<'_> {
             if other != key
                 && self.shape_of(other) == self.shape_of(key)
                 && self.base.contains(&place)
+                && equal(&self.adapter.tensor(other)?, &self.adapter.tensor(key)?)?
+            {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// Whether these trained rows are an embedding's once more: those of a head that shares its
+    /// weight, and has none of its own in the base.
+    pub fn is_copy_of_rows(&self, key: &str, keys: &Keys) -> Result<bool> {
+        let rows = keys.modules.iter();
+        let rows = rows.filter_map(|(path, module)| Some((path, module.get(Part::Tokens)?)));
+        for (path, other) in rows
+            .filter(|(path, _)| keys::is_embedding_path(path))
+            .take(16)
+        {
+            let has_place = self.base.contains(&join(&self.locate(path), "weight"));
+            if has_place
+                && other != key
+                && self.shape_of(other) == self.shape_of(key)
                 && equal(&self.adapter.tensor(other)?, &self.adapter.tensor(key)?)?
             {
                 return Ok(true);
@@ -159,7 +181,7 @@ impl Planner<'_> {
     /// Adds a problem for everything that the configuration names and the adapter lacks.
     pub fn find_missing(&mut self, keys: &Keys) -> Result<()> {
         // With other names, nothing tells which tensors of the base the configuration means.
-        if self.paths != Paths::Same || !self.options.rename.is_empty() {
+        if !self.naming.is_same() {
             return Ok(());
         }
         let modules = keys.modules.keys();
@@ -321,13 +343,24 @@ impl Planner<'_> {
             return Ok(false);
         };
         let architectures = config.get("architectures").and_then(Value::as_array);
-        let generates = architectures.into_iter().flatten().any(|name| {
-            let ends = ["LMHeadModel", "ForCausalLM", "ForConditionalGeneration"];
-            let name = name.as_str().unwrap_or_default();
-            ends.iter().any(|end| name.ends_with(end))
-        });
+        let names = architectures
+            .into_iter()
+            .flatten()
+            .filter_map(Value::as_str);
+        let names: Vec<&str> = names.collect();
+        let ends = [
+            "LMHeadModel",
+            "ForCausalLM",
+            "ForConditionalGeneration",
+            "ForMaskedLM",
+            "ForPreTraining",
+        ];
+        let has_head = names
+            .iter()
+            .any(|name| ends.iter().any(|end| name.ends_with(end)));
         let says = config.get("tie_word_embeddings").and_then(Value::as_bool);
-        Ok(says.unwrap_or(generates))
+        // A bare encoder may carry the flag, which then speaks of a head that it does not have.
+        Ok(says.unwrap_or(has_head) && (has_head || names.is_empty()))
     }
 }
 

@@ -3,6 +3,7 @@
 use super::MergeOptions;
 use super::base::Base;
 use super::plan::Plan;
+use crate::peft::AdapterDir;
 use crate::{Error, Result};
 use candle_core::{DType, Device, Shape, Tensor};
 use candle_nn::VarBuilder;
@@ -50,7 +51,7 @@ use std::sync::{Arc, Mutex};
 /// error when the model asks for its tensor.
 pub fn merged_var_builder<P: AsRef<Path>>(
     base: &[P],
-    adapter: impl AsRef<Path>,
+    adapter: impl Into<AdapterDir>,
     dtype: DType,
     device: &Device,
 ) -> Result<(VarBuilder<'static>, MergeCheck)> {
@@ -63,16 +64,17 @@ pub fn merged_var_builder<P: AsRef<Path>>(
 /// Those of [`merged_var_builder`].
 pub fn merged_var_builder_with<P: AsRef<Path>>(
     base: &[P],
-    adapter: impl AsRef<Path>,
+    adapter: impl Into<AdapterDir>,
     dtype: DType,
     device: &Device,
     options: &MergeOptions,
 ) -> Result<(VarBuilder<'static>, MergeCheck)> {
     let paths: Vec<PathBuf> = base.iter().map(|path| path.as_ref().into()).collect();
     let base = Base::open_all(&paths)?;
-    let plan = Plan::new(&base, adapter.as_ref(), options)?;
+    let adapter = adapter.into();
+    let plan = Plan::new(&base, &adapter, options)?;
     let check = MergeCheck {
-        adapter: adapter.as_ref().into(),
+        adapter: adapter.path().into(),
         all: plan.changes.keys().cloned().collect(),
         asked: Arc::default(),
     };

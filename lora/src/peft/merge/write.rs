@@ -5,6 +5,7 @@ use super::base::Base;
 use super::plan::{Plan, parts};
 use crate::file::TensorFile;
 use crate::file::{read_bounded, stage, sync, temporary};
+use crate::peft::AdapterDir;
 use crate::peft::config::json_bytes;
 use crate::{Error, Result};
 use candle_core::Tensor;
@@ -55,7 +56,7 @@ pub struct MergeReport {
 /// can allow some of these.
 pub fn merge_checkpoint(
     base: impl AsRef<Path>,
-    adapter: impl AsRef<Path>,
+    adapter: impl Into<AdapterDir>,
     out: impl AsRef<Path>,
 ) -> Result<MergeReport> {
     merge_checkpoint_with(base, adapter, out, &MergeOptions::new())
@@ -67,13 +68,13 @@ pub fn merge_checkpoint(
 /// Those of [`merge_checkpoint`].
 pub fn merge_checkpoint_with(
     base: impl AsRef<Path>,
-    adapter: impl AsRef<Path>,
+    adapter: impl Into<AdapterDir>,
     out: impl AsRef<Path>,
     options: &MergeOptions,
 ) -> Result<MergeReport> {
-    let (adapter, out) = (adapter.as_ref(), out.as_ref());
+    let (adapter, out) = (adapter.into(), out.as_ref());
     let base = Base::open(base.as_ref())?;
-    let plan = Plan::new(&base, adapter, options)?;
+    let plan = Plan::new(&base, &adapter, options)?;
     let dir = match &base.dir {
         Some(_) => out,
         None => match out.parent() {
