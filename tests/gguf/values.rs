@@ -2,7 +2,9 @@
 
 use super::{adapter, fixture, load, options, same, values};
 use candle_core::{DType, Device, Tensor};
-use lora::peft::{AdapterConfig, GgufOptions, WEIGHTS_FILE, adapter_to_gguf, gguf_to_adapter};
+use lora::peft::{
+    AdapterConfig, AdapterDir, GgufOptions, WEIGHTS_FILE, adapter_to_gguf, gguf_to_adapter,
+};
 use serde_json::{Value, json};
 use std::collections::HashMap;
 use std::fs;
@@ -223,4 +225,33 @@ fn options_of_a_models_configuration() {
     }
     let error = read(json!({"model_type": "opt"})).unwrap_err().to_string();
     assert!(error.contains("opt") && error.contains("llama"), "{error}");
+}
+
+/// Names of adapters in the keys, and prefixes that moved, are understood without a model.
+#[test]
+fn keys_of_other_tools() {
+    let dir = adapter(json!({}));
+    let out = tempfile::tempdir().unwrap();
+    let (gguf, back) = (out.path().join("x.gguf"), out.path().join("back"));
+    let expected = load(dir.path().join(WEIGHTS_FILE));
+    for (from, to) in [
+        (".weight", ".default.weight"),
+        ("base_model.model.model.", ""),
+        ("base_model.model.model.", "module.base_model.model.model."),
+        (
+            "base_model.model.model.",
+            "base_model.model._orig_mod.model.",
+        ),
+        ("base_model.model.model.", "base_model.model.module.model."),
+    ] {
+        let tensors = expected
+            .iter()
+            .map(|(key, tensor)| (key.replace(from, to), tensor.clone()));
+        let tensors: HashMap<String, Tensor> = tensors.collect();
+        candle_core::safetensors::save(&tensors, dir.path().join(WEIGHTS_FILE)).unwrap();
+        let heard = AdapterDir::new(dir.path()).report(|_| {});
+        adapter_to_gguf(heard, &gguf, &options()).unwrap();
+        gguf_to_adapter(&gguf, &back, &options()).unwrap();
+        same(&load(back.join(WEIGHTS_FILE)), &expected, 0.0);
+    }
 }

@@ -16,11 +16,11 @@ pub trait Twin: LoraModel<Lora: Module> + Module {
 macro_rules! forward {
     ($base:ident, $lora:ident, |$self:ident, $xs:ident| $forward:block) => {
         impl Module for $base {
-            fn forward(&$self, $xs: &Tensor) -> Result<Tensor> $forward
+            fn forward(&$self, $xs: &Tensor) -> candle_core::Result<Tensor> $forward
         }
 
         impl Module for $lora {
-            fn forward(&$self, $xs: &Tensor) -> Result<Tensor> $forward
+            fn forward(&$self, $xs: &Tensor) -> candle_core::Result<Tensor> $forward
         }
     };
 }

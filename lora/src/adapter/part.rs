@@ -34,7 +34,7 @@ impl Part {
 
     /// The beginning and the end of the parameter's name; the adapter's name stands between them.
     /// `of_lookup` is true for an embedding, for whose matrices PEFT has other names.
-    const fn ends(self, of_lookup: bool) -> (&'static str, &'static str) {
+    pub(crate) const fn ends(self, of_lookup: bool) -> (&'static str, &'static str) {
         match (self, of_lookup) {
             (Self::A, false) => ("lora_A", "weight"),
             (Self::A, true) => ("lora_embedding_A", ""),

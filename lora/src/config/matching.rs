@@ -105,10 +105,7 @@ impl Patterns {
     pub(crate) fn targets(setting: &'static str, targets: &Targets) -> Result<Self> {
         match targets {
             Targets::Names(names) => Ok(Self::names(setting, names)),
-            Targets::Regex(regex) => {
-                let pattern = (regex.as_str(), format!("^(?:{regex})$"));
-                Self::regexes(setting, [pattern], MOST_BYTES)
-            }
+            Targets::Regex(regex) => Self::regexes(setting, ["^", "$"], [regex], MOST_BYTES),
         }
     }
 
@@ -138,31 +135,39 @@ impl Patterns {
         setting: &'static str,
         keys: impl IntoIterator<Item = &'a String>,
     ) -> Result<Self> {
-        let keys = keys.into_iter();
-        let keys: Vec<_> = keys
-            .map(|key| (key.as_str(), format!(r"^(?:.*\.)?(?:{key})$")))
-            .collect();
+        let keys: Vec<&String> = keys.into_iter().collect();
         if keys.len() > MOST_KEYS {
             let problem = format!("{setting} has {} keys: at most {MOST_KEYS}", keys.len());
             return Err(Error::Config(vec![problem]));
         }
-        Self::regexes(setting, keys, MOST_BYTES_OF_KEY)
+        Self::regexes(setting, [r"^(?:.*\.)?", "$"], keys, MOST_BYTES_OF_KEY)
     }
 
+    /// Regular expressions, each as a group between the two ends of `around`.
     fn regexes<'a>(
         setting: &'static str,
-        patterns: impl IntoIterator<Item = (&'a str, String)>,
+        around: [&str; 2],
+        sources: impl IntoIterator<Item = &'a String>,
         most_bytes: usize,
     ) -> Result<Self> {
+        let [before, after] = around;
+        let compile = |pattern: String| {
+            let mut builder = RegexBuilder::new(&pattern);
+            builder.delegate_size_limit(most_bytes).build()
+        };
         let mut entries = Vec::new();
         let mut problems = Vec::new();
-        for (source, pattern) in patterns {
-            match RegexBuilder::new(&pattern)
-                .delegate_size_limit(most_bytes)
-                .build()
-            {
+        for source in sources {
+            // A verbose expression, `(?x)`, may end in a comment. The comment would take the end of
+            // the group in, unless a line ends before.
+            let regex = compile(format!("{before}(?:{source}){after}"));
+            let regex = regex.or_else(|error| {
+                let apart = compile(format!("{before}(?:{source}\n){after}"));
+                apart.map_err(|_| error)
+            });
+            match regex {
                 Ok(regex) => entries.push(Entry {
-                    source: source.into(),
+                    source: source.clone(),
                     regex: Some(regex),
                     used: false,
                 }),
@@ -259,18 +264,23 @@ impl LayerNumbers {
             return Ok(None);
         }
         let numbers = config.layers_to_transform.iter();
+        let number = r"\.(\d+)\.";
         let patterns = match config.layers_pattern.is_empty() {
             // As in PEFT: a name must come before the list's name.
-            true => vec![("", r"^.*?\.[^.]*\.(\d+)\.".to_string())],
+            true => {
+                let none = [String::new()];
+                let around = [r"^.*?\.[^.]*", number];
+                Patterns::regexes("layers_pattern", around, &none, MOST_BYTES_OF_KEY)
+            }
             false => {
-                let names = config.layers_pattern.iter();
-                let regex = |name: &String| format!(r"^(?:^|.*?\.)(?:{name})\.(\d+)\.");
-                names.map(|name| (name.as_str(), regex(name))).collect()
+                let around = [r"^(?:^|.*?\.)", number];
+                let names = &config.layers_pattern;
+                Patterns::regexes("layers_pattern", around, names, MOST_BYTES_OF_KEY)
             }
         };
         Ok(Some(Self {
             numbers: numbers.map(|&number| (number, false)).collect(),
-            patterns: Patterns::regexes("layers_pattern", patterns, MOST_BYTES_OF_KEY)?,
+            patterns: patterns?,
         }))
     }
 
@@ -327,6 +337,20 @@ mod tests {
         assert!(!find("a|b", "ab"));
         assert!(find(r"(?!.*vision).*fc1", "text.fc1"));
         assert!(!find(r"(?!.*vision).*fc1", "vision.fc1"));
+    }
+
+    #[test]
+    fn a_verbose_regex_may_end_in_a_comment() {
+        let verbose = "(?x) .*\\. # any module\n (q|v)_proj # queries and values";
+        assert!(find(verbose, "layers.0.q_proj"));
+        assert!(!find(verbose, "layers.0.k_proj"));
+        assert!(!find(verbose, "layers.0.q_proj.x"));
+        // Without the flag, a line's end is one to be matched, and nothing is added.
+        assert!(!find("fc # x", "fc"));
+        let keys = ["(?x) l \\d # a digit".to_string()];
+        let mut patterns = Patterns::suffixes("rank_pattern", &keys).unwrap();
+        assert_eq!(patterns.find("a.l2", true).unwrap(), Some(0));
+        assert_eq!(patterns.find("a.lx", true).unwrap(), None);
     }
 
     #[test]

@@ -97,7 +97,8 @@ impl<'a> Attach<'a> {
         let trainable = choice.trainable;
         let settings = self.checked(path, layer, choice.target);
         let settings = settings.filter(|_| !trainable);
-        let train_bias = self.config.train_bias.trains(settings.is_some());
+        let train_bias =
+            self.config.train_bias.trains(settings.is_some()) && self.selection.covers(path);
         self.layers.push((path.to_string(), layer.kind()));
         self.trained += usize::from(settings.is_some() || trainable);
         let mut base = None;
@@ -181,6 +182,12 @@ impl<'a> Attach<'a> {
             let problems = problems.into_iter();
             self.problems
                 .extend(problems.map(|problem| format!("`{path}`: {problem}")));
+            return None;
+        }
+        if settings.dropout == 1.0 && !self.values.come_later() {
+            self.problems.push(format!(
+                "`{path}`: dropout is 1, so that nothing would be trained: it must be below 1"
+            ));
             return None;
         }
         Some(settings)

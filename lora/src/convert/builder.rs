@@ -82,6 +82,19 @@ impl<'a, L: LoraModule> Conversion<'a, L> {
         &self.lora
     }
 
+    /// The model without an adapter, which may be changed.
+    pub(crate) fn frozen_mut(&mut self) -> &mut L {
+        &mut self.lora
+    }
+
+    /// The same walk, with other settings for the adapter that is to be attached. What the walk
+    /// itself reads of them must be the same.
+    pub(crate) fn with_settings(mut self, config: &'a LoraConfig) -> Result<Self> {
+        self.builder.config = config;
+        self.builder.selection = Selection::new(config)?;
+        Ok(self)
+    }
+
     /// The model without an adapter, unless the walk found problems.
     fn finish(self) -> Result<L> {
         match self.builder.problems.is_empty() {

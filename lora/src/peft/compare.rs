@@ -45,7 +45,10 @@ impl Description {
         let names = config.modules_to_save.iter().map(String::as_str);
         let names: HashSet<&str> = names.collect();
         let mut modules: BTreeSet<&str> = self.modules();
-        modules.retain(|module| ends(module).any(|end| names.contains(end)));
+        modules.retain(|module| {
+            let meant = config.naming.meant(module);
+            meant.is_some_and(|path| ends(&path).any(|end| names.contains(end)))
+        });
         outermost(&modules).map(String::from).collect()
     }
 
@@ -99,7 +102,7 @@ impl Description {
             ));
         }
         for (key, adapted, trained) in self.biases() {
-            let wanted = config.train_bias.trains(adapted);
+            let wanted = config.train_bias.trains(adapted) && config.naming.back(&key).is_some();
             if trained != wanted && holder(&planned_saved, &key).is_none() {
                 problems.push(match trained {
                     true => format!("the model trains `{key}`, the file's `bias` does not say so"),

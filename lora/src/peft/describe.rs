@@ -2,6 +2,7 @@
 //! and the key of each tensor in the file.
 
 use super::keys;
+use crate::adapter::Form;
 use crate::adapter::copies::{self, Own};
 use crate::config::Kind;
 use crate::config::matching::{holder, is_bias, modules_above, outermost};
@@ -37,8 +38,8 @@ pub(super) struct Site {
     pub loftq: Option<LoftqConfig>,
     /// The adapter's B is not trained, as MiCA asks.
     pub keeps_b: bool,
-    /// How many experts the adapter has a part for, each of the whole rank.
-    pub experts: usize,
+    /// How the weight lies, for a layer that can carry adapters.
+    pub form: Option<Form>,
     /// Path of the embedding that this adapter is tied to: the adapter is a view of the
     /// embedding's.
     pub tied_to: Option<String>,
@@ -172,7 +173,7 @@ impl Description {
                 adapter: of_name.map(|adapter| adapter.settings()),
                 loftq: of_name.and_then(|adapter| adapter.loftq.clone()),
                 keeps_b: of_name.is_some_and(|adapter| adapter.keeps_b),
-                experts: adapted.map_or(1, |adapted| adapted.form().experts()),
+                form: adapted.map(|adapted| adapted.form()),
                 tied_to,
                 has_tied_copy: layer.copies().is_some_and(|copies| copies.is_tied(adapter)),
                 tokens,
@@ -259,6 +260,23 @@ impl Description {
 
     pub fn site(&self, path: &str) -> Option<&Site> {
         self.places.get(path).map(|place| &self.sites[*place])
+    }
+
+    /// The layers' own parameters by name, as they are while the adapter acts.
+    pub fn own(&self) -> HashMap<String, &Tensor> {
+        let sites = self.sites.iter();
+        let own = sites.flat_map(|site| site.own.iter().map(move |own| (site, own)));
+        own.map(|(site, own)| (join(&site.path, &own.param.name), &own.param.tensor))
+            .collect()
+    }
+
+    /// The paths of all modules and parameters, as far as a walk can see them.
+    pub fn paths(&self) -> Vec<String> {
+        let modules = self.modules().into_iter().map(String::from);
+        let sites = self.sites.iter();
+        let own =
+            sites.flat_map(|site| site.own.iter().map(|own| join(&site.path, &own.param.name)));
+        modules.chain(own).collect()
     }
 
     pub fn adapted(&self) -> impl Iterator<Item = (&str, Settings)> {
@@ -368,7 +386,7 @@ impl Description {
                 true => self.place(path, |other| planned.contains_key(&other.path)),
                 false => path.clone(),
             };
-            let experts = site.map_or(1, |site| site.experts);
+            let experts = site.and_then(|site| site.form).map_or(1, Form::experts);
             (
                 path.as_str(),
                 place,

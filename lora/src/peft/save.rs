@@ -153,6 +153,11 @@ fn describe(model: &Description, options: &SaveOptions) -> Result<AdapterConfig,
     config.task_type = options.task_type;
     config.base_model_name_or_path = options.base_model.clone();
     targets::write(model, &layers, &mut config);
+    // Tells in which of PEFT's layouts the adapters of experts are.
+    let mut bare = model.sites.iter().filter(|site| site.is_bare());
+    if bare.any(|site| site.adapter.is_some()) {
+        config.peft_version = Some(super::PEFT_VERSION.into());
+    }
     if !model.saved.is_empty() {
         config.modules_to_save = Some(model.named_saved());
     }

@@ -1,9 +1,9 @@
 //! [`LoraModel`]: a type that has a LoRA counterpart.
 
 use crate::convert::{Builder, Values};
+use crate::peft::AdapterDir;
 use crate::{Calibrated, DEFAULT_ADAPTER, LoraConfig, LoraModule, Result, convert, peft};
 use candle_core::Tensor;
-use std::path::Path;
 
 /// The LoRA type of a model or layer: `Lora<Linear>` is [`LoraLinear`](crate::layers::LoraLinear).
 pub type Lora<M> = <M as LoraModel>::Lora;
@@ -148,8 +148,8 @@ pub trait LoraModel: Sized {
     /// # Errors
     /// If the directory is damaged, holds something that is not supported, or is for another
     /// model; see [`lora::peft`](crate::peft).
-    fn with_adapter(&self, dir: impl AsRef<Path>) -> Result<Self::Lora> {
-        peft::load_new(self, dir.as_ref())
+    fn with_adapter(&self, dir: impl Into<AdapterDir>) -> Result<Self::Lora> {
+        peft::load_new(self, dir.into())
     }
 }
 

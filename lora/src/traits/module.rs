@@ -1,7 +1,7 @@
 //! [`LoraModule`]: what every LoRA model and layer can do.
 
 use crate::convert::Values;
-use crate::peft::{self, SaveOptions};
+use crate::peft::{self, AdapterDir, SaveOptions};
 use crate::{
     Calibrated, Combination, CombineOptions, Cursor, CursorMut, GradientCheck, Layer, LayerStatus,
     LoraConfig, LoraModel, ModelStatus, NamedParam, Result, Summary, manage,
@@ -454,8 +454,8 @@ pub trait LoraModule: Sized + Clone + Debug {
     /// which the file and the model disagree; the model is then as it was. A merged model, one of
     /// which not exactly one adapter acts, and a raw adapter of PiSSA, OLoRA and their like are
     /// refused too.
-    fn load_adapter(&mut self, dir: impl AsRef<Path>) -> Result<()> {
-        peft::load(self, dir.as_ref())
+    fn load_adapter(&mut self, dir: impl Into<AdapterDir>) -> Result<()> {
+        peft::load(self, dir.into())
     }
 
     /// Adds the adapter of a directory under this name. It does not act and is not trained until
@@ -463,8 +463,8 @@ pub trait LoraModule: Sized + Clone + Debug {
     ///
     /// # Errors
     /// Those of [`add_adapter`](Self::add_adapter) and of [`load_adapter`](Self::load_adapter).
-    fn load_adapter_as(&mut self, name: &str, dir: impl AsRef<Path>) -> Result<()> {
-        peft::add(self, name, dir.as_ref())
+    fn load_adapter_as(&mut self, name: &str, dir: impl Into<AdapterDir>) -> Result<()> {
+        peft::add(self, name, dir.into())
     }
 
     /// Replaces the adapter of this name by the adapter of a directory, which may have other targets,
@@ -474,7 +474,7 @@ pub trait LoraModule: Sized + Clone + Debug {
     /// # Errors
     /// Those of [`delete_adapter`](Self::delete_adapter) and of
     /// [`load_adapter_as`](Self::load_adapter_as); the model is then as it was.
-    fn hot_swap(&mut self, name: &str, dir: impl AsRef<Path>) -> Result<()> {
-        peft::swap(self, name, dir.as_ref())
+    fn hot_swap(&mut self, name: &str, dir: impl Into<AdapterDir>) -> Result<()> {
+        peft::swap(self, name, dir.into())
     }
 }

@@ -235,7 +235,7 @@ mod tests {
     use crate::TrainBias;
 
     fn parse(text: &str) -> AdapterConfig {
-        super::super::parse::parse(text.as_bytes(), false).unwrap()
+        super::super::parse::parse(text.as_bytes()).unwrap()
     }
 
     fn with(more: &str) -> AdapterConfig {

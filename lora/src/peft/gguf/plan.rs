@@ -7,15 +7,15 @@ use crate::adapter::Part;
 use crate::config::matching::is_or_ends_with;
 use crate::config::selection::{Overrides, Selection};
 use crate::error::shorten;
-use crate::file::TensorFile;
 use crate::path::join;
 use crate::peft::keys;
+use crate::peft::tensors::Tensors;
 use crate::{LoraConfig, Result};
 use indexmap::IndexMap;
 
 /// The tensors of a GGUF file by llama.cpp's name, and all that is wrong.
 pub(super) fn pairs(
-    weights: &TensorFile,
+    weights: &Tensors,
     config: &LoraConfig,
     arch: &'static Arch,
     options: &GgufOptions,
@@ -36,25 +36,17 @@ pub(super) fn pairs(
 }
 
 /// The modules of the file, and all that is wrong with its tensors.
-fn modules(file: &TensorFile) -> (Vec<Module>, Vec<String>) {
+fn modules(file: &Tensors) -> (Vec<Module>, Vec<String>) {
     let mut problems = Vec::new();
     let mut parts: IndexMap<(&str, bool), [Option<&String>; 2]> = IndexMap::new();
-    for key in file.tensors().keys() {
-        let bare = keys::without_prefix(key);
-        let part = keys::parse(bare).and_then(|(path, part, of_lookup)| match part {
-            Part::A => Some(((path, of_lookup), 0)),
-            Part::B => Some(((path, of_lookup), 1)),
+    for (bare, key) in file.keys() {
+        let part = keys::parse(bare).and_then(|parsed| match parsed.part {
+            Part::A => Some(((parsed.path, parsed.of_lookup), 0)),
+            Part::B => Some(((parsed.path, parsed.of_lookup), 1)),
             _ => None,
         });
         match part {
-            Some((layer, part)) => {
-                if parts.entry(layer).or_default()[part].replace(key).is_some() {
-                    problems.push(format!(
-                        "holds `{}` with and without its prefix",
-                        shorten(bare)
-                    ));
-                }
-            }
+            Some((layer, part)) => parts.entry(layer).or_default()[part] = Some(key),
             None if is_base_of_embedding(bare) => {}
             None => problems.push(format!(
                 "`{}` is neither A nor B of a layer: a GGUF adapter holds no other tensors",

@@ -2,8 +2,8 @@
 //! expert, or of a weight of all experts.
 
 use super::{names, rows};
-use crate::file::TensorFile;
 use crate::ops;
+use crate::peft::tensors::Tensors;
 use candle_core::{DType, Device, Tensor};
 
 /// The update of a module of the file.
@@ -95,12 +95,7 @@ impl Pair {
 
     /// Both tensors. llama.cpp multiplies by `alpha` over the rank: B takes up what a module's
     /// scaling has beyond that.
-    pub fn values(
-        &self,
-        file: &TensorFile,
-        alpha: f64,
-        dtype: DType,
-    ) -> Result<[Tensor; 2], String> {
+    pub fn values(&self, file: &Tensors, alpha: f64, dtype: DType) -> Result<[Tensor; 2], String> {
         let rank = self.rank();
         let read = |module: &Module| -> Result<[Tensor; 2], String> {
             let load = |key: &str| {

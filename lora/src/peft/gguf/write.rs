@@ -1,10 +1,15 @@
 //! From a directory to GGUF.
 
+use super::archs::Arch;
 use super::header::DataType;
 use super::sources::Pair;
-use super::{ALIGNMENT, GgufOptions, VERSION, archs, plan};
-use crate::file::{self, TensorFile};
-use crate::peft::{AdapterConfig, CONFIG_FILE, files};
+use super::{ALIGNMENT, GgufOptions, VERSION, archs, names, plan};
+use crate::config::naming::Naming;
+use crate::file;
+use crate::path::join;
+use crate::peft::tensors::Tensors;
+use crate::peft::weights::Weights;
+use crate::peft::{AdapterConfig, AdapterDir, CONFIG_FILE, WEIGHTS_FILE, files};
 use crate::{Error, LoraConfig, Result, TrainBias};
 use candle_core::{DType, Tensor};
 use std::io::{self, BufWriter, Write};
@@ -29,11 +34,11 @@ use std::path::Path;
 /// of the options. It is also an error if a file cannot be read or written. The file that was there
 /// before then stays.
 pub fn adapter_to_gguf(
-    dir: impl AsRef<Path>,
+    dir: impl Into<AdapterDir>,
     gguf: impl AsRef<Path>,
     options: &GgufOptions,
 ) -> Result<()> {
-    let (dir, path) = (dir.as_ref(), gguf.as_ref());
+    let (dir, path) = (dir.into(), gguf.as_ref());
     let Some(arch) = options.arch.as_deref().and_then(archs::named) else {
         let problem = format!(
             "`arch` of the options is {:?}: {}",
@@ -52,16 +57,17 @@ pub fn adapter_to_gguf(
             return Err(Error::Config(vec![problem]));
         }
     };
-    let file = AdapterConfig::read(dir)?;
-    let config = settings(&file).map_err(|problems| Error::File {
-        path: dir.join(CONFIG_FILE),
+    let (file, Weights { mut tensors }) = files::open_pair(&dir)?;
+    let mut config = settings(&file).map_err(|problems| Error::File {
+        path: dir.path().join(CONFIG_FILE),
         problems,
     })?;
-    let weights = TensorFile::open(&files::weights_path(dir)?)?;
     let failed = |problems| Error::File {
-        path: weights.path().into(),
+        path: dir.path().join(WEIGHTS_FILE),
         problems,
     };
+    config.naming = name(&mut tensors, arch, &dir).map_err(|problem| failed(vec![problem]))?;
+    let weights = tensors;
     // Zero means a scaling of 1 in GGUF.
     let alpha = match config.alpha as f32 {
         alpha if alpha.is_finite() && alpha != 0.0 => alpha,
@@ -102,6 +108,25 @@ pub fn adapter_to_gguf(
     staged.persist(path).map_err(|error| written(error.error))?;
     file::sync(parent);
     Ok(())
+}
+
+/// Puts llama.cpp's idea of the model's paths in place of the file's.
+fn name(tensors: &mut Tensors, arch: &Arch, dir: &AdapterDir) -> Result<Naming, String> {
+    let paths = tensors.paths();
+    // There is no model: any end of a path that is one of llama.cpp's may be meant.
+    let ends = paths.iter().flat_map(|path| {
+        let dots = path.match_indices('.').map(|(dot, _)| &path[dot + 1..]);
+        dots.chain([path.as_str()])
+    });
+    let known = ends.flat_map(|end| [end.to_string(), join("model", end)]);
+    let known: Vec<String> = known
+        .filter(|path| !names::to_gguf(arch, path).is_empty())
+        .collect();
+    let known = known.iter().map(String::as_str).collect();
+    let naming = Naming::find(paths.iter().map(String::as_str), &known, &dir.renames)?;
+    tensors.rename(&naming)?;
+    naming.notes().iter().for_each(|note| dir.tell(note));
+    Ok(naming)
 }
 
 /// The settings, or all that GGUF has no place for.

@@ -3,7 +3,7 @@
 use super::base::Base;
 use crate::Result;
 use crate::adapter::{Form, dora, update};
-use crate::file::TensorFile;
+use crate::peft::tensors::Tensors;
 use candle_core::{DType, Tensor};
 use indexmap::IndexMap;
 use safetensors::tensor::{Dtype, TensorInfo};
@@ -48,7 +48,7 @@ pub(super) fn outcome(
     name: &str,
     changes: &IndexMap<String, Change>,
     base: &Base,
-    adapter: &TensorFile,
+    adapter: &Tensors,
 ) -> Option<(Dtype, Vec<usize>)> {
     let of = |info: &TensorInfo| (info.dtype, info.shape.clone());
     let own = base.info(name);

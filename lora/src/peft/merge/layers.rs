@@ -171,7 +171,11 @@ impl Planner<'_> {
     }
 
     pub fn settings(&mut self, path: &str) -> Result<Settings> {
-        self.selection.settings(path, Overrides::default())
+        let path = match self.as_model {
+            true => self.naming.of(path),
+            false => path.into(),
+        };
+        self.selection.settings(&path, Overrides::default())
     }
 
     /// The keys of both matrices. Adds a problem if one is missing.
@@ -264,7 +268,12 @@ impl Planner<'_> {
     }
 
     /// Plans the trained rows of an embedding.
-    pub fn tokens(&mut self, name: &str, key: &str) -> Result<()> {
+    pub fn tokens(&mut self, name: &str, key: &str, keys: &Keys) -> Result<()> {
+        if !self.base.contains(&join(&self.locate(name), "weight"))
+            && self.is_copy_of_rows(key, keys)?
+        {
+            return Ok(());
+        }
         let indices = &self.lora.trainable_token_indices;
         let found = indices.iter().find(|(end, _)| is_or_ends_with(name, end));
         let Some((_, rows)) = found else {

@@ -6,7 +6,6 @@ mod change;
 mod layers;
 mod modules;
 mod parameters;
-mod paths;
 mod plain;
 mod plan;
 mod settings;
@@ -14,6 +13,7 @@ mod tying;
 mod var_builder;
 mod write;
 
+pub(super) use base::Base;
 pub use var_builder::{MergeCheck, merged_var_builder, merged_var_builder_with};
 pub use write::{MergeReport, merge_checkpoint, merge_checkpoint_with};
 
@@ -116,8 +116,7 @@ impl MergeOptions {
         self
     }
 
-    /// Replaces the prefix `from` of adapter paths by `to`; the first match wins. Without any rename, a
-    /// checkpoint whose names have one prefix more or less is recognised.
+    /// The same as [`AdapterDir::rename`](super::AdapterDir::rename).
     pub fn rename(mut self, from: impl Into<String>, to: impl Into<String>) -> Self {
         self.rename.push((from.into(), to.into()));
         self
@@ -128,15 +127,5 @@ impl MergeOptions {
     pub fn progress(mut self, call: impl Fn(usize, usize, &str) + Send + Sync + 'static) -> Self {
         self.progress = Some(Arc::new(call));
         self
-    }
-
-    fn renamed(&self, path: &str) -> String {
-        use crate::config::matching::is_or_starts_with;
-        let mut fitting = self.rename.iter();
-        let fitting = fitting.find(|(from, _)| from.is_empty() || is_or_starts_with(path, from));
-        match fitting {
-            Some((from, to)) => crate::path::join(to, path[from.len()..].trim_start_matches('.')),
-            None => path.into(),
-        }
     }
 }

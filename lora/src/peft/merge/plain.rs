@@ -2,7 +2,6 @@
 
 use super::change::Start;
 use super::modules::Keys;
-use super::paths::Paths;
 use super::plan::Planner;
 use crate::Result;
 use crate::adapter::Part;
@@ -10,6 +9,7 @@ use crate::config::matching::{is_bias, is_or_ends_with, modules_above};
 use crate::path::join;
 use crate::peft::TokenIndices;
 use crate::peft::keys::{self, is_embedding, without_wrappers};
+use crate::peft::rounding::same_values;
 use candle_core::{DType, Tensor};
 use safetensors::tensor::TensorInfo;
 use std::collections::HashSet;
@@ -24,7 +24,7 @@ impl Planner<'_> {
             let rest = bare[module.len()..].trim_start_matches('.');
             let own = rest.split_once('.').map(|(_, name)| join(module, name));
             let is_double = own.is_some_and(|own| sorted.plain.contains_key(&own));
-            if keys::is_bias_of_copy(rest) || (keys::is_of_copy(rest) && is_double) {
+            if keys::is_of_copy(rest) || (keys::is_within_copy(rest) && is_double) {
                 return Ok(());
             }
             return self.replace(&bare, key, sorted, true);
@@ -139,14 +139,14 @@ impl Planner<'_> {
         Ok(())
     }
 
-    /// Whether a tensor of the file is the base's own, in the base's dtype.
+    /// Whether a tensor of the file is the base's own, also when one of them was rounded.
     pub fn is_base(&mut self, key: &str, name: &str) -> Result<bool> {
         let shape = self.shape_of(key).to_vec();
         if self.base.shape(name) != Some(&shape) || !self.are_floats(name, &[key]) {
             return Ok(false);
         }
         let (base, own) = (self.base.tensor(name)?, self.adapter.tensor(key)?);
-        equal(&base, &own.to_dtype(base.dtype())?)
+        same_values(&base, &own)
     }
 
     /// Whether an embedding of the file has the same values and a place in the base: both modules
@@ -157,6 +157,27 @@ impl Planner<'_> {
             if other != key
                 && self.shape_of(other) == self.shape_of(key)
                 && self.base.contains(&place)
+                && equal(&self.adapter.tensor(other)?, &self.adapter.tensor(key)?)?
+            {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// Whether these trained rows are an embedding's once more: those of a head that shares its
+    /// weight, and has none of its own in the base.
+    pub fn is_copy_of_rows(&self, key: &str, keys: &Keys) -> Result<bool> {
+        let rows = keys.modules.iter();
+        let rows = rows.filter_map(|(path, module)| Some((path, module.get(Part::Tokens)?)));
+        for (path, other) in rows
+            .filter(|(path, _)| keys::is_embedding_path(path))
+            .take(16)
+        {
+            let has_place = self.base.contains(&join(&self.locate(path), "weight"));
+            if has_place
+                && other != key
+                && self.shape_of(other) == self.shape_of(key)
                 && equal(&self.adapter.tensor(other)?, &self.adapter.tensor(key)?)?
             {
                 return Ok(true);
@@ -191,7 +212,7 @@ impl Planner<'_> {
     /// Adds a problem for everything that the configuration names and the adapter lacks.
     pub fn find_missing(&mut self, keys: &Keys) -> Result<()> {
         // With other names, nothing tells which tensors of the base the configuration means.
-        if self.paths != Paths::Same || !self.options.rename.is_empty() {
+        if !self.naming.is_same() {
             return Ok(());
         }
         let modules = keys.modules.keys();

@@ -4,22 +4,26 @@ use super::MergeOptions;
 use super::base::Base;
 use super::change::{Change, Start, outcome};
 use super::modules::Keys;
-use super::paths::Paths;
 use super::settings;
 use super::tying::Tie;
 use crate::adapter::Part;
 use crate::adapter::update;
-use crate::config::selection::Selection;
-use crate::file::TensorFile;
+use crate::config::naming::{Naming, strangers, with_modules};
+use crate::config::selection::{Overrides, Selection};
 use crate::peft::InitWeights;
+use crate::peft::experts::are_old;
+use crate::peft::files;
+use crate::peft::fused::Fused;
+use crate::peft::import::Format;
 use crate::peft::keys::{without_wrappers, wrappers_behind};
-use crate::peft::{AdapterConfig, CONFIG_FILE, files};
+use crate::peft::tensors::Tensors;
+use crate::peft::weights::Weights;
+use crate::peft::{AdapterConfig, AdapterDir, CONFIG_FILE, TokenIndices, keys};
 use crate::{Error, LoraConfig, Result, ops};
 use candle_core::{DType, Tensor};
 use indexmap::IndexMap;
 use safetensors::tensor::Dtype;
 use serde_json::Value;
-use std::path::Path;
 
 /// How many values of a tensor are in memory in the wider dtype at a time.
 const PIECE: usize = 1 << 24;
@@ -30,14 +34,19 @@ pub(super) struct Plan {
     pub changes: IndexMap<String, Change>,
     /// What `config.json` must say of the result and does not say of the base.
     pub settings: IndexMap<String, Value>,
-    adapter: TensorFile,
+    adapter: Tensors,
 }
 
 impl Plan {
-    pub fn new(base: &Base, dir: &Path, options: &MergeOptions) -> Result<Self> {
-        let mut config = AdapterConfig::read(dir)?;
+    pub fn new(base: &Base, dir: &AdapterDir, options: &MergeOptions) -> Result<Self> {
+        let (
+            mut config,
+            Weights {
+                tensors: mut adapter,
+            },
+        ) = files::open_pair(dir)?;
         let in_config = |problems| Error::File {
-            path: dir.join(CONFIG_FILE),
+            path: dir.path().join(CONFIG_FILE),
             problems,
         };
         let mut problems = Vec::new();
@@ -54,7 +63,7 @@ impl Plan {
             // On its residual base the adapter is one like any other.
             config.init_lora_weights = InitWeights::Flag(true);
         }
-        let lora = match config.lora_config() {
+        let mut lora = match config.lora_config() {
             Ok(lora) if problems.is_empty() => lora,
             Ok(_) => return Err(in_config(problems)),
             Err(more) => {
@@ -62,14 +71,44 @@ impl Plan {
                 return Err(in_config(problems));
             }
         };
-        let adapter = TensorFile::open(&files::weights_path(dir)?)?;
-        let keys = Keys::of(&adapter)?;
-        let modules = keys.modules.keys().map(|path| without_wrappers(path));
-        let plain = keys.plain.keys().map(|name| without_wrappers(name));
-        let all: Vec<String> = modules.chain(plain).collect();
-        let all: Vec<String> = all.iter().map(|path| options.renamed(path)).collect();
-        let paths = Paths::find(base, all.iter().map(String::as_str));
-        let tie = Tie::find(base, &keys, |path| paths.of(&options.renamed(path)))?;
+        let failed = |problems| Error::File {
+            path: dir.path().into(),
+            problems,
+        };
+        if let Some(TokenIndices::Input(ids)) = &config.trainable_token_indices {
+            let path = adapter.input_embedding(keys::is_embedding_path);
+            if let Some(path) = path.map_err(|problem| failed(vec![problem]))? {
+                lora.trainable_token_indices = IndexMap::from([(path, ids.clone())]);
+            }
+        }
+        let known = with_modules(base.names());
+        let paths = adapter.paths();
+        let renames = [&dir.renames[..], &options.rename].concat();
+        let naming = Naming::find(paths.iter().map(String::as_str), &known, &renames);
+        let naming = naming.map_err(|problem| failed(vec![problem]))?;
+        naming.notes().iter().for_each(|note| dir.tell(note));
+        let weights = base.names().filter_map(|name| {
+            let path = name.strip_suffix(".weight").unwrap_or(name);
+            Some((path.to_string(), base.shape(name)?.to_vec()))
+        });
+        let mut problems = Vec::new();
+        let mut fused = Fused {
+            tensors: &mut adapter,
+            config: &mut lora,
+            weights: &weights.collect(),
+            of: &|path| naming.of(path),
+            back: &|path| path.into(),
+            old: are_old(dir, &config),
+        };
+        fused.fit(&mut problems)?;
+        if !problems.is_empty() {
+            return Err(failed(problems));
+        }
+        let keys = Keys::of(&adapter);
+        let tie = Tie::find(base, &keys, |path| naming.of(path))?;
+        let as_model = !naming.is_same()
+            && !ranks_fit(&keys, &adapter, &lora, |path| path.into())?
+            && ranks_fit(&keys, &adapter, &lora, |path| naming.of(path))?;
         let mut planner = Planner {
             base,
             adapter: &adapter,
@@ -77,7 +116,9 @@ impl Plan {
             lora: &lora,
             options,
             selection: Selection::new(&lora)?,
-            paths,
+            dir,
+            naming,
+            as_model,
             tie,
             changes: IndexMap::new(),
             problems: Vec::new(),
@@ -85,15 +126,22 @@ impl Plan {
         planner.plan(&keys)?;
         let Planner {
             changes,
-            problems,
+            mut problems,
+            naming,
             tie,
             ..
         } = planner;
         if !problems.is_empty() {
-            return Err(Error::File {
-                path: dir.into(),
-                problems,
-            });
+            let is_known = |path: &String| known.contains(&*naming.of(path));
+            if !paths.is_empty() && !paths.iter().any(is_known) {
+                let paths: Vec<&str> = paths.iter().map(String::as_str).collect();
+                let keys = adapter.tensors().keys().map(String::as_str);
+                let foreign = Format::of(keys).and_then(Format::hint);
+                let stranger = || strangers(&paths, &base.names().collect::<Vec<_>>());
+                problems.push(foreign.unwrap_or_else(stranger));
+            }
+            problems.extend(base.quantised());
+            return Err(failed(problems));
         }
         let mut plan = Self {
             changes,
@@ -182,6 +230,29 @@ impl Plan {
     }
 }
 
+/// True if the settings give each matrix A its rank, with the paths as `read` gives them. PEFT writes
+/// settings and keys with the same paths. Some tools change the keys afterwards.
+fn ranks_fit(
+    keys: &Keys,
+    adapter: &Tensors,
+    lora: &LoraConfig,
+    read: impl Fn(&str) -> String,
+) -> Result<bool> {
+    let mut selection = Selection::new(lora)?;
+    for (path, module) in &keys.modules {
+        let info = module
+            .get(Part::A)
+            .and_then(|key| adapter.tensors().get(key));
+        let rows = info.and_then(|info| info.shape.first());
+        let path = read(&without_wrappers(path));
+        let rank = selection.settings(&path, Overrides::default())?.rank;
+        if rows.is_some_and(|rows| *rows != rank) {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
 /// A tensor's values in order, about [`PIECE`] at a time.
 pub(super) fn parts(tensor: &Tensor) -> Result<impl Iterator<Item = Result<Tensor>>> {
     let flat = tensor.flatten_all()?;
@@ -193,12 +264,15 @@ pub(super) fn parts(tensor: &Tensor) -> Result<impl Iterator<Item = Result<Tenso
 /// A plan in the making.
 pub(super) struct Planner<'a> {
     pub base: &'a Base,
-    pub adapter: &'a TensorFile,
+    pub adapter: &'a Tensors,
     pub config: &'a AdapterConfig,
     pub lora: &'a LoraConfig,
     pub options: &'a MergeOptions,
     pub selection: Selection<'a>,
-    pub paths: Paths,
+    pub dir: &'a AdapterDir,
+    pub naming: Naming,
+    /// The settings mean the base's paths, not the adapter's.
+    pub as_model: bool,
     /// The head that shares an embedding's weight in the base.
     pub tie: Option<Tie>,
     pub changes: IndexMap<String, Change>,
@@ -216,7 +290,7 @@ impl Planner<'_> {
         for (path, module) in &keys.modules {
             let name = without_wrappers(path);
             if let Some(key) = module.get(Part::Tokens) {
-                self.tokens(&name, key)?;
+                self.tokens(&name, key, keys)?;
             }
             let low_rank = module.has(Part::A) || module.has(Part::B);
             let of_layer = low_rank && !module.of_lookup;
@@ -251,7 +325,7 @@ impl Planner<'_> {
 
     /// The path in the checkpoint of a path in the adapter.
     pub fn locate(&self, path: &str) -> String {
-        self.paths.of(&self.options.renamed(path))
+        self.naming.of(path)
     }
 
     /// The shape that a tensor has before its update: its own, or that of what replaces it.

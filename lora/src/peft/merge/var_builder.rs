@@ -4,6 +4,7 @@ use super::MergeOptions;
 use super::base::Base;
 use super::change::{Change, Start};
 use super::plan::Plan;
+use crate::peft::AdapterDir;
 use crate::{Error, Result};
 use candle_core::{DType, Device, Shape, Tensor};
 use candle_nn::VarBuilder;
@@ -53,7 +54,7 @@ use std::sync::{Arc, Mutex};
 /// error when the model asks for its tensor.
 pub fn merged_var_builder<P: AsRef<Path>>(
     base: &[P],
-    adapter: impl AsRef<Path>,
+    adapter: impl Into<AdapterDir>,
     dtype: DType,
     device: &Device,
 ) -> Result<(VarBuilder<'static>, MergeCheck)> {
@@ -66,19 +67,20 @@ pub fn merged_var_builder<P: AsRef<Path>>(
 /// Those of [`merged_var_builder`].
 pub fn merged_var_builder_with<P: AsRef<Path>>(
     base: &[P],
-    adapter: impl AsRef<Path>,
+    adapter: impl Into<AdapterDir>,
     dtype: DType,
     device: &Device,
     options: &MergeOptions,
 ) -> Result<(VarBuilder<'static>, MergeCheck)> {
     let paths: Vec<PathBuf> = base.iter().map(|path| path.as_ref().into()).collect();
     let base = Base::open_all(&paths)?;
-    let plan = Plan::new(&base, adapter.as_ref(), options)?;
+    let adapter = adapter.into();
+    let plan = Plan::new(&base, &adapter, options)?;
     // A head that is the embedding's weight is not asked for by every model.
     let is_own = |change: &Change| !matches!(change.start, Start::Merged(_));
     let changes = plan.changes.iter().filter(|(_, change)| is_own(change));
     let check = MergeCheck {
-        adapter: adapter.as_ref().into(),
+        adapter: adapter.path().into(),
         all: changes.map(|(name, _)| name.clone()).collect(),
         settings: plan.settings.clone(),
         asked: Arc::default(),

@@ -6,6 +6,7 @@ use super::plan::{Plan, parts};
 use super::settings;
 use crate::file::TensorFile;
 use crate::file::{read_bounded, stage, sync, temporary};
+use crate::peft::AdapterDir;
 use crate::peft::config::json_bytes;
 use crate::{Error, Result};
 use candle_core::Tensor;
@@ -62,7 +63,7 @@ pub struct MergeReport {
 /// can allow some of these.
 pub fn merge_checkpoint(
     base: impl AsRef<Path>,
-    adapter: impl AsRef<Path>,
+    adapter: impl Into<AdapterDir>,
     out: impl AsRef<Path>,
 ) -> Result<MergeReport> {
     merge_checkpoint_with(base, adapter, out, &MergeOptions::new())
@@ -74,13 +75,13 @@ pub fn merge_checkpoint(
 /// Those of [`merge_checkpoint`].
 pub fn merge_checkpoint_with(
     base: impl AsRef<Path>,
-    adapter: impl AsRef<Path>,
+    adapter: impl Into<AdapterDir>,
     out: impl AsRef<Path>,
     options: &MergeOptions,
 ) -> Result<MergeReport> {
-    let (adapter, out) = (adapter.as_ref(), out.as_ref());
+    let (adapter, out) = (adapter.into(), out.as_ref());
     let base = Base::open(base.as_ref())?;
-    let plan = Plan::new(&base, adapter, options)?;
+    let plan = Plan::new(&base, &adapter, options)?;
     let dir = match &base.dir {
         Some(_) => out,
         None => match out.parent() {
