@@ -312,14 +312,26 @@ fn a_state_that_does_not_fit_changes_nothing() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("state");
     state_of(&config().init(Init::Pissa), &path);
-    // Another base weight: the part that the adapter took is not in it.
-    let mut other = base();
-    other.fc1 = Linear::new(fixed((8, 32), DType::F32, 50), other.fc1.bias().cloned());
-    let mut model = other.to_lora(&config()).unwrap();
-    let before = all_values(&model);
-    let expected = "has an adapter for another weight of `fc1` than the base model's";
-    refused(load_state(&path, &mut model, adamw), &[expected]);
-    assert_eq!(all_values(&model), before);
+    // Another base model: with another weight, another norm, in another dtype, quantised.
+    let (mut one, mut two) = (base(), base());
+    one.fc1 = Linear::new(fixed((8, 32), DType::F32, 50), one.fc1.bias().cloned());
+    two.norm = LayerNorm::new(fixed(8, DType::F32, 50), fixed(8, DType::F32, 5), 1e-5);
+    let loftq = config().init(Init::Loftq).target_modules(["fc1"]);
+    for (layer, mut model) in [
+        ("fc1", one.to_lora(&config()).unwrap()),
+        ("norm", two.to_lora(&config()).unwrap()),
+        (
+            "fc2",
+            base().to_frozen().unwrap().to_dtype(DType::F64).unwrap(),
+        ),
+        ("fc1", base().to_lora(&loftq).unwrap()),
+    ] {
+        let before = all_values(&model);
+        let expected =
+            format!("was trained with other base weights than this model has at `{layer}`");
+        refused(load_state(&path, &mut model, adamw), &[&expected]);
+        assert_eq!(all_values(&model), before);
+    }
 
     // Another width, another model.
     let mut narrow = base();
@@ -330,13 +342,19 @@ fn a_state_that_does_not_fit_changes_nothing() {
     let mut model = narrow.to_frozen().unwrap();
     refused(
         load_state(&path, &mut model, adamw),
-        &["`adapter.fc1.lora_B.default.weight` has shape [8, 4], the model's [7, 4]"],
+        &[
+            "`adapter.fc1.lora_B.default.weight` has shape [8, 4], the model's [7, 4]",
+            "other base weights than this model has at `norm`",
+        ],
     );
     let mut linear = base().fc1.to_frozen().unwrap();
     let fresh = |model: &mut _| AdamW::for_model(model, ParamsAdamW::default());
     refused(
         load_state(&path, &mut linear, fresh),
-        &["is of another model: this one has no layer `fc1`", "`fc2`"],
+        &[
+            "is of another model: this one has no layer `fc1`",
+            "is of another model: it has no layer ``",
+        ],
     );
 
     // An optimiser of other parameters.
