@@ -399,3 +399,38 @@ fn a_state_that_does_not_fit_changes_nothing() {
         &["call unmerge() first"],
     );
 }
+
+/// Whatever is wrong with a file: an error or a state, and no panic.
+#[test]
+fn a_damaged_state_is_an_error_or_a_state() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("state");
+    let config = config()
+        .init(Init::Pissa)
+        .use_dora(true)
+        .modules_to_save(["norm"])
+        .trainable_token_indices("embed", [2, 7]);
+    state_of(&config, &path);
+    let bytes = std::fs::read(&path).unwrap();
+    let header = 8 + u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+    let mut refusals = 0;
+    for turn in 0..400 {
+        // Fixed places without a pattern, most of them in the header, where the words are.
+        let place = |n: usize, within: usize| (n * 7919 + 31 * turn * turn) % within;
+        let mut damaged = bytes.clone();
+        let within = if turn % 4 == 0 { bytes.len() } else { header };
+        for n in 0..=turn % 2 {
+            damaged[place(n + turn, within)] = b"09[]{},:-\"et"[(n + turn) % 12];
+        }
+        std::fs::write(&path, &damaged).unwrap();
+        let mut model = base().to_frozen().unwrap();
+        match load_state(&path, &mut model, adamw) {
+            Ok(_) => drop(model.forward(&batch(0))),
+            Err(_) => {
+                refusals += 1;
+                assert!(model.adapter_names().is_empty());
+            }
+        }
+    }
+    assert!(refusals > 200, "{refusals}");
+}
