@@ -31,15 +31,18 @@ impl Module for Net {
     }
 }
 
-/// The head shares the embedding's weight.
 fn base() -> Net {
-    let f32 = DType::F32;
-    let table = fixed((11, 32), f32, 1);
-    let bias = |n, seed| Some(fixed(n, f32, seed));
+    base_of(DType::F32)
+}
+
+/// The head shares the embedding's weight.
+fn base_of(dtype: DType) -> Net {
+    let table = fixed((11, 32), dtype, 1);
+    let bias = |n, seed| Some(fixed(n, dtype, seed));
     Net {
-        fc1: Linear::new(fixed((8, 32), f32, 2), bias(8, 3)),
-        norm: LayerNorm::new(fixed(8, f32, 4), fixed(8, f32, 5), 1e-5),
-        fc2: Linear::new(fixed((32, 8), f32, 6), bias(32, 7)),
+        fc1: Linear::new(fixed((8, 32), dtype, 2), bias(8, 3)),
+        norm: LayerNorm::new(fixed(8, dtype, 4), fixed(8, dtype, 5), 1e-5),
+        fc2: Linear::new(fixed((32, 8), dtype, 6), bias(32, 7)),
         lm_head: Linear::new(table.clone(), None),
         embed: Embedding::new(table, 32),
         temperature: None,
@@ -186,6 +189,44 @@ fn every_initial_value_is_resumed() {
     // Its quantiser takes 32 inputs at a time.
     check_config("loftq", &config().init(Init::Loftq).target_modules(["fc1"]));
     check_config("pissa, dora", &config().init(Init::Pissa).use_dora(true));
+}
+
+/// A residual base of 16 bits is rounded as the first was.
+#[test]
+fn a_base_of_sixteen_bits_is_resumed() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("state");
+    for init in [Init::Default, Init::Pissa, Init::Olora] {
+        let base = base_of(DType::BF16);
+        let mut model = base.to_lora(&config().init(init)).unwrap();
+        let mut optimizer = adamw(&mut model).unwrap();
+        train(&model, &mut optimizer, 0..2).unwrap();
+        save_state(&path, &model, &optimizer).unwrap();
+        let losses = train(&model, &mut optimizer, 2..4).unwrap();
+        let mut again = base.to_frozen().unwrap();
+        let mut optimizer = load_state(&path, &mut again, adamw).unwrap();
+        assert_eq!(train(&again, &mut optimizer, 2..4).unwrap(), losses);
+        assert_eq!(all_values(&again), all_values(&model));
+    }
+}
+
+/// The state keeps an adapter of a residual base as it is, an export converts it.
+#[test]
+fn an_export_of_resumed_training_is_for_the_original_base() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("state");
+    state_of(&config().init(Init::Pissa), &path);
+    let mut model = base().to_frozen().unwrap();
+    let mut optimizer = load_state(&path, &mut model, adamw).unwrap();
+    train(&model, &mut optimizer, 1..3).unwrap();
+    assert_eq!(model.trainable_vars()[0].dims(), [4, 32]);
+    let exported = dir.path().join("adapter");
+    model.save_adapter(&exported).unwrap();
+    let loaded = base().with_adapter(&exported).unwrap();
+    assert_eq!(loaded.trainable_vars()[0].dims(), [8, 32]);
+    model.eval();
+    let (ours, theirs) = (model.forward(&batch(0)), loaded.forward(&batch(0)));
+    lora_tests::assert_close("export", &theirs.unwrap(), &ours.unwrap(), 1e-5);
 }
 
 #[test]
