@@ -50,7 +50,9 @@
 //! - The state of the adapters: [`LayerStatus`], [`ModelStatus`].
 //! - The layers themselves, for use by hand: [`layers`].
 //! - Functions with candle's signatures that pass the gradient where candle's do not: [`ops`].
-//! - Optimisers, LoRA+ and LoRA-FA among them, schedules, gradient clipping: [`optim`].
+//! - Optimisers, LoRA+ and LoRA-FA among them, schedules, gradient clipping: [`optim`]. Training that
+//!   stops and goes on exactly there: [`optim::save_state`], [`optim::load_state`].
+//! - The seed of what training draws: [`seed_dropout`]; of initial values: [`LoraConfig::seed`].
 //! - Adapters as files, and merged into checkpoints: [`peft`]. Weights from model to model:
 //!   [`transfer_weights`].
 //! - Chains of layers as one node: [`blocks`]. Parts that keep no inner values: [`checkpoint`].

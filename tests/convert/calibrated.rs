@@ -4,7 +4,7 @@ use candle_core::quantized::{GgmlDType, QTensor};
 use candle_core::{D, DType, Device, Result, Tensor};
 use candle_nn::{Activation, Conv1d, Conv1dConfig, Linear, Module};
 use lora::blocks;
-use lora::{Init, LoftqConfig, LoraConfig, LoraModel, LoraModule};
+use lora::{Adapted, Init, LoftqConfig, LoraConfig, LoraModel, LoraModule};
 use lora_tests::{assert_close, fixed, relative_error, values};
 
 /// Two layers; on request as one node.
@@ -272,9 +272,7 @@ fn loftq_makes_up_for_the_quantisation() {
             .init(Init::Loftq)
             .loftq_config(loftq);
         let mut model = base.to_lora(&config).unwrap();
-        // What `weight()` gives has the adapter in it.
-        let mut params = model.named_params().into_iter();
-        let quantised = params.find(|param| param.path == "weight").unwrap().tensor;
+        let quantised = model.unmerged_weight().clone();
         if iterations == 1 {
             let expected = QTensor::quantize(&weight, quantiser).unwrap();
             let expected = expected.dequantize(&Device::Cpu).unwrap();

@@ -59,6 +59,7 @@ const _: () = {
     }
     #[automatically_derived]
     impl _lora::Clone for LoraMlp {
+        /// Shares the variables: the clone changes as training goes on. `deep_clone` gives a snapshot.
         fn clone(&self) -> Self {
             Self {
                 fc1: _lora::Clone::clone(&self.fc1),
@@ -186,6 +187,7 @@ const _: () = {
     where
         N: ::lora::LoraModel,
     {
+        /// Shares the variables: the clone changes as training goes on. `deep_clone` gives a snapshot.
         fn clone(&self) -> Self {
             match self {
                 Self::Dense(f0) => Self::Dense(_lora::Clone::clone(f0)),
@@ -303,6 +305,7 @@ const _: () = {
     }
     #[automatically_derived]
     impl _lora::Clone for LoraNet {
+        /// Shares the variables: the clone changes as training goes on. `deep_clone` gives a snapshot.
         fn clone(&self) -> Self {
             Self {
                 config: _lora::Clone::clone(&self.config),

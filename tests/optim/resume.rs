@@ -31,15 +31,18 @@ impl Module for Net {
     }
 }
 
-/// The head shares the embedding's weight.
 fn base() -> Net {
-    let f32 = DType::F32;
-    let table = fixed((11, 32), f32, 1);
-    let bias = |n, seed| Some(fixed(n, f32, seed));
+    base_of(DType::F32)
+}
+
+/// The head shares the embedding's weight.
+fn base_of(dtype: DType) -> Net {
+    let table = fixed((11, 32), dtype, 1);
+    let bias = |n, seed| Some(fixed(n, dtype, seed));
     Net {
-        fc1: Linear::new(fixed((8, 32), f32, 2), bias(8, 3)),
-        norm: LayerNorm::new(fixed(8, f32, 4), fixed(8, f32, 5), 1e-5),
-        fc2: Linear::new(fixed((32, 8), f32, 6), bias(32, 7)),
+        fc1: Linear::new(fixed((8, 32), dtype, 2), bias(8, 3)),
+        norm: LayerNorm::new(fixed(8, dtype, 4), fixed(8, dtype, 5), 1e-5),
+        fc2: Linear::new(fixed((32, 8), dtype, 6), bias(32, 7)),
         lm_head: Linear::new(table.clone(), None),
         embed: Embedding::new(table, 32),
         temperature: None,
@@ -188,6 +191,44 @@ fn every_initial_value_is_resumed() {
     check_config("pissa, dora", &config().init(Init::Pissa).use_dora(true));
 }
 
+/// A residual base of 16 bits is rounded as the first was.
+#[test]
+fn a_base_of_sixteen_bits_is_resumed() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("state");
+    for init in [Init::Default, Init::Pissa, Init::Olora] {
+        let base = base_of(DType::BF16);
+        let mut model = base.to_lora(&config().init(init)).unwrap();
+        let mut optimizer = adamw(&mut model).unwrap();
+        train(&model, &mut optimizer, 0..2).unwrap();
+        save_state(&path, &model, &optimizer).unwrap();
+        let losses = train(&model, &mut optimizer, 2..4).unwrap();
+        let mut again = base.to_frozen().unwrap();
+        let mut optimizer = load_state(&path, &mut again, adamw).unwrap();
+        assert_eq!(train(&again, &mut optimizer, 2..4).unwrap(), losses);
+        assert_eq!(all_values(&again), all_values(&model));
+    }
+}
+
+/// The state keeps an adapter of a residual base as it is, an export converts it.
+#[test]
+fn an_export_of_resumed_training_is_for_the_original_base() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("state");
+    state_of(&config().init(Init::Pissa), &path);
+    let mut model = base().to_frozen().unwrap();
+    let mut optimizer = load_state(&path, &mut model, adamw).unwrap();
+    train(&model, &mut optimizer, 1..3).unwrap();
+    assert_eq!(model.trainable_vars()[0].dims(), [4, 32]);
+    let exported = dir.path().join("adapter");
+    model.save_adapter(&exported).unwrap();
+    let loaded = base().with_adapter(&exported).unwrap();
+    assert_eq!(loaded.trainable_vars()[0].dims(), [8, 32]);
+    model.eval();
+    let (ours, theirs) = (model.forward(&batch(0)), loaded.forward(&batch(0)));
+    lora_tests::assert_close("export", &theirs.unwrap(), &ours.unwrap(), 1e-5);
+}
+
 #[test]
 fn calibrated_adapters_are_resumed_without_their_data() {
     for init in [Init::Eva, Init::Corda, Init::LoraGa] {
@@ -312,14 +353,26 @@ fn a_state_that_does_not_fit_changes_nothing() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("state");
     state_of(&config().init(Init::Pissa), &path);
-    // Another base weight: the part that the adapter took is not in it.
-    let mut other = base();
-    other.fc1 = Linear::new(fixed((8, 32), DType::F32, 50), other.fc1.bias().cloned());
-    let mut model = other.to_lora(&config()).unwrap();
-    let before = all_values(&model);
-    let expected = "has an adapter for another weight of `fc1` than the base model's";
-    refused(load_state(&path, &mut model, adamw), &[expected]);
-    assert_eq!(all_values(&model), before);
+    // Another base model: with another weight, another norm, in another dtype, quantised.
+    let (mut one, mut two) = (base(), base());
+    one.fc1 = Linear::new(fixed((8, 32), DType::F32, 50), one.fc1.bias().cloned());
+    two.norm = LayerNorm::new(fixed(8, DType::F32, 50), fixed(8, DType::F32, 5), 1e-5);
+    let loftq = config().init(Init::Loftq).target_modules(["fc1"]);
+    for (layer, mut model) in [
+        ("fc1", one.to_lora(&config()).unwrap()),
+        ("norm", two.to_lora(&config()).unwrap()),
+        (
+            "fc2",
+            base().to_frozen().unwrap().to_dtype(DType::F64).unwrap(),
+        ),
+        ("fc1", base().to_lora(&loftq).unwrap()),
+    ] {
+        let before = all_values(&model);
+        let expected =
+            format!("was trained with other base weights than this model has at `{layer}`");
+        refused(load_state(&path, &mut model, adamw), &[&expected]);
+        assert_eq!(all_values(&model), before);
+    }
 
     // Another width, another model.
     let mut narrow = base();
@@ -330,13 +383,19 @@ fn a_state_that_does_not_fit_changes_nothing() {
     let mut model = narrow.to_frozen().unwrap();
     refused(
         load_state(&path, &mut model, adamw),
-        &["`adapter.fc1.lora_B.default.weight` has shape [8, 4], the model's [7, 4]"],
+        &[
+            "`adapter.fc1.lora_B.default.weight` has shape [8, 4], the model's [7, 4]",
+            "other base weights than this model has at `norm`",
+        ],
     );
     let mut linear = base().fc1.to_frozen().unwrap();
     let fresh = |model: &mut _| AdamW::for_model(model, ParamsAdamW::default());
     refused(
         load_state(&path, &mut linear, fresh),
-        &["is of another model: this one has no layer `fc1`", "`fc2`"],
+        &[
+            "is of another model: this one has no layer `fc1`",
+            "is of another model: it has no layer ``",
+        ],
     );
 
     // An optimiser of other parameters.
@@ -380,4 +439,39 @@ fn a_state_that_does_not_fit_changes_nothing() {
         load_state(&path, &mut merged, adamw),
         &["call unmerge() first"],
     );
+}
+
+/// Whatever is wrong with a file: an error or a state, and no panic.
+#[test]
+fn a_damaged_state_is_an_error_or_a_state() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("state");
+    let config = config()
+        .init(Init::Pissa)
+        .use_dora(true)
+        .modules_to_save(["norm"])
+        .trainable_token_indices("embed", [2, 7]);
+    state_of(&config, &path);
+    let bytes = std::fs::read(&path).unwrap();
+    let header = 8 + u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+    let mut refusals = 0;
+    for turn in 0..400 {
+        // Fixed places without a pattern, most of them in the header, where the words are.
+        let place = |n: usize, within: usize| (n * 7919 + 31 * turn * turn) % within;
+        let mut damaged = bytes.clone();
+        let within = if turn % 4 == 0 { bytes.len() } else { header };
+        for n in 0..=turn % 2 {
+            damaged[place(n + turn, within)] = b"09[]{},:-\"et"[(n + turn) % 12];
+        }
+        std::fs::write(&path, &damaged).unwrap();
+        let mut model = base().to_frozen().unwrap();
+        match load_state(&path, &mut model, adamw) {
+            Ok(_) => drop(model.forward(&batch(0))),
+            Err(_) => {
+                refusals += 1;
+                assert!(model.adapter_names().is_empty());
+            }
+        }
+    }
+    assert!(refusals > 200, "{refusals}");
 }

@@ -190,6 +190,29 @@ fn a_tied_head_with_dora_has_its_own_magnitude() {
     }
 }
 
+/// A further adapter of a tied embedding is merged without ever having acted.
+#[test]
+fn a_tied_adapter_from_a_file_reaches_the_head() {
+    for use_dora in [false, true] {
+        let config = LoraConfig::new(2)
+            .target_modules(["embed"])
+            .ensure_weight_tying(true)
+            .use_dora(use_dora)
+            .seed(1);
+        let base = lm(true, 7, DType::F64);
+        let model = base.to_lora(&config).unwrap();
+        perturb(&model, 5);
+        let out = model.forward(&ids()).unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        model.save_adapter(dir.path()).unwrap();
+        let mut other = base.to_lora(&config.target_modules(["embed"])).unwrap();
+        other.set_active(&[]).unwrap();
+        other.load_adapter_as("saved", dir.path()).unwrap();
+        other.merge_adapters(&["saved"]).unwrap();
+        assert_close("merged", &other.forward(&ids()).unwrap(), &out, 1e-12);
+    }
+}
+
 /// PEFT's target_parameters can name the weight of a linear layer.
 #[test]
 fn a_linear_layer_is_adapted_by_the_name_of_its_weight() {

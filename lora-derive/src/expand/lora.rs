@@ -50,6 +50,7 @@ pub fn expand(item: &Item<'_>, bounds: &Bounds) -> TokenStream {
 
         #[automatically_derived]
         impl #params _lora::Clone for #lora #args #clause {
+            /// Shares the variables: the clone changes as training goes on. `deep_clone` gives a snapshot.
             fn clone(&self) -> Self {
                 #clone
             }

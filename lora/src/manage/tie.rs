@@ -117,10 +117,10 @@ fn view(head: &dyn Adapted, adapter: &Adapter) -> Result<Adapter> {
         parked: old.map(|old| old.parked.clone()).unwrap_or_default(),
         ..adapter.clone()
     };
-    view.magnitude = match (
-        &adapter.magnitude,
-        old.and_then(|old| old.magnitude.clone()),
-    ) {
+    let own = old.and_then(|old| old.magnitude.clone());
+    view.magnitude = match (&adapter.magnitude, own) {
+        (None, _) => None,
+        (Some(_), Some(own)) => Some(own),
         (Some(of_embedding), None) => {
             let norms = updates::norms(head, &view)?;
             let weight = head.unmerged_weight();
@@ -131,7 +131,6 @@ fn view(head: &dyn Adapted, adapter: &Adapter) -> Result<Adapter> {
                 false => start,
             })
         }
-        (_, old) => old,
     };
     Ok(view)
 }

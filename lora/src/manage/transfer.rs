@@ -1,6 +1,7 @@
 //! Carrying weights from one model to another.
 
 use super::is_merged;
+use super::tie::retie;
 use crate::adapter::Access;
 use crate::adapter::{copies, release};
 use crate::path::join;
@@ -117,7 +118,8 @@ pub(crate) fn assign<M: LoraModule>(model: &mut M, values: &HashMap<String, Tens
             }
         }
         Ok(())
-    })
+    })?;
+    retie(model)
 }
 
 /// As [`assign`], for adapters' parameters and for the layers' own parameters as this adapter sees
@@ -141,7 +143,9 @@ pub(crate) fn assign_to_adapter<M: LoraModule>(
             put(path, &name, tensor)?;
         }
         Ok(())
-    })
+    })?;
+    // Heads see what was put into a frozen tensor of an embedding, too.
+    retie(model)
 }
 
 fn set(param: &mut Tensor, value: &Tensor) -> Result<()> {

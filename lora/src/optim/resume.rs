@@ -62,8 +62,9 @@ struct Form {
 /// Adapters are written as they are, for every initial value: one of a residual base stays one, with the
 /// rank that it has. For other programs there is
 /// [`save_adapter`](LoraModule::save_adapter), which converts it. Also written: which adapters act, which
-/// are trained, their scales, what is trained in full. Not written: the base model, the groups of the
-/// optimiser, a schedule's step and the place in the data. [`AdamW::steps`] counts the steps.
+/// are trained, their scales, what is trained in full. Not written: the base model, which parts are
+/// [recomputed](crate::LoraConfig::recompute), the groups of the optimiser, a schedule's step and the
+/// place in the data. [`AdamW::steps`] counts the steps.
 ///
 /// The file is replaced as a whole or not at all.
 ///
@@ -122,9 +123,9 @@ pub fn save_state<M: LoraModule>(
 /// base follows from the saved values.
 ///
 /// # Errors
-/// Lists everything missing, unexpected, of another shape or not finite; a base weight that is not the
-/// one from which an adapter took a part; parameters of the optimiser that the file does not have. The
-/// model is then as it was.
+/// Lists everything missing, unexpected, of another shape or not finite; layers with other base weights
+/// than were trained with, of which samples are compared; parameters of the optimiser that the file does
+/// not have. The model is then as it was.
 pub fn load_state<M: LoraModule, O: AsAdamW>(
     path: impl AsRef<Path>,
     model: &mut M,

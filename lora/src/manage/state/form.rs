@@ -10,11 +10,11 @@ use std::collections::BTreeMap;
 pub(crate) struct ModelForm {
     /// The names of those that act, in order.
     pub(super) active: Vec<String>,
-    /// The layers that adapters have a part in, by path.
+    /// The layers, by path.
     pub(super) layers: BTreeMap<String, LayerForm>,
 }
 
-/// The adapters of a layer.
+/// A layer and its adapters.
 #[derive(Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(super) struct LayerForm {
@@ -27,15 +27,8 @@ pub(super) struct LayerForm {
     /// The layer is a trained tensor that is a field of the model.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub(super) is_trained_field: bool,
-    /// Tells the base's weight, where an adapter fits no other.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) base: Option<String>,
-}
-
-impl LayerForm {
-    pub(super) fn is_empty(&self) -> bool {
-        *self == Self::default()
-    }
+    /// Tells the base's parameters: training goes on with no others.
+    pub(super) base: String,
 }
 
 /// A low-rank update.

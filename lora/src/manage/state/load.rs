@@ -28,12 +28,18 @@ pub(crate) fn load<M: LoraModule>(
     let mut loading = Loading {
         file,
         used,
-        problems: unknown_layers(model, form),
+        problems: form.unknown_active().collect(),
     };
-    loading.problems.extend(form.unknown_active());
+    let mut paths = BTreeSet::new();
+    each_layer(model, |path, _| {
+        paths.insert(path.to_string());
+    });
+    if !paths.iter().eq(form.layers.keys()) {
+        loading.problems.extend(other_layers(&paths, form));
+        loading.checked()?;
+    }
     let mut loaded = model.clone();
-    let none = LayerForm::default();
-    let form_of = |path: &str| form.layers.get(path).unwrap_or(&none);
+    let form_of = |path: &str| &form.layers[path];
     try_each_layer_mut(&mut loaded, |path, layer| {
         loading.layer(path, layer, form_of(path))
     })?;
@@ -49,15 +55,13 @@ pub(crate) fn load<M: LoraModule>(
     Ok(loaded)
 }
 
-fn unknown_layers<M: LoraModule>(model: &M, form: &ModelForm) -> Vec<String> {
-    let mut paths = BTreeSet::new();
-    each_layer(model, |path, _| {
-        paths.insert(path.to_string());
-    });
+fn other_layers(paths: &BTreeSet<String>, form: &ModelForm) -> Vec<String> {
     let unknown = form.layers.keys().filter(|path| !paths.contains(*path));
-    unknown
-        .map(|path| format!("is of another model: this one has no layer `{path}`"))
-        .collect()
+    let unknown =
+        unknown.map(|path| format!("is of another model: this one has no layer `{path}`"));
+    let missing = paths.iter().filter(|path| !form.layers.contains_key(*path));
+    let missing = missing.map(|path| format!("is of another model: it has no layer `{path}`"));
+    unknown.chain(missing).collect()
 }
 
 struct Loading<'a> {
@@ -83,11 +87,11 @@ impl Loading<'_> {
             return self.field(path, layer, form);
         }
         copies::clear(layer)?;
+        self.base(path, layer, form)?;
         let mut bases = Vec::new();
         if let Some(adapted) = layer.adapted_mut() {
             adapted.adapters_mut().list.clear();
             adapted.adapters_mut().tokens.clear();
-            self.base(path, adapted, form)?;
             for form in form.adapters.iter().filter(|form| !form.is_view) {
                 let adapter = self.adapter(path, adapted, form)?;
                 if let Some(adapter) = adapter {
@@ -111,25 +115,26 @@ impl Loading<'_> {
         Ok(())
     }
 
-    /// Checks that the layer has the weight that the adapters are for. One that was quantised is
-    /// quantised again.
-    fn base(&mut self, path: &str, layer: &mut dyn Adapted, form: &LayerForm) -> Result<()> {
-        let Some(base) = &form.base else {
-            return Ok(());
-        };
-        if fingerprint(layer.weight())? == *base {
+    /// Checks that the layer has the base's parameters with which it was trained. A weight that was
+    /// quantised is quantised again.
+    fn base(&mut self, path: &str, layer: &mut dyn Layer, form: &LayerForm) -> Result<()> {
+        let mut own = copies::seen_by(layer, "");
+        if fingerprint(&own)? == form.base {
             return Ok(());
         }
         let loftq = form.adapters.iter().find(|form| form.loftq.is_some());
-        if let Some(form) = loftq
-            && let Some(quantised) = quantised(path, layer, form)?
-            && fingerprint(&quantised)? == *base
+        if let (Some(form_of_adapter), Some(adapted)) = (loftq, layer.adapted_mut())
+            && let Some(quantised) = quantised(path, adapted, form_of_adapter)?
         {
-            *layer.weight_mut() = quantised;
-            return Ok(());
+            own[0].param.tensor = quantised.clone();
+            if fingerprint(&own)? == form.base {
+                *adapted.weight_mut() = quantised;
+                return Ok(());
+            }
         }
         self.problems.push(format!(
-            "has an adapter for another weight of `{path}` than the base model's"
+            "was trained with other base weights than this model has at `{path}`: load the same base \
+             model, in the same dtype"
         ));
         Ok(())
     }
@@ -245,6 +250,10 @@ impl Loading<'_> {
 
     /// A tensor that is a field of the model.
     fn field(&mut self, path: &str, layer: &mut dyn Layer, form: &LayerForm) -> Result<()> {
+        let is_trained = layer.params().iter().any(|p| p.tensor.is_variable());
+        if !form.is_trained_field && !is_trained {
+            return self.base(path, layer, form);
+        }
         for param in layer.params_mut(Access::new()) {
             if form.is_trained_field {
                 let value = self.value(&of_field(path), param.tensor.shape(), param.tensor)?;

@@ -24,10 +24,7 @@ pub(crate) fn save<M: LoraModule>(model: &M) -> Result<(ModelForm, Vec<(String, 
             path,
             tensors: &mut tensors,
         };
-        let layer_form = saving.layer(layer)?;
-        if !layer_form.is_empty() {
-            form.layers.insert(path.into(), layer_form);
-        }
+        form.layers.insert(path.into(), saving.layer(layer)?);
         Ok(())
     })?;
     Ok((form, tensors))
@@ -47,16 +44,14 @@ impl Saving<'_> {
         for adapter in layer.copies().into_iter().flat_map(|c| c.adapters()) {
             form.copies.extend(self.copy(layer, adapter));
         }
-        if layer.copies().is_none()
-            && let Some(field) = layer.params().into_iter().find(|p| p.tensor.is_variable())
-        {
-            form.is_trained_field = true;
-            self.add(of_field(self.path), field.tensor);
-        }
-        if form.adapters.iter().any(|adapter| adapter.start.is_some())
-            && let Some(weight) = copies::seen_by(layer, "").first()
-        {
-            form.base = Some(fingerprint(&weight.param.tensor)?);
+        let own = copies::seen_by(layer, "");
+        match own.iter().find(|own| own.trained) {
+            // A tensor that is a field has no base value any more.
+            Some(field) => {
+                form.is_trained_field = true;
+                self.add(of_field(self.path), &field.param.tensor);
+            }
+            None => form.base = fingerprint(&own)?,
         }
         Ok(form)
     }
