@@ -41,6 +41,7 @@
 //! ```
 //!
 //! - What to adapt, with which rank: [`LoraConfig`], and the attributes of the derive.
+//! - Paths as the checkpoint has them: [`Names`].
 //! - Initial values: [`Init`]. Those that depend on data: [`LoraModel::calibrate`].
 //! - What a LoRA model can do: the methods of [`LoraModule`].
 //! - Several adapters in one model: [`add_adapter`](LoraModule::add_adapter),
