@@ -31,6 +31,8 @@ pub fn expand(item: &Item<'_>, bounds: &Bounds) -> TokenStream {
                 #adapt
             }
         }
+
+        impl #params _lora::LoraLayer for #ident #args #clause {}
     }
 }
 

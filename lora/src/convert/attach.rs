@@ -93,6 +93,8 @@ impl<'a> Attach<'a> {
     ) -> Result<()> {
         // A file's configuration is complete. A mark could add a layer that the file lacks.
         let mark = mark.filter(|_| !self.values.come_later());
+        // A rank above a whole part is for those of its layers that take an adapter.
+        let mark = mark.filter(|mark| mark.overrides().is_none() || layer.adapted().is_some());
         let choice = self.selection.choose(path, Some(layer.kind()), mark)?;
         let trainable = choice.trainable;
         let settings = self.checked(path, layer, choice.target);
