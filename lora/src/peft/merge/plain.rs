@@ -11,6 +11,7 @@ use crate::peft::TokenIndices;
 use crate::peft::keys::{self, is_embedding, without_wrappers};
 use crate::peft::rounding::same_values;
 use candle_core::{DType, Tensor};
+use safetensors::tensor::Dtype;
 use serde_json::Value;
 use std::collections::HashSet;
 
@@ -25,25 +26,42 @@ impl Planner<'_> {
             }
             return self.replace(&bare, key, sorted);
         }
-        if is_bias(&bare) {
-            let allowed = self.config.bias.trains(keys::is_of_base(name));
-            if !allowed {
-                self.problems.push(format!(
-                    "`{key}` is a bias that the setting `bias` does not train"
-                ));
-                return Ok(());
-            }
+        // Older files name the bias of an adapted layer without PEFT's wrapper.
+        let layer = bare.strip_suffix(".bias");
+        let is_adapted = layer.is_some_and(|layer| sorted.modules.contains_key(layer));
+        let is_adapted = is_adapted || keys::is_of_base(name);
+        if is_bias(&bare) && self.config.bias.trains(is_adapted) {
             return self.replace(&bare, key, sorted);
         }
-        let known = is_embedding(&bare) || is_or_ends_with(&bare, "lm_head.weight");
-        if keys::path_of_base_weight(name).is_some() || known {
+        if keys::path_of_base_weight(name).is_some() || is_of_vocabulary(&bare) {
             // An embedding's base weight comes with its adapter, and must be the base's own.
             return self.replace_if_new(&bare, key, sorted);
         }
-        self.problems.push(format!(
-            "`{key}` is unexpected: it is no part of an adapter, and not in `modules_to_save`"
-        ));
+        // Some tools write all of a model's state.
+        if self.is_own(&bare, key)? {
+            return Ok(());
+        }
+        self.problems.push(match is_bias(&bare) {
+            true => format!("`{key}` is a bias that the setting `bias` does not train"),
+            false => format!(
+                "`{key}` is unexpected: it is no part of an adapter, and not in `modules_to_save`"
+            ),
+        });
         Ok(())
+    }
+
+    /// Whether the tensor is the base's own, but for rounding.
+    fn is_own(&self, bare: &str, key: &str) -> Result<bool> {
+        let name = self.locate(bare);
+        let is_float = |dtype: Option<Dtype>| {
+            let floats = [Dtype::F64, Dtype::F32, Dtype::F16, Dtype::BF16];
+            dtype.is_some_and(|dtype| floats.contains(&dtype))
+        };
+        let own = self.adapter.tensors().get(key).map(|info| info.dtype);
+        let base = self.base.info(&name).map(|info| info.dtype);
+        Ok(is_float(own)
+            && is_float(base)
+            && same_values(&self.base.tensor(&name)?, &self.adapter.tensor(key)?)?)
     }
 
     /// The module, trained in full, that holds a tensor. By PEFT's rule for `modules_to_save`: the
@@ -57,6 +75,15 @@ impl Planner<'_> {
 
     /// Plans that the adapter's tensor takes the place of the base's.
     fn replace(&mut self, bare: &str, key: &str, keys: &Keys) -> Result<()> {
+        let mine = self.base.shape(&self.locate(bare)).unwrap_or_default();
+        let grown = self.dir.grow_vocabulary
+            && is_of_vocabulary(bare)
+            && has_more_rows(self.shape_of(key), mine);
+        self.put(bare, key, keys, grown || self.options.new_tensors)
+    }
+
+    /// As [`replace`](Self::replace). `any` accepts a tensor of another shape.
+    fn put(&mut self, bare: &str, key: &str, keys: &Keys, any: bool) -> Result<()> {
         let name = self.locate(bare);
         let Some(info) = self.base.info(&name) else {
             if self.is_copy(key, keys)? {
@@ -76,7 +103,7 @@ impl Planner<'_> {
             return Ok(());
         };
         let theirs = self.shape_of(key).to_vec();
-        if theirs != info.shape && !self.options.new_tensors {
+        if theirs != info.shape && !any {
             self.problems.push(format!(
                 "`{key}` has shape {theirs:?}, the base's `{name}` {:?}; MergeOptions::new_tensors \
                  replaces it all the same",
@@ -102,19 +129,38 @@ impl Planner<'_> {
         let Some(info) = self.base.info(&name) else {
             return self.replace(bare, key, keys);
         };
-        if info.shape == self.shape_of(key) && self.are_floats(&name, &[key]) {
-            let (base, own) = (self.base.tensor(&name)?, self.adapter.tensor(key)?);
-            if same_values(&base, &own)? {
+        let (mine, theirs) = (info.shape.clone(), self.shape_of(key).to_vec());
+        let grows = has_more_rows(&theirs, &mine);
+        let mut is_same = false;
+        if (mine == theirs || grows) && self.are_floats(&name, &[key]) {
+            let mut own = self.adapter.tensor(key)?;
+            if grows {
+                own = own.narrow(0, 0, mine[0])?;
+            }
+            is_same = same_values(&self.base.tensor(&name)?, &own)?;
+            if is_same && !grows {
                 return Ok(());
+            }
+            let accepted = is_same || self.dir.trained_embeddings;
+            if accepted && (!grows || self.dir.grow_vocabulary) {
+                return self.put(bare, key, keys, true);
             }
         }
         if self.options.new_tensors {
-            return self.replace(bare, key, keys);
+            return self.put(bare, key, keys, true);
         }
-        self.problems.push(format!(
-            "`{key}` differs from the base's `{name}`: the adapter was saved with another base, or \
-             with changed embeddings; MergeOptions::new_tensors replaces it"
-        ));
+        self.problems.push(match grows && is_same {
+            true => format!(
+                "`{key}` has {} rows, the base's `{name}` {}: the vocabulary grew in training; \
+                 AdapterDir::grow_vocabulary or MergeOptions::new_tensors takes the file's",
+                theirs[0], mine[0]
+            ),
+            false => format!(
+                "`{key}` differs from the base's `{name}`: the adapter was saved with another base, \
+                 or with changed embeddings; AdapterDir::trained_embeddings or \
+                 MergeOptions::new_tensors replaces it"
+            ),
+        });
         Ok(())
     }
 
@@ -361,6 +407,20 @@ impl Planner<'_> {
         let says = config.get("tie_word_embeddings").and_then(Value::as_bool);
         // A bare encoder may carry the flag, which then speaks of a head that it does not have.
         Ok(says.unwrap_or(has_head) && (has_head || names.is_empty()))
+    }
+}
+
+/// True for the weight or the bias of a layer that has a row for each token.
+fn is_of_vocabulary(name: &str) -> bool {
+    let layer = name.rsplit_once('.').map_or("", |(layer, _)| layer);
+    is_embedding(name) || keys::is_head(layer)
+}
+
+/// True if the first shape is the second with more rows.
+fn has_more_rows(theirs: &[usize], mine: &[usize]) -> bool {
+    match (theirs, mine) {
+        ([more, inner @ ..], [rows, same @ ..]) => more > rows && inner == same,
+        _ => false,
     }
 }
 
