@@ -252,6 +252,9 @@ fn files_of_mlx_lm() -> Result {
     let settings = json!({"fine_tune_type": "lora", "num_layers": 2,
         "lora_parameters": {"rank": 3, "scale": 2.0, "dropout": 0.0}});
     std::fs::write(&config, settings.to_string())?;
+    let base = Mlp::new(&case.fixture.base);
+    let words = ["the settings are mlx-lm's", "peft::import::import converts"];
+    refused(base.with_adapter(case.dir.path()), &words);
     // The directory, as mlx-lm takes it.
     assert_eq!(
         import(case.dir.path(), case.adapter(), &Options::new())?,

@@ -79,8 +79,7 @@ impl AdapterDir {
     /// Accepts that an embedding or a head in the file differs from the model's: the adapter's
     /// training changed it. The layer then counts as one of
     /// [`modules_to_save`](crate::LoraConfig::modules_to_save). If the layer has an update of low
-    /// rank, too, the update is added to the file's weight. For merging the option is
-    /// [`MergeOptions::new_tensors`](super::MergeOptions::new_tensors).
+    /// rank, too, the update is added to the file's weight.
     pub fn trained_embeddings(mut self, accept: bool) -> Self {
         self.trained_embeddings = accept;
         self
@@ -88,8 +87,7 @@ impl AdapterDir {
 
     /// Accepts a vocabulary that grew in training: the model's embedding and head get the file's
     /// further rows. The rows that both have must be equal, or
-    /// [`trained_embeddings`](Self::trained_embeddings) accepts that they are not. For merging the
-    /// option is [`MergeOptions::new_tensors`](super::MergeOptions::new_tensors).
+    /// [`trained_embeddings`](Self::trained_embeddings) accepts that they are not.
     pub fn grow_vocabulary(mut self, accept: bool) -> Self {
         self.grow_vocabulary = accept;
         self

@@ -5,7 +5,7 @@ use super::embeddings::{self, Growth};
 use super::fused::Fused;
 use super::import::Format;
 use super::weights::Weights;
-use super::{AdapterConfig, AdapterDir, CONFIG_FILE, TokenIndices, experts, files, keys};
+use super::{AdapterConfig, AdapterDir, CONFIG_FILE, experts, files, keys};
 use crate::config::Kind;
 use crate::config::naming::{self, Naming};
 use crate::convert::{Conversion, Values};
@@ -16,7 +16,6 @@ use crate::{
     DEFAULT_ADAPTER, Error, Init, LoraConfig, LoraModel, LoraModule, Part, Result, manage,
 };
 use candle_core::Tensor;
-use indexmap::IndexMap;
 use std::collections::HashSet;
 
 /// The settings and the weights of a directory. Of the weights, only the header was read.
@@ -49,8 +48,13 @@ impl Files {
         let named = self.name(model);
         self.checked(named.err().into_iter().collect())?;
         self.find_whose_paths(model)?;
-        let found = self.find_input_embedding(model);
-        self.checked(found.err().into_iter().collect())?;
+        let is_embedding = |path: &str| {
+            let site = model.site(path);
+            site.is_some_and(|site| site.kind == Kind::Embedding)
+        };
+        let tensors = &self.weights.tensors;
+        let named = tensors.name_rows(&self.file, &mut self.config, is_embedding);
+        self.checked(named.err().into_iter().collect())?;
         let mut problems = Vec::new();
         self.split_and_join_experts(model, &mut problems)?;
         experts::fit(self, model, &mut problems)?;
@@ -121,22 +125,6 @@ impl Files {
             config: &mut self.config,
         };
         fused.fit(problems)
-    }
-
-    /// A list of rows without a name means the input embedding. Only the weights tell its name.
-    fn find_input_embedding(&mut self, model: &Description) -> Result<(), String> {
-        let Some(TokenIndices::Input(ids)) = &self.file.trainable_token_indices else {
-            return Ok(());
-        };
-        let is_embedding = |path: &str| {
-            let site = model.site(path);
-            site.is_some_and(|site| site.kind == Kind::Embedding)
-        };
-        if let Some(path) = self.weights.tensors.input_embedding(is_embedding)? {
-            let path = self.config.naming.meant_or_same(&path);
-            self.config.trainable_token_indices = IndexMap::from([(path, ids.clone())]);
-        }
-        Ok(())
     }
 
     fn checked(&self, mut problems: Vec<String>) -> Result<()> {

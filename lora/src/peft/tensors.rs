@@ -1,10 +1,10 @@
 //! [`Tensors`]: an adapter's tensors under plain keys, whatever the file calls them.
 
-use super::{AdapterDir, files, keys};
+use super::{AdapterConfig, AdapterDir, TokenIndices, files, keys};
 use crate::config::naming::Naming;
 use crate::error::shorten;
 use crate::file::TensorFile;
-use crate::{Error, Result};
+use crate::{Error, LoraConfig, Result};
 use candle_core::{DType, Tensor};
 use indexmap::IndexMap;
 use safetensors::tensor::{Dtype, TensorInfo};
@@ -164,11 +164,31 @@ impl Tensors {
         Ok(())
     }
 
-    /// The path of the input embedding, whose rows are trained: PEFT's list of rows without a name.
+    /// Names the input embedding in the settings, where the file has PEFT's list of trained rows
+    /// without a name. Only the weights tell whose rows they are.
+    ///
+    /// # Errors
+    /// Those of [`input_embedding`](Self::input_embedding).
+    pub fn name_rows(
+        &self,
+        file: &AdapterConfig,
+        config: &mut LoraConfig,
+        is_embedding: impl Fn(&str) -> bool,
+    ) -> Result<(), String> {
+        if let Some(TokenIndices::Input(ids)) = &file.trainable_token_indices
+            && let Some(path) = self.input_embedding(is_embedding)?
+        {
+            let path = config.naming.meant_or_same(&path);
+            config.trainable_token_indices = IndexMap::from([(path, ids.clone())]);
+        }
+        Ok(())
+    }
+
+    /// The path of the input embedding, whose rows are trained.
     ///
     /// # Errors
     /// The problem, if several layers have trained rows, and not just one is an embedding.
-    pub fn input_embedding(
+    fn input_embedding(
         &self,
         is_embedding: impl Fn(&str) -> bool,
     ) -> Result<Option<String>, String> {

@@ -145,6 +145,8 @@ pub trait LoraModel: Sized {
     /// matter. A raw adapter of PiSSA or OLoRA makes its residual base again, which is right on the
     /// original base.
     ///
+    /// `dir` is a path, or an [`AdapterDir`] that says how to read what the files leave open.
+    ///
     /// # Errors
     /// If the directory is damaged, holds something that is not supported, or is for another
     /// model; see [`lora::peft`](crate::peft).

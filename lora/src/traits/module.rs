@@ -447,7 +447,8 @@ pub trait LoraModule: Sized + Clone + Debug {
 
     /// Loads an adapter into the one that acts, which must have the same form. Values are converted
     /// to the dtypes that the model has; variables keep their identity, so an optimiser goes on
-    /// with them.
+    /// with them. `dir` is a path, or an [`AdapterDir`] that says how to read what the files leave
+    /// open.
     ///
     /// # Errors
     /// Lists everything missing, unexpected, of another shape, not finite, and every setting in

@@ -23,6 +23,11 @@ pub(in crate::peft) fn parse(json: &[u8]) -> Result<AdapterConfig, Vec<String>> 
     match fields.map.shift_remove("peft_type") {
         Some(Value::String(name)) if name == "LORA" => {}
         Some(other) => fields.wrong("peft_type", &other, "\"LORA\""),
+        None if fields.map.contains_key("lora_parameters") => fields.problems.push(
+            "`peft_type` is missing: the settings are mlx-lm's, whose adapters \
+             peft::import::import converts"
+                .into(),
+        ),
         None => fields
             .problems
             .push("`peft_type` is missing: is it PEFT's file?".into()),

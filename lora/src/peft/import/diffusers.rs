@@ -182,7 +182,7 @@ fn component<'a>(file: &'a TensorFile, options: &'a Options) -> Result<Option<&'
         .collect();
     match (options.component.as_deref(), known.as_slice()) {
         (Some(wanted), _) if all.contains(&wanted) => Ok(Some(wanted)),
-        (None, []) => Ok(None),
+        (_, []) => Ok(None),
         (None, [one]) => Ok(Some(one)),
         (wanted, known) => Err(format!(
             "holds adapters of {}{}: say which with Options::component",

@@ -122,6 +122,7 @@ fn component<'a>(
     match (wanted, all.as_slice()) {
         (Some(wanted), all) if all.contains(&wanted) => Ok(wanted),
         (None, [one]) => Ok(one),
+        (_, []) => Err("holds no key of the form `lora_unet_NAME`".into()),
         (wanted, all) => Err(format!(
             "holds adapters of {}{}: say which with Options::component",
             all.join(", "),

@@ -11,7 +11,7 @@ use crate::peft::TokenIndices;
 use crate::peft::keys::{self, is_embedding, without_wrappers};
 use crate::peft::rounding::same_values;
 use candle_core::{DType, Tensor};
-use safetensors::tensor::TensorInfo;
+use safetensors::tensor::{Dtype, TensorInfo};
 use std::collections::HashSet;
 
 impl Planner<'_> {
@@ -29,25 +29,42 @@ impl Planner<'_> {
             }
             return self.replace(&bare, key, sorted, true);
         }
-        if is_bias(&bare) {
-            let allowed = self.config.bias.trains(keys::is_of_base(name));
-            if !allowed {
-                self.problems.push(format!(
-                    "`{key}` is a bias that the setting `bias` does not train"
-                ));
-                return Ok(());
-            }
+        // Older files name the bias of an adapted layer without PEFT's wrapper.
+        let layer = bare.strip_suffix(".bias");
+        let is_adapted = layer.is_some_and(|layer| sorted.modules.contains_key(layer));
+        let is_adapted = is_adapted || keys::is_of_base(name);
+        if is_bias(&bare) && self.config.bias.trains(is_adapted) {
             return self.replace(&bare, key, sorted, true);
         }
-        let known = is_embedding(&bare) || is_or_ends_with(&bare, "lm_head.weight");
-        if keys::path_of_base_weight(name).is_some() || known {
+        if keys::path_of_base_weight(name).is_some() || is_of_vocabulary(&bare) {
             // An embedding's base weight comes with its adapter, and must be the base's own.
             return self.replace_if_new(&bare, key, sorted);
         }
-        self.problems.push(format!(
-            "`{key}` is unexpected: it is no part of an adapter, and not in `modules_to_save`"
-        ));
+        // Some tools write all of a model's state.
+        if self.is_own(&bare, key)? {
+            return Ok(());
+        }
+        self.problems.push(match is_bias(&bare) {
+            true => format!("`{key}` is a bias that the setting `bias` does not train"),
+            false => format!(
+                "`{key}` is unexpected: it is no part of an adapter, and not in `modules_to_save`"
+            ),
+        });
         Ok(())
+    }
+
+    /// Whether the tensor is the base's own, but for rounding.
+    fn is_own(&self, bare: &str, key: &str) -> Result<bool> {
+        let name = self.locate(bare);
+        let is_float = |dtype: Option<Dtype>| {
+            let floats = [Dtype::F64, Dtype::F32, Dtype::F16, Dtype::BF16];
+            dtype.is_some_and(|dtype| floats.contains(&dtype))
+        };
+        let own = self.adapter.tensors().get(key).map(|info| info.dtype);
+        let base = self.base.info(&name).map(|info| info.dtype);
+        Ok(is_float(own)
+            && is_float(base)
+            && same_values(&self.base.tensor(&name)?, &self.adapter.tensor(key)?)?)
     }
 
     /// The module, trained in full, that holds a tensor. By PEFT's rule for `modules_to_save`: the
@@ -84,8 +101,12 @@ impl Planner<'_> {
     /// tensor of the file take this place.
     pub fn ask_for_new(&mut self, key: &str, name: &str) {
         let theirs = self.shape_of(key);
+        let grown = |mine: &[usize]| {
+            self.dir.grow_vocabulary && is_of_vocabulary(name) && has_more_rows(theirs, mine)
+        };
         let problem = match self.base.shape(name) {
             _ if self.options.new_tensors => return,
+            Some(mine) if grown(mine) => return,
             None => format!(
                 "`{key}` has no `{name}` in the base to replace; MergeOptions::new_tensors adds it"
             ),
@@ -126,14 +147,36 @@ impl Planner<'_> {
         if self.is_tied_head(&name) || !self.base.contains(&name) {
             return self.replace(bare, key, keys, false);
         }
-        if self.is_base(key, &name)? {
-            return Ok(());
+        let mine = self.base.shape(&name).unwrap_or_default().to_vec();
+        let theirs = self.shape_of(key).to_vec();
+        let grows = has_more_rows(&theirs, &mine);
+        let fits = (mine == theirs || grows) && self.are_floats(&name, &[key]);
+        let mut is_same = false;
+        if fits {
+            let mut own = self.adapter.tensor(key)?;
+            if grows {
+                own = own.narrow(0, 0, mine[0])?;
+            }
+            is_same = same_values(&self.base.tensor(&name)?, &own)?;
+            if is_same && !grows {
+                return Ok(());
+            }
         }
-        if !self.options.new_tensors {
-            self.problems.push(format!(
-                "`{key}` differs from the base's `{name}`: the adapter was saved with another base, \
-                 or with changed embeddings; MergeOptions::new_tensors replaces it"
-            ));
+        let accepted = fits && (is_same || self.dir.trained_embeddings);
+        let accepted = accepted && (!grows || self.dir.grow_vocabulary);
+        if !accepted && !self.options.new_tensors {
+            self.problems.push(match grows && is_same {
+                true => format!(
+                    "`{key}` has {} rows, the base's `{name}` {}: the vocabulary grew in training; \
+                     AdapterDir::grow_vocabulary or MergeOptions::new_tensors takes the file's",
+                    theirs[0], mine[0]
+                ),
+                false => format!(
+                    "`{key}` differs from the base's `{name}`: the adapter was saved with another \
+                     base, or with changed embeddings; AdapterDir::trained_embeddings or \
+                     MergeOptions::new_tensors replaces it"
+                ),
+            });
         }
         self.put(&name, key);
         Ok(())
@@ -283,6 +326,20 @@ impl Planner<'_> {
                 ));
             }
         }
+    }
+}
+
+/// True for the weight or the bias of a layer that has a row for each token.
+fn is_of_vocabulary(name: &str) -> bool {
+    let layer = name.rsplit_once('.').map_or("", |(layer, _)| layer);
+    is_embedding(name) || keys::is_head(layer)
+}
+
+/// True if the first shape is the second with more rows.
+fn has_more_rows(theirs: &[usize], mine: &[usize]) -> bool {
+    match (theirs, mine) {
+        ([more, inner @ ..], [rows, same @ ..]) => more > rows && inner == same,
+        _ => false,
     }
 }
 

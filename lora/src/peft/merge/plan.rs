@@ -18,7 +18,7 @@ use crate::peft::import::Format;
 use crate::peft::keys::{without_wrappers, wrappers_behind};
 use crate::peft::tensors::Tensors;
 use crate::peft::weights::Weights;
-use crate::peft::{AdapterConfig, AdapterDir, CONFIG_FILE, TokenIndices, keys};
+use crate::peft::{AdapterConfig, AdapterDir, CONFIG_FILE, keys};
 use crate::{Error, LoraConfig, Result, ops};
 use candle_core::{DType, Tensor};
 use indexmap::IndexMap;
@@ -75,12 +75,8 @@ impl Plan {
             path: dir.path().into(),
             problems,
         };
-        if let Some(TokenIndices::Input(ids)) = &config.trainable_token_indices {
-            let path = adapter.input_embedding(keys::is_embedding_path);
-            if let Some(path) = path.map_err(|problem| failed(vec![problem]))? {
-                lora.trainable_token_indices = IndexMap::from([(path, ids.clone())]);
-            }
-        }
+        let named = adapter.name_rows(&config, &mut lora, keys::is_embedding_path);
+        named.map_err(|problem| failed(vec![problem]))?;
         let known = with_modules(base.names());
         let paths = adapter.paths();
         let renames = [&dir.renames[..], &options.rename].concat();
