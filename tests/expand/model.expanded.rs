@@ -36,6 +36,7 @@ const _: () = {
             })
         }
     }
+    impl _lora::LoraLayer for Mlp {}
     #[automatically_derived]
     impl _lora::LoraModule for LoraMlp {
         type Base = Mlp;
@@ -134,6 +135,10 @@ const _: () = {
             }
         }
     }
+    impl<N> _lora::LoraLayer for FeedForward<N>
+    where
+        N: ::lora::LoraModel,
+    {}
     #[automatically_derived]
     impl<N> _lora::LoraModule for LoraFeedForward<N>
     where
@@ -280,6 +285,7 @@ const _: () = {
             })
         }
     }
+    impl _lora::LoraLayer for Net {}
     #[automatically_derived]
     impl _lora::LoraModule for LoraNet {
         type Base = Net;
