@@ -175,6 +175,24 @@ fn experts_as_modules_and_as_one_weight() {
     same(&of_modules, &modules, 0.0);
     same(&of_whole, &modules, 0.0);
 
+    let path = whole.path().join(WEIGHTS_FILE);
+    let before = load(&path);
+    let key = format!("{prefix}.base_layer.lora_B.weight");
+    let mut odd = before.clone();
+    odd.insert(
+        key.clone(),
+        before[&key].i(1..).unwrap().contiguous().unwrap(),
+    );
+    candle_core::safetensors::save(&odd, &path).unwrap();
+    let error = there_and_back(whole.path(), &options)
+        .unwrap_err()
+        .to_string();
+    assert!(
+        error.contains("gate_up_proj` has 9 outputs, which are not two halves"),
+        "{error}"
+    );
+    candle_core::safetensors::save(&before, &path).unwrap();
+
     let error = there_and_back(whole.path(), &GgufOptions::new("qwen3moe")).unwrap_err();
     assert!(
         error.to_string().contains("set `experts` of the options"),

@@ -433,6 +433,41 @@ fn a_tie_with_magnitudes() {
     assert_eq!(config["tie_word_embeddings"], false);
 }
 
+/// Shards keep their files: the new head goes to the last, and the index says so.
+#[test]
+fn a_vocabulary_that_grew_in_shards() {
+    let pair = Pair::new()
+        .embedding(4)
+        .add("model.embed_tokens.base_layer.weight", weight(4));
+    let all = || options().new_tensors(true).untie(true);
+    pair.merge(all());
+    let (one, two) = (
+        "model-00001-of-00002.safetensors",
+        "model-00002-of-00002.safetensors",
+    );
+    let fc = "model.fc.weight";
+    for (file, name) in [(one, EMBEDDING), (two, fc)] {
+        let shard = Tensors::from([(name.to_string(), pair.base[name].clone())]);
+        candle_core::safetensors::save(&shard, pair.base_dir().join(file)).unwrap();
+    }
+    fs::remove_file(pair.base_dir().join("model.safetensors")).unwrap();
+    let index = "model.safetensors.index.json";
+    let map = json!({"metadata": {"total_size": 40}, "weight_map": {EMBEDDING: one, fc: two}});
+    fs::write(pair.base_dir().join(index), map.to_string()).unwrap();
+    fs::remove_dir_all(pair.out()).unwrap();
+    let adapter = pair.dir.path().join("adapter");
+    merge_checkpoint_with(pair.base_dir(), adapter, pair.out(), &all()).unwrap();
+    let written: Value =
+        serde_json::from_slice(&fs::read(pair.out().join(index)).unwrap()).unwrap();
+    // Four rows of two floats each, twice, and the layer's four.
+    let expected = json!({
+        "metadata": {"total_size": 80}, "weight_map": {EMBEDDING: one, fc: two, HEAD: two},
+    });
+    assert_eq!(written, expected);
+    same(&load(pair.out().join(one))[EMBEDDING], &updated(&weight(4)));
+    same(&load(pair.out().join(two))[HEAD], &weight(4));
+}
+
 /// The settings of a text model may stand apart.
 #[test]
 fn settings_go_where_they_are() {

@@ -117,10 +117,9 @@ impl Planner<'_> {
             self.problems.push(format!(
                 "`{}` has rank {rank}, but {of_config} in the configuration{}",
                 shorten(&path),
-                if count > 1 {
-                    format!(", for each of {count} experts")
-                } else {
-                    String::new()
+                match count {
+                    1 => String::new(),
+                    _ => format!(", for each of {count} experts"),
                 }
             ));
             return Ok(());
@@ -156,6 +155,12 @@ impl Planner<'_> {
             _ => &["down_proj"],
         };
         let outputs = module.outputs / parts.len();
+        if outputs * parts.len() != module.outputs {
+            let (path, rows) = (shorten(&module.path), module.outputs);
+            let problem = format!("`{path}` has {rows} outputs, which are not two halves");
+            self.problems.push(problem);
+            return;
+        }
         for (number, part) in parts.iter().enumerate() {
             let places = names::to_gguf(self.arch, &format!("{experts}.0.{part}"));
             let Some(place) = places.into_iter().next() else {
@@ -181,32 +186,34 @@ impl Planner<'_> {
                 .push(format!("`{short}` has no known name in llama.cpp"));
         }
         for place in places {
-            let (arch, kind) = (self.arch.name, names::kind(&place.name));
-            let is_tied = self.options.tied.unwrap_or(self.arch.is_tied);
-            let has_head = !self.arch.head.is_empty();
-            if is_tied && has_head && [names::HEAD, names::TOKENS].contains(&kind) {
-                self.problems.push(format!(
-                    "`{short}` has no place: the embedding is the model's head \
-                     (`tie_word_embeddings`), and llama.cpp applies an adapter to neither of the \
-                     two. Merge the adapter, or set `tied` of the options to false if the model's \
-                     GGUF file has an `output.weight`"
-                ));
-                continue;
-            }
-            if self.arch.unadapted.contains(&kind) {
-                self.problems.push(format!(
-                    "`{short}` has no place: for {arch}, llama.cpp has no adapter of this layer. \
-                     Merge the adapter"
-                ));
-                continue;
-            }
-            let Some(expert) = place.expert else {
+            if let Some(reason) = self.refuses(&place.name) {
+                let problem = format!("`{short}` has no place: {reason}. Merge the adapter");
+                self.problems.push(problem);
+            } else if let Some(expert) = place.expert {
+                self.expert(place.name, expert, module.clone());
+            } else {
                 let (inputs, outputs) = (module.inputs, module.outputs);
                 self.pair(place.name, Source::Module(module.clone()), inputs, outputs);
-                continue;
-            };
-            self.expert(place.name, expert, module.clone());
+            }
         }
+    }
+
+    /// Why llama.cpp would refuse an adapter of a weight that it has, or pass over the adapter.
+    fn refuses(&self, name: &str) -> Option<String> {
+        let kind = names::kind(name);
+        let is_tied = self.options.tied.unwrap_or(self.arch.is_tied);
+        let has_head = !self.arch.head.is_empty();
+        if is_tied && has_head && [names::HEAD, names::TOKENS].contains(&kind) {
+            return Some(
+                "the embedding is the model's head (`tie_word_embeddings`), and llama.cpp applies \
+                 an adapter to neither of the two; if the model's GGUF file has an \
+                 `output.weight`, set `tied` of the options to false"
+                    .into(),
+            );
+        }
+        let arch = self.arch.name;
+        let is_passed_over = self.arch.unadapted.contains(&kind);
+        is_passed_over.then(|| format!("for {arch}, llama.cpp has no adapter of this layer"))
     }
 
     /// The update of one expert.
@@ -252,7 +259,7 @@ impl Planner<'_> {
             outputs,
             order,
         };
-        let short = shorten(pair.path()).to_string();
+        let short = shorten(pair.path());
         if self.pairs.insert(name, pair).is_some() {
             self.problems
                 .push(format!("`{short}` has the same name as another layer"));
