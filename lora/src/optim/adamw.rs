@@ -238,7 +238,7 @@ impl AdamW {
     /// The file is replaced as a whole or not at all.
     ///
     /// # Errors
-    /// If the file cannot be written.
+    /// If a value is not finite, or the file cannot be written.
     pub fn save_state(&self, path: impl AsRef<Path>) -> Result<()> {
         state::write(path.as_ref(), state::tensors(&self.slots, "")?, [])
     }
