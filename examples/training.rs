@@ -6,10 +6,11 @@ use crate::interrupt;
 use crate::program::note;
 use anyhow::{Context, Result, bail};
 use candle_core::{D, Tensor};
-use candle_nn::{AdamW, Module, Optimizer, ParamsAdamW, loss::cross_entropy};
+use candle_nn::{Module, Optimizer, ParamsAdamW, loss::cross_entropy};
 use indicatif::{ProgressBar, ProgressStyle};
-use lora::LoraModule;
 use lora::ops::seed_dropout;
+use lora::optim::AdamW;
+use lora::{GradientCheck, LoraModule};
 use rand::SeedableRng;
 use rand::rngs::ChaCha8Rng;
 use rand::seq::SliceRandom;
@@ -38,6 +39,8 @@ pub struct Recipe {
 pub struct Trained {
     /// Mean loss of each epoch.
     pub losses: Vec<f64>,
+    /// The check of the gradients on the first batch.
+    pub gradients: GradientCheck,
     /// Number of steps.
     pub steps: usize,
     /// Median duration of a step.
@@ -49,7 +52,7 @@ pub struct Trained {
 /// Trains what is trainable of a model and leaves it in eval mode.
 ///
 /// # Errors
-/// If there is nothing to train on, a gradient is missing, the loss is no longer a number, or
+/// If there is nothing to train on, a gradient is missing or wrong, the loss is no longer a number, or
 /// somebody stops the program.
 pub fn train<M: LoraModule + Module>(
     model: &mut M,
@@ -65,13 +68,14 @@ pub fn train<M: LoraModule + Module>(
         weight_decay: recipe.weight_decay,
         ..Default::default()
     };
-    let mut optimizer = AdamW::new(model.trainable_vars(), params)?;
+    let mut optimizer = AdamW::for_model(model, params)?;
     let mut rng = ChaCha8Rng::seed_from_u64(recipe.seed);
     seed_dropout(recipe.seed);
     let mut order: Vec<usize> = (0..data.len()).collect();
     let steps = recipe.epochs * data.len().div_ceil(recipe.batch);
     let progress = Progress::new(recipe.epochs, steps);
     let start = Instant::now();
+    let mut checked = None;
     let mut durations = Vec::new();
     let mut losses = Vec::new();
 
@@ -84,8 +88,12 @@ pub fn train<M: LoraModule + Module>(
             let start = Instant::now();
             optimizer.set_learning_rate(recipe.lr * schedule(durations.len(), steps));
             let batch = augment(&data.batch(indices)?, recipe.augment, &mut rng)?;
-            let logits = model.forward(&input.normalize(&batch.images)?)?;
-            let loss = cross_entropy(&logits, &batch.labels)?;
+            let images = input.normalize(&batch.images)?;
+            let loss = |model: &M| Ok(cross_entropy(&model.forward(&images)?, &batch.labels)?);
+            if checked.is_none() {
+                checked = Some(model.check_gradients(loss)?);
+            }
+            let loss: Tensor = loss(model)?;
             let value = f64::from(loss.to_scalar::<f32>()?);
             if !value.is_finite() {
                 bail!(
@@ -103,8 +111,10 @@ pub fn train<M: LoraModule + Module>(
     }
     progress.finish();
     model.eval();
+    let gradients = checked.context("nothing was trained")?;
     Ok(Trained {
         losses,
+        gradients,
         steps,
         step: median(&durations),
         total: start.elapsed(),

@@ -7,6 +7,7 @@
 mod convert;
 mod derive;
 mod gguf;
+mod gradients;
 mod house;
 mod layers;
 mod matrix;

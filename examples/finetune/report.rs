@@ -54,8 +54,15 @@ impl fmt::Display for Report {
         let share = percent(self.trainable as f64 / self.parameters as f64);
         row("trainable share", format!("{share} of the parameters"))?;
         let Trained {
-            steps, step, total, ..
+            gradients,
+            steps,
+            step,
+            total,
+            ..
         } = &self.trained;
+        let (layers, worst) = (gradients.layers, 100.0 * gradients.worst);
+        let checked = format!("right at {layers} layers, to {worst:.2} % by differences");
+        row("gradients", checked)?;
         let (step, total) = (step.as_secs_f64(), total.as_secs_f64());
         let times = format!("{step:.4} (median of {steps}), {total:.1} s in all");
         row("seconds a step", times)?;

@@ -11,12 +11,12 @@ static DIR: LazyLock<TempDir> = LazyLock::new(|| tempfile::tempdir().expect("a d
 fuzz_target!(|bytes: &[u8]| {
     let path = |name: &str| DIR.path().join(name);
     std::fs::write(path("in.gguf"), bytes).expect("written");
-    let heads = GgufOptions::default().heads(4, 2);
+    let heads = GgufOptions::default().heads(4, 2).experts(4);
     if gguf_to_adapter(path("in.gguf"), path("first"), &heads).is_err() {
         return;
     }
     AdapterConfig::read(path("first")).expect("what was written can be read");
-    let mut options = GgufOptions::new("llama").heads(4, 2);
+    let mut options = GgufOptions::new("llama").heads(4, 2).experts(4);
     if adapter_to_gguf(path("first"), path("out.gguf"), &options).is_err() {
         // A product with B can be too large for the dtype.
         return;

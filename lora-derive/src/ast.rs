@@ -2,8 +2,9 @@
 
 use crate::attr;
 use crate::ctxt::Ctxt;
+use crate::name;
 use proc_macro2::{Span, TokenTree};
-use quote::{ToTokens, format_ident};
+use quote::ToTokens;
 use syn::ext::IdentExt;
 use syn::spanned::Spanned;
 use syn::{Attribute, DeriveInput, Generics, Ident, Member, Type, Visibility};
@@ -159,7 +160,7 @@ impl<'a> Item<'a> {
         let ident = &input.ident;
         let lora = match &attrs.name {
             Some(name) if name.value != *ident => name.value.clone(),
-            _ => format_ident!("Lora{}", ident.unraw(), span = ident.span()),
+            _ => name::lora(ident),
         };
         let fieldless = match &data {
             Data::Struct(_) => false,

@@ -10,6 +10,7 @@ mod ctxt;
 mod expand;
 mod forward;
 mod krate;
+mod name;
 mod params;
 #[cfg(test)]
 mod tests;

@@ -62,3 +62,66 @@ fn derived(attrs: &mut Vec<Attribute>, item: proc_macro2::TokenStream) -> proc_m
     let input: DeriveInput = parse2(item).unwrap();
     expand::derive(&input)
 }
+
+/// The tokens of a macro call can be anything: keywords, lifetimes, halves of an expression. Neither
+/// macro may panic on them.
+#[test]
+fn macro_calls_of_any_tokens() {
+    const TOKENS: &[&str] = &[
+        "as",
+        "fn",
+        "impl",
+        "T",
+        "Net",
+        "Self",
+        "self",
+        "'a",
+        "::",
+        "=>",
+        "#",
+        "$",
+        "?",
+        ",",
+        ";",
+        "&",
+        "rope",
+        "candle_nn::ops::rms_norm",
+        "(rope)",
+        "[T]",
+        "{ T::new }",
+        "1.5",
+        "\"text\"",
+        "r#type",
+        "..",
+        "|x|",
+        "=",
+        "let",
+        "move",
+        "<",
+        ">",
+    ];
+    let mut state = 1u64;
+    let mut below = |limit: usize| {
+        state = state
+            .wrapping_mul(6364136223846793005)
+            .wrapping_add(1442695040888963407);
+        (state >> 33) as usize % limit
+    };
+    for _ in 0..2000 {
+        let tokens: Vec<&str> = (0..1 + below(8))
+            .map(|_| TOKENS[below(TOKENS.len())])
+            .collect();
+        let tokens: proc_macro2::TokenStream = tokens.join(" ").parse().unwrap();
+        let block = quote! {
+            impl<T: Module> Net<T> {
+                fn forward(&self, xs: &Tensor) -> Result<Tensor> {
+                    call!(#tokens);
+                    let list = vec![#tokens];
+                    Ok(list)
+                }
+            }
+        };
+        let expanded = forward::expand(quote!(), block).to_string();
+        assert!(expanded.contains("LoraNet"), "{expanded}");
+    }
+}

@@ -70,11 +70,11 @@ fn exclusive(cx: &Ctxt, attrs: &attr::Field) {
     }
 }
 
-/// `name` and `flatten` say where a field's parameters are, so the field must have some.
+/// `name`, `flatten` and `routed` are about a field's parameters, so the field must have some.
 fn path(cx: &Ctxt, attrs: &attr::Field) {
     let (name, flatten) = (key(&attrs.name), key(&attrs.flatten));
     if let Some(empty) = key(&attrs.skip).or(key(&attrs.config)) {
-        for key in [name, flatten].into_iter().flatten() {
+        for key in [name, flatten, key(&attrs.routed)].into_iter().flatten() {
             cx.error(
                 key,
                 format!("`{key}` has no use here: a `{empty}` field has no parameters"),

@@ -39,6 +39,16 @@ pub enum Error {
         trainable: usize,
     },
 
+    /// Layers whose gradient is not the slope of the loss. See
+    /// [`check_gradients`](crate::LoraModule::check_gradients).
+    #[error("the gradient is wrong, among {checked} layers with trainable parameters:{}\n{}", list(.layers), CUTS)]
+    WrongGradient {
+        /// A line for each layer: its path, and what the gradient and the loss say.
+        layers: Vec<String>,
+        /// Number of layers with trainable parameters.
+        checked: usize,
+    },
+
     /// A loss or a gradient that holds NaN or infinity. A step would write NaN into the weights.
     #[error("{0} is not finite: no step was taken\n{NOT_FINITE}")]
     NotFinite(String),
@@ -121,15 +131,35 @@ impl From<Error> for candle_core::Error {
     }
 }
 
-/// The usual reasons, for [`Error::NoGradient`].
-const CAUSES: &str = "\
-usual causes:
-  - a function between the loss and these layers records no gradient: candle's layer_norm, \
-rms_norm, softmax_last_dim, rope, rope_i, rope_thd and sdpa do not; those of lora::ops take the same \
+/// What cuts a gradient, for the errors that find a cut.
+macro_rules! cuts {
+    () => {
+        "candle's layer_norm, rms_norm, softmax_last_dim, rope, rope_i, rope_thd, sdpa and flash_attn \
+record no gradient, nor do candle's own norms in a `skip` field; those of lora::ops take the same \
 arguments and do
-  - the loss does not depend on these parameters: a branch that was not taken, a detached tensor, \
-an empty batch
-  - the model is in eval mode (call train()) or merged (call unmerge())";
+  - KvCache and RotatingKvCache of candle copy into a buffer; those of lora::ops pass the gradient
+  - detach() cuts the gradient, and so does reading values to the CPU (to_vec1, to_vec2, to_scalar) and \
+building a tensor from them; lora::ops::top_k chooses experts with a gradient for the gate"
+    };
+}
+
+/// The usual reasons, for [`Error::NoGradient`].
+const CAUSES: &str = concat!(
+    "usual causes:
+  - a function between the loss and these layers records no gradient: ",
+    cuts!(),
+    "
+  - the loss does not depend on these parameters: a branch that was not taken, an empty batch, an \
+expert that the batch did not reach (`#[lora(routed)]` on the field allows that)
+  - the model is in eval mode (call train()) or merged (call unmerge())"
+);
+
+/// The usual reasons, for [`Error::WrongGradient`].
+const CUTS: &str = concat!(
+    "usual causes, where another path leads around the cut:
+  - ",
+    cuts!()
+);
 
 /// The usual reasons, for [`Error::NotFinite`].
 const NOT_FINITE: &str = "\

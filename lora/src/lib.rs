@@ -41,6 +41,7 @@
 //! ```
 //!
 //! - What to adapt, with which rank: [`LoraConfig`], and the attributes of the derive.
+//! - Paths as the checkpoint has them: [`Names`].
 //! - Initial values: [`Init`]. Those that depend on data: [`LoraModel::calibrate`].
 //! - What a LoRA model can do: the methods of [`LoraModule`].
 //! - Several adapters in one model: [`add_adapter`](LoraModule::add_adapter),
@@ -70,7 +71,8 @@
 //! | | `#[lora(crate = "..")]` | path of this crate, where it is re-exported |
 //! | a field | `#[lora(rank)]`, `#[lora(rank = 16, alpha = 32.0, dropout = 0.1)]` | a target by default, with values of its own |
 //! | | `#[lora(trainable)]` | trained in full, saved with the adapter |
-//! | | `#[lora(skip)]` | a field of any type, whose value is cloned |
+//! | | `#[lora(skip)]` | a field of any type but a layer, whose value is cloned |
+//! | | `#[lora(routed)]` | parts that a batch may not reach, such as experts: no gradient there is no error |
 //! | | `#[lora(config)]`, `#[lora(config = LoraNetConfig)]` | the model's configuration, which becomes [`WithLora`]; the second form names the type |
 //! | | `#[lora(name = "..")]` | name in parameter paths |
 //! | | `#[lora(flatten)]` | adds nothing to parameter paths |
@@ -113,13 +115,13 @@ pub use config::{
     CordaConfig, CordaMethod, EvaConfig, Init, Kind, LoftqConfig, LoraConfig, LoraGaConfig,
     LoraGaDirection, LoraGaScale, Mark, Settings, Targets, TrainBias, WithLora,
 };
-pub use convert::Builder;
+pub use convert::{Builder, Names};
 pub use error::{Error, Result};
 pub use init::Calibrated;
 pub use lora_derive::{LoraModel, forward};
 pub use manage::{
-    Combination, CombineOptions, LayerStatus, MajoritySign, ModelStatus, State, Summary,
-    SummaryRow, transfer_weights,
+    Combination, CombineOptions, GradientCheck, LayerStatus, MajoritySign, ModelStatus, State,
+    Summary, SummaryRow, transfer_weights,
 };
 pub use ops::{checkpoint, seed_dropout};
 pub use traits::{Cursor, CursorMut, Lora, LoraLayer, LoraModel, LoraModule, NamedParam};

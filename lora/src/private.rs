@@ -15,6 +15,23 @@ pub use crate::kernels::simd::{Level, force_level as force_simd};
 /// For tests: how many recorded values of ops the process holds, from which a graph leads on.
 pub use crate::ops::recorded_values;
 
+pub use crate::ops::{Candle, Function, Other};
+
+/// The type of a field under `#[lora(skip)]`. Its constant is true for a layer of candle's: rustc
+/// takes the inherent constant where `T` is a model, and that of [`NotAModel`] elsewhere.
+pub struct Skipped<T>(core::marker::PhantomData<T>);
+
+impl<T: LoraModel> Skipped<T> {
+    pub const IS_LAYER: bool = T::IS_LAYER;
+}
+
+/// See [`Skipped`].
+pub trait NotAModel {
+    const IS_LAYER: bool = false;
+}
+
+impl<T> NotAModel for Skipped<T> {}
+
 /// The part, if it may carry `#[lora(rank)]`.
 ///
 /// The bound means `M: LoraLayer`. Written this way, a type that is no model at all gives one

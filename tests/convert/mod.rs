@@ -6,6 +6,7 @@ use lora_tests::fixed;
 use std::collections::BTreeMap;
 
 mod calibrated;
+mod names;
 mod settings;
 mod weights;
 

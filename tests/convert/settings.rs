@@ -69,17 +69,23 @@ fn every_problem_of_a_configuration_is_listed() {
     let error = refused(
         LoraConfig::new(0)
             .alpha(f64::NAN)
-            .dropout(1.0)
+            .dropout(1.5)
             .rank_pattern("fc1", 0),
     );
     for problem in [
         "rank is 0",
         "alpha is NaN",
-        "dropout is 1",
+        "dropout is 1.5",
         "rank_pattern `fc1` is 0",
     ] {
         assert!(error.contains(problem), "{problem} in {error}");
     }
+    // A file may say so, as PEFT allows it. Fresh, such an adapter would learn nothing.
+    let error = refused(LoraConfig::new(2).target_modules(["fc1"]).dropout(1.0));
+    assert!(
+        error.contains("`net.0.0.fc1`: dropout is 1, so that nothing"),
+        "{error}"
+    );
     let error = refused(
         LoraConfig::new(2)
             .target_modules(["fc1", "q_proj"])

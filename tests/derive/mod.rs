@@ -8,6 +8,7 @@ mod forward;
 mod generics;
 mod names;
 mod shapes;
+mod wrappers;
 
 pub fn linear(inputs: usize, outputs: usize) -> Linear {
     let weight = Tensor::ones((outputs, inputs), DType::F32, &Device::Cpu).unwrap();

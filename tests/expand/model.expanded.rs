@@ -273,7 +273,7 @@ const _: () = {
         fn adapt(&self, cx: &mut _lora::Builder<'_>) -> _lora::Result<Self::Lora> {
             _lora::Ok(LoraNet {
                 config: cx.config(&self.config),
-                embed: cx.field("embed_tokens", &self.embed)?,
+                embed: cx.named().field("embed_tokens", &self.embed)?,
                 layers: _lora::Builder::field(cx, "layers", &self.layers)?,
                 last: _lora::LoraModel::adapt(&self.last, cx)?,
                 positions: _lora::Clone::clone(&self.positions),
@@ -328,6 +328,11 @@ const _: () = {
                 .finish()
         }
     }
+    use _lora::NotAModel as _;
+    const _: () = assert!(
+        ! _lora::Skipped:: < Vec < u32 > > ::IS_LAYER,
+        "a layer under `skip` keeps candle's forward pass, which may cut the gradient: drop the `skip`, the layer stays frozen all the same"
+    );
 };
 /// How many means to take.
 #[derive(Clone, Debug)]

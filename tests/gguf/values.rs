@@ -2,7 +2,9 @@
 
 use super::{adapter, fixture, load, options, same, values};
 use candle_core::{DType, Device, Tensor};
-use lora::peft::{AdapterConfig, GgufOptions, WEIGHTS_FILE, adapter_to_gguf, gguf_to_adapter};
+use lora::peft::{
+    AdapterConfig, AdapterDir, GgufOptions, WEIGHTS_FILE, adapter_to_gguf, gguf_to_adapter,
+};
 use serde_json::{Value, json};
 use std::collections::HashMap;
 use std::fs;
@@ -139,7 +141,7 @@ fn what_gguf_cannot_hold_is_named() {
         &options(),
         &["trainable_token_indices", "init_lora_weights"],
     );
-    refuse(dir.path(), &GgufOptions::new("gpt2"), &["gpt2", "qwen3"]);
+    refuse(dir.path(), &GgufOptions::new("opt"), &["opt", "qwen3"]);
     refuse(dir.path(), &options().dtype(DType::U8), &["U8"]);
     let dir = adapter(json!({"r": 3}));
     refuse(
@@ -196,13 +198,60 @@ fn options_of_a_models_configuration() {
         json!({"model_type": "mistral", "num_attention_heads": 8, "num_key_value_heads": 2});
     assert_eq!(
         read(heads.clone()).unwrap(),
-        GgufOptions::new("llama").heads(8, 2)
+        GgufOptions::new("llama").heads(8, 2).tied(false)
     );
     let nested = json!({"model_type": "gemma3", "text_config": {"model_type": "gemma3_text", "num_attention_heads": 4}});
     assert_eq!(
         read(nested).unwrap(),
-        GgufOptions::new("gemma3").heads(4, 4)
+        GgufOptions::new("gemma3").heads(4, 4).tied(true)
     );
-    let error = read(json!({"model_type": "gpt2"})).unwrap_err().to_string();
-    assert!(error.contains("gpt2") && error.contains("llama"), "{error}");
+    let moe = json!({"model_type": "qwen3_moe", "num_experts": 128, "tie_word_embeddings": true});
+    let expected = GgufOptions::new("qwen3moe").experts(128).tied(true);
+    assert_eq!(read(moe).unwrap(), expected);
+    // Falcon's first models have one head of keys, whatever their configuration names.
+    for (more, kv_heads) in [
+        (json!({"multi_query": true}), 1),
+        (json!({"multi_query": false}), 8),
+        (
+            json!({"new_decoder_architecture": true, "num_kv_heads": 2}),
+            2,
+        ),
+    ] {
+        let mut falcon = json!({"model_type": "falcon", "num_attention_heads": 8});
+        let more = more.as_object().unwrap().clone();
+        falcon.as_object_mut().unwrap().extend(more);
+        let expected = GgufOptions::new("falcon").heads(8, kv_heads).tied(true);
+        assert_eq!(read(falcon).unwrap(), expected);
+    }
+    let error = read(json!({"model_type": "opt"})).unwrap_err().to_string();
+    assert!(error.contains("opt") && error.contains("llama"), "{error}");
+}
+
+/// Names of adapters in the keys, and prefixes that moved, are understood without a model.
+#[test]
+fn keys_of_other_tools() {
+    let dir = adapter(json!({}));
+    let out = tempfile::tempdir().unwrap();
+    let (gguf, back) = (out.path().join("x.gguf"), out.path().join("back"));
+    let expected = load(dir.path().join(WEIGHTS_FILE));
+    for (from, to) in [
+        (".weight", ".default.weight"),
+        ("base_model.model.model.", ""),
+        ("base_model.model.model.", "module.base_model.model.model."),
+        (
+            "base_model.model.model.",
+            "base_model.model._orig_mod.model.",
+        ),
+        ("base_model.model.model.", "base_model.model.module.model."),
+    ] {
+        let tensors = expected
+            .iter()
+            .map(|(key, tensor)| (key.replace(from, to), tensor.clone()));
+        let tensors: HashMap<String, Tensor> = tensors.collect();
+        candle_core::safetensors::save(&tensors, dir.path().join(WEIGHTS_FILE)).unwrap();
+        let heard = AdapterDir::new(dir.path()).report(|_| {});
+        adapter_to_gguf(heard, &gguf, &options()).unwrap();
+        gguf_to_adapter(&gguf, &back, &options()).unwrap();
+        same(&load(back.join(WEIGHTS_FILE)), &expected, 0.0);
+    }
 }

@@ -70,6 +70,11 @@ impl Adapted for LoraCosine {
         Form::Linear
     }
 
+    /// Not `weight`: initial values, merging and files must ask for the name.
+    fn weight_name(&self) -> &'static str {
+        "directions"
+    }
+
     fn parts(&self) -> LayerParts<'_> {
         LayerParts {
             weight: &self.weight,

@@ -10,4 +10,4 @@ mod curves;
 mod forms;
 mod layers;
 mod lifecycle;
-mod twins;
+pub(crate) mod twins;

@@ -3,3 +3,4 @@
 mod fixtures;
 mod refused;
 mod support;
+mod tying;

@@ -478,7 +478,7 @@ fn very_many_names() -> Result {
     let lora::Error::File { problems, .. } = merged.unwrap_err() else {
         panic!("another error");
     };
-    // Those, and the target that the file has nothing for.
-    assert_eq!(problems.len(), 3 * count + 1);
+    // Those, the target that the file has nothing for, and what to do.
+    assert_eq!(problems.len(), 3 * count + 2);
     Ok(())
 }

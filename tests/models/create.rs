@@ -136,7 +136,7 @@ fn damaged_files_are_refused() {
     std::fs::write(&path, &whole[..cut]).unwrap();
     let error = load();
     assert!(
-        error.contains(&format!("has {cut} bytes")) && error.contains("model.safetensors"),
+        error.contains(&format!("has {cut};")) && error.contains("model.safetensors"),
         "{error}"
     );
     let mut longer = whole.clone();

@@ -1,6 +1,7 @@
-//! A forward pass that calls candle's fused functions: the gradient is cut, and the error says so.
+//! Candle's fused functions: the copy of a forward pass calls those that pass the gradient. In a
+//! function of the user's the gradient is cut, and the error says so.
 
-use super::life::{Run, layer_norm, linear};
+use super::life::{Run, layer_norm, linear, live};
 use candle_core::{DType, Result, Tensor};
 use candle_nn::{LayerNorm, Linear};
 use lora::{Error, LoraConfig, LoraModel, LoraModule};
@@ -25,15 +26,35 @@ impl Run for Fused {
     }
 }
 
-#[test]
-fn the_error_names_the_adapters_without_a_gradient() {
-    let base = Fused {
+#[lora::forward]
+impl Fused {
+    fn run_by_a_function(&self) -> Result<Tensor> {
+        let xs = fixed((3, 6), DType::F32, 9).apply(&self.fc1)?;
+        normalise(&xs, self.norm.weight(), self.norm.bias().unwrap())?.apply(&self.fc2)
+    }
+}
+
+fn normalise(xs: &Tensor, weight: &Tensor, bias: &Tensor) -> Result<Tensor> {
+    candle_nn::ops::layer_norm(xs, weight, bias, 1e-5)
+}
+
+fn fused() -> Fused {
+    Fused {
         fc1: linear(6, 8, 1),
         norm: layer_norm(8, 3),
         fc2: linear(8, 2, 5),
-    };
-    let mut model = base.to_lora(&LoraConfig::new(2)).unwrap();
-    let loss = model.run().unwrap().sum_all().unwrap();
+    }
+}
+
+#[test]
+fn a_method_that_calls_them_is_trained() {
+    live(fused(), &LoraConfig::new(2));
+}
+
+#[test]
+fn the_error_names_the_adapters_without_a_gradient() {
+    let model = fused().to_lora(&LoraConfig::new(2)).unwrap();
+    let loss = model.run_by_a_function().unwrap().sum_all().unwrap();
     let error = model.backward(&loss).unwrap_err();
     let Error::NoGradient { paths, trainable } = &error else {
         panic!("{error}");

@@ -31,6 +31,9 @@ where
         let y = model.run().unwrap();
         candle_nn::loss::mse(&y.flatten_all().unwrap(), &target.flatten_all().unwrap()).unwrap()
     };
+    // Clones share the variables, which the check moves.
+    let check = model.check_gradients(|model| Ok(loss(&mut model.clone())));
+    check.unwrap();
     let frozen = frozen_values(&model);
     let first = loss(&mut model).to_scalar::<f32>().unwrap();
     let params = ParamsAdamW {

@@ -425,7 +425,7 @@ fn a_state_that_does_not_fit_changes_nothing() {
     std::fs::write(&plain, &bytes[..bytes.len() - 8]).unwrap();
     refused(
         load_state(&plain, &mut model, adamw),
-        &["it was cut off or damaged"],
+        &["the file was cut off or damaged"],
     );
 
     let mut merged = state_of(&config(), &path);

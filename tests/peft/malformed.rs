@@ -83,10 +83,39 @@ fn the_unchanged_directory_loads() -> Result {
 fn missing_files() -> Result {
     let dir = tempfile::tempdir()?;
     refuse(&dir.path().join("absent"), &["absent", "is no directory"]);
+    let words = [
+        "a name on the Hugging Face hub",
+        "hf download someone/their-adapter",
+    ];
+    refuse(Path::new("someone/their-adapter"), &words);
+    let file = dir.path().join("kohya.safetensors");
+    fs::write(&file, "")?;
+    refuse(&file, &["A single file of kohya", "peft::import"]);
+    fs::remove_file(file)?;
+    for (file, words) in [
+        ("adapters.safetensors", "a file of mlx-lm"),
+        ("pytorch_lora_weights.safetensors", "a file of diffusers"),
+        ("config.json", "it holds a model, not an adapter"),
+    ] {
+        let other = tempfile::tempdir()?;
+        fs::write(other.path().join(file), "{}")?;
+        refuse(other.path(), &["no adapter_config.json", words]);
+    }
     refuse(dir.path(), &["adapter_config.json"]);
     let full = changed(|_| {});
     fs::remove_file(full.path().join("adapter_model.safetensors"))?;
-    refuse(full.path(), &["adapter_model.safetensors"]);
+    refuse(
+        full.path(),
+        &["no adapter_model.safetensors: was all of it copied?"],
+    );
+    let shard = full.path().join("adapter_model-00001-of-00002.safetensors");
+    fs::write(&shard, "")?;
+    let words = [
+        "in shards (adapter_model-00001-of-00002.safetensors)",
+        "save_file",
+    ];
+    refuse(full.path(), &words);
+    fs::remove_file(shard)?;
     fs::write(full.path().join("adapter_model.bin"), "pickle")?;
     refuse(
         full.path(),
@@ -110,7 +139,6 @@ fn an_unexpected_key() {
     for key in [
         "norm.weight",
         "fc1.lora_magnitude_vector",
-        "fc1.lora_A.default.weight",
         "fc3.lora_A.weight",
     ] {
         let add = |files: &mut Files| {
@@ -131,6 +159,15 @@ fn a_key_with_and_without_its_prefix() {
         files.weights.0.insert("fc1.lora_A.weight".into(), tensor);
     };
     refuse_changed(double, &["`fc1.lora_A.weight` with and without its prefix"]);
+    let named = |files: &mut Files| {
+        let tensor = files.weights.get(A1);
+        files
+            .weights
+            .0
+            .insert(A1.replace("lora_A", "lora_A.default"), tensor);
+    };
+    let words = ["or the adapter's name", "fc1.lora_A.default.weight", A1];
+    refuse_changed(named, &words);
 }
 
 #[test]
@@ -307,9 +344,9 @@ fn features_that_are_not_supported() {
     base().with_adapter(raw.path()).unwrap();
     let change = |files: &mut Files| {
         files.config["r"] = json!(3.0);
-        files.config["brand_new"] = json!("x");
+        files.config["use_dora"] = json!("x");
     };
-    refuse_changed(change, &["`r` is 3.0", "brand_new"]);
+    refuse_changed(change, &["`r` is 3.0", "`use_dora` is \"x\""]);
 }
 
 #[test]

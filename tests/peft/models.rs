@@ -16,11 +16,11 @@ pub trait Twin: LoraModel<Lora: Module> + Module {
 macro_rules! forward {
     ($base:ident, $lora:ident, |$self:ident, $xs:ident| $forward:block) => {
         impl Module for $base {
-            fn forward(&$self, $xs: &Tensor) -> Result<Tensor> $forward
+            fn forward(&$self, $xs: &Tensor) -> candle_core::Result<Tensor> $forward
         }
 
         impl Module for $lora {
-            fn forward(&$self, $xs: &Tensor) -> Result<Tensor> $forward
+            fn forward(&$self, $xs: &Tensor) -> candle_core::Result<Tensor> $forward
         }
     };
 }
@@ -73,6 +73,14 @@ forward!(Stack, LoraStack, |self, xs| {
     }
     xs.apply(&self.head)
 });
+
+/// A stack inside a model, as a head's model holds the inner one.
+#[derive(Clone, Debug, LoraModel)]
+pub struct Deep {
+    pub model: Stack,
+}
+
+forward!(Deep, LoraDeep, |self, xs| { self.model.forward(xs) });
 
 impl Twin for Stack {
     fn new(weights: &Weights) -> Self {

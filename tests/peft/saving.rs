@@ -3,8 +3,9 @@
 use super::models::*;
 use super::support::*;
 use candle_core::{DType, Device, Module, ModuleT, Tensor, Var};
+use candle_nn::Linear;
 use lora::peft::{SaveOptions, TaskType};
-use lora::{Init, LoraConfig, LoraModel, LoraModule, TrainBias};
+use lora::{Init, LoraConfig, LoraModel, LoraModule, Targets, TrainBias};
 use serde_json::{Value, json};
 use std::fs;
 
@@ -54,23 +55,106 @@ fn the_file_has_all_of_pefts_keys() -> Result {
     Ok(())
 }
 
+/// As a user of PEFT writes them: SGLang and others compare the last part of a path alone.
 #[test]
-fn targets_are_full_paths_where_they_are_exact() -> Result {
+fn targets_are_the_shortest_names() -> Result {
     let input = Fixture::new("stack").input();
-    let json = round_trip(
-        &stack(),
-        &config(2).target_modules(r"layers\.\d\.fc1"),
-        &input,
-    )?;
-    assert_eq!(
-        json["target_modules"],
-        json!(["layers.0.fc1", "layers.1.fc1"])
-    );
+    let written =
+        |targets: Targets| round_trip(&stack(), &config(2).target_modules(targets), &input);
+    for (targets, names, numbers) in [
+        (r"layers\.\d\.fc1".into(), json!(["fc1"]), json!(null)),
+        (
+            "all-linear".into(),
+            json!(["fc1", "fc2", "head"]),
+            json!(null),
+        ),
+        // One layer of two: its names do, as `layers` has no module before it.
+        (["1.fc2"].into(), json!(["layers.1.fc2"]), json!(null)),
+        (
+            ["layers.0.fc1", "fc2"].into(),
+            json!(["layers.0.fc1", "fc2"]),
+            json!(null),
+        ),
+    ] {
+        let json = written(targets)?;
+        assert_eq!(json["target_modules"], names);
+        assert_eq!(json["layers_to_transform"], numbers);
+    }
     Ok(())
 }
 
-/// The file alone decides, not the attributes of the model; names that mean too much become a
-/// regular expression.
+/// Names and numbers, as `layers_to_transform` has them, where that is shorter.
+#[test]
+fn some_layers_of_many() -> Result {
+    let weights = &Fixture::new("stack").base;
+    let mut model = Stack::new(weights);
+    for _ in 0..4 {
+        let more = Stack::new(weights).layers;
+        model.layers.extend(more);
+    }
+    let base = Deep { model };
+    let dir = tempfile::tempdir()?;
+    let write = |targets: Targets| -> Result<Value> {
+        let model = base.to_lora(&config(2).target_modules(targets))?;
+        model.save_adapter(dir.path())?;
+        let (loaded, input) = (
+            base.with_adapter(dir.path())?,
+            Fixture::new("stack").input(),
+        );
+        assert_eq!(
+            values(&loaded.forward(&input)?),
+            values(&model.forward(&input)?)
+        );
+        Ok(read_config(dir.path()))
+    };
+    let json = write(r".*\.(1|3|4|7)\.fc\d".into())?;
+    assert_eq!(json["target_modules"], json!(["fc1", "fc2"]));
+    assert_eq!(json["layers_to_transform"], json!([1, 3, 4, 7]));
+    // A target outside the layers needs its whole path.
+    let json = write(r".*\.(1|3|4|7)\.fc\d|.*head".into())?;
+    assert_eq!(json["target_modules"], json!(["fc1", "fc2", "model.head"]));
+    assert_eq!(json["layers_to_transform"], json!([1, 3, 4, 7]));
+    // Other layers in each of the four modules: no numbers say that.
+    let json = write(r".*\.1\.fc1|.*\.2\.fc2".into())?;
+    assert_eq!(
+        json["target_modules"],
+        json!(["layers.1.fc1", "layers.2.fc2"])
+    );
+    assert_eq!(json["layers_to_transform"], json!(null));
+    Ok(())
+}
+
+/// So many layers that a search through all of them, for each of them, would be noticed.
+#[test]
+fn very_many_layers() -> Result {
+    let weight = Tensor::ones((2, 2), DType::F32, &Device::Cpu)?;
+    let linear = || Linear::new(weight.clone(), None);
+    let block = |_| Block {
+        fc1: linear(),
+        fc2: linear(),
+    };
+    let base = Stack {
+        layers: (0..12_000).map(block).collect(),
+        head: linear(),
+    };
+    let dir = tempfile::tempdir()?;
+    // No two of them follow from one name.
+    let odd = r"layers\.\d*[13579]\.fc1|layers\.\d*[02468]\.fc2";
+    let config = config(1).target_modules(odd).modules_to_save(["head"]);
+    let model = base.to_lora(&config)?;
+    model.save_adapter(dir.path())?;
+    let json = read_config(dir.path());
+    assert_eq!(
+        json["target_modules"].as_array().map(Vec::len),
+        Some(12_000)
+    );
+    let loaded = base.with_adapter(dir.path())?;
+    assert_eq!(loaded.trainable_vars().len(), 2 * 12_000 + 1);
+    Ok(())
+}
+
+/// The file alone decides, not the attributes of the model. `b` does not mean `a.b`, which is
+/// trained in full.
 #[test]
 fn a_file_overrides_attributes() -> Result {
     let base = Nested::new();
@@ -78,17 +162,21 @@ fn a_file_overrides_attributes() -> Result {
     let dir = tempfile::tempdir()?;
     model.save_adapter(dir.path())?;
     let json = read_config(dir.path());
-    assert_eq!(json["target_modules"], json!("^(b)$"));
+    assert_eq!(json["target_modules"], json!(["b"]));
     assert_eq!(json["modules_to_save"], json!(["a.b"]));
     assert_eq!((&json["r"], &json["lora_alpha"]), (&json!(2), &json!(5)));
 
+    // Not trained in full, `a.b` would be meant: a regular expression tells the two apart.
     let mut files = Files::read(dir.path());
     files.weights.0.retain(|key, _| !key.contains("a.b"));
     files.config["modules_to_save"] = json!(null);
+    files.config["target_modules"] = json!("^(b)$");
     files.config["lora_alpha"] = json!(1);
     let plain = tempfile::tempdir()?;
     files.write(plain.path());
     let loaded = base.with_adapter(plain.path())?;
+    loaded.save_adapter(dir.path())?;
+    assert_eq!(read_config(dir.path())["target_modules"], json!("^(b)$"));
     let settings = loaded.b.adapters().iter().next().unwrap().settings();
     assert_eq!((settings.rank, settings.alpha), (2, 1.0));
     assert_eq!(loaded.trainable_vars().len(), 2);

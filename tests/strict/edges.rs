@@ -218,6 +218,41 @@ fn a_merged_head_that_shares_a_trained_embedding_keeps_its_update() {
     refused(tied().to_lora(&pissa), &["`head`", "`embed`", "pissa"]);
 }
 
+/// PEFT only warns where it does not know the names of what it is to tie: the file then holds
+/// nothing for the head, and the head computes with the base's weight.
+#[test]
+fn a_file_without_the_tie_that_its_configuration_asks_for() {
+    let adapted = LoraConfig::new(2).target_modules(["embed"]);
+    let trained = LoraConfig::new(2)
+        .target_modules(["head"])
+        .modules_to_save(["embed"]);
+    for config in [adapted, trained] {
+        let model = tied().to_lora(&config).unwrap();
+        perturb(&model, 3);
+        let dir = tempfile::tempdir().unwrap();
+        model.save_adapter(dir.path()).unwrap();
+        let path = dir.path().join("adapter_config.json");
+        let text = std::fs::read_to_string(&path).unwrap();
+        let (off, on) = (
+            "\"ensure_weight_tying\": false",
+            "\"ensure_weight_tying\": true",
+        );
+        assert!(text.contains(off));
+        std::fs::write(&path, text.replace(off, on)).unwrap();
+        let loaded = tied().with_adapter(dir.path()).unwrap();
+        let (ids, xs) = (
+            Tensor::new(&[3u32, 1], &Device::Cpu).unwrap(),
+            fixed((2, 6), DType::F32, 5),
+        );
+        for (loaded, model) in [
+            (loaded.embed.forward(&ids), model.embed.forward(&ids)),
+            (loaded.head.forward(&xs), model.head.forward(&xs)),
+        ] {
+            assert_close("loaded", &loaded.unwrap(), &model.unwrap(), 1e-7);
+        }
+    }
+}
+
 #[test]
 fn a_tie_without_effect_is_named() {
     let config = config().ensure_weight_tying(true);

@@ -45,6 +45,7 @@ pub struct Field {
     pub config: Option<Given<Option<Ident>>>,
     pub name: Option<Given<String>>,
     pub flatten: Option<Given<()>>,
+    pub routed: Option<Given<()>>,
 }
 
 const CONTAINER: &[&str] = &["crate", "name", "derive", "bound", "plain"];
@@ -57,6 +58,7 @@ const FIELD: &[&str] = &[
     "config",
     "name",
     "flatten",
+    "routed",
 ];
 
 impl Container {
@@ -93,6 +95,7 @@ impl Field {
                 "config" => set(cx, &mut all.config, &entry, Entry::optional),
                 "name" => set(cx, &mut all.name, &entry, |e| value::segment(&e.value()?)),
                 "flatten" => set(cx, &mut all.flatten, &entry, Entry::flag),
+                "routed" => set(cx, &mut all.routed, &entry, Entry::flag),
                 _ => entry.unknown(cx, FIELD, CONTAINER, "the struct or enum"),
             }
         }
@@ -105,7 +108,7 @@ impl Field {
     pub fn key(&self) -> Option<&Ident> {
         let mut keys = self.exclusive().into_iter().flatten();
         let path = key(&self.name).or(key(&self.flatten));
-        keys.next().or(path)
+        keys.next().or(path).or(key(&self.routed))
     }
 
     /// The keys of which a field has one at most.

@@ -31,6 +31,8 @@ pub fn expand(item: &Item<'_>, bounds: &Bounds) -> TokenStream {
                 #adapt
             }
         }
+
+        impl #params _lora::LoraLayer for #ident #args #clause {}
     }
 }
 
@@ -49,6 +51,10 @@ fn adapt(place: &Place<'_>, field: &Field<'_>) -> TokenStream {
         (Some(mark), Some(name)) => (quote!(marked), quote!(#name, #mark, #value)),
         (Some(mark), None) => (quote!(flattened), quote!(#mark, #value)),
         (None, Some(name)) => (quote!(field), quote!(#name, #value)),
+    };
+    let cx = match &field.attrs.name {
+        Some(_) => quote!(#cx.named()),
+        None => quote!(#cx),
     };
     // At a path, unlike at a method, rustc's errors about a bad type are all the same: one.
     match field.is_known() {

@@ -79,14 +79,24 @@ fn to_base(place: &Place<'_>, field: &Field<'_>) -> TokenStream {
 fn walk(place: &Place<'_>, method: &TokenStream) -> TokenStream {
     let fields = place.fields.fields.iter();
     let models = fields.filter(|field| field.kind.is_model());
-    let cursor = local("cursor");
     let calls = models.map(|field| {
+        let cursor = match field.attrs.routed {
+            Some(_) => local("routed"),
+            None => local("cursor"),
+        };
         let value = place.get(field);
         let call = match &field.segment {
             Some(name) => quote!(#cursor.field(#name, #value)),
             None => quote!(_lora::LoraModule::#method(#value, #cursor)),
         };
-        at(field, call)
+        let call = at(field, call);
+        match field.attrs.routed {
+            Some(_) => {
+                let outer = local("cursor");
+                quote!(#outer.routed(|#cursor| #call))
+            }
+            None => call,
+        }
     });
     quote!(#(#calls;)*)
 }

@@ -4,6 +4,7 @@ mod base;
 mod body;
 mod lora;
 mod plain;
+mod skipped;
 mod span;
 mod stub;
 mod ty;
@@ -33,7 +34,11 @@ pub fn derive(input: &DeriveInput) -> TokenStream {
         (None, false) => {
             let base = base::expand(&item, &bounds);
             let lora = lora::expand(&item, &bounds);
-            (ty::expand(&item, &bounds, &krate), quote!(#base #lora))
+            let skipped = skipped::expand(&item);
+            (
+                ty::expand(&item, &bounds, &krate),
+                quote!(#base #lora #skipped),
+            )
         }
     };
     quote! {

@@ -1,18 +1,18 @@
 //! `#[lora::forward]`: an impl block, and its copy for the LoRA type.
 
+mod calls;
 mod generics;
 mod items;
 mod rename;
 
 use crate::attr::{Entry, Given, parse_entries, set, value};
 use crate::ctxt::Ctxt;
-use crate::krate;
+use crate::{krate, name};
 use generics::{generics, layers};
 use items::{finish, makes, only_base};
 use proc_macro2::TokenStream;
-use quote::{ToTokens, format_ident, quote};
+use quote::{ToTokens, quote};
 use rename::Rename;
-use syn::ext::IdentExt;
 use syn::visit_mut::VisitMut;
 use syn::{Ident, ImplItem, Item, ItemImpl, Path, Type, TypePath, parse_quote, parse2};
 
@@ -93,11 +93,11 @@ fn copy(cx: &Ctxt, args: &Args, base: &ItemImpl) -> Option<TokenStream> {
     let ident = &path.segments.last()?.ident;
     let lora = match &args.name {
         Some(name) => name.value.clone(),
-        None => lora_name(ident),
+        None => name::lora(ident),
     };
     let mut types = vec![(ident.clone(), lora.clone())];
     let also = args.also.iter().flat_map(|given| &given.value);
-    types.extend(also.map(|ty| (ty.clone(), lora_name(ty))));
+    types.extend(also.map(|ty| (ty.clone(), name::lora(ty))));
     let mut rename = Rename {
         types,
         layers: layers(
@@ -135,6 +135,9 @@ fn copy(cx: &Ctxt, args: &Args, base: &ItemImpl) -> Option<TokenStream> {
             item.block = parse_quote!({ loop {} });
         }
         rename.visit_impl_item_mut(item);
+        if let ImplItem::Fn(item) = item {
+            calls::differentiate(item, &rename.krate);
+        }
     }
     if !is_trait && copy.items.is_empty() {
         return None;
@@ -146,8 +149,4 @@ fn copy(cx: &Ctxt, args: &Args, base: &ItemImpl) -> Option<TokenStream> {
         #[allow(warnings, clippy::all)]
         #copy
     })
-}
-
-fn lora_name(ident: &Ident) -> Ident {
-    format_ident!("Lora{}", ident.unraw(), span = ident.span())
 }

@@ -37,8 +37,12 @@ impl Rename {
             .then(|| parse_quote!(#krate::Lora<#ty>))
     }
 
+    /// `Lora<T>`, if the identifier is such a `T`. Identifiers are compared, as the tokens of a macro
+    /// hold keywords, too, which are no types.
     fn layer(&self, ident: &Ident) -> Option<Type> {
-        self.lora(&parse_quote!(#ident))
+        let is_named = |ty: &&Type| matches!(ty, Type::Path(ty) if ty.qself.is_none() && ty.path.is_ident(ident));
+        let ty = self.layers.iter().find(is_named)?;
+        self.lora(ty)
     }
 
     /// Macros are renamed by their tokens.

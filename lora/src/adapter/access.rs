@@ -1,9 +1,9 @@
-//! [`Access`]: what keeps the inside of a layer to this crate.
+//! [`Access`]: keeps changes to the inside of a layer to this crate.
 
-/// Shows that this crate asks: only the crate makes one.
+/// Proof that this crate calls: no other crate can make an `Access`.
 ///
-/// The methods that hand out the inside of a layer to be changed take it, so that a layer of any
-/// crate can implement them and nobody else can take a layer apart.
+/// The methods that hand out the inside of a layer to be changed take an `Access`. So any crate can
+/// implement these methods for a layer, but only this crate can call them.
 #[derive(Clone, Copy, Debug)]
 pub struct Access(());
 

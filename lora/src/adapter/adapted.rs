@@ -6,10 +6,11 @@ use crate::{LoraConfig, Result, Settings};
 use candle_core::{Shape, Tensor};
 use std::fmt::Debug;
 
-/// A layer that may carry adapters: its weight, its bias, its adapters, and how the weight lies.
+/// A layer that may carry adapters: its weight, its bias, its adapters, and how the weight is
+/// stored.
 ///
-/// The walk reaches it through [`Layer::adapted`]. A layer of your own implements it, too, and is
-/// then adapted, trained, merged and saved like those of this crate:
+/// The walk over a model reaches such a layer through [`Layer::adapted`]. A layer of your own can
+/// implement the trait. It is then adapted, trained, merged and saved like this crate's layers:
 ///
 /// ```
 /// use candle_core::{D, Device, Module, Tensor};
@@ -102,15 +103,15 @@ pub trait Adapted: Debug {
     /// The layer's kind.
     fn layer_kind(&self) -> Kind;
 
-    /// How the weight lies.
+    /// How the weight is stored.
     fn form(&self) -> Form;
 
-    /// The weight (the merged one while merged), the bias and the adapters.
+    /// The weight (merged, while adapters are merged), the bias and the adapters.
     fn parts(&self) -> LayerParts<'_>;
 
-    /// The weight (the merged one while merged), the bias and the adapters, to be changed.
+    /// The weight (merged, while adapters are merged), the bias and the adapters, to be changed.
     ///
-    /// Only this crate can call it, with a value that only this crate makes.
+    /// Only this crate can call this method, as only this crate makes an [`Access`].
     fn parts_mut(&mut self, access: Access) -> LayerPartsMut<'_>;
 
     /// True for an embedding, whose inputs are indices.
@@ -118,17 +119,17 @@ pub trait Adapted: Debug {
         false
     }
 
-    /// What keeps the layer from taking an adapter with these settings, if anything does.
+    /// Why the layer cannot take an adapter with these settings; `None` if it can.
     fn refuses(&self, _settings: &Settings, _config: &LoraConfig) -> Option<String> {
         None
     }
 
-    /// The name of the weight in the layer; empty for a bare one.
+    /// The weight's name in the layer; empty for a bare weight.
     fn weight_name(&self) -> &'static str {
         "weight"
     }
 
-    /// The weight; the merged one while merged.
+    /// The weight. While adapters are merged, this is the merged weight.
     fn weight(&self) -> &Tensor {
         self.parts().weight
     }
@@ -148,12 +149,12 @@ pub trait Adapted: Debug {
         self.form().shapes(self.unmerged_weight().dims(), rank)
     }
 
-    /// The smaller side of the weight as a matrix: no rank above that makes an update richer.
+    /// The smaller side of the weight as a matrix. A higher rank cannot express more updates.
     fn largest_rank(&self) -> usize {
         self.form().largest_rank(self.unmerged_weight().dims())
     }
 
-    /// What an adapter adds to the weight, s·B·A: in the shape of the merged weight and the adapter's
+    /// What an adapter adds to the weight, s·B·A, in the merged weight's shape and the adapter's
     /// dtype.
     ///
     /// # Errors
@@ -163,7 +164,7 @@ pub trait Adapted: Debug {
         Ok(delta?)
     }
 
-    /// The weight without the adapters that are merged into it.
+    /// The weight without merged adapters.
     fn unmerged_weight(&self) -> &Tensor {
         let LayerParts {
             weight, adapters, ..
@@ -172,12 +173,12 @@ pub trait Adapted: Debug {
         merged.map_or(weight, |merged| &merged.weight)
     }
 
-    /// The weight with every active adapter, in its own dtype, to compute with. In training the
-    /// gradient reaches the adapters. The layer's dropout does not act on it.
+    /// The weight with every active adapter, in the weight's dtype, for the forward pass. In
+    /// training the gradient reaches the adapters. Dropout does not act here, only on inputs.
     ///
     /// # Errors
-    /// In a view for mixed batches, whose rows have no weight in common; and if candle cannot
-    /// multiply on the device at hand.
+    /// In a view for mixed batches, whose rows share no weight, and if candle cannot multiply on
+    /// the device at hand.
     fn adapted_weight(&self) -> candle_core::Result<Tensor>
     where
         Self: Sized,
@@ -185,11 +186,11 @@ pub trait Adapted: Debug {
         updates::adapted_weight(self)
     }
 
-    /// Weight and bias for a base layer: with the adapters that are merged and those that are
-    /// active, and out of reach of further training.
+    /// Weight and bias for a base layer, with all merged and all active adapters in them. Further
+    /// training does not reach these tensors.
     ///
     /// # Errors
-    /// If a merged weight is not finite, or an adapter has a bias on B and the layer no bias.
+    /// If a merged weight is not finite, or an adapter has a bias on B and the layer has no bias.
     fn base_parts(&self) -> Result<(Tensor, Option<Tensor>)>
     where
         Self: Sized,
@@ -198,10 +199,10 @@ pub trait Adapted: Debug {
     }
 }
 
-/// What a layer consists of that may carry adapters.
+/// The parts of a layer that may carry adapters.
 #[derive(Clone, Copy, Debug)]
 pub struct LayerParts<'a> {
-    /// The weight; the merged one while merged.
+    /// The weight. While adapters are merged, this is the merged weight.
     pub weight: &'a Tensor,
     /// The bias.
     pub bias: Option<&'a Tensor>,
@@ -209,10 +210,10 @@ pub struct LayerParts<'a> {
     pub adapters: &'a Adapters,
 }
 
-/// What a layer consists of that may carry adapters, to be changed.
+/// The parts of a layer that may carry adapters, to be changed.
 #[derive(Debug)]
 pub struct LayerPartsMut<'a> {
-    /// The weight; the merged one while merged.
+    /// The weight. While adapters are merged, this is the merged weight.
     pub weight: &'a mut Tensor,
     /// The bias.
     pub bias: Option<&'a mut Tensor>,
@@ -220,7 +221,7 @@ pub struct LayerPartsMut<'a> {
     pub adapters: &'a mut Adapters,
 }
 
-/// The changes to an adapted layer, which only this crate makes.
+/// Access to the parts of an adapted layer that only this crate changes.
 pub(crate) trait AdaptedMut: Adapted {
     fn adapters_mut(&mut self) -> &mut Adapters {
         self.parts_mut(Access::new()).adapters
@@ -255,6 +256,7 @@ impl<T: Adapted> Layer for T {
     }
 
     fn params_mut(&mut self, access: Access) -> Vec<Param<&mut Tensor>> {
+        // The names come first: they need a shared borrow, the tensors an exclusive one.
         let names = self.params().into_iter();
         let names: Vec<_> = names.map(|param| (param.name, param.role)).collect();
         let LayerPartsMut {

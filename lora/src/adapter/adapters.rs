@@ -5,25 +5,26 @@ use super::{Adapted, Adapter, Copies, Recorder, Rows, Tokens, seen};
 use crate::{Error, Part, Result};
 use candle_core::Tensor;
 
-/// The adapters of one layer: which it has, which are active, and the layer's own weight while some
-/// are merged into it.
+/// The adapters of one layer: which adapters the layer has, which of them are active, and the
+/// layer's own weight while adapters are merged into it.
 #[derive(Clone, Debug)]
 pub struct Adapters {
     /// The layer's path in its model, for messages.
     pub(crate) path: String,
     pub(crate) list: Vec<Adapter>,
-    /// The rows of an embedding that adapters train. A head that shares the weight has the embedding's.
+    /// The rows of an embedding that adapters train. A head that shares the embedding's weight has
+    /// views of these rows.
     pub(crate) tokens: Vec<Tokens>,
     /// The names of the active adapters, in the order in which they apply. The list is the whole
     /// model's: a name stays here even if this layer has no adapter of that name.
     pub(crate) active: Vec<String>,
     /// `Some` exactly while merged.
     pub(crate) merged: Option<Merged>,
-    /// The layer's own parameters, where adapters have copies of them.
+    /// The adapters' copies of the layer's own parameters.
     pub(crate) copies: Copies,
     /// Which adapter acts on which row of a batch, in a view for mixed batches.
     pub(crate) rows: Option<Rows>,
-    /// Where inputs are noted while the model is calibrated.
+    /// Notes the layer's inputs while the model is calibrated.
     pub(crate) recorder: Option<Recorder>,
     pub(crate) training: bool,
     /// What the model's own code has read of the layer.
@@ -35,7 +36,7 @@ pub struct Adapters {
 pub(crate) struct Merged {
     /// The merged adapters, in order.
     pub(crate) names: Vec<String>,
-    /// The weight and bias as they were.
+    /// The weight and bias from before merging.
     pub(crate) weight: Tensor,
     pub(crate) bias: Option<Tensor>,
 }
@@ -76,7 +77,8 @@ impl Adapters {
         self.list.iter_mut().find(|adapter| adapter.name == name)
     }
 
-    /// Trains an adapter, or freezes it. A view of another layer's adapter follows that layer.
+    /// Makes an adapter trainable, or freezes it. A view of another layer's adapter follows that
+    /// layer.
     pub(crate) fn set_trainable(&mut self, name: &str, trainable: bool) -> Result<()> {
         if let Some(adapter) = self.get_mut(name) {
             adapter.set_trainable(trainable)?;
@@ -91,7 +93,7 @@ impl Adapters {
         Ok(())
     }
 
-    /// Gives an adapter another name, wherever it stands.
+    /// Gives an adapter another name, wherever its name stands here. Copies are renamed apart.
     pub(crate) fn rename(&mut self, from: &str, to: &str) {
         let merged = self.merged.as_mut().map(|merged| &mut merged.names);
         let listed = self.list.iter_mut().map(|adapter| &mut adapter.name);
@@ -105,7 +107,7 @@ impl Adapters {
         }
     }
 
-    /// The adapters that act, in the order in which they apply, merged ones included.
+    /// The active adapters, merged ones included, in the order in which they apply.
     pub fn active(&self) -> impl Iterator<Item = &Adapter> {
         self.active.iter().filter_map(|name| self.get(name))
     }
@@ -115,8 +117,8 @@ impl Adapters {
         self.list.is_empty()
     }
 
-    /// The rows of an embedding that adapters train. A head that shares the embedding's weight has the
-    /// embedding's rows.
+    /// The rows of an embedding that adapters train. A head that shares the embedding's weight has
+    /// the embedding's rows.
     pub fn tokens(&self) -> &[Tokens] {
         &self.tokens
     }
@@ -125,13 +127,13 @@ impl Adapters {
         self.tokens.iter().find(|tokens| tokens.adapter == name)
     }
 
-    /// True if the adapter of this name changes what the layer computes, copies aside.
+    /// True if the adapter of this name has an update or trained rows here. Copies do not count.
     pub(crate) fn has(&self, name: &str) -> bool {
         self.get(name).is_some() || self.tokens_of(name).is_some()
     }
 
-    /// The tensors of all adapters, each with its adapter's name, in the order of parameters. Views of
-    /// another layer's tensors are left out: that layer lists them.
+    /// The tensors of all adapters, each with its adapter's name, in the order of parameters. Views
+    /// of another layer's tensors are left out, as the other layer lists these tensors.
     pub(crate) fn tensors(&self) -> impl Iterator<Item = (&str, Part, &Tensor)> {
         let own = self.list.iter().flat_map(|adapter| {
             let tensors = adapter.own_tensors();
@@ -158,25 +160,26 @@ impl Adapters {
         self.merged.as_ref().map_or(&[], |merged| &merged.names)
     }
 
-    /// While merged: the layer's own weight or bias as it was.
-    pub(crate) fn original(&self, name: &str) -> Option<&Tensor> {
+    /// While merged: the layer's own weight or bias from before merging. `weight` is the name that the
+    /// layer gives its weight.
+    pub(crate) fn original(&self, name: &str, weight: &str) -> Option<&Tensor> {
         let merged = self.merged.as_ref()?;
         match name {
-            "weight" | "" => Some(&merged.weight),
+            name if name == weight => Some(&merged.weight),
             "bias" => merged.bias.as_ref(),
             _ => None,
         }
     }
 
-    /// The adapters that the forward pass is to compute: active ones that are not merged.
+    /// The adapters that the forward pass computes: the active ones that are not merged.
     pub(crate) fn to_compute(&self) -> impl Iterator<Item = &Adapter> {
         let merged = self.merged();
         self.active()
             .filter(move |adapter| !merged.contains(&adapter.name))
     }
 
-    /// Checks that the layer computes the same with just these adapters merged as unmerged. DoRA
-    /// multiplies the result of the adapters before it, so that their order matters.
+    /// Checks that merging just these adapters does not change what the layer computes. DoRA
+    /// multiplies the result of the adapters before it, so that the order of adapters matters.
     pub(crate) fn check_order(&self, merged: &[String]) -> Result<()> {
         let active: Vec<&Adapter> = self.active().collect();
         let is_dora = |adapter: &&Adapter| adapter.magnitude.is_some();
@@ -186,6 +189,7 @@ impl Adapters {
         if first.is_empty() || rest.is_empty() || !active.iter().any(is_dora) {
             return Ok(());
         }
+        // Merged adapters act before all others, whatever their place among the active ones.
         let comes_first = active.iter().zip(&first).all(|(a, b)| a.name == b.name);
         // Merging adds a bias on B to the layer's own bias, which DoRA does not multiply.
         let biased = first.iter().any(|adapter| adapter.bias.is_some());
@@ -193,13 +197,13 @@ impl Adapters {
             true => Ok(()),
             false => Err(Error::layer(
                 &self.path,
-                "DoRA multiplies what the active adapters before it gave: merge them in the order in \
-                 which they are active, or all",
+                "DoRA multiplies the result of the active adapters before it: merge adapters in the \
+                 order in which they are active, or merge all",
             )),
         }
     }
 
-    /// The rows that the forward pass is to put in place of the base's.
+    /// The rows that the forward pass puts in place of the base's rows.
     pub(crate) fn tokens_to_compute(&self) -> impl Iterator<Item = Tokens> {
         let merged = self.merged();
         let acting = self
@@ -210,7 +214,8 @@ impl Adapters {
         acting.map(|tokens| tokens.with_rows(self.seen(&tokens.rows)))
     }
 
-    /// The names of the adapters for a merged weight: first the merged adapters, then the active ones.
+    /// The names of the adapters for a merged weight: first the merged adapters, then the other
+    /// active adapters.
     pub(crate) fn to_merge(&self) -> Vec<String> {
         let mut names = self.merged().to_vec();
         let more = self.active.iter().filter(|name| self.has(name));
@@ -222,7 +227,7 @@ impl Adapters {
         names
     }
 
-    /// In a view for mixed batches: each group of rows with its layer, as `f` reads it.
+    /// In a view for mixed batches: each group of rows, with what `f` reads from the group's layer.
     pub(crate) fn row_parts<L: Adapted + Clone, T>(
         &self,
         layer: &L,
@@ -235,7 +240,7 @@ impl Adapters {
         layers.map(|(rows, layer)| Ok((rows, f(&layer)?))).collect()
     }
 
-    /// The tensor as the layer's forward pass is to see it.
+    /// The tensor as the layer's forward pass sees it.
     pub(crate) fn seen(&self, tensor: &Tensor) -> Tensor {
         seen(tensor, self.training)
     }

@@ -1,21 +1,24 @@
-//! [`Copies`]: the copies of a layer's own parameters that adapters have.
+//! [`Copies`]: the adapters' copies of a layer's own parameters.
 
 use super::{Parked, Tie};
 use crate::adapter::Access;
 use crate::config::Mark;
 use crate::{Error, Layer, Param, Result};
 use candle_core::Tensor;
+use std::sync::Arc;
 
-/// The copies that adapters have of a layer's own parameters: PEFT's `modules_to_save`, trained
-/// biases, and the residual base of an adapter.
+/// The adapters' copies of a layer's own parameters: PEFT's `modules_to_save`, trained biases, and
+/// residual bases.
 ///
-/// While an adapter is active its copy stands in the layer's own fields, and the base's parameters are
-/// kept here.
+/// While an adapter is active, the layer's own fields hold the adapter's copy, and the base's
+/// parameters are kept here.
 #[derive(Clone, Debug, Default)]
 pub struct Copies {
-    /// What the attribute on the layer's field said, for adapters that are added later.
+    /// The mark of the attribute on the layer's field, for adapters that are added later.
     pub(crate) mark: Option<Mark>,
-    /// The base's tensors, kept while a copy is in the layer.
+    /// The layer's path in the checkpoint, where the names of its tensors are known.
+    pub(crate) path: Option<Arc<str>>,
+    /// The base's tensors, while a copy is in the layer.
     base: Vec<Tensor>,
     list: Vec<Copied>,
     /// The adapter whose copy is in the layer.
@@ -25,12 +28,12 @@ pub struct Copies {
 #[derive(Clone, Debug)]
 struct Copied {
     adapter: String,
-    /// How its weight is tied to that of another layer.
+    /// How the copy's weight is tied to another layer's weight.
     tie: Tie,
     parked: Parked,
     /// Which of the tensors are trained.
     trained: Vec<bool>,
-    /// In the order of the layer's parameters; out of date while they are in the layer.
+    /// In the order of the layer's parameters. Out of date while the copy is in the layer.
     tensors: Vec<Tensor>,
 }
 
@@ -45,12 +48,12 @@ impl Copies {
         self.current.as_deref()
     }
 
-    /// The base's weight, if a copy is in the layer in its place.
+    /// The base's weight, if a copy stands in the layer in place of the base.
     pub(crate) fn base_weight(&self) -> Option<&Tensor> {
         self.current.as_ref().and(self.base.first())
     }
 
-    /// True if the adapter's copy of the weight is a view of the copy that the embedding has.
+    /// True if the adapter's copy of the weight is a view of the embedding's copy.
     pub(crate) fn is_tied(&self, adapter: &str) -> bool {
         self.tie_of(adapter) == Tie::Shared
     }
@@ -60,7 +63,7 @@ impl Copies {
         self.get(adapter).map_or(Tie::None, |copy| copy.tie)
     }
 
-    /// The adapters that have such copies.
+    /// The adapters whose copies are tied in this way.
     pub(crate) fn tied(&self, tie: Tie) -> Vec<String> {
         let copies = self.list.iter().filter(|copy| copy.tie == tie);
         copies.map(|copy| copy.adapter.clone()).collect()
@@ -88,7 +91,8 @@ impl Copies {
         self.list.retain(|copy| copy.adapter != adapter);
     }
 
-    /// True if the adapter's copy trains something, instead of only holding a changed weight.
+    /// True if any tensor of the adapter's copy is trained. A copy that only holds a residual base
+    /// trains none.
     pub(crate) fn trains(&self, adapter: &str) -> bool {
         self.get(adapter)
             .is_some_and(|copy| copy.trained.contains(&true))
@@ -98,6 +102,7 @@ impl Copies {
     pub(crate) fn parked_mut(&mut self) -> impl Iterator<Item = &mut Tensor> {
         let copies = self.list.iter_mut();
         copies.for_each(|copy| copy.parked = Parked::default());
+        // The current copy is out of date here: its tensors are the layer's own fields.
         let (base, current) = (&mut self.base, self.current.as_deref());
         let parked = self.list.iter_mut();
         let parked = parked.filter(move |copy| Some(copy.adapter.as_str()) != current);
@@ -106,8 +111,8 @@ impl Copies {
     }
 }
 
-/// Gives an adapter its copy of the layer's own parameters. `trained` says, by position, which are
-/// trained.
+/// Gives an adapter its copy of the layer's own parameters. `trained` says, by position, which of
+/// the tensors are trained.
 pub(crate) fn add(
     layer: &mut dyn Layer,
     path: &str,
@@ -125,13 +130,13 @@ pub(crate) fn add(
     };
     match layer.copies_mut(Access::new()) {
         Some(copies) => copies.list.push(copy),
-        // A tensor that is a field of a model has no room for copies.
+        // A tensor that is a field of a model has no room for copies: the field itself is trained.
         None => {
             let mut own = own_mut(layer);
             if own.iter().any(|tensor| tensor.is_variable()) {
                 let message = format!(
-                    "a tensor that is a field can be trained by one adapter only, and is already; \
-                     `{adapter}` cannot train it too"
+                    "a tensor that is a field can be trained by one adapter only, and another adapter \
+                     trains this tensor already; `{adapter}` cannot train it too"
                 );
                 return Err(Error::layer(path, message));
             }
@@ -144,11 +149,11 @@ pub(crate) fn add(
     Ok(())
 }
 
-/// Puts the copy of this adapter into the layer, or the base's own parameters. The layer must not be
-/// merged.
+/// Puts the copy of this adapter into the layer, or the base's own parameters. The layer must not
+/// be merged.
 ///
-/// The forward pass reads the layer's own fields, so that an inactive copy costs nothing. What was in
-/// the fields moves into the list first: the optimiser may hold those very variables.
+/// The forward pass reads the layer's own fields, so that an inactive copy costs nothing. The
+/// tensors in the fields move into the list first: the optimiser may hold those very variables.
 pub(crate) fn switch(layer: &mut dyn Layer, adapter: Option<&str>) -> Result<()> {
     let Some(copies) = layer.copies() else {
         return Ok(());
@@ -157,6 +162,7 @@ pub(crate) fn switch(layer: &mut dyn Layer, adapter: Option<&str>) -> Result<()>
     if copies.current() == adapter {
         return Ok(());
     }
+    // A clone (of handles, not of values), as the layer's fields are borrowed meanwhile.
     let mut copies = copies.clone();
     let present: Vec<Tensor> = own_mut(layer)
         .iter()
@@ -194,7 +200,7 @@ pub(crate) fn clear(layer: &mut dyn Layer) -> Result<()> {
     Ok(())
 }
 
-/// Makes what an adapter has copied trainable, or not.
+/// Makes the trained tensors of an adapter's copy trainable, or freezes them.
 pub(crate) fn set_copy_trainable(
     layer: &mut dyn Layer,
     adapter: &str,
@@ -203,7 +209,7 @@ pub(crate) fn set_copy_trainable(
     let Some(copies) = layer.copies() else {
         return Ok(());
     };
-    // One that is tied follows its embedding's.
+    // A tied copy follows the embedding's copy.
     let copy = copies.get(adapter).filter(|copy| copy.tie != Tie::Shared);
     let Some(copy) = copy.cloned() else {
         return Ok(());
@@ -223,27 +229,28 @@ pub(crate) fn set_copy_trainable(
     Ok(())
 }
 
-/// A parameter or buffer of a layer's own, as an adapter sees it.
+/// A layer's own parameter or buffer, as an adapter sees it.
 pub(crate) struct Own {
     pub(crate) param: Param<Tensor>,
-    /// The adapter trains it.
+    /// Whether the adapter trains the tensor.
     pub(crate) trained: bool,
 }
 
-/// The layer's own parameters as the layer has them while this adapter is active and nothing is
+/// The layer's own parameters, as the layer would hold them with this adapter active and nothing
 /// merged.
 pub(crate) fn seen_by(layer: &dyn Layer, adapter: &str) -> Vec<Own> {
-    let originals = layer.adapted().map(|adapted| adapted.adapters());
+    let adapted = layer.adapted();
     let own = layer
         .params()
         .into_iter()
         .filter(|param| !param.is_adapters());
     let mut own: Vec<Own> = own
         .map(|Param { name, role, tensor }| {
-            let original = originals.and_then(|adapters| adapters.original(&name));
+            let original =
+                adapted.and_then(|layer| layer.adapters().original(&name, layer.weight_name()));
             let tensor = original.unwrap_or(tensor).clone();
             Own {
-                // Only where there is no room for copies.
+                // Where a layer has room for copies, only a copy is trained.
                 trained: layer.copies().is_none() && tensor.is_variable(),
                 param: Param { name, role, tensor },
             }
@@ -272,8 +279,8 @@ pub(crate) fn seen_by(layer: &dyn Layer, adapter: &str) -> Vec<Own> {
     own
 }
 
-/// The tensors of this adapter's copy, by name, to be changed. A layer without room for copies gives
-/// its own tensors. The layer must not be merged.
+/// The tensors of this adapter's copy, by name, to be changed. A layer without room for copies
+/// gives its own tensors. The layer must not be merged, as its fields would hold the merged weight.
 pub(crate) fn seen_by_mut<'a>(
     layer: &'a mut dyn Layer,
     adapter: &str,
@@ -298,10 +305,12 @@ pub(crate) fn seen_by_mut<'a>(
     names.into_iter().zip(tensors).collect()
 }
 
-/// Makes the weight of this adapter's copy that of an embedding which shares it.
+/// Puts the weight of an embedding's copy into this adapter's copy, in a layer that shares the
+/// embedding's weight.
 pub(crate) fn tie(layer: &mut dyn Layer, path: &str, adapter: &str, weight: Tensor) -> Result<()> {
     let has = layer.copies().is_some_and(|copies| copies.has(adapter));
     if !has {
+        // No adapter has an empty name: these are the base's own parameters.
         let own = seen_by(layer, "").into_iter().map(|own| own.param.tensor);
         let mut tensors: Vec<Tensor> = own.collect();
         let mut trained = vec![false; tensors.len()];
@@ -321,7 +330,7 @@ pub(crate) fn tie(layer: &mut dyn Layer, path: &str, adapter: &str, weight: Tens
     Ok(())
 }
 
-/// Deletes the tied copies of adapters whose embedding has no copy any more.
+/// Deletes the tied copies of all adapters but `keep`: their embedding has no copy any more.
 pub(crate) fn untie(layer: &mut dyn Layer, keep: &[String]) -> Result<()> {
     let tied = layer.copies().map(|copies| copies.tied(Tie::Shared));
     for adapter in tied
@@ -339,7 +348,7 @@ pub(crate) fn untie(layer: &mut dyn Layer, keep: &[String]) -> Result<()> {
     Ok(())
 }
 
-/// The layer's own tensors: parameters and buffers, no adapter's.
+/// The layer's own tensors, parameters and buffers, without those of adapters.
 pub(crate) fn own_mut(layer: &mut dyn Layer) -> Vec<&mut Tensor> {
     let params = layer.params_mut(Access::new()).into_iter();
     let own = params.filter(|param| !param.is_adapters());

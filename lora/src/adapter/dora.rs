@@ -1,4 +1,4 @@
-//! DoRA, <https://arxiv.org/abs/2402.09353>: every formula of magnitudes and norms.
+//! DoRA, <https://arxiv.org/abs/2402.09353>: every formula for magnitudes and norms.
 //!
 //! With V = W + s·B·A and a magnitude m for each output the weight is m ⊙ V / ‖V‖. The norm has no
 //! epsilon and counts as a constant in the backward pass, as in PEFT.
@@ -6,7 +6,7 @@
 use super::wider;
 use candle_core::{D, DType, Result, Shape, Tensor};
 
-/// The norm of each output's weights in V, (out): over all dimensions but the outputs'.
+/// The norm of each output's weights in V, (out), taken over all dimensions but the outputs'.
 pub(crate) fn norms(v: &Tensor, output_dim: usize) -> Result<Tensor> {
     let outputs = v.transpose(0, output_dim)?.flatten_from(1)?;
     outputs.sqr()?.sum(D::Minus1)?.sqrt()
@@ -36,6 +36,7 @@ pub(crate) fn magnitude_shape(weight_rank: usize, outputs: usize) -> Shape {
         return outputs.into();
     }
     let mut shape = vec![1; weight_rank];
+    // As PEFT's file has them: like the outputs of the convolution, (batch, out, ..).
     shape[1] = outputs;
     shape.into()
 }

@@ -1,4 +1,4 @@
-//! [`Layer`]: what the walk sees of a leaf, and the [`Param`]s it holds.
+//! [`Layer`]: a leaf of a LoRA model, as the walk sees it, and the [`Param`]s of a leaf.
 
 use super::{Access, Adapted, Copies, Part};
 use crate::config::Kind;
@@ -7,8 +7,8 @@ use std::fmt::Debug;
 
 /// A leaf of a LoRA model: a layer that holds parameters.
 ///
-/// Implemented by the layers of [`lora::layers`](crate::layers) and by [`Tensor`]. A parameter is
-/// trainable exactly when its tensor is a variable ([`Tensor::is_variable`]).
+/// The layers of [`lora::layers`](crate::layers) and [`Tensor`] implement this trait. A parameter
+/// is trainable exactly when its tensor is a variable ([`Tensor::is_variable`]).
 pub trait Layer: Debug {
     /// The layer's kind.
     fn kind(&self) -> Kind;
@@ -18,29 +18,29 @@ pub trait Layer: Debug {
 
     /// The parameters, to be replaced. The order is that of [`params`](Self::params).
     ///
-    /// Only this crate can call it, with a value that only this crate makes.
+    /// Only this crate can call this method, as only this crate makes an [`Access`].
     fn params_mut(&mut self, access: Access) -> Vec<Param<&mut Tensor>>;
 
     /// Switches between training (`true`) and evaluation, where no graph is recorded.
     fn set_training(&mut self, _training: bool) {}
 
-    /// The copies that adapters have of the layer's own parameters; `None` for a layer that has no
-    /// room for them, which one adapter alone can train.
+    /// The adapters' copies of the layer's own parameters. `None` for a layer that has no room for
+    /// copies: only one adapter can train such a layer.
     fn copies(&self) -> Option<&Copies> {
         None
     }
 
-    /// The copies that adapters have of the layer's own parameters, to be changed.
+    /// The adapters' copies of the layer's own parameters, to be changed.
     fn copies_mut(&mut self, _: Access) -> Option<&mut Copies> {
         None
     }
 
-    /// The layer as one that may carry adapters, if it is.
+    /// The layer as [`Adapted`], if it may carry adapters.
     fn adapted(&self) -> Option<&dyn Adapted> {
         None
     }
 
-    /// The layer as one that may carry adapters, to be changed.
+    /// The layer as [`Adapted`], if it may carry adapters, to be changed.
     fn adapted_mut(&mut self) -> Option<&mut dyn Adapted> {
         None
     }
@@ -49,11 +49,11 @@ pub trait Layer: Debug {
 /// A parameter: its name in its layer, its role and its tensor (`&Tensor` or `&mut Tensor`).
 #[derive(Clone, Debug)]
 pub struct Param<T> {
-    /// Name in the layer: `weight`, `lora_A.default.weight`; empty where a tensor is a field.
+    /// The name in the layer: `weight`, `lora_A.default.weight`; empty where a tensor is a field.
     pub name: String,
-    /// What it is for.
+    /// What the parameter is for.
     pub role: Role,
-    /// Its values.
+    /// The parameter's values.
     pub tensor: T,
 }
 
@@ -69,7 +69,7 @@ impl<T> Param<T> {
         matches!(self.role, Role::Adapter(_))
     }
 
-    /// `weight` and, where there is one, `bias`.
+    /// The parameters `weight` and, if the layer has one, `bias`.
     pub(crate) fn weight_and_bias(weight: T, bias: Option<T>) -> Vec<Self> {
         let bias = bias.map(|bias| Self::new("bias", Role::Base, bias));
         [Self::new("weight", Role::Base, weight)]
@@ -85,8 +85,8 @@ impl<T> Param<T> {
 pub enum Role {
     /// A parameter of the base model, frozen or trained in full.
     Base,
-    /// A value of the base model that is state and no parameter, such as the running statistics of
-    /// a batch norm. Moved and transferred, but neither counted nor trained.
+    /// State of the base model that is no parameter, such as a batch norm's running statistics. It
+    /// is moved and transferred, but neither counted nor trained.
     Buffer,
     /// A parameter of an adapter.
     Adapter(Part),

@@ -1,12 +1,13 @@
-//! What a linear layer does beside its product and its updates, which the ops need not know of:
-//! trained rows at a head, a calibration's notes, an adapter for each row of a batch.
+//! What a linear layer does beside its product and its updates: trained rows at a head, a
+//! calibration's notes, an adapter for each row of a batch. The ops need not know of these.
 
 use super::{Adapted, Recorder, Tokens, by_rows, updates};
 use crate::ops::{self, Detour, LinearParts};
 use candle_core::{Result, Tensor};
 use std::sync::Arc;
 
-/// A linear layer as its forward pass computes it, with this weight, (out, in).
+/// The parts of a linear layer for its forward pass, with this weight, (out, in). `parts` gives the
+/// parts of the layer's variants in a mixed batch.
 pub(crate) fn linear_parts<L: Adapted + Clone>(
     layer: &L,
     weight: Tensor,
@@ -26,13 +27,15 @@ pub(crate) fn linear_parts<L: Adapted + Clone>(
     })
 }
 
+/// What a forward pass does beside the product and the updates.
 #[derive(Debug)]
 struct Beside {
-    /// At a head: rows of the weight that others stand in place of.
+    /// At a head: the trained rows, which stand in place of rows of the weight.
     tokens: Vec<Tokens>,
-    /// Where inputs are noted.
+    /// In a calibration: notes the inputs.
     recorder: Option<Recorder>,
-    /// In a mixed batch: the rows that each of these layers computes, in place of this one.
+    /// In a mixed batch: layers that compute in place of this one, each with the batch's rows that
+    /// it computes.
     rows: Vec<(Vec<u32>, LinearParts)>,
 }
 
@@ -45,6 +48,7 @@ impl Beside {
 
 impl Detour for Beside {
     fn forward(&self, xs: &Tensor, layer: &LinearParts) -> Result<Tensor> {
+        // In a mixed batch the layers of the groups do all that follows, each for its own rows.
         if !self.rows.is_empty() {
             return by_rows(xs, &self.rows, |layer, xs| ops::adapted_linear(xs, layer));
         }
@@ -56,6 +60,7 @@ impl Detour for Beside {
         }
         layer.composed(xs, |xs, bias| {
             let ys = ops::linear(xs, &layer.weight, None)?;
+            // Before the bias: a trained row replaces a row of the weight, not a value of the bias.
             let mut tokens = self.tokens.iter();
             let ys = tokens.try_fold(ys, |ys, tokens| tokens.after_head(xs, &ys))?;
             match bias {

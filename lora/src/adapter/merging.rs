@@ -1,4 +1,4 @@
-//! Merging adapters into the weight of one layer, and taking them out again.
+//! Merges adapters into the weight of one layer, and takes them out again.
 
 use super::{
     Access, Adapted, AdaptedMut, Adapter, Adapters, LayerParts, LayerPartsMut, Merged, Tokens,
@@ -7,7 +7,8 @@ use super::{release, updates};
 use crate::{Error, Result, ops};
 use candle_core::Tensor;
 
-/// Takes the adapters out of the weight again: the very tensor from before comes back.
+/// Takes the merged adapters out of the weight: the very tensor from before comes back. Subtracting
+/// the update would leave rounding errors.
 pub(crate) fn unmerge(layer: &mut (impl AdaptedMut + ?Sized)) {
     let LayerPartsMut {
         weight,
@@ -22,12 +23,13 @@ pub(crate) fn unmerge(layer: &mut (impl AdaptedMut + ?Sized)) {
     }
 }
 
-/// Merges just these adapters, in this order, whatever is merged now: computed from the weight as
-/// it was, which is kept for [`unmerge`]. Names that this layer has no adapter of are left out.
+/// Merges just these adapters, in this order, whatever is merged now. The merged weight is computed
+/// from the unmerged weight, which is kept for [`unmerge`]. Names without an adapter in this layer
+/// are left out.
 ///
 /// # Errors
-/// If the merged weight is not finite, or an adapter has a bias and the layer none; the layer is
-/// then as it was.
+/// If the merged weight is not finite, or an adapter has a bias and the layer has none. The layer
+/// then stays as it was.
 pub(crate) fn set_merged(layer: &mut dyn Adapted, names: &[String]) -> Result<()> {
     let adapters = layer.adapters();
     let names = names.iter().filter(|name| adapters.has(name));
@@ -36,6 +38,7 @@ pub(crate) fn set_merged(layer: &mut dyn Adapted, names: &[String]) -> Result<()
         return Ok(());
     }
     adapters.check_order(&names)?;
+    // Computed before the layer is changed: an error leaves the layer as it was.
     let (merged_weight, merged_bias) = merged_parts(layer, &names)?;
     unmerge(layer);
     if names.is_empty() {
@@ -59,8 +62,8 @@ pub(crate) fn set_merged(layer: &mut dyn Adapted, names: &[String]) -> Result<()
     Ok(())
 }
 
-/// Weight and bias for a base layer: with the adapters that are merged and those that are active,
-/// and out of reach of further training.
+/// Weight and bias for a base layer, with all merged and all active adapters in them. Further
+/// training does not reach these tensors.
 pub(crate) fn base_parts(layer: &dyn Adapted) -> Result<(Tensor, Option<Tensor>)> {
     let adapters = layer.adapters();
     if adapters.rows.is_some() {
@@ -73,8 +76,9 @@ pub(crate) fn base_parts(layer: &dyn Adapted) -> Result<(Tensor, Option<Tensor>)
     Ok((release(&weight)?, bias))
 }
 
-/// Weight and bias with these adapters in them, in this order: what the forward pass computes with
-/// them. The sums are taken in at least f32 and rounded once to the dtype of the weight.
+/// Weight and bias with these adapters in them, in this order: they compute what the forward pass
+/// computes with these adapters active. The sums are taken in at least f32 and rounded once to the
+/// weight's dtype.
 fn merged_parts(layer: &dyn Adapted, names: &[String]) -> Result<(Tensor, Option<Tensor>)> {
     let LayerParts { bias, adapters, .. } = layer.parts();
     let weight = layer.unmerged_weight();
@@ -102,7 +106,7 @@ fn merged_parts(layer: &dyn Adapted, names: &[String]) -> Result<(Tensor, Option
     Ok((merged, bias))
 }
 
-/// The merged weight in the precision of the sum, and what is added to the bias.
+/// The merged weight in the precision of the sum, and the sum that is added to the bias.
 fn sums(layer: &dyn Adapted, names: &[String]) -> Result<(Tensor, Option<Tensor>)> {
     let adapters = layer.adapters();
     let weight = layer.form().widened(&layer.unmerged_weight().detach())?;

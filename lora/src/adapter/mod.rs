@@ -1,4 +1,4 @@
-//! What an adapter holds at a layer, and what a layer that may carry adapters can do.
+//! What an adapter holds at one layer, and what a layer that may carry adapters can do.
 
 mod access;
 mod adapted;
@@ -44,8 +44,8 @@ use candle_core::Tensor;
 
 /// One low-rank update of a layer's weight: W + s·B·A.
 ///
-/// With a magnitude m it is DoRA's, <https://arxiv.org/abs/2402.09353>: m ⊙ V / ‖V‖ with
-/// V = W + s·B·A and a norm for each output, which counts as a constant in the backward pass.
+/// With a magnitude m the update is DoRA's, <https://arxiv.org/abs/2402.09353>: m ⊙ V / ‖V‖ with
+/// V = W + s·B·A. Each output has its own norm, which counts as a constant in the backward pass.
 #[derive(Clone, Debug)]
 pub struct Adapter {
     pub(crate) name: String,
@@ -54,7 +54,7 @@ pub struct Adapter {
     pub(crate) bias: Option<Tensor>,
     pub(crate) magnitude: Option<Tensor>,
     pub(crate) settings: Settings,
-    /// What the scaling is multiplied by at run time.
+    /// The factor that multiplies the scaling at run time.
     pub(crate) scale: f64,
     /// B is not trained, as MiCA asks.
     pub(crate) keeps_b: bool,
@@ -62,24 +62,24 @@ pub struct Adapter {
     pub(crate) parked: Parked,
     /// The initial value, if it left a residual base.
     pub(crate) start: Option<Init>,
-    /// How the base was quantised for it, so that a file can say so.
+    /// How LoftQ quantised the base, so that the adapter's file can say so.
     pub(crate) loftq: Option<LoftqConfig>,
-    /// A and B as they started, if they left a residual base.
+    /// The initial A and B, if they left a residual base.
     pub(crate) initial: Option<(Tensor, Tensor)>,
 }
 
 impl Adapter {
-    /// Its name, [`DEFAULT_ADAPTER`] for the one that conversion creates.
+    /// The adapter's name; [`DEFAULT_ADAPTER`] for the adapter that conversion creates.
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// A, of shape (r, in) for a linear layer. The shapes of the others stand at each layer.
+    /// A, of shape (r, in) for a linear layer. [`Form`] lists the shapes for other layers.
     pub fn a(&self) -> &Tensor {
         &self.a
     }
 
-    /// B, of shape (out, r) for a linear layer.
+    /// B, of shape (out, r) for a linear layer. [`Form`] lists the shapes for other layers.
     pub fn b(&self) -> &Tensor {
         &self.b
     }
@@ -101,8 +101,8 @@ impl Adapter {
         self.settings
     }
 
-    /// The factor of the update at present: its scaling times what
-    /// [`set_scale`](crate::LoraModule::set_scale) said.
+    /// The update's present factor: the settings' scaling times the factor of
+    /// [`set_scale`](crate::LoraModule::set_scale).
     pub fn scaling(&self) -> f64 {
         self.settings.scaling * self.scale
     }
@@ -113,7 +113,7 @@ impl Adapter {
         self.tie == Tie::Shared
     }
 
-    /// The tensors, in the order of parameters.
+    /// The adapter's tensors, in the order of parameters.
     pub(crate) fn tensors(&self) -> impl Iterator<Item = (Part, &Tensor)> {
         let both = [(Part::A, &self.a), (Part::B, &self.b)];
         let bias = self.bias.as_ref().map(|bias| (Part::Bias, bias));
@@ -121,7 +121,7 @@ impl Adapter {
         both.into_iter().chain(bias).chain(magnitude)
     }
 
-    /// The tensors, to be changed, in the same order.
+    /// The same tensors, to be changed.
     pub(crate) fn tensors_mut(&mut self) -> impl Iterator<Item = (Part, &mut Tensor)> {
         let both = [(Part::A, &mut self.a), (Part::B, &mut self.b)];
         let bias = self.bias.as_mut().map(|bias| (Part::Bias, bias));
@@ -147,14 +147,14 @@ impl Adapter {
         move |part| !is_view || part == Part::Magnitude
     }
 
-    /// A and B as they started, to be mapped.
+    /// The initial A and B, for conversion.
     pub(crate) fn started_mut(&mut self) -> impl Iterator<Item = &mut Tensor> {
         let initial = self.initial.as_mut().into_iter();
         initial.flat_map(|(a, b)| [a, b])
     }
 
-    /// The adapter for the original base: A' = [A; A₀], B' = [B, −B₀], as PEFT converts on saving. An
-    /// adapter without a residual base stays as it is.
+    /// The adapter for the original base: A' = [A; A₀], B' = [B, −B₀], as PEFT converts on saving.
+    /// An adapter without a residual base stays as it is.
     pub(crate) fn for_original(&self) -> Result<Self> {
         let Some((a, b)) = &self.initial else {
             return Ok(self.clone());
@@ -178,7 +178,7 @@ impl Adapter {
         }
     }
 
-    /// The same without its graph.
+    /// The same adapter without its graph.
     pub(crate) fn detached(&self) -> Self {
         self.seen(false)
     }
@@ -206,7 +206,8 @@ impl Adapter {
     }
 }
 
-/// A tensor as the forward pass is to see it: with its graph in training, without in eval.
+/// A tensor as the forward pass sees it: with its graph in training. In eval it has no graph, which
+/// would keep every intermediate result in memory.
 pub(crate) fn seen(tensor: &Tensor, training: bool) -> Tensor {
     if training {
         tensor.clone()
@@ -215,8 +216,8 @@ pub(crate) fn seen(tensor: &Tensor, training: bool) -> Tensor {
     }
 }
 
-/// A parameter for a base layer: a frozen one is shared, a trained one copied, so that further
-/// training does not reach it.
+/// A parameter for a base layer. A frozen tensor is shared; a variable is copied, so that further
+/// training does not reach the base layer.
 pub(crate) fn release(tensor: &Tensor) -> Result<Tensor> {
     let detached = tensor.detach();
     Ok(if tensor.is_variable() {

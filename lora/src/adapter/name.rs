@@ -6,8 +6,8 @@ use crate::{Error, Result};
 /// The name of the adapter that conversion creates, as in PEFT.
 pub const DEFAULT_ADAPTER: &str = "default";
 
-/// Checks the name of an adapter. As it is a part of parameter paths and the name of a directory,
-/// it is not empty, is at most 255 bytes long, and holds no `.`, `/`, `\` or control character.
+/// Checks the name of an adapter. The name is a part of parameter paths and the name of a
+/// directory. So it must have 1 to 255 bytes, and hold no `.`, `/`, `\`, `:` or control character.
 ///
 /// # Errors
 /// If the name is not a valid adapter name.

@@ -5,14 +5,14 @@ use candle_core::{Tensor, Var};
 
 /// The variables of tensors that are frozen at present, by place.
 ///
-/// An optimiser knows a parameter by its variable. A tensor that is trained again becomes the variable
-/// from before, so that the optimiser goes on with it.
+/// An optimiser knows a parameter by its variable. A tensor that is trained again becomes its
+/// earlier variable, so that the optimiser keeps the parameter's state.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Parked(Vec<Option<Tensor>>);
 
 impl Parked {
-    /// Makes the tensor at this place a variable, or takes that away from it. One that is already
-    /// as asked stays the very tensor.
+    /// Makes the tensor at this place a variable, or a frozen tensor. A tensor that is already as
+    /// asked stays the very tensor.
     pub(crate) fn set_trainable(
         &mut self,
         place: usize,
@@ -37,8 +37,8 @@ impl Parked {
         };
         *tensor = match self.0[place].take().filter(fits) {
             Some(var) => {
-                // Other values may have been loaded meanwhile. A copy, as a variable cannot be set
-                // to a view of itself.
+                // Other values may have been loaded meanwhile. They are copied, as a variable
+                // cannot be set to a view of itself.
                 Var::from_tensor(&var)?.set(&frozen.copy()?)?;
                 var
             }

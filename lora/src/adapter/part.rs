@@ -2,8 +2,8 @@
 
 use crate::path::join;
 
-/// Patterns for the parameters of adapters, to be ignored by
-/// [`transfer_weights`](crate::transfer_weights).
+/// Patterns for the parameters of adapters, for [`transfer_weights`](crate::transfer_weights) to
+/// ignore.
 pub const LORA_WEIGHT_NAMES: &[&str] = &[
     Part::A.begin(false),
     Part::B.begin(false),
@@ -32,9 +32,9 @@ pub enum Part {
 impl Part {
     pub(crate) const ALL: [Self; 5] = [Self::A, Self::B, Self::Bias, Self::Magnitude, Self::Tokens];
 
-    /// The name's beginning and end, between which the adapter's name stands. `of_lookup` is true
-    /// for an embedding, whose matrices PEFT calls otherwise.
-    const fn ends(self, of_lookup: bool) -> (&'static str, &'static str) {
+    /// The beginning and the end of the parameter's name; the adapter's name stands between them.
+    /// `of_lookup` is true for an embedding, for whose matrices PEFT has other names.
+    pub(crate) const fn ends(self, of_lookup: bool) -> (&'static str, &'static str) {
         match (self, of_lookup) {
             (Self::A, false) => ("lora_A", "weight"),
             (Self::A, true) => ("lora_embedding_A", ""),
@@ -58,7 +58,7 @@ impl Part {
         join(begin, end)
     }
 
-    /// What stands before the adapter's name: `lora_A`.
+    /// The part of the name before the adapter's name: `lora_A`.
     const fn begin(self, of_lookup: bool) -> &'static str {
         self.ends(of_lookup).0
     }

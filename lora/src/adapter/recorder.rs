@@ -4,7 +4,7 @@ use crate::init::Calibration;
 use candle_core::{Result, Tensor};
 use std::sync::{Arc, Mutex};
 
-/// Where a layer's inputs are noted while the model is calibrated.
+/// Notes one layer's inputs while the model is calibrated.
 #[derive(Clone, Debug)]
 pub(crate) struct Recorder {
     path: String,

@@ -1,4 +1,4 @@
-//! Mixed batches: another adapter for each row.
+//! Mixed batches: each row has its own adapter.
 
 use super::{Adapted, Adapters, copies};
 use crate::Layer;
@@ -36,7 +36,7 @@ impl Rows {
             || names.any(|name| adapters.has(name) || adapters.copies.has(name))
     }
 
-    /// A layer for each group of rows, with that group's adapter alone.
+    /// A layer for each group of rows, in which only the group's adapter is active.
     pub(crate) fn layers<L: Adapted + Clone>(&self, layer: &L) -> Result<Vec<(Vec<u32>, L)>> {
         let alone = |(name, rows): &(Option<String>, Vec<u32>)| {
             let mut alone = layer.clone();
@@ -49,7 +49,7 @@ impl Rows {
         self.groups.iter().map(alone).collect()
     }
 
-    /// What the layer computes, each row with its own adapter.
+    /// The layer's output, each row computed with its own adapter.
     pub(crate) fn forward<L: Adapted + Module + Clone>(
         &self,
         layer: &L,
@@ -59,7 +59,7 @@ impl Rows {
     }
 }
 
-/// Runs `f` on the rows of each group and puts the results together in the order of rows.
+/// Runs `f` once for each group, on the group's rows, and puts the results into the batch's order.
 pub(crate) fn by_rows<L>(
     xs: &Tensor,
     groups: &[(Vec<u32>, L)],
@@ -73,6 +73,7 @@ pub(crate) fn by_rows<L>(
             xs.dims()
         );
     }
+    // One call for each group, not for each row: products of many rows are faster.
     let mut parts = Vec::new();
     let mut places = vec![0u32; count];
     let mut place = 0;

@@ -1,6 +1,6 @@
-//! [`Tie`]: how adapters of layers that share a weight belong together.
+//! [`Tie`]: how the adapters of layers that share a weight belong together.
 
-/// How an adapter belongs to an adapter of a layer that shares the weight.
+/// How a layer's adapter belongs to the adapter of another layer that shares the weight.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) enum Tie {
     #[default]

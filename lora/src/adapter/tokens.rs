@@ -12,9 +12,9 @@ use candle_core::{D, DType, Device, Tensor, Var};
 #[derive(Clone, Debug)]
 pub struct Tokens {
     pub(crate) adapter: String,
-    /// Which rows, each once.
+    /// The indices of the rows, each once.
     pub(crate) ids: Vec<u32>,
-    /// Their values, (ids, dim).
+    /// The values of the rows, (ids, dim).
     pub(crate) rows: Tensor,
     /// For each row of the table, its place in `rows` from 1, or 0: (n).
     slots: Tensor,
@@ -24,7 +24,7 @@ pub struct Tokens {
 }
 
 impl Tokens {
-    /// Rows that start as the table's.
+    /// Rows that start with the table's values.
     pub(crate) fn new(path: &str, adapter: &str, ids: &[u32], table: &Tensor) -> Result<Self> {
         let count = table.dim(0)?;
         let mut slots = vec![0u32; count];
@@ -62,12 +62,12 @@ impl Tokens {
         &self.adapter
     }
 
-    /// Which rows, in the order of [`rows`](Self::rows).
+    /// The indices of the rows, in the order of [`rows`](Self::rows).
     pub fn ids(&self) -> &[u32] {
         &self.ids
     }
 
-    /// The trained rows, (ids, dim): values, not differences.
+    /// The trained rows, (ids, dim): the values themselves, not differences from the base's rows.
     pub fn rows(&self) -> &Tensor {
         &self.rows
     }
@@ -85,7 +85,7 @@ impl Tokens {
         }
     }
 
-    /// The same with other rows.
+    /// The same indices with other values.
     pub(crate) fn with_rows(&self, rows: Tensor) -> Self {
         Self {
             rows,
@@ -97,19 +97,19 @@ impl Tokens {
         self.parked.set_trainable(0, &mut self.rows, trainable)
     }
 
-    /// Moves the table of places to the device of the rows, after the rows were moved.
+    /// Moves the table of places to the rows' device, after the rows were moved.
     pub(crate) fn follow_rows(&mut self) -> Result<()> {
         self.parked = Parked::default();
         self.slots = self.slots.to_device(self.rows.device())?;
         Ok(())
     }
 
-    /// The same without its graph.
+    /// The same rows without their graph.
     pub(crate) fn detached(&self) -> Self {
         self.with_rows(self.rows.detach())
     }
 
-    /// The table with the rows in it: (n, dim).
+    /// The table with the trained rows in it: (n, dim).
     pub(crate) fn put_into(&self, table: &Tensor) -> candle_core::Result<Tensor> {
         let rows = self.rows.to_dtype(table.dtype())?;
         let mask = self
@@ -120,10 +120,11 @@ impl Tokens {
         mask.where_cond(&self.by_slot(&rows, &self.slots)?, table)
     }
 
-    /// The result of a lookup, `ys` (ids.., dim), with the rows in place of the base's.
+    /// The result of a lookup, `ys` (ids.., dim), with the trained rows in place of the base's
+    /// rows.
     pub(crate) fn after_lookup(&self, ids: &Tensor, ys: &Tensor) -> candle_core::Result<Tensor> {
         let flat = ids.flatten_all()?;
-        // In a dtype of which candle takes no value for "no row".
+        // Candle reads the largest index of a dtype as "no row": in u8 that would be row 255.
         let flat = match flat.dtype() {
             DType::U32 | DType::I64 => flat,
             _ => flat.to_dtype(DType::I64)?,
@@ -136,8 +137,8 @@ impl Tokens {
         mask.where_cond(&rows.reshape(ys.shape())?, ys)
     }
 
-    /// The result of a head that shares the table, `ys` (.., n) for `xs` (.., dim), with the rows in
-    /// place of the base's.
+    /// The result of a head that shares the table, `ys` (.., n) for `xs` (.., dim), with the
+    /// trained rows in place of the base's rows.
     pub(crate) fn after_head(&self, xs: &Tensor, ys: &Tensor) -> candle_core::Result<Tensor> {
         let scores = ops::linear(xs, &self.rows.to_dtype(xs.dtype())?, None)?;
         let none = scores.narrow(D::Minus1, 0, 1)?.zeros_like()?;
@@ -148,7 +149,7 @@ impl Tokens {
         mask.where_cond(&scores, ys)
     }
 
-    /// For each slot its row, 0 for none: (slots, dim).
+    /// The row of each slot, zeros for slot 0: (slots, dim).
     fn by_slot(&self, rows: &Tensor, slots: &Tensor) -> candle_core::Result<Tensor> {
         let none = rows.narrow(0, 0, 1)?.zeros_like()?;
         ops::embedding(slots, &Tensor::cat(&[&none, rows], 0)?)

@@ -1,12 +1,14 @@
 //! Every formula of a low-rank update: the shapes of A and B, and what B·A adds to a weight.
 //!
-//! The same functions serve a layer in memory, where the graph is recorded, and a checkpoint on disk.
+//! The same functions serve a layer in memory, where candle records the graph, and a checkpoint on
+//! disk.
 
 use candle_core::{Result, Shape, Tensor, bail};
 
-/// How a layer's weight lies, and with that the shapes of A and B and the form of B·A.
+/// How a layer's weight is stored. This decides the shapes of A and B and the form of B·A.
 ///
-/// A and B lie the same whichever way the weight is stored, as in PEFT.
+/// As in PEFT, A always maps from the inputs and B to the outputs, whichever way the weight is
+/// stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Form {
@@ -19,13 +21,13 @@ pub enum Form {
         /// The groups of the layer.
         groups: usize,
     },
-    /// Weights of experts in one tensor, (experts, out, in), or (experts, in, out) where they are
-    /// `transposed`: A is (experts · r, in) and B (out, r · experts). Expert e has the rows e·r.. of
-    /// A, but each `count`-th column of B from e on.
+    /// The weights of all experts in one tensor, (experts, out, in), or (experts, in, out) if
+    /// `transposed`: A is (experts · r, in) and B (out, r · experts). Expert e has r rows of A,
+    /// from row e·r on, but every `count`-th column of B, from column e on.
     Experts {
         /// The number of experts.
         count: usize,
-        /// Stored as (experts, in, out).
+        /// Whether the tensor is stored as (experts, in, out).
         transposed: bool,
     },
 }
@@ -53,8 +55,8 @@ impl Form {
         }
     }
 
-    /// The largest rank that B·A can have for a weight of this shape: its smaller side. A higher rank
-    /// makes the adapter larger, but not what it can express.
+    /// The largest rank that B·A can have for a weight of this shape: the weight's smaller side. A
+    /// higher rank makes the adapter larger, but lets it express nothing more.
     pub(crate) fn largest_rank(self, weight: &[usize]) -> usize {
         match self {
             Self::Linear | Self::Transposed => weight[0].min(weight[1]),
@@ -66,8 +68,8 @@ impl Form {
         }
     }
 
-    /// B·A in the shape of the merged weight, which is the layer's own but for a convolution with
-    /// groups, see [`widened`](Self::widened).
+    /// B·A in the shape of the merged weight. This is the shape of the layer's weight, except for a
+    /// convolution with groups, see [`widened`](Self::widened).
     pub(crate) fn product(self, a: &Tensor, b: &Tensor) -> Result<Tensor> {
         match self {
             Self::Linear => b.contiguous()?.matmul(&a.contiguous()?),
@@ -95,7 +97,7 @@ impl Form {
         }
     }
 
-    /// s·B·A, as [`product`](Self::product).
+    /// s·B·A, in the shape of [`product`](Self::product).
     pub(crate) fn delta(self, a: &Tensor, b: &Tensor, scaling: f64) -> Result<Tensor> {
         self.product(a, b)? * scaling
     }
@@ -109,7 +111,7 @@ impl Form {
         }
     }
 
-    /// The number of weights in the tensor, each with A and B of its own.
+    /// The number of weights in the tensor. Each of them has its own A and B.
     pub(crate) fn experts(self) -> usize {
         match self {
             Self::Experts { count, .. } => count,
@@ -117,7 +119,8 @@ impl Form {
         }
     }
 
-    /// A matrix (in, out) as (out, in), or the other way round; one that is stored (out, in) as it is.
+    /// Turns a transposed weight (in, out) into a matrix (out, in), or such a matrix back. Any
+    /// other tensor stays as it is.
     pub(crate) fn to_matrix(self, tensor: &Tensor) -> Result<Tensor> {
         match self {
             Self::Transposed => tensor.t(),
@@ -125,9 +128,9 @@ impl Form {
         }
     }
 
-    /// A weight in the shape of the merged one. The update of a convolution with groups lets every
-    /// output see all channels, so its weight becomes one over all of them, zero where a group does
-    /// not look.
+    /// A weight in the shape of the merged weight. The update of a convolution with groups lets
+    /// every output see all channels. So the weight is widened to all channels, with zeros for the
+    /// channels of other groups.
     pub(crate) fn widened(self, weight: &Tensor) -> Result<Tensor> {
         let groups = match self {
             Self::Conv { groups } if groups > 1 => groups,
@@ -156,9 +159,10 @@ pub(crate) fn of_expert(
     Ok((a, b.narrow(2, expert, 1)?.squeeze(2)?))
 }
 
-/// The matrix with these rows in place of its own; `indices` are of distinct rows.
+/// The matrix with these rows in place of its own rows. `indices` names each row at most once.
 pub(crate) fn replace_rows(weight: &Tensor, indices: &[u32], rows: &Tensor) -> Result<Tensor> {
     let count = weight.dim(0)?;
+    // Rows are selected, not added to: a sum with a difference would be rounded.
     let mut order: Vec<u32> = (0..count as u32).collect();
     for (place, &row) in indices.iter().enumerate() {
         match order.get_mut(row as usize) {

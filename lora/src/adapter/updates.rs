@@ -1,12 +1,12 @@
-//! What a layer's adapters do at present: to its weight, and to its output.
+//! What the active adapters do to a layer's weight and to its output.
 
 use super::{Adapted, Adapter, Form, Tokens, dora};
 use crate::ops::UpdateParts;
 use crate::{Error, Result};
 use candle_core::{Tensor, bail};
 
-/// The base weight of a linear layer as a matrix (out, in), which initial values can be made from;
-/// `None` for any other layer.
+/// The base weight of a linear layer as a matrix (out, in), from which initial values can be
+/// computed. `None` for any other layer.
 pub(crate) fn matrix(layer: &dyn Adapted) -> Result<Option<Tensor>> {
     let form = layer.form();
     let is_matrix = matches!(form, Form::Linear | Form::Transposed);
@@ -16,7 +16,8 @@ pub(crate) fn matrix(layer: &dyn Adapted) -> Result<Option<Tensor>> {
     Ok(Some(form.to_matrix(layer.unmerged_weight())?))
 }
 
-/// The norm of each output's weights in W + s·B·A: (out). A constant: it has no graph.
+/// The norm of each output's weights in W + s·B·A: (out). The norms have no graph, as DoRA takes
+/// them for constants.
 pub(crate) fn norms(layer: &dyn Adapted, adapter: &Adapter) -> Result<Tensor> {
     let (form, weight) = (layer.form(), layer.unmerged_weight().detach());
     let wide = dora::precision(weight.dtype());
@@ -40,7 +41,7 @@ pub(crate) fn gain(layer: &dyn Adapted, adapter: &Adapter) -> Result<Option<Tens
     Ok(Some(dora::gain(magnitude, &norms(layer, adapter)?)?))
 }
 
-/// The updates that the forward pass is to compute: those of active adapters that are not merged.
+/// The updates that the forward pass computes: those of active adapters that are not merged.
 pub(crate) fn updates(layer: &dyn Adapted) -> candle_core::Result<Vec<UpdateParts>> {
     let adapters = layer.adapters();
     let update = |adapter: &Adapter| {
@@ -81,7 +82,8 @@ pub(crate) fn changes_bias(layer: &dyn Adapted) -> bool {
     }
 }
 
-/// The weight with what the forward pass is to compute, in its own dtype, with its graph.
+/// The weight with the adapters that the forward pass computes, in the weight's dtype, with its
+/// graph.
 pub(crate) fn adapted_weight(layer: &dyn Adapted) -> candle_core::Result<Tensor> {
     let weight = layer.weight();
     Ok(match changes_weight(layer) {

@@ -1,5 +1,6 @@
 //! [`LoraConfig`]: what to adapt, with which rank, and what else to train.
 
+use super::naming::Naming;
 use super::{CordaConfig, EvaConfig, Init, LoftqConfig, LoraGaConfig, Settings, Targets};
 use crate::{Error, Result};
 use indexmap::IndexMap;
@@ -36,7 +37,7 @@ pub struct LoraConfig {
     /// PEFT. [`new`](Self::new) sets alpha to the rank.
     #[serde(rename = "lora_alpha")]
     pub alpha: f64,
-    /// Probability in `0.0..1.0` that an input of the low-rank branch is dropped in training. It
+    /// Probability in `0.0..=1.0` that an input of the low-rank branch is dropped in training. It
     /// has no effect on embeddings. Bare weights refuse a dropout. [`seed_dropout`](crate::seed_dropout)
     /// makes it repeatable.
     #[serde(rename = "lora_dropout")]
@@ -149,6 +150,9 @@ pub struct LoraConfig {
     /// [`seed_dropout`](crate::seed_dropout).
     #[serde(rename = "lora_seed", skip_serializing_if = "Option::is_none")]
     pub seed: Option<u64>,
+    /// How the paths of the file that these settings come from differ from the model's.
+    #[serde(skip)]
+    pub(crate) naming: Naming,
 }
 
 impl Default for LoraConfig {
@@ -187,6 +191,7 @@ impl LoraConfig {
             loftq_config: LoftqConfig::default(),
             recompute: None,
             seed: None,
+            naming: Naming::default(),
         }
     }
 
@@ -346,7 +351,7 @@ impl LoraConfig {
     /// Checks the values that can be checked without a model.
     ///
     /// # Errors
-    /// Lists a rank of 0, an alpha that is not finite, a dropout outside `0.0..1.0`, an empty name
+    /// Lists a rank of 0, an alpha that is not finite, a dropout outside `0.0..=1.0`, an empty name
     /// in `modules_to_save`, `layers_pattern` without `layers_to_transform`, `layers_to_transform`
     /// with a regular expression of targets, `lora_bias` with `use_dora`, and settings of the
     /// initial values outside their range. The conversion of a model checks the patterns against
@@ -364,8 +369,8 @@ impl LoraConfig {
             format!("alpha is {}: it must be finite", self.alpha),
         );
         check(
-            (0.0..1.0).contains(&self.dropout),
-            format!("dropout is {}: it must be in 0.0..1.0", self.dropout),
+            (0.0..=1.0).contains(&self.dropout),
+            format!("dropout is {}: it must be in 0.0..=1.0", self.dropout),
         );
         for (pattern, &rank) in &self.rank_pattern {
             check(

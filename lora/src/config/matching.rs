@@ -2,6 +2,8 @@
 
 use crate::{Error, LoraConfig, Result, Targets};
 use fancy_regex::{Regex, RegexBuilder};
+use indexmap::IndexMap;
+use std::collections::{BTreeSet, HashMap};
 
 /// True when `path` is `name` or ends with `.name`.
 pub(crate) fn is_or_ends_with(path: &str, name: &str) -> bool {
@@ -25,6 +27,32 @@ pub(crate) fn modules_above(path: &str) -> impl Iterator<Item = &str> {
     path.match_indices('.').map(|(dot, _)| &path[..dot])
 }
 
+/// The path and everything that stands behind one of its dots: `a.b`, then `b`. A name matches a
+/// path if the name is one of these.
+pub(crate) fn ends(path: &str) -> impl Iterator<Item = &str> {
+    let behind = path.match_indices('.').map(|(dot, _)| &path[dot + 1..]);
+    std::iter::once(path).chain(behind)
+}
+
+/// Those of these modules that lie in no other of them.
+pub(crate) fn outermost<'a>(modules: &BTreeSet<&'a str>) -> impl Iterator<Item = &'a str> {
+    let inside = |module: &str| modules_above(module).any(|above| modules.contains(above));
+    modules
+        .iter()
+        .copied()
+        .filter(move |module| !inside(module))
+}
+
+/// The module that is the path or holds the path, of modules in order.
+pub(crate) fn holder<'a>(modules: &'a [String], path: &str) -> Option<&'a str> {
+    let mut places = modules_above(path).chain([path]);
+    let place = places.find_map(|module| {
+        let found = modules.binary_search_by(|known| known.as_str().cmp(module));
+        found.ok()
+    });
+    place.map(|place| modules[place].as_str())
+}
+
 // Patterns may come from a file. The limits keep a small file from filling the memory with compiled
 // patterns.
 
@@ -39,10 +67,14 @@ const MOST_BYTES: usize = 10 << 20;
 pub(crate) struct Patterns {
     setting: &'static str,
     entries: Vec<Entry>,
+    /// The place of each name among the entries: there may be as many names as a model has layers,
+    /// and each layer is looked up.
+    names: HashMap<String, usize>,
 }
 
 struct Entry {
     source: String,
+    /// `None` for a name.
     regex: Option<Regex>,
     used: bool,
 }
@@ -50,7 +82,7 @@ struct Entry {
 impl Entry {
     fn matches(&self, setting: &str, path: &str) -> Result<bool> {
         match &self.regex {
-            None => Ok(is_or_ends_with(path, &self.source)),
+            None => Ok(false),
             Some(regex) => {
                 let matches = regex.is_match(path);
                 matches.map_err(|error| self.too_slow(setting, path, error))
@@ -73,24 +105,28 @@ impl Patterns {
     pub(crate) fn targets(setting: &'static str, targets: &Targets) -> Result<Self> {
         match targets {
             Targets::Names(names) => Ok(Self::names(setting, names)),
-            Targets::Regex(regex) => {
-                let pattern = (regex.as_str(), format!("^(?:{regex})$"));
-                Self::regexes(setting, [pattern], MOST_BYTES)
-            }
+            Targets::Regex(regex) => Self::regexes(setting, ["^", "$"], [regex], MOST_BYTES),
         }
     }
 
     /// Names that match by suffix.
     pub(crate) fn names(setting: &'static str, names: &[String]) -> Self {
-        let entries = names.iter().map(|name| Entry {
-            source: name.clone(),
-            regex: None,
-            used: false,
-        });
-        Self {
+        let mut patterns = Self {
             setting,
-            entries: entries.collect(),
+            entries: Vec::new(),
+            names: HashMap::new(),
+        };
+        for name in names {
+            let place = patterns.entries.len();
+            if *patterns.names.entry(name.clone()).or_insert(place) == place {
+                patterns.entries.push(Entry {
+                    source: name.clone(),
+                    regex: None,
+                    used: false,
+                });
+            }
         }
+        patterns
     }
 
     /// For `rank_pattern` and `alpha_pattern`: each key is a regular expression for a dot-aligned
@@ -99,31 +135,39 @@ impl Patterns {
         setting: &'static str,
         keys: impl IntoIterator<Item = &'a String>,
     ) -> Result<Self> {
-        let keys = keys.into_iter();
-        let keys: Vec<_> = keys
-            .map(|key| (key.as_str(), format!(r"^(?:.*\.)?(?:{key})$")))
-            .collect();
+        let keys: Vec<&String> = keys.into_iter().collect();
         if keys.len() > MOST_KEYS {
             let problem = format!("{setting} has {} keys: at most {MOST_KEYS}", keys.len());
             return Err(Error::Config(vec![problem]));
         }
-        Self::regexes(setting, keys, MOST_BYTES_OF_KEY)
+        Self::regexes(setting, [r"^(?:.*\.)?", "$"], keys, MOST_BYTES_OF_KEY)
     }
 
+    /// Regular expressions, each as a group between the two ends of `around`.
     fn regexes<'a>(
         setting: &'static str,
-        patterns: impl IntoIterator<Item = (&'a str, String)>,
+        around: [&str; 2],
+        sources: impl IntoIterator<Item = &'a String>,
         most_bytes: usize,
     ) -> Result<Self> {
+        let [before, after] = around;
+        let compile = |pattern: String| {
+            let mut builder = RegexBuilder::new(&pattern);
+            builder.delegate_size_limit(most_bytes).build()
+        };
         let mut entries = Vec::new();
         let mut problems = Vec::new();
-        for (source, pattern) in patterns {
-            match RegexBuilder::new(&pattern)
-                .delegate_size_limit(most_bytes)
-                .build()
-            {
+        for source in sources {
+            // A verbose expression, `(?x)`, may end in a comment. The comment would take the end of
+            // the group in, unless a line ends before.
+            let regex = compile(format!("{before}(?:{source}){after}"));
+            let regex = regex.or_else(|error| {
+                let apart = compile(format!("{before}(?:{source}\n){after}"));
+                apart.map_err(|_| error)
+            });
+            match regex {
                 Ok(regex) => entries.push(Entry {
-                    source: source.into(),
+                    source: source.clone(),
                     regex: Some(regex),
                     used: false,
                 }),
@@ -131,7 +175,12 @@ impl Patterns {
             }
         }
         if problems.is_empty() {
-            Ok(Self { setting, entries })
+            let names = HashMap::new();
+            Ok(Self {
+                setting,
+                entries,
+                names,
+            })
         } else {
             Err(Error::Config(problems))
         }
@@ -140,7 +189,16 @@ impl Patterns {
     /// The index of the first pattern that matches the path. Every pattern that matches counts as
     /// used. With `first_only` the first alone does: a pattern behind it has no effect.
     pub(crate) fn find(&mut self, path: &str, first_only: bool) -> Result<Option<usize>> {
-        let mut found = None;
+        let mut found: Option<usize> = None;
+        if !self.names.is_empty() {
+            for end in ends(path) {
+                if let Some(&index) = self.names.get(end) {
+                    self.entries[index].used = true;
+                    found = Some(found.map_or(index, |other| other.min(index)));
+                }
+            }
+            return Ok(found);
+        }
         for (index, entry) in self.entries.iter_mut().enumerate() {
             let matches = entry.matches(self.setting, path)?;
             if matches {
@@ -172,8 +230,7 @@ impl Patterns {
 
     /// True if a name is the whole path.
     pub(crate) fn holds(&self, path: &str) -> bool {
-        let mut entries = self.entries.iter();
-        entries.any(|entry| entry.regex.is_none() && entry.source == path)
+        self.names.contains_key(path)
     }
 
     /// The patterns that matched nothing, as problems.
@@ -196,7 +253,7 @@ impl Patterns {
 /// `layers_to_transform` and `layers_pattern`: which layers of a list are chosen.
 pub(crate) struct LayerNumbers {
     /// Each number, and whether a target had it.
-    numbers: Vec<(usize, bool)>,
+    numbers: IndexMap<usize, bool>,
     patterns: Patterns,
 }
 
@@ -207,18 +264,23 @@ impl LayerNumbers {
             return Ok(None);
         }
         let numbers = config.layers_to_transform.iter();
+        let number = r"\.(\d+)\.";
         let patterns = match config.layers_pattern.is_empty() {
             // As in PEFT: a name must come before the list's name.
-            true => vec![("", r"^.*?\.[^.]*\.(\d+)\.".to_string())],
+            true => {
+                let none = [String::new()];
+                let around = [r"^.*?\.[^.]*", number];
+                Patterns::regexes("layers_pattern", around, &none, MOST_BYTES_OF_KEY)
+            }
             false => {
-                let names = config.layers_pattern.iter();
-                let regex = |name: &String| format!(r"^(?:^|.*?\.)(?:{name})\.(\d+)\.");
-                names.map(|name| (name.as_str(), regex(name))).collect()
+                let around = [r"^(?:^|.*?\.)", number];
+                let names = &config.layers_pattern;
+                Patterns::regexes("layers_pattern", around, names, MOST_BYTES_OF_KEY)
             }
         };
         Ok(Some(Self {
             numbers: numbers.map(|&number| (number, false)).collect(),
-            patterns: Patterns::regexes("layers_pattern", patterns, MOST_BYTES_OF_KEY)?,
+            patterns: patterns?,
         }))
     }
 
@@ -227,18 +289,13 @@ impl LayerNumbers {
         let Some(number) = self.patterns.number(path)? else {
             return Ok(false);
         };
-        let mut found = false;
-        for (known, used) in &mut self.numbers {
-            if *known == number {
-                (*used, found) = (true, true);
-            }
-        }
-        Ok(found)
+        let used = self.numbers.get_mut(&number);
+        Ok(used.map(|used| *used = true).is_some())
     }
 
     /// The numbers and names that no target has, as problems.
     pub(crate) fn unused(&self) -> impl Iterator<Item = String> {
-        let numbers = self.numbers.iter().filter(|(_, used)| !used);
+        let numbers = self.numbers.iter().filter(|(_, used)| !**used);
         let numbers = numbers.map(|(number, _)| {
             format!("layers_to_transform: no target is in a layer with number {number}")
         });
@@ -280,6 +337,20 @@ mod tests {
         assert!(!find("a|b", "ab"));
         assert!(find(r"(?!.*vision).*fc1", "text.fc1"));
         assert!(!find(r"(?!.*vision).*fc1", "vision.fc1"));
+    }
+
+    #[test]
+    fn a_verbose_regex_may_end_in_a_comment() {
+        let verbose = "(?x) .*\\. # any module\n (q|v)_proj # queries and values";
+        assert!(find(verbose, "layers.0.q_proj"));
+        assert!(!find(verbose, "layers.0.k_proj"));
+        assert!(!find(verbose, "layers.0.q_proj.x"));
+        // Without the flag, a line's end is one to be matched, and nothing is added.
+        assert!(!find("fc # x", "fc"));
+        let keys = ["(?x) l \\d # a digit".to_string()];
+        let mut patterns = Patterns::suffixes("rank_pattern", &keys).unwrap();
+        assert_eq!(patterns.find("a.l2", true).unwrap(), Some(0));
+        assert_eq!(patterns.find("a.lx", true).unwrap(), None);
     }
 
     #[test]

@@ -6,6 +6,7 @@ mod kind;
 mod lora_config;
 mod mark;
 pub(crate) mod matching;
+pub(crate) mod naming;
 pub(crate) mod selection;
 mod settings;
 mod targets;

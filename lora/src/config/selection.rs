@@ -4,8 +4,12 @@ use super::matching::{LayerNumbers, Patterns, modules_above};
 use super::{Kind, LoraConfig, Mark, Settings, Targets};
 use crate::path::join;
 use crate::{Error, Result};
+use std::borrow::Cow;
 
 /// A configuration with compiled patterns. Each pattern notes whether it had an effect.
+///
+/// Paths are the model's. Where the configuration comes from a file with other paths, the patterns
+/// see the file's.
 pub(crate) struct Selection<'a> {
     config: &'a LoraConfig,
     targets: Option<Chosen>,
@@ -108,23 +112,27 @@ impl<'a> Selection<'a> {
         kind: Option<Kind>,
         mark: Option<Mark>,
     ) -> Result<Choice> {
-        let saved = self.saves(path)?;
-        let excluded = self.excludes(path)?;
+        let Some(path) = self.named(path) else {
+            let (trainable, target) = (false, None);
+            return Ok(Choice { trainable, target });
+        };
+        let saved = self.saves(&path)?;
+        let excluded = self.excludes(&path)?;
         let overrides = mark.and_then(Mark::overrides);
-        let weight = join(path, "weight");
+        let weight = join(&path, "weight");
         let by_weight = kind == Some(Kind::Linear) && self.names_parameter(&weight)?;
-        let by_module = self.targets(path, kind, overrides.is_some())?;
+        let by_module = self.targets(&path, kind, overrides.is_some())?;
         if by_weight && by_module && self.targets.is_some() {
             return Err(Error::Config(vec![format!(
                 "target_modules names `{path}`, and target_parameters its weight: choose one"
             )]));
         }
         // PEFT asks the patterns for the name of the parameter.
-        let name = if by_weight { &weight } else { path };
+        let name: &str = if by_weight { &weight } else { &path };
         Ok(Choice {
             trainable: saved || mark == Some(Mark::trainable()),
             target: match (by_module || by_weight) && !excluded {
-                true => Some(self.settings(name, overrides.unwrap_or_default())?),
+                true => Some(self.settings_of(name, overrides.unwrap_or_default())?),
                 false => None,
             },
         })
@@ -133,6 +141,17 @@ impl<'a> Selection<'a> {
     /// True if target_parameters names this parameter.
     fn names_parameter(&mut self, path: &str) -> Result<bool> {
         Ok(self.parameters.find(path, false)?.is_some())
+    }
+
+    /// A layer's path as the configuration means it; `None` for a layer outside of the model that
+    /// the configuration is for.
+    fn named<'b>(&self, path: &'b str) -> Option<Cow<'b, str>> {
+        self.config.naming.meant(path)
+    }
+
+    /// True if the layer is one of the model that the configuration is for.
+    pub(crate) fn covers(&self, path: &str) -> bool {
+        self.named(path).is_some()
     }
 
     /// True if modules_to_save names the layer or a module that holds the layer.
@@ -175,8 +194,10 @@ impl<'a> Selection<'a> {
 
     /// True if target_modules names this path, whether or not a layer has it.
     pub(crate) fn names(&mut self, path: &str) -> Result<bool> {
-        match &mut self.targets {
-            Some(Chosen::Named(patterns)) => Ok(patterns.find(path, false)?.is_some()),
+        match (self.named(path), &mut self.targets) {
+            (Some(path), Some(Chosen::Named(patterns))) => {
+                Ok(patterns.find(&path, false)?.is_some())
+            }
             _ => Ok(false),
         }
     }
@@ -199,12 +220,21 @@ impl<'a> Selection<'a> {
 
     /// The rows of this layer that are trained.
     pub(crate) fn tokens(&mut self, path: &str) -> Result<Option<&'a [u32]>> {
-        let found = self.tokens.find(path, false)?;
+        let found = match self.named(path) {
+            Some(path) => self.tokens.find(&path, false)?,
+            None => None,
+        };
         Ok(found.map(|index| &self.config.trainable_token_indices[index][..]))
     }
 
     /// The settings of a target's adapter.
     pub(crate) fn settings(&mut self, path: &str, overrides: Overrides) -> Result<Settings> {
+        let path = self.named(path).unwrap_or(path.into());
+        self.settings_of(&path, overrides)
+    }
+
+    /// As [`settings`](Self::settings), for a path as the configuration means it.
+    fn settings_of(&mut self, path: &str, overrides: Overrides) -> Result<Settings> {
         let config = self.config;
         let rank = match self.rank.find(path, true)? {
             Some(index) => config.rank_pattern[index],

@@ -16,21 +16,21 @@ use indexmap::IndexSet;
 use std::collections::BTreeSet;
 use std::fmt::Display;
 
-/// What the values of a new adapter are.
+/// Where the values of a new adapter come from.
 #[derive(Clone, Copy)]
 pub(crate) enum Values<'a> {
-    /// As the configuration's initial value says.
+    /// The configuration's initial value makes the values.
     Fresh,
-    /// The same, with what the calibration found.
+    /// The configuration's initial value makes the values from what the calibration found.
     Calibrated(&'a Calibrated),
-    /// Those of a file, which are put in place afterwards. The configuration alone decides then, not
-    /// the model's attributes. A pattern without effect is no error, as every value of the file must
-    /// find its place anyway.
+    /// A file holds the values, which are put in place after the walk. The configuration alone
+    /// chooses the layers then, not the model's attributes. A pattern without effect is no error,
+    /// as every value of the file must find its place anyway.
     FromFile,
 }
 
 impl<'a> Values<'a> {
-    /// True if the values are put in place afterwards.
+    /// True if the values are put in place after the walk.
     pub(crate) fn come_later(self) -> bool {
         matches!(self, Self::FromFile)
     }
@@ -45,8 +45,8 @@ impl<'a> Values<'a> {
 
 /// A walk over layers that adds one adapter.
 ///
-/// It collects every problem before it fails, so that one error lists all of them. The adapter is
-/// attached all the same: whoever walks throws the model away when `finish` fails.
+/// The walk collects every problem before it fails, so that one error lists all problems. Meanwhile
+/// it attaches the adapter where it can: the caller drops the model when `finish` fails.
 pub(crate) struct Attach<'a> {
     name: &'a str,
     config: &'a LoraConfig,
@@ -91,12 +91,16 @@ impl<'a> Attach<'a> {
         mark: Option<Mark>,
         layer: &mut dyn Layer,
     ) -> Result<()> {
+        // A file's configuration is complete. A mark could add a layer that the file lacks.
         let mark = mark.filter(|_| !self.values.come_later());
+        // A rank above a whole part is for those of its layers that take an adapter.
+        let mark = mark.filter(|mark| mark.overrides().is_none() || layer.adapted().is_some());
         let choice = self.selection.choose(path, Some(layer.kind()), mark)?;
         let trainable = choice.trainable;
         let settings = self.checked(path, layer, choice.target);
         let settings = settings.filter(|_| !trainable);
-        let train_bias = self.config.train_bias.trains(settings.is_some());
+        let train_bias =
+            self.config.train_bias.trains(settings.is_some()) && self.selection.covers(path);
         self.layers.push((path.to_string(), layer.kind()));
         self.trained += usize::from(settings.is_some() || trainable);
         let mut base = None;
@@ -113,6 +117,8 @@ impl<'a> Attach<'a> {
                     let (adapter, changed) =
                         fresh::fresh(adapted, self.name, settings, config, calibrated)?;
                     adapted.adapters_mut().list.push(adapter);
+                    // A lasting change is made in the layer itself, and stays when the adapter is
+                    // switched off. Any other residual base becomes the adapter's own copy.
                     match changed {
                         Some(changed) if config.init.is_lasting() => {
                             *adapted.weight_mut() = changed;
@@ -123,6 +129,7 @@ impl<'a> Attach<'a> {
             }
         }
         self.tokens(path, layer, settings.is_some() || trainable)?;
+        // Copies come last: only now is it known whether the adapter left a residual base.
         self.copies(path, layer, base, trainable, train_bias)
     }
 
@@ -151,8 +158,8 @@ impl<'a> Attach<'a> {
         Ok(())
     }
 
-    /// The settings of a layer that is a target and can be one; what keeps it from being one is a
-    /// problem.
+    /// The settings of a target, if the layer can take an adapter with these settings. If the layer
+    /// cannot, the reason becomes a problem.
     fn checked(
         &mut self,
         path: &str,
@@ -168,7 +175,7 @@ impl<'a> Attach<'a> {
             ));
             return None;
         }
-        // Attributes come checked from the derive, but not from code by hand.
+        // The derive checks attributes; a `Mark` in code written by hand is not checked yet.
         if let Err(Error::Config(problems)) = LoraConfig::new(settings.rank)
             .alpha(settings.alpha)
             .dropout(settings.dropout)
@@ -179,12 +186,18 @@ impl<'a> Attach<'a> {
                 .extend(problems.map(|problem| format!("`{path}`: {problem}")));
             return None;
         }
+        if settings.dropout == 1.0 && !self.values.come_later() {
+            self.problems.push(format!(
+                "`{path}`: dropout is 1, so that nothing would be trained: it must be below 1"
+            ));
+            return None;
+        }
         Some(settings)
     }
 
-    /// Copies the layer's own parameters for the adapter, if the adapter trains any of them or has the
-    /// residual base `base`. Even variables are copied: training must not reach into the base model. A
-    /// tied weight that is trained is copied at each place, as in PEFT.
+    /// Copies the layer's own parameters for the adapter, if the adapter trains any of them or has
+    /// the residual base `base`. Variables are copied, too: training must not reach into the base
+    /// model. A trained weight that several layers share is copied for each of them, as in PEFT.
     fn copies(
         &self,
         path: &str,
@@ -194,6 +207,7 @@ impl<'a> Attach<'a> {
         train_bias: bool,
     ) -> Result<()> {
         let is_changed = base.is_some();
+        let weight = layer.adapted().map(|layer| layer.weight_name());
         let (mut tensors, mut trained) = (Vec::new(), Vec::new());
         for param in layer.params() {
             if param.is_adapters() {
@@ -202,7 +216,7 @@ impl<'a> Attach<'a> {
             let is_trained = trainable || (train_bias && is_bias(&join(path, &param.name)));
             let is_trained =
                 is_trained && param.role == Role::Base && param.tensor.dtype().is_float();
-            let mut tensor: Tensor = match base.take_if(|_| param.name == "weight") {
+            let mut tensor: Tensor = match base.take_if(|_| Some(&*param.name) == weight) {
                 Some(base) => base,
                 None => param.tensor.detach(),
             };
@@ -221,8 +235,8 @@ impl<'a> Attach<'a> {
         Ok(())
     }
 
-    /// The end of the walk: every pattern must have been of use, and something must be trained.
-    /// `parts` are those that `recompute` may name.
+    /// Ends the walk: every pattern must have had an effect, and something must be trained. `parts`
+    /// are the parts that `recompute` may name.
     pub(crate) fn finish(mut self, parts: Vec<String>) -> Result<()> {
         let mut problems = std::mem::take(&mut self.problems);
         let layers = std::mem::take(&mut self.layers);
@@ -249,7 +263,7 @@ impl<'a> Attach<'a> {
             );
         }
         if problems.is_empty() {
-            // The values of a file are what they are.
+            // A file's rank was chosen when its adapter was made: a warning would come too late.
             if !self.values.come_later() {
                 let layers = self.oversized.iter();
                 let layers = layers.map(|(path, rank, largest)| (path.as_str(), *rank, *largest));
@@ -268,7 +282,8 @@ impl<'a> Attach<'a> {
     }
 }
 
-/// The layers, with the numbers of repeated ones left out: `layers.*.fc1 (Linear)`.
+/// The layers, with `*` for numbers, so that repeated layers are listed once:
+/// `layers.*.fc1 (Linear)`.
 fn outline(layers: &[(String, impl Display)]) -> String {
     let mut lines = IndexSet::new();
     for (path, kind) in layers {

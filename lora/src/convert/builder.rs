@@ -1,5 +1,7 @@
 //! [`Builder`]: the walk over a base model that builds its LoRA model.
 
+use super::names::name_of;
+use super::paths::{Found, Paths};
 use super::{Attach, Values};
 use crate::adapter::{Access, Adapters};
 use crate::config::Mark;
@@ -10,11 +12,12 @@ use crate::traits::{each_layer, each_layer_mut, try_each_layer_mut};
 use crate::{Error, Layer, Lora, LoraConfig, LoraModel, LoraModule, Result, WithLora};
 use candle_core::{Device, Tensor, TensorId};
 use std::collections::HashMap;
+use std::sync::Arc;
 
 /// The walk over a base model that builds its LoRA model, handed to [`LoraModel::adapt`].
 ///
-/// The builder knows the configuration, the path that the walk has reached, and the marks of the
-/// attributes above.
+/// The builder knows the configuration, the path that the walk has reached, and the mark that the
+/// attributes above this path set.
 ///
 /// ```
 /// use candle_nn::Linear;
@@ -37,29 +40,40 @@ pub struct Builder<'a> {
     selection: Selection<'a>,
     path: Path,
     mark: Option<Mark>,
-    /// The path of each layer so far, with the mark above it.
+    /// The path of each layer met so far, with the mark that holds for the layer.
     marks: HashMap<String, Option<Mark>>,
+    /// The layers met so far, with the names that their tensors have in a checkpoint.
+    found: Vec<Found>,
+    /// The recorded names of the tensors since the last layer.
+    recorded: Vec<Arc<str>>,
+    /// The next field is named by its attribute.
+    is_named: bool,
+    /// How much of the path lies above the first field that its attribute names.
+    above_name: Option<usize>,
     /// The parts that `recompute` may name.
     recomputable: Vec<String>,
     problems: Vec<String>,
-    /// Base tensors by identity, so that tied weights stay tied.
+    /// The frozen tensor of each base tensor, by the base tensor's identity: tied tensors stay
+    /// tied.
     frozen: HashMap<TensorId, Tensor>,
+    /// See [`devices`](Self::devices).
     devices: Vec<Device>,
 }
 
-/// A model that was walked once: its LoRA type, all frozen, and what the walk found. An adapter is
-/// attached to that, or none.
+/// A converted model with all parameters frozen, and what the walk found. [`attach`](Self::attach)
+/// adds an adapter to this model, [`finish`](Self::finish) adds none.
 pub(crate) struct Conversion<'a, L> {
     builder: Builder<'a>,
     lora: L,
 }
 
 impl<'a, L: LoraModule> Conversion<'a, L> {
-    /// Walks a base model, with the configuration of the adapter that is to be attached.
+    /// Walks a base model, with the configuration of the adapter that will be attached.
     pub(crate) fn of(model: &L::Base, config: &'a LoraConfig) -> Result<Self> {
         config.validate()?;
         let mut builder = Builder::new(config, Selection::new(config)?);
-        let lora = model.adapt(&mut builder)?;
+        let mut lora = model.adapt(&mut builder)?;
+        builder.place(&mut lora);
         Ok(Self { builder, lora })
     }
 
@@ -68,7 +82,20 @@ impl<'a, L: LoraModule> Conversion<'a, L> {
         &self.lora
     }
 
-    /// The model without an adapter, if nothing stands in its way.
+    /// The model without an adapter, which may be changed.
+    pub(crate) fn frozen_mut(&mut self) -> &mut L {
+        &mut self.lora
+    }
+
+    /// The same walk, with other settings for the adapter that is to be attached. What the walk
+    /// itself reads of them must be the same.
+    pub(crate) fn with_settings(mut self, config: &'a LoraConfig) -> Result<Self> {
+        self.builder.config = config;
+        self.builder.selection = Selection::new(config)?;
+        Ok(self)
+    }
+
+    /// The model without an adapter, unless the walk found problems.
     fn finish(self) -> Result<L> {
         match self.builder.problems.is_empty() {
             true => Ok(self.lora),
@@ -76,12 +103,13 @@ impl<'a, L: LoraModule> Conversion<'a, L> {
         }
     }
 
-    /// The model with an adapter of this name and these values, which is active.
+    /// The model with one active adapter of this name and these values.
     pub(crate) fn attach(self, name: &str, values: Values<'_>) -> Result<L> {
         let Self { builder, mut lora } = self;
         let mut marks = builder.marks;
         if marks.contains_key("") && is_layer(&lora) {
-            // Converted on its own, a layer is its own target, for adapters that are added later, too.
+            // A layer that is converted on its own is the target, for adapters added later, too: no
+            // field above the layer could carry its attribute.
             marks = HashMap::from([(String::new(), Some(Mark::rank()))]);
             each_layer_mut(&mut lora, |_, layer| {
                 if let Some(copies) = layer.copies_mut(Access::new()) {
@@ -92,9 +120,10 @@ impl<'a, L: LoraModule> Conversion<'a, L> {
         let mut attach = Attach::new(name, builder.config, builder.selection, values);
         try_each_layer_mut(&mut lora, |path, layer| match marks.get(path) {
             Some(mark) => attach.marked_layer(path, *mark, layer),
-            // Not from this conversion: a model that is its own LoRA model brings its adapters.
+            // Not from this conversion: a part that is its own LoRA type brings its own adapters.
             None => Ok(()),
         })?;
+        // Ties come after the walk: a head may be met before the embedding that shares its weight.
         manage::activate(&mut lora, &[name])?;
         let ties = manage::ties(&lora, name, builder.config, values);
         attach.problems.extend(ties);
@@ -127,6 +156,10 @@ impl<'a> Builder<'a> {
             path: Path::default(),
             mark: None,
             marks: HashMap::new(),
+            found: Vec::new(),
+            recorded: Vec::new(),
+            is_named: false,
+            above_name: None,
             recomputable: Vec::new(),
             problems: Vec::new(),
             frozen: HashMap::new(),
@@ -134,7 +167,7 @@ impl<'a> Builder<'a> {
         }
     }
 
-    /// Converts a part of the model under this name. The marks from above go on.
+    /// Converts a part of the model under this name. The part inherits the mark from above.
     ///
     /// # Errors
     /// Those of the part's [`adapt`](LoraModel::adapt).
@@ -163,12 +196,13 @@ impl<'a> Builder<'a> {
         result
     }
 
-    /// A model's own configuration together with that of the conversion: for `#[lora(config)]`.
+    /// A model's own configuration together with this conversion's: for `#[lora(config)]`.
     pub fn config<C: Clone>(&self, base: &C) -> WithLora<C> {
         WithLora::new(base.clone(), self.config.clone())
     }
 
-    /// What is below a fully trained module is trained in full, whatever its own mark says.
+    /// The mark that holds below. A part of a module that is trained in full is trained in full,
+    /// whatever the part's own mark says.
     fn stronger(&self, mark: Mark) -> Option<Mark> {
         let is_trained = self.mark == Some(Mark::trainable());
         Some(if is_trained { Mark::trainable() } else { mark })
@@ -182,23 +216,44 @@ impl<'a> Builder<'a> {
     ) -> Result<T> {
         let length = self.path.push(name);
         let above = std::mem::replace(&mut self.mark, mark);
+        let above_name = self.above_name;
+        if std::mem::take(&mut self.is_named) {
+            self.above_name = above_name.or(Some(length));
+        }
         let result = adapt(self);
         self.path.truncate(length);
         self.mark = above;
+        self.above_name = above_name;
         result
     }
 
-    /// Registers the layer at the present path. What is to be trained of it, an adapter or copies of
-    /// its own parameters, comes once the whole model was walked. Called once by every layer, which
-    /// comes with its parameters frozen, see [`parameter`](Self::parameter).
+    /// Says that the next field has its name from an attribute, `#[lora(name = "..")]`. Such a name
+    /// wins over those that [`Names`](crate::Names) recorded.
+    pub fn named(&mut self) -> &mut Self {
+        self.is_named = true;
+        self
+    }
+
+    /// Registers the layer at the present path. Every layer calls this once, with its parameters
+    /// frozen by [`parameter`](Self::parameter). Its adapter, or copies of its own parameters, are
+    /// added after the walk over the whole model.
     ///
     /// # Errors
-    /// None at present.
+    /// At present, none.
     pub fn layer<L: Layer>(&mut self, mut layer: L) -> Result<L> {
         let path = self.path.as_str().to_string();
         if let Some(copies) = layer.copies_mut(Access::new()) {
             copies.mark = self.mark;
         }
+        self.found.push(Found {
+            path: path.clone(),
+            names: std::mem::take(&mut self.recorded),
+            is_bare: layer
+                .params()
+                .first()
+                .is_some_and(|param| param.name.is_empty()),
+            above_name: self.above_name,
+        });
         if self.marks.insert(path.clone(), self.mark).is_some() {
             let problem =
                 format!("two layers are called `{path}`; `#[lora(name = \"..\")]` renames one");
@@ -214,19 +269,60 @@ impl<'a> Builder<'a> {
         if !self.devices.iter().any(|known| known.same_device(device)) {
             self.devices.push(device.clone());
         }
+        self.recorded.extend(name_of(tensor));
         let frozen = self.frozen.entry(tensor.id());
         frozen.or_insert_with(|| tensor.detach()).clone()
     }
 
-    /// The room for the adapters of the layer at the present path; none is there yet.
+    /// Gives each layer the path that the names of its tensors say, if any were recorded.
+    fn place<L: LoraModule>(&mut self, lora: &mut L) {
+        let Some(paths) = self.paths() else {
+            return;
+        };
+        let mut marks = HashMap::new();
+        each_layer_mut(lora, |path, layer| {
+            let Some(mark) = self.marks.remove(path) else {
+                return;
+            };
+            let mut place: Arc<str> = paths.layer(path).into();
+            match layer.copies_mut(Access::new()) {
+                Some(copies) => copies.path = Some(place.clone()),
+                // A tensor that is a field has no room for a path.
+                None => place = path.into(),
+            }
+            if let Some(adapted) = layer.adapted_mut() {
+                adapted.parts_mut(Access::new()).adapters.path = place.to_string();
+            }
+            if marks.insert(place.to_string(), mark).is_some() {
+                let problem = format!("two layers are called `{place}` by the checkpoint's names");
+                self.problems.push(problem);
+            }
+        });
+        self.marks = marks;
+    }
+
+    /// The paths by the names that the layers' tensors have in a checkpoint, if any were recorded. A
+    /// layer that is converted on its own has no path.
+    fn paths(&self) -> Option<Paths> {
+        let is_recorded = self.found.iter().any(|layer| !layer.names.is_empty());
+        let is_lone = self.found.iter().any(|layer| layer.path.is_empty());
+        (is_recorded && !is_lone).then(|| Paths::new(&self.found))
+    }
+
+    /// Room for the adapters of the layer at the present path, still without any.
     pub fn adapters(&self) -> Adapters {
         Adapters::new(self.path.as_str())
     }
 
-    /// Whether the part at the present path is to be computed anew in the backward pass.
+    /// Whether the part at the present path, which was just converted, is to be computed anew in the
+    /// backward pass.
     pub(crate) fn recomputes(&mut self) -> Result<bool> {
-        self.recomputable.push(self.path.as_str().to_string());
-        self.selection.recomputes(self.path.as_str())
+        let path = match self.paths() {
+            Some(paths) => paths.part(self.path.as_str()),
+            None => self.path.as_str().to_string(),
+        };
+        self.recomputable.push(path.clone());
+        self.selection.recomputes(&path)
     }
 
     /// The CPU, and the devices of the tensors met so far.
@@ -239,7 +335,7 @@ impl<'a> Builder<'a> {
     }
 }
 
-/// True for a model that is a single layer.
+/// True for a model that is a single layer and may carry adapters.
 fn is_layer<M: LoraModule>(model: &M) -> bool {
     let (mut lone, mut count) = (false, 0);
     each_layer(model, |path, layer| {

@@ -1,4 +1,4 @@
-//! Showing a base model data before its adapters are made, for initial values that need it.
+//! Shows a base model data before its adapters are made, for initial values that need data.
 
 use crate::adapter::Recorder;
 use crate::adapter::{AdaptedMut, updates};
@@ -12,13 +12,14 @@ use crate::{
 use candle_core::{Tensor, Var};
 use std::sync::{Arc, Mutex};
 
+/// Runs the caller's batches through the base model until the data is used up or suffices.
 pub(crate) fn calibrate<B: LoraModel>(
     base: &B,
     config: &LoraConfig,
     mut batch: impl FnMut(&Lora<B>) -> Result<Option<Tensor>>,
 ) -> Result<Calibrated> {
     let mut calibration = Calibration::new(config)?;
-    // Just to find the layers and their ranks.
+    // This conversion only finds the targets and their ranks: its adapters act on no batch.
     let plain = LoraConfig {
         init: Init::Default,
         use_dora: false,
@@ -49,6 +50,7 @@ pub(crate) fn calibrate<B: LoraModel>(
     if !problems.is_empty() {
         return Err(Error::Config(problems));
     }
+    // The data must pass through the base alone: the adapters' values are not those to come.
     manage::activate(&mut model, &[])?;
     let calibration = match config.init.needs_gradients() {
         true => by_gradients(&mut model, calibration, &mut batch)?,
@@ -64,13 +66,14 @@ pub(crate) fn not_linear(path: &str, kind: Kind, init: Init) -> Error {
     )
 }
 
-/// Layers note their inputs as they come by.
+/// The layers note their inputs while the caller's batches run.
 fn by_inputs<M: LoraModule>(
     model: &mut M,
     calibration: Calibration,
     batch: &mut impl FnMut(&M) -> Result<Option<Tensor>>,
 ) -> Result<Calibration> {
     model.eval();
+    // Shared by all recorders. A lock, as a model's layers may run on several threads.
     let calibration = Arc::new(Mutex::new(calibration));
     each_layer_mut(model, |path, layer| {
         if let Some(adapted) = layer.adapted_mut() {
@@ -91,6 +94,7 @@ fn by_inputs<M: LoraModule>(
             break;
         }
     }
+    // A clone, as the recorders in the model still hold the shared value.
     let calibration = lock(&calibration).clone();
     Ok(calibration)
 }
@@ -101,7 +105,8 @@ fn lock(calibration: &Mutex<Calibration>) -> std::sync::MutexGuard<'_, Calibrati
         .unwrap_or_else(|poisoned| poisoned.into_inner())
 }
 
-/// The weights of targets are variables, of which each batch's loss has gradients.
+/// The weights of targets become variables, so that each batch's loss has gradients for them. The
+/// variables are copies: the base model's own weights stay as they are.
 fn by_gradients<M: LoraModule>(
     model: &mut M,
     mut calibration: Calibration,

@@ -7,8 +7,8 @@ use crate::init::{AdapterInit, Start, Target, rng, start};
 use crate::{Calibrated, Init, LoraConfig, Result};
 use candle_core::{Tensor, Var};
 
-/// A trainable adapter with the initial values that the configuration asks for, and the residual base
-/// that its start leaves, if there is one.
+/// A trainable adapter with the initial values that the configuration asks for, and the residual
+/// base that these values leave, if there is one.
 pub(crate) fn fresh(
     layer: &dyn Adapted,
     name: &str,
@@ -51,6 +51,7 @@ pub(crate) fn fresh(
             start(&target, config, calibrated, &mut rng(config.seed, path))?
         }
     };
+    // `start` computes with (out, in); the layer's own weight may lie the other way round.
     let base = base.map(|base| layer.form().to_matrix(&base)).transpose()?;
     let var = |tensor: &Tensor| Ok::<_, crate::Error>(Var::from_tensor(tensor)?.into_inner());
     let outputs = b.dim(0)?;
@@ -81,7 +82,7 @@ pub(crate) fn fresh(
         adapter.bias = Some(zeros.into_inner());
     }
     if config.use_dora {
-        // With the changed base W − s·B·A the sum is W again.
+        // A residual base and s·B·A make W again, so that the norms are those of W.
         let norms = match &base {
             None => updates::norms(layer, &adapter)?,
             Some(_) => updates::base_norms(layer)?,

@@ -1,4 +1,4 @@
-//! Reading a JSON file up to a limit.
+//! Reads a JSON file up to a limit.
 
 use crate::{Error, Result};
 use std::fs::File;
@@ -13,6 +13,7 @@ pub(crate) fn read_bounded(path: &Path) -> Result<Vec<u8>> {
     let failed = |error| Error::file(path, error);
     let mut bytes = Vec::new();
     let file = File::open(path).map_err(failed)?;
+    // One byte above the limit shows that the file is too large. A pipe has no length to ask for.
     let read = file.take(MAX_JSON + 1).read_to_end(&mut bytes);
     read.map_err(failed)?;
     if bytes.len() as u64 > MAX_JSON {

@@ -1,12 +1,12 @@
-//! JSON of which no object has a key twice.
+//! JSON whose objects have each key once.
 
 use serde::de::{Deserializer, Error, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, de};
 use serde_json::{Map, Value};
 use std::fmt;
 
-/// A JSON value whose objects have each key once. serde_json and Python take the last of two equal keys
-/// without a word, so that a file could say two things.
+/// A JSON value whose objects have each key once. serde_json and Python silently take the last of
+/// two equal keys, so that a file could say two things.
 pub(crate) struct Unique(pub(crate) Value);
 
 /// Reads a JSON value.

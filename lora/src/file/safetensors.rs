@@ -1,4 +1,4 @@
-//! [`TensorFile`]: a safetensors file of which only the header is held in memory.
+//! [`TensorFile`]: an open safetensors file; memory holds only its header.
 
 use crate::{Error, Result};
 use candle_core::safetensors::Load;
@@ -15,24 +15,24 @@ use std::sync::Mutex;
 /// The largest header that is read: the limit of the safetensors library.
 const MAX_HEADER: u64 = 100_000_000;
 
-/// How much of a tensor is in memory while it is copied.
+/// How many bytes of a tensor are in memory while the tensor is copied.
 const CHUNK: u64 = 1 << 20;
 
-/// An open file. Tensors are read one by one, each when it is asked for.
+/// An open file. Each tensor is read when it is asked for.
 #[derive(Debug)]
 pub(crate) struct TensorFile {
     path: PathBuf,
     file: Mutex<File>,
-    /// Where the data begin.
+    /// The offset at which the tensors' data begin.
     start: u64,
-    /// In the order of their data.
+    /// In the order of their data in the file.
     tensors: IndexMap<String, TensorInfo>,
     metadata: Option<HashMap<String, String>>,
 }
 
 impl TensorFile {
-    /// Opens a file and checks its header: its length, that no name comes twice, and that the
-    /// tensors' places follow each other without a gap from the header to the end of the file.
+    /// Opens a file and checks its header: the header's length, that no name comes twice, and that
+    /// the tensors follow each other without a gap from the header to the end of the file.
     pub(crate) fn open(path: &Path) -> Result<Self> {
         let invalid = |problem: String| Error::file(path, format!("is no valid file: {problem}"));
         let mut file = File::open(path).map_err(|error| Error::file(path, error))?;
@@ -42,6 +42,7 @@ impl TensorFile {
         let read = file.read_exact(&mut size);
         read.map_err(|_| invalid("it is too short for a header".into()))?;
         let size = u64::from_le_bytes(size);
+        // Checked before the header is read: a damaged file may claim any length.
         if size > MAX_HEADER || size > length.saturating_sub(8) {
             return Err(invalid(format!("its header would have {size} bytes")));
         }
@@ -50,6 +51,7 @@ impl TensorFile {
         read.map_err(|error| Error::file(path, error))?;
         let header = header(&json).map_err(|error| invalid(error.to_string()))?;
         let mut tensors = header.tensors;
+        // `Metadata` checks that each tensor begins where the one before ends, in this order.
         tensors.sort_by_key(|(_, info)| info.data_offsets);
         let checked = Metadata::new(None, tensors.clone());
         let checked = checked.map_err(|error| invalid(error.to_string()))?;
@@ -57,8 +59,8 @@ impl TensorFile {
         let whole = start.checked_add(checked.data_len() as u64);
         if whole != Some(length) {
             return Err(invalid(format!(
-                "its tensors do not fill it exactly: it has {length} bytes, by its header it would \
-                 have {}; it was cut off or damaged",
+                "its tensors do not fill the file exactly: the header asks for {} bytes, the file has \
+                 {length}; the file was cut off or damaged",
                 whole.unwrap_or(u64::MAX)
             )));
         }
@@ -110,6 +112,7 @@ impl TensorFile {
     fn bytes(&self, info: &TensorInfo) -> Result<Vec<u8>> {
         let size = info.data_offsets.1 - info.data_offsets.0;
         let mut bytes = Vec::new();
+        // A tensor can be larger than the memory at hand: an error then, not an abort.
         let reserved = bytes.try_reserve_exact(size);
         reserved.map_err(|error| Error::file(&self.path, error))?;
         let mut file = self.at(info)?;
@@ -121,7 +124,7 @@ impl TensorFile {
         Ok(bytes)
     }
 
-    /// A tensor, on the CPU and of the file's dtype.
+    /// A tensor, on the CPU and in the file's dtype.
     pub(crate) fn tensor(&self, name: &str) -> Result<Tensor> {
         let info = self.find(name)?;
         let bytes = self.bytes(info)?;
@@ -133,7 +136,7 @@ impl TensorFile {
         load().map_err(|error| Error::file(&self.path, format!("`{name}`: {error}")))
     }
 
-    /// Copies a tensor's bytes, piece by piece.
+    /// Copies a tensor's bytes to `to`, piece by piece.
     pub(crate) fn copy(&self, name: &str, to: &mut impl Write) -> Result<()> {
         let info = self.find(name)?;
         let mut left = (info.data_offsets.1 - info.data_offsets.0) as u64;
@@ -154,7 +157,7 @@ struct Header {
     metadata: Option<HashMap<String, String>>,
 }
 
-/// Reads a header; a name that comes twice is an error.
+/// Reads a header. A name that comes twice is an error; serde_json would silently take the last.
 fn header(json: &[u8]) -> Result<Header, serde_json::Error> {
     struct Entries;
 
@@ -280,7 +283,7 @@ mod tests {
         assert!(TensorFile::open(dir.path()).is_err());
     }
 
-    /// What a header claims is never allocated.
+    /// Opening allocates no memory for the lengths that a header claims.
     #[test]
     fn a_large_empty_file_costs_nothing() {
         let dir = tempfile::tempdir().unwrap();

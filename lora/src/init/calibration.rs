@@ -1,4 +1,5 @@
-//! What some initial values see of a model at work: the inputs or the gradients of its layers.
+//! Shows data to initial values that need data: the inputs of a model's layers, or the gradients of
+//! their weights.
 
 use crate::init::adapter_dtype;
 use crate::init::pca::IncrementalPca;
@@ -8,16 +9,16 @@ use candle_core::{DType, Device, Tensor};
 use faer::Mat;
 use indexmap::IndexMap;
 
-/// Collects what an [`Init`] needs: for EVA and CorDA the inputs of layers, for LoRA-GA the
-/// gradients of their weights.
+/// Collects the data that an [`Init`] needs: for EVA and CorDA the inputs of layers, for LoRA-GA
+/// the gradients of the layers' weights.
 ///
-/// Every layer is added first, then seen at work, batch by batch; [`finish`](Self::finish) makes
-/// the result.
+/// First the caller adds every layer. Then the caller shows the layers' inputs or gradients, batch
+/// by batch. [`finish`](Self::finish) makes the result.
 #[derive(Clone, Debug)]
 pub struct Calibration {
     config: LoraConfig,
     layers: IndexMap<String, Observed>,
-    /// Some layer was seen at work.
+    /// Some layer's inputs were observed.
     has_seen: bool,
 }
 
@@ -28,10 +29,11 @@ struct Observed {
     rank: usize,
     alpha: f64,
     seen: Seen,
-    /// The layer's components have converged: further inputs are passed over.
+    /// The layer's components have converged: the layer skips further inputs.
     done: bool,
 }
 
+/// What was collected for a layer so far.
 #[derive(Clone, Debug)]
 enum Seen {
     Components(Box<IncrementalPca>),
@@ -45,8 +47,8 @@ struct Mean {
     count: usize,
 }
 
-/// What [`calibrate`](crate::LoraModel::calibrate) found in the data: for EVA and CorDA of the
-/// inputs of layers, for LoRA-GA of the gradients of their weights.
+/// What [`calibrate`](crate::LoraModel::calibrate) found in the data: for EVA and CorDA about
+/// the inputs of layers, for LoRA-GA about the gradients of the layers' weights.
 #[derive(Clone, Debug)]
 pub struct Calibrated {
     layers: IndexMap<String, Found>,
@@ -62,7 +64,7 @@ enum Found {
 /// The principal components of a layer's inputs.
 #[derive(Clone, Debug)]
 pub(crate) struct Components {
-    /// (rank, in)
+    /// One row for each component: (rank, in).
     pub(crate) vectors: Mat<f64>,
     /// The rank that the layer gets; 0 for none.
     pub(crate) rank: usize,
@@ -73,7 +75,7 @@ impl Calibration {
     /// A calibration for the initial values of this configuration.
     ///
     /// # Errors
-    /// If they need none.
+    /// If the initial values need no data, or the configuration is invalid.
     pub fn new(config: &LoraConfig) -> Result<Self> {
         let init = config.init;
         if !(init.needs_inputs() || init.needs_gradients()) {
@@ -88,16 +90,16 @@ impl Calibration {
         })
     }
 
-    /// True once a layer was seen at work.
+    /// True once a layer's inputs were observed.
     pub fn has_seen(&self) -> bool {
         self.has_seen
     }
 
-    /// Adds a linear layer with a weight of shape (out, in), and the rank and alpha that its
-    /// adapter is to have.
+    /// Adds a linear layer: the shape (out, in) of its weight, and the rank and alpha that its
+    /// adapter will have.
     ///
     /// # Errors
-    /// If it was added before, or has no inputs, outputs or rank.
+    /// If the layer was added before, or `out`, `in` or the rank is 0.
     pub fn add_layer(
         &mut self,
         path: &str,
@@ -133,11 +135,11 @@ impl Calibration {
         }
     }
 
-    /// Looks at inputs of a layer, (.., in).
+    /// Takes inputs of a layer, (.., in), into account.
     ///
     /// # Errors
-    /// If the layer was not added, the inputs are not as wide as its weight or not finite, or the
-    /// initial values need gradients.
+    /// If the layer was not added, the inputs are not finite or do not fit the layer's weight, or
+    /// the initial values need gradients.
     pub fn observe_inputs(&mut self, path: &str, inputs: &Tensor) -> Result<()> {
         let (init, tau) = (self.config.init, self.config.eva_config.tau);
         self.has_seen = true;
@@ -166,11 +168,11 @@ impl Calibration {
         result.map_err(|error| error.at(path))
     }
 
-    /// Looks at a gradient of a layer's weight, (out, in).
+    /// Takes a gradient of a layer's weight, (out, in), into account.
     ///
     /// # Errors
-    /// If the layer was not added, the shape is not its weight's, a value is not finite, or the
-    /// initial values need inputs.
+    /// If the layer was not added, the gradient is not finite or has another shape than the weight,
+    /// or the initial values need inputs.
     pub fn observe_gradient(&mut self, path: &str, gradient: &Tensor) -> Result<()> {
         let init = self.config.init;
         let layer = self.layer(path)?;
@@ -193,10 +195,9 @@ impl Calibration {
             .map_err(|error| error.at(path))
     }
 
-    /// Ends a batch: true once further batches would change nothing. For EVA every component that a
-    /// layer gets has converged then. A layer that has converged passes further inputs over until the
-    /// ranks are shared out otherwise. Other initial values see all data once, so that the answer is
-    /// never true.
+    /// Ends a batch. Returns true once further batches would change nothing: with EVA, when every
+    /// component that any layer gets has converged. A converged layer skips further inputs until a
+    /// batch changes its rank. Other initial values use all batches, so the answer is always false.
     pub fn end_batch(&mut self) -> bool {
         let ranks = self.ranks();
         let mut all = !self.layers.is_empty();
@@ -210,10 +211,10 @@ impl Calibration {
         all
     }
 
-    /// What was found.
+    /// Computes the result.
     ///
     /// # Errors
-    /// Lists the layers of which too little was seen.
+    /// If layers saw too little data: lists all of these layers.
     pub fn finish(self) -> Result<Calibrated> {
         let ranks = self.ranks();
         let whiten = self.config.eva_config.whiten;
@@ -257,8 +258,8 @@ impl Calibration {
         layer.ok_or_else(|| Error::layer(path, "was not added to the calibration"))
     }
 
-    /// The rank of each layer. The sum of all ranks is shared out to the components that explain most
-    /// of their layer's variance. Until all layers have components each layer may have the most.
+    /// The rank of each layer. The sum of all ranks goes to the components that explain the largest
+    /// shares of their layers' variance. Until every layer has components, no rank is limited.
     fn ranks(&self) -> Vec<usize> {
         let ratios = |layer: &Observed| match &layer.seen {
             Seen::Components(pca) if pca.missing().is_none() => Some(pca.ratios().to_vec()),
@@ -273,7 +274,8 @@ impl Calibration {
         let mut shares: Vec<(f64, usize)> = each
             .flat_map(|(layer, ratios)| ratios.iter().map(move |ratio| (*ratio, layer)))
             .collect();
-        // Where two shares are equal, the first layer comes first, so that a run can be repeated.
+        // A stable sort: of two equal shares the first layer's comes first, so that a run can be
+        // repeated.
         shares.sort_by(|(a, _), (b, _)| b.total_cmp(a));
         let mut ranks = vec![0; all.len()];
         for (_, layer) in shares.into_iter().take(budget) {
@@ -299,7 +301,9 @@ impl Mean {
     }
 }
 
-/// XᵀX of inputs scaled by their largest value, as PEFT does, so that batches weigh alike.
+/// XᵀX of inputs divided by their largest value, as PEFT does, so that all batches weigh alike.
+/// PEFT takes the largest value, not the largest magnitude. Here the magnitude serves if that value
+/// is 0.
 fn covariance(inputs: &Tensor) -> Result<Tensor> {
     let inputs = inputs.to_dtype(adapter_dtype(inputs.dtype()))?;
     let largest = |of: Tensor| -> Result<f64> {
@@ -319,6 +323,8 @@ fn covariance(inputs: &Tensor) -> Result<Tensor> {
     Ok(covariance)
 }
 
+/// Checks the sum, as only one number then leaves the device. NaN and infinities cannot cancel out
+/// in a sum.
 fn check_sum(what: &str, tensor: &Tensor) -> Result<()> {
     let sum = tensor.to_dtype(DType::F64)?.sum_all()?;
     let sum = sum.to_device(&Device::Cpu)?.to_scalar::<f64>()?;
@@ -336,9 +342,9 @@ fn check_finite(what: &str, values: &[f64]) -> Result<()> {
 }
 
 impl Calibrated {
-    /// The configuration to convert the model with. EVA shares the ranks out anew: every layer's
-    /// rank and alpha become patterns of its full path, and layers of rank 0 are excluded. Other
-    /// initial values leave it as it is.
+    /// The configuration for converting the model. EVA shares the ranks out anew: the rank and
+    /// alpha of every layer become patterns of the layer's full path, and layers of rank 0 are
+    /// excluded. Other initial values leave the configuration as it is.
     pub fn config(&self, config: &LoraConfig) -> LoraConfig {
         let mut config = config.clone();
         let found = self.layers.iter();
@@ -359,6 +365,7 @@ impl Calibrated {
             if components.rank == 0 {
                 without.push(escaped);
             } else {
+                // Without `^` the pattern would also match paths that end with this one.
                 let pattern = format!("^{escaped}");
                 config = config
                     .rank_pattern(pattern.clone(), components.rank)
@@ -366,6 +373,8 @@ impl Calibrated {
             }
         }
         if !without.is_empty() {
+            // The layers to exclude are one expression, so that names set before become
+            // expressions.
             let excluded = match config.exclude_modules.take() {
                 Some(Targets::Regex(regex)) => vec![format!("(?:{regex})")],
                 Some(Targets::Names(names)) => {
@@ -388,7 +397,7 @@ impl Calibrated {
         }
     }
 
-    /// The mean of the inputs' XᵀX, (in, in).
+    /// The mean of XᵀX over all batches of inputs X: (in, in).
     pub(crate) fn covariance(&self, path: &str) -> Option<&Tensor> {
         match self.layers.get(path)? {
             Found::Covariance(covariance) => Some(covariance),
@@ -396,7 +405,7 @@ impl Calibrated {
         }
     }
 
-    /// The weight's mean gradient, (out, in).
+    /// The mean gradient of the weight over all batches: (out, in).
     pub(crate) fn gradient(&self, path: &str) -> Option<&Tensor> {
         match self.layers.get(path)? {
             Found::Gradient(gradient) => Some(gradient),

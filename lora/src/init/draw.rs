@@ -1,4 +1,4 @@
-//! Initial values of adapters, drawn on the CPU so that a seed means the same on every device.
+//! Draws the initial values of adapters, on the CPU, so that a seed means the same on every device.
 
 use crate::linalg::gaussian;
 use crate::{Error, Init, LoraConfig, Result};
@@ -6,18 +6,19 @@ use candle_core::{DType, Device, Shape, Tensor, Var};
 use rand::rngs::ChaCha8Rng;
 use rand::{Rng, RngExt, SeedableRng};
 
-/// The shapes of an adapter and where it lives.
+/// The shapes of an adapter's matrices, and the layer that they are for.
 pub(crate) struct AdapterInit<'a> {
     pub(crate) a: Shape,
     pub(crate) b: Shape,
-    /// An embedding starts with A zero and B random, any other layer with A random and B zero.
+    /// Whether the layer is an embedding. An embedding starts with A zero and B random, any other
+    /// layer with A random and B zero.
     pub(crate) embedding: bool,
-    /// The layer's weight: gives device and dtype.
+    /// The layer's weight, which decides device and dtype.
     pub(crate) weight: &'a Tensor,
 }
 
 impl AdapterInit<'_> {
-    /// A and B as variables, of f32, or of f64 on an f64 weight.
+    /// Draws A and B as variables: in f64 for an f64 weight, in f32 for any other.
     pub(crate) fn draw(
         &self,
         config: &LoraConfig,
@@ -33,7 +34,7 @@ impl AdapterInit<'_> {
             return Err(Error::layer(path, message));
         }
         let mut rng = rng(config.seed, path);
-        // Values are rounded to the weight's dtype first, as PEFT does.
+        // Values are first rounded to the weight's dtype, as PEFT does.
         let mut make = |shape: &Shape, draw: Draw| -> Result<Tensor> {
             let too_large = || {
                 let message = format!("an adapter of rank {rank} does not fit into memory");
@@ -44,6 +45,7 @@ impl AdapterInit<'_> {
                 .iter()
                 .try_fold(1usize, |n, &dim| n.checked_mul(dim));
             let count = count.ok_or_else(too_large)?;
+            // A file may ask for any rank: an error where memory is short, not an abort.
             let mut values = Vec::new();
             values.try_reserve_exact(count).map_err(|_| too_large())?;
             values.extend((0..count).map(|_| draw.sample(&mut rng)));
@@ -53,7 +55,7 @@ impl AdapterInit<'_> {
             let tensor = tensor.to_device(self.weight.device())?;
             Ok(Var::from_tensor(&tensor)?.into_inner())
         };
-        // A's rows are r filters over fan_in inputs.
+        // A's rows are r filters over fan_in inputs. PEFT's Kaiming with a = √5 has this bound.
         let fan_in: usize = self.a.dims()[1..].iter().product();
         let kaiming = Draw::Uniform(1.0 / (fan_in as f64).sqrt());
         let (a, b) = match (config.init, self.embedding) {
@@ -67,7 +69,7 @@ impl AdapterInit<'_> {
     }
 }
 
-/// The dtype of adapters on a base weight of this dtype: f32, and f64 on f64, as in PEFT.
+/// The dtype of adapters for a base weight of this dtype, as in PEFT: f64 for f64, otherwise f32.
 pub(crate) fn adapter_dtype(weight: DType) -> DType {
     match weight {
         DType::F64 => DType::F64,
@@ -75,7 +77,8 @@ pub(crate) fn adapter_dtype(weight: DType) -> DType {
     }
 }
 
-/// One stream of numbers a path, so that a layer's values do not depend on the other layers.
+/// A stream of random numbers for each path, so that a layer's values do not depend on other
+/// layers.
 pub(crate) fn rng(seed: Option<u64>, path: &str) -> ChaCha8Rng {
     let seed = seed.unwrap_or_else(rand::random);
     let mut rng = ChaCha8Rng::seed_from_u64(seed);

@@ -1,11 +1,11 @@
-//! Adapters of a residual base, as plain adapters for the original base.
+//! Converts adapters for a residual base to plain adapters for the original base.
 
 use crate::{Error, Result};
 use candle_core::Tensor;
 
-/// Converts the trained values of an adapter with a residual base to an adapter for the original
-/// weight: A' = [A; A₀] of rank 2r and B' = [B, −B₀]. The second half takes the initial values out of
-/// the original weight again.
+/// Converts the trained values of an adapter for a residual base to an adapter for the original
+/// base: A' = [A; A₀] and B' = [B, −B₀], which doubles the rank. The second half takes the initial
+/// values out of the original base again.
 ///
 /// # Errors
 /// If the shapes of trained and initial values differ.

@@ -6,17 +6,17 @@ use faer::{Mat, MatRef};
 use rand::SeedableRng;
 use rand::rngs::ChaCha8Rng;
 
-/// An incremental principal component analysis, PEFT's and so scikit-learn's.
+/// An incremental principal component analysis. It is PEFT's, which follows scikit-learn's.
 #[derive(Clone, Debug)]
 pub(super) struct IncrementalPca {
-    /// How many components are wanted.
+    /// The number of components to find.
     wanted: usize,
-    /// Width of the inputs.
+    /// The width of the inputs.
     width: usize,
-    /// Rows that wait until there are as many as components.
+    /// Rows of inputs that wait until there are as many rows as components.
     pending: Vec<f64>,
     fitted: Option<Fitted>,
-    /// Which components changed less with the last batch than the threshold.
+    /// For each component, whether the last batch changed it by less than the threshold allows.
     converged: Vec<bool>,
 }
 
@@ -76,7 +76,8 @@ impl IncrementalPca {
             return self.decomposed(stacked, mean, variance, count);
         };
         let rows = old.rows + count;
-        // The old components and the step between the means stand for the rows before.
+        // The old components and the step between the means stand for all earlier rows, so that no
+        // inputs need to be kept.
         let step = (old.rows / rows * count).sqrt();
         let (kept, new) = (self.wanted, batch.nrows());
         let stacked = Mat::from_fn(kept + new + 1, width, |i, j| match i {
@@ -104,11 +105,13 @@ impl IncrementalPca {
         rows: f64,
     ) -> Result<Fitted> {
         let wanted = self.wanted;
+        // A fixed seed: the same inputs always give the same components.
         let mut rng = ChaCha8Rng::seed_from_u64(42);
         let Svd { s, v, .. } = linalg::svd_low_rank(stacked.as_ref(), 2 * wanted, 4, &mut rng)?;
         let total = variance.iter().sum::<f64>() * rows;
         let ratio = |s: &f64| if total > 0.0 { s * s / total } else { 0.0 };
-        // A component's sign is arbitrary. The largest value is made positive, as in scikit-learn.
+        // A component's sign is arbitrary, but has to be the same after each batch. The largest
+        // value is made positive, as in scikit-learn.
         let largest = |i: usize| {
             let values = v.col(i).iter().copied();
             values.fold(
@@ -127,7 +130,7 @@ impl IncrementalPca {
         })
     }
 
-    /// The rows seen that were too few for a first fit, and how many are needed.
+    /// While there are too few rows for a first fit: how many there are, and how many are needed.
     pub(super) fn missing(&self) -> Option<(usize, usize)> {
         let rows = self.pending.len() / self.width;
         self.fitted.is_none().then_some((rows, self.wanted))
@@ -138,12 +141,13 @@ impl IncrementalPca {
         self.fitted.as_ref().map_or(&[], |fitted| &fitted.ratios)
     }
 
-    /// True if the first components changed less with the last batch than the threshold.
+    /// True if the last batch changed each of the first components by less than the threshold
+    /// allows.
     pub(super) fn has_converged(&self, components: usize) -> bool {
         self.converged.iter().take(components).all(|c| *c)
     }
 
-    /// The first components as rows, divided by the roots of their singular values if whitened.
+    /// The first components as rows. Whitening divides each by the root of its singular value.
     pub(super) fn components(&self, count: usize, whiten: bool) -> Option<Mat<f64>> {
         let fitted = self.fitted.as_ref()?;
         let size = |i: usize| match whiten {

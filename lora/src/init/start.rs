@@ -1,4 +1,4 @@
-//! Initial values that are computed from a linear layer's weight.
+//! Computes initial values from a linear layer's weight.
 
 use super::adapter_dtype;
 use super::calibration::{Calibrated, Components};
@@ -11,34 +11,34 @@ use faer::{Mat, MatRef};
 use rand::Rng;
 use rand::seq::index::sample;
 
-/// The layer that an adapter is for.
+/// The layer for which initial values are computed.
 pub(crate) struct Target<'a> {
     pub(crate) path: &'a str,
-    /// (out, in)
+    /// The weight as a matrix, (out, in).
     pub(crate) weight: &'a Tensor,
     pub(crate) rank: usize,
     pub(crate) scaling: f64,
 }
 
-/// The initial values of an adapter, and what they leave of the weight.
+/// The initial values of an adapter, and the residual base that they leave.
 #[derive(Debug)]
 pub(crate) struct Start {
-    /// (r, in), of f32, or of f64 on an f64 weight.
+    /// A, (r, in): in f64 for an f64 weight, in f32 for any other.
     pub(crate) a: Tensor,
-    /// (out, r), as A.
+    /// B, (out, r), in the dtype of A.
     pub(crate) b: Tensor,
-    /// The residual base, in the weight's dtype: base + s·B·A is the original weight. `None` where the
-    /// weight stays as it is.
+    /// The residual base, in the weight's dtype: base + s·B·A is the original weight. `None` where
+    /// the weight stays as it is.
     pub(crate) base: Option<Tensor>,
     /// B is not trained.
     pub(crate) frozen_b: bool,
 }
 
-/// The start of a linear layer's adapter, for every [`Init`] that is not drawn.
+/// Computes the start of a linear layer's adapter, for every [`Init`] that is not drawn.
 ///
 /// # Errors
-/// If the rank is too large for the weight, odd where it must be even, the scaling is one that
-/// cannot be taken out of A and B, the layer was not calibrated, or values are not finite.
+/// If the rank is too large for the weight, or odd where it must be even; if A and B are divided by
+/// a scaling that is not above 0; if the layer was not calibrated; if values are not finite.
 pub(crate) fn start(
     target: &Target<'_>,
     config: &LoraConfig,
@@ -76,7 +76,8 @@ impl<'a> Starting<'a> {
     fn new(target: &'a Target<'a>, init: Init) -> Result<Self> {
         let (out, inputs) = target.weight.dims2()?;
         let (rank, most) = (target.rank, out.min(inputs));
-        // These need a singular vector of the weight or the gradient for each rank.
+        // Most initial values need one direction of the weight for each rank, LoRA-GA needs two of
+        // the gradient. A matrix has only as many as its smaller side.
         let most = match init {
             Init::Orthogonal | Init::Eva => usize::MAX,
             Init::LoraGa => most / 2,
@@ -84,8 +85,8 @@ impl<'a> Starting<'a> {
         };
         if rank > most {
             let message = format!(
-                "rank {rank} is too large for `{init}`, which a weight ({out}, {inputs}) gives at \
-                 most {most}"
+                "rank {rank} is too large for `{init}`: a weight ({out}, {inputs}) gives at most \
+                 {most}"
             );
             return Err(Error::layer(target.path, message));
         }
@@ -103,7 +104,7 @@ impl<'a> Starting<'a> {
         })
     }
 
-    /// Singular values and vectors as A and B, the first r.
+    /// A and B from the first r singular values and vectors.
     fn split(&self, svd: Svd) -> Result<Start> {
         let rank = self.target.rank;
         let roots = self.roots(&svd.s[..rank])?;
@@ -114,7 +115,7 @@ impl<'a> Starting<'a> {
         self.taken_out(a, b)
     }
 
-    /// √(S/s)
+    /// √(S/s): A and B take one root each, so that s·B·A contains S.
     fn roots(&self, values: &[f64]) -> Result<Vec<f64>> {
         let scaling = self.target.scaling;
         if !(scaling.is_finite() && scaling > 0.0) {
@@ -141,6 +142,7 @@ impl<'a> Starting<'a> {
             return Err(Error::layer(self.target.path, message));
         }
         let (q, _) = linalg::qr(linalg::random(rank, rank, rng).as_ref())?;
+        // A gets Q's even rows, B the odd rows. Rows of Q are orthogonal, so that B·A is 0.
         let half = |first: usize| Mat::from_fn(rank / 2, rank, |i, j| q[(2 * i + first, j)] / 10.0);
         let (out, inputs) = self.weight.shape();
         let a = (linalg::random(inputs, rank / 2, rng) * half(0))
@@ -154,6 +156,7 @@ impl<'a> Starting<'a> {
         let Svd { u, .. } = linalg::svd(self.weight.as_ref())?;
         let rank = self.target.rank;
         let a = Mat::zeros(rank, self.weight.ncols());
+        // The directions of the smallest singular values.
         let b = u.subcols(u.ncols() - rank, rank);
         let start = self.added(a.as_ref(), b)?;
         Ok(Start {
@@ -187,6 +190,7 @@ impl<'a> Starting<'a> {
         let covariance = linalg::matrix(self.calibration(calibrated, Calibrated::covariance)?)?;
         self.check_shape("covariance", covariance.shape(), (inputs, inputs))?;
         let mean = (0..inputs).map(|i| covariance[(i, i)]).sum::<f64>() / inputs as f64;
+        // Damped, as in PEFT: the covariance of few inputs has no inverse.
         let damped = Mat::from_fn(inputs, inputs, |i, j| {
             covariance[(i, j)] + if i == j { 0.01 * mean } else { 0.0 }
         });
@@ -197,7 +201,7 @@ impl<'a> Starting<'a> {
             CordaMethod::Kpm => svd.s.len() - rank,
         };
         let roots = self.roots(&svd.s[first..first + rank])?;
-        // The decomposition is of W·C. Its right vectors carry C, which has to come off again.
+        // W·C was decomposed, so that the right vectors contain C. C has to be divided out again.
         let v = svd.v.subcols(first, rank).to_owned();
         let v = linalg::solve_symmetric(damped.as_ref(), v)?;
         let a = scaled_columns(v.as_ref(), &roots).transpose().to_owned();
@@ -216,6 +220,7 @@ impl<'a> Starting<'a> {
         self.check_shape("gradient", gradient.shape(), self.weight.shape())?;
         let svd = linalg::svd_low_rank(gradient.as_ref(), 4 * rank, 4, rng)?;
         let settings = &config.lora_ga_config;
+        // The gradient's singular vectors that A and B start with, by index.
         let (of_a, of_b): (Vec<usize>, Vec<usize>) = match settings.direction {
             LoraGaDirection::ArBr => (0..rank).map(|i| (2 * i + 1, 2 * i)).unzip(),
             LoraGaDirection::A2rBr => (0..rank).map(|i| (rank + i, i)).unzip(),
@@ -250,7 +255,7 @@ impl<'a> Starting<'a> {
         self.taken_out(a, b)
     }
 
-    /// Quantises the base and decomposes the error in turns, as LoftQ does.
+    /// Quantises the base and decomposes the quantisation's error, in turns, as LoftQ does.
     fn loftq(&self, config: &LoraConfig) -> Result<Start> {
         let rank = self.target.rank;
         let quantiser = config.loftq_config.quantiser;
@@ -267,7 +272,7 @@ impl<'a> Starting<'a> {
         loop {
             let full = linalg::tensor(rest.as_ref(), DType::F32, &Device::Cpu)?;
             let quantised = QTensor::quantize(&full, quantiser)?.dequantize(&Device::Cpu)?;
-            // The values that the base will really hold: the error must be that of the rounded base.
+            // The base will hold values rounded to its dtype, so the error includes this rounding.
             let base = quantised.to_dtype(self.target.weight.dtype())?;
             let svd = linalg::svd((&self.weight - linalg::matrix(&base)?).as_ref())?;
             let roots = self.roots(&svd.s[..rank])?;
@@ -288,7 +293,7 @@ impl<'a> Starting<'a> {
         }
     }
 
-    /// A and B beside the weight as it is.
+    /// A start that leaves the weight as it is.
     fn added(&self, a: MatRef<'_, f64>, b: MatRef<'_, f64>) -> Result<Start> {
         let weight = self.target.weight;
         let dtype = adapter_dtype(weight.dtype());
@@ -300,7 +305,7 @@ impl<'a> Starting<'a> {
         })
     }
 
-    /// A and B, and the residual base W − s·B·A.
+    /// A start that leaves the residual base W − s·B·A.
     fn taken_out(&self, a: Mat<f64>, b: Mat<f64>) -> Result<Start> {
         let start = self.added(a.as_ref(), b.as_ref())?;
         let Target {
@@ -314,6 +319,7 @@ impl<'a> Starting<'a> {
         })
     }
 
+    /// What the calibration found for this layer.
     fn calibration<'c, T: ?Sized>(
         &self,
         calibrated: Option<&'c Calibrated>,
@@ -334,7 +340,8 @@ impl<'a> Starting<'a> {
         if is == needed {
             return Ok(());
         }
-        let message = format!("the {what} of its calibration are {is:?}, the layer's {needed:?}");
+        let message =
+            format!("the calibration has {what} of shape {is:?}, this layer needs {needed:?}");
         Err(Error::layer(self.target.path, message))
     }
 }
@@ -350,7 +357,7 @@ pub(crate) fn residual(weight: &Tensor, a: &Tensor, b: &Tensor, scaling: f64) ->
     linalg::tensor(base.as_ref(), weight.dtype(), weight.device())
 }
 
-/// Each column times its factor.
+/// The matrix with each column multiplied by its factor.
 fn scaled_columns(matrix: MatRef<'_, f64>, factors: &[f64]) -> Mat<f64> {
     Mat::from_fn(matrix.nrows(), matrix.ncols(), |i, j| {
         matrix[(i, j)] * factors[j]

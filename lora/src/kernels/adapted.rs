@@ -447,7 +447,7 @@ pub(crate) struct Dropout {
 }
 
 impl Dropout {
-    /// `probability` is in 0..=1.
+    /// `probability` is in 0..=1. With 1 every number becomes zero.
     pub(crate) fn new(probability: f64, seed: u64) -> Self {
         Self {
             seed,

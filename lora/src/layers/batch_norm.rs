@@ -71,6 +71,7 @@ impl ModuleT for LoraBatchNorm {
 
 impl LoraModel for BatchNorm {
     type Lora = LoraBatchNorm;
+    const IS_LAYER: bool = true;
 
     fn adapt(&self, cx: &mut Builder<'_>) -> Result<LoraBatchNorm> {
         let weight_and_bias = self.weight_and_bias();

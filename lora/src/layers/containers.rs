@@ -10,6 +10,7 @@ use std::sync::Arc;
 /// Each item adds its index to the path.
 impl<M: LoraModel> LoraModel for Vec<M> {
     type Lora = Vec<M::Lora>;
+    const IS_LAYER: bool = M::IS_LAYER;
 
     fn adapt(&self, cx: &mut Builder<'_>) -> Result<Self::Lora> {
         let items = self.iter().enumerate();
@@ -44,6 +45,7 @@ impl<M: LoraLayer> LoraLayer for Vec<M> {}
 /// Each item adds its index to the path.
 impl<M: LoraModel, const N: usize> LoraModel for [M; N] {
     type Lora = [M::Lora; N];
+    const IS_LAYER: bool = M::IS_LAYER;
 
     fn adapt(&self, cx: &mut Builder<'_>) -> Result<Self::Lora> {
         let items = self.iter().enumerate();
@@ -82,6 +84,7 @@ fn array<T, const N: usize>(items: Vec<T>) -> Result<[T; N]> {
 /// Adds nothing to the path.
 impl<M: LoraModel> LoraModel for Option<M> {
     type Lora = Option<M::Lora>;
+    const IS_LAYER: bool = M::IS_LAYER;
 
     fn adapt(&self, cx: &mut Builder<'_>) -> Result<Self::Lora> {
         self.as_ref().map(|inner| inner.adapt(cx)).transpose()
@@ -113,6 +116,7 @@ impl<M: LoraLayer> LoraLayer for Option<M> {}
 /// Adds nothing to the path.
 impl<M: LoraModel> LoraModel for Box<M> {
     type Lora = Box<M::Lora>;
+    const IS_LAYER: bool = M::IS_LAYER;
 
     fn adapt(&self, cx: &mut Builder<'_>) -> Result<Self::Lora> {
         M::adapt(self, cx).map(Box::new)
@@ -141,6 +145,7 @@ impl<M: LoraLayer> LoraLayer for Box<M> {}
 /// first change; its tensors stay shared.
 impl<M: LoraModel> LoraModel for Arc<M> {
     type Lora = Arc<M::Lora>;
+    const IS_LAYER: bool = M::IS_LAYER;
 
     fn adapt(&self, cx: &mut Builder<'_>) -> Result<Self::Lora> {
         M::adapt(self, cx).map(Arc::new)
@@ -175,6 +180,7 @@ macro_rules! map {
             $($hasher: Default + Clone $(+ $hash)*,)?
         {
             type Lora = $map<$key, M::Lora, $($hasher)?>;
+            const IS_LAYER: bool = M::IS_LAYER;
 
             fn adapt(&self, cx: &mut Builder<'_>) -> Result<Self::Lora> {
                 let items = $sorted(self.iter()).into_iter();
@@ -236,6 +242,7 @@ macro_rules! tuple {
         /// Each item adds its index to the path.
         impl<$($name: LoraModel),*> LoraModel for ($($name,)*) {
             type Lora = ($($name::Lora,)*);
+            const IS_LAYER: bool = $($name::IS_LAYER)||*;
 
             fn adapt(&self, cx: &mut Builder<'_>) -> Result<Self::Lora> {
                 Ok(($(cx.field(stringify!($index), &self.$index)?,)*))

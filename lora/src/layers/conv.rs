@@ -100,6 +100,7 @@ macro_rules! lora_conv {
 
         impl LoraModel for $base {
             type Lora = $lora;
+            const IS_LAYER: bool = true;
 
             fn adapt(&self, cx: &mut Builder<'_>) -> Result<$lora> {
                 let groups = self.config().groups;

@@ -81,6 +81,7 @@ impl Module for LoraEmbedding {
 
 impl LoraModel for Embedding {
     type Lora = LoraEmbedding;
+    const IS_LAYER: bool = true;
 
     fn adapt(&self, cx: &mut Builder<'_>) -> Result<LoraEmbedding> {
         self.embeddings().dims2()?;

@@ -44,6 +44,7 @@ impl Module for LoraGroupNorm {
 
 impl LoraModel for GroupNorm {
     type Lora = LoraGroupNorm;
+    const IS_LAYER: bool = true;
 
     fn adapt(&self, cx: &mut Builder<'_>) -> Result<LoraGroupNorm> {
         let parts = Parts::of(self, cx.devices()).map_err(|error| {

@@ -79,6 +79,7 @@ impl Module for LoraLayerNorm {
 
 impl LoraModel for LayerNorm {
     type Lora = LoraLayerNorm;
+    const IS_LAYER: bool = true;
 
     fn adapt(&self, cx: &mut Builder<'_>) -> Result<LoraLayerNorm> {
         LoraLayerNorm::adapt(self, Kind::LayerNorm, cx)
@@ -182,6 +183,7 @@ impl Module for LoraRmsNorm {
 
 impl LoraModel for RmsNorm {
     type Lora = LoraRmsNorm;
+    const IS_LAYER: bool = true;
 
     fn adapt(&self, cx: &mut Builder<'_>) -> Result<LoraRmsNorm> {
         let inner = self.clone().into_inner();

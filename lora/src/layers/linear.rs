@@ -68,6 +68,7 @@ impl Module for LoraLinear {
 
 impl LoraModel for Linear {
     type Lora = LoraLinear;
+    const IS_LAYER: bool = true;
 
     fn adapt(&self, cx: &mut Builder<'_>) -> Result<LoraLinear> {
         self.weight().dims2()?;

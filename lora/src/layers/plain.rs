@@ -1,5 +1,6 @@
 //! Values without parameters: each is its own LoRA type.
 
+use crate::ops::{KvCache, RotatingKvCache};
 use crate::{Builder, Cursor, CursorMut, LoraModel, LoraModule, Result};
 use candle_core::{DType, Device};
 use candle_nn::{Conv1dConfig, Conv2dConfig, Func, FuncT};
@@ -52,4 +53,6 @@ plain!(
     Conv2dConfig,
     Func<'_>,
     FuncT<'_>,
+    KvCache,
+    RotatingKvCache,
 );

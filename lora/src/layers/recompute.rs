@@ -116,9 +116,11 @@ impl<M: LoraModel> LoraModel for Recompute<M> {
     type Lora = LoraRecompute<M::Lora>;
 
     fn adapt(&self, cx: &mut Builder<'_>) -> Result<Self::Lora> {
+        // The part comes first: its layers' names say what the part is called.
+        let part = self.0.adapt(cx)?;
         Ok(LoraRecompute {
             recompute: cx.recomputes()?,
-            part: self.0.adapt(cx)?,
+            part,
         })
     }
 }

@@ -16,8 +16,12 @@ pub(crate) fn check_loss(loss: &Tensor) -> Result<()> {
 pub(crate) fn backward<M: LoraModule>(model: &M, loss: &Tensor) -> Result<GradStore> {
     let mut grads = loss.backward()?;
     let trainable = trainable(model);
-    let missing = trainable.iter().filter(|(_, var)| grads.get(var).is_none());
-    let paths: Vec<String> = missing.map(|(path, _)| path.clone()).collect();
+    let missing = trainable.iter();
+    let missing: Vec<_> = missing
+        .filter(|param| grads.get(&param.var).is_none())
+        .collect();
+    let unexpected = missing.iter().filter(|param| !param.is_routed);
+    let paths: Vec<String> = unexpected.map(|param| param.path.clone()).collect();
     if !paths.is_empty() {
         return Err(Error::NoGradient {
             paths,
@@ -30,6 +34,10 @@ pub(crate) fn backward<M: LoraModule>(model: &M, loss: &Tensor) -> Result<GradSt
         if let Some(grad) = grads.remove(node).filter(|_| node.is_variable()) {
             kept.insert(node, grad);
         }
+    }
+    // No token came here: the slope is zero, and an optimiser's averages go on.
+    for param in missing {
+        kept.insert(&param.var, param.var.zeros_like()?);
     }
     Ok(kept)
 }

@@ -73,7 +73,9 @@ impl Summary {
             for Param { name, role, tensor } in params {
                 // A merged weight is a new tensor. Its original may be tied, so the original
                 // counts.
-                let original = adapters.and_then(|adapters| adapters.original(&name));
+                let original = layer.adapted();
+                let original = original
+                    .and_then(|layer| layer.adapters().original(&name, layer.weight_name()));
                 let tensor = original.unwrap_or(tensor);
                 if role == Role::Buffer {
                     continue;

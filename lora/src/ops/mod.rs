@@ -1,26 +1,35 @@
 //! Differentiable functions with the signatures of candle's.
 //!
-//! Candle's fused `layer_norm`, `rms_norm`, `softmax_last_dim`, `rope` and `sdpa` record no
-//! backward pass: a model that calls them gets no gradient below them, and no error. The functions
-//! here have the same arguments and results, and pass the gradient. They compute the gradients of
-//! tracked arguments only, so frozen weights cost nothing in the backward pass.
+//! Candle's fused `layer_norm`, `rms_norm`, `softmax_last_dim`, `rope`, `sdpa` and `flash_attn` record
+//! no backward pass, and its caches of keys and values copy into a buffer. A model that uses them gets
+//! no gradient below them, or a wrong one where another path leads around them. The functions and
+//! caches here have the same arguments and results, and pass the gradient. They compute the gradients
+//! of tracked arguments only, so frozen weights cost nothing in the backward pass.
+//!
+//! In a method under [`#[lora::forward]`](crate::forward) the copy for the LoRA type calls these
+//! functions wherever the method calls candle's, however the call is spelt. Elsewhere, call them
+//! yourself.
 
 mod activation;
 mod adapted;
 mod affine;
 mod attention;
+mod candle;
 mod checkpoint;
 mod contiguous;
 mod conv;
 mod dropout;
 mod embedding;
 mod finite;
+mod flash_attn;
+mod kv_cache;
 mod linear;
 mod mlp;
 mod norm;
 mod rope;
 mod softmax;
 mod tape;
+mod top_k;
 
 pub use activation::{gelu, gelu_erf, relu, silu};
 pub use affine::{add, affine, residual};
@@ -30,10 +39,16 @@ pub use contiguous::contiguous;
 pub use conv::{conv1d, conv2d};
 pub use dropout::{dropout, seed_dropout};
 pub use embedding::embedding;
+pub use flash_attn::flash_attn;
+pub use kv_cache::{KvCache, RotatingKvCache};
 pub use linear::linear;
 pub use norm::{group_norm, layer_norm, rms_norm};
 pub use rope::{rope, rope_i, rope_thd};
 pub use softmax::{softmax, softmax_last_dim};
+pub use top_k::top_k;
+
+#[doc(hidden)]
+pub use candle::{Candle, Function, Other};
 
 pub(crate) use adapted::{Detour, LinearParts, UpdateParts, Updated, adapted_linear};
 pub(crate) use dropout::dropout_state;

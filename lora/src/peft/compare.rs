@@ -1,11 +1,12 @@
 //! Where a configuration and a model disagree: PEFT's rules, without its leniency.
 
-use super::describe::{Description, Site};
+use super::describe::Description;
 use crate::config::Kind;
-use crate::config::matching::{is_or_ends_with, is_or_starts_with};
+use crate::config::matching::{ends, holder, outermost};
 use crate::config::selection::Selection;
 use crate::{LoraConfig, Result, Settings};
 use indexmap::IndexMap;
+use std::collections::{BTreeSet, HashSet};
 
 impl Description {
     /// The rows of vocabularies that a configuration trains, by the layer's path.
@@ -41,31 +42,26 @@ impl Description {
 
     /// The modules that a configuration trains in full, without modules inside another of them.
     pub fn planned_saved(&self, config: &LoraConfig) -> Vec<String> {
-        let names = &config.modules_to_save;
-        let matches = |path: &str| names.iter().any(|name| is_or_ends_with(path, name));
-        let modules = self.modules();
-        let all: Vec<&str> = modules
-            .into_iter()
-            .filter(|module| matches(module))
-            .collect();
-        let outermost = all.iter().filter(|module| {
-            !all.iter()
-                .any(|other| other != *module && is_or_starts_with(module, other))
+        let names = config.modules_to_save.iter().map(String::as_str);
+        let names: HashSet<&str> = names.collect();
+        let mut modules: BTreeSet<&str> = self.modules();
+        modules.retain(|module| {
+            let meant = config.naming.meant(module);
+            meant.is_some_and(|path| ends(&path).any(|end| names.contains(end)))
         });
-        outermost.map(|module| module.to_string()).collect()
+        outermost(&modules).map(String::from).collect()
     }
 
     /// Every point in which a configuration does not describe this model.
     pub fn disagreements(&self, config: &LoraConfig) -> Result<Vec<String>> {
         let mut problems = self.problems.clone();
-        let mut planned = self.planned(config)?;
+        let planned = self.planned(config)?;
         // A tied adapter follows from that of its embedding, whether or not the file names it.
         let tied = self.sites.iter().filter(|site| site.tied_to.is_some());
-        for site in tied {
-            planned.shift_remove(&site.path);
-        }
+        let mut known: HashSet<&str> = tied.map(|site| site.path.as_str()).collect();
         for (path, mine) in self.adapted() {
-            let Some(theirs) = planned.shift_remove(path) else {
+            known.insert(path);
+            let Some(theirs) = planned.get(path) else {
                 problems.push(format!(
                     "`{path}` has an adapter in the model, but is no target of the file"
                 ));
@@ -83,12 +79,13 @@ impl Description {
                 ));
             }
         }
-        for path in planned.keys() {
+        for path in planned.keys().filter(|path| !known.contains(path.as_str())) {
             problems.push(format!(
                 "`{path}` is a target of the file, but has no adapter in the model"
             ));
         }
-        self.compare_saved(config, &mut problems);
+        let planned_saved = self.planned_saved(config);
+        self.compare_saved(&planned_saved, &mut problems);
         for (key, part, theirs) in config.parts() {
             if self.has(part) != theirs {
                 let mine = self.has(part);
@@ -105,8 +102,8 @@ impl Description {
             ));
         }
         for (key, adapted, trained) in self.biases() {
-            let wanted = config.train_bias.trains(adapted);
-            if trained != wanted && self.planned_module(config, &key).is_none() {
+            let wanted = config.train_bias.trains(adapted) && config.naming.back(&key).is_some();
+            if trained != wanted && holder(&planned_saved, &key).is_none() {
                 problems.push(match trained {
                     true => format!("the model trains `{key}`, the file's `bias` does not say so"),
                     false => format!("the file's `bias` trains `{key}`, the model does not"),
@@ -116,26 +113,15 @@ impl Description {
         Ok(problems)
     }
 
-    fn planned_module(&self, config: &LoraConfig, key: &str) -> Option<String> {
-        let mut saved = self.planned_saved(config).into_iter();
-        saved.find(|module| is_or_starts_with(key, module))
-    }
-
-    fn compare_saved(&self, config: &LoraConfig, problems: &mut Vec<String>) {
-        let planned = self.planned_saved(config);
-        // A module trained as a whole and all its layers trained one by one are the same.
-        let covered = |site: &Site, modules: &[String]| {
-            modules
-                .iter()
-                .any(|module| is_or_starts_with(&site.path, module))
-        };
+    fn compare_saved(&self, planned: &[String], problems: &mut Vec<String>) {
         for site in self
             .sites
             .iter()
             .filter(|site| site.base_params().next().is_some() && !site.has_tied_copy)
         {
             let path = &site.path;
-            match (covered(site, &self.saved), covered(site, &planned)) {
+            // A module trained as a whole and all its layers trained one by one are the same.
+            match (self.is_saved(path), holder(planned, path).is_some()) {
                 (true, false) => problems.push(format!(
                     "`{path}` is trained in full in the model, but not in the file's modules_to_save"
                 )),

@@ -2,21 +2,26 @@
 //! and the key of each tensor in the file.
 
 use super::keys;
+use crate::adapter::Form;
 use crate::adapter::copies::{self, Own};
 use crate::config::Kind;
-use crate::config::matching::{is_bias, is_or_starts_with, modules_above};
+use crate::config::matching::{holder, is_bias, modules_above, outermost};
 use crate::manage::tie::base_id;
 use crate::path::join;
 use crate::traits::each_layer;
 use crate::{Adapter, LoftqConfig, LoraModule, Param, Part, Result, Role, Settings};
 use candle_core::Tensor;
 use indexmap::IndexMap;
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet};
 
 /// A model with one of its adapters, as a walk over its layers finds them.
 pub(super) struct Description {
     pub sites: Vec<Site>,
-    /// Paths of the modules that are trained in full.
+    /// The place of each path among the sites.
+    places: HashMap<String, usize>,
+    /// The places of the bare weights of each module.
+    bare: HashMap<String, Vec<usize>>,
+    /// Paths of the modules that are trained in full, in order.
     pub saved: Vec<String>,
     /// Parameters that are trained but cannot be put into a file.
     pub problems: Vec<String>,
@@ -33,8 +38,8 @@ pub(super) struct Site {
     pub loftq: Option<LoftqConfig>,
     /// The adapter's B is not trained, as MiCA asks.
     pub keeps_b: bool,
-    /// How many experts the adapter has a part for, each of the whole rank.
-    pub experts: usize,
+    /// How the weight lies, for a layer that can carry adapters.
+    pub form: Option<Form>,
     /// Path of the embedding that this adapter is tied to: the adapter is a view of the
     /// embedding's.
     pub tied_to: Option<String>,
@@ -64,6 +69,11 @@ impl Site {
     /// True for a tensor that is a field of a model: no module itself, it belongs to the one above.
     fn is_tensor(&self) -> bool {
         self.kind == Kind::Tensor || self.is_bare()
+    }
+
+    /// The path of the module that the layer is a part of.
+    fn module(&self) -> &str {
+        self.path.rsplit_once('.').map_or("", |(module, _)| module)
     }
 
     /// A bare weight, PEFT's `target_parameters`.
@@ -163,7 +173,7 @@ impl Description {
                 adapter: of_name.map(|adapter| adapter.settings()),
                 loftq: of_name.and_then(|adapter| adapter.loftq.clone()),
                 keeps_b: of_name.is_some_and(|adapter| adapter.keeps_b),
-                experts: adapted.map_or(1, |adapted| adapted.form().experts()),
+                form: adapted.map(|adapted| adapted.form()),
                 tied_to,
                 has_tied_copy: layer.copies().is_some_and(|copies| copies.is_tied(adapter)),
                 tokens,
@@ -171,8 +181,19 @@ impl Description {
                 adapters: params,
             });
         });
+        let (mut places, mut bare) = (HashMap::new(), HashMap::<_, Vec<_>>::new());
+        for (place, site) in sites.iter().enumerate() {
+            places.entry(site.path.clone()).or_insert(place);
+            if site.is_bare() {
+                bare.entry(site.module().to_string())
+                    .or_default()
+                    .push(place);
+            }
+        }
         let mut description = Self {
             sites,
+            places,
+            bare,
             saved: Vec::new(),
             problems: Vec::new(),
         };
@@ -183,12 +204,19 @@ impl Description {
     /// Fills in which modules are trained in full: those of trained layers, and those whose
     /// tensors are all trained.
     fn find_saved(&mut self) {
+        // Modules with a parameter that is not trained.
+        let mut partial = HashSet::new();
+        for site in &self.sites {
+            if site.base_params().any(|own| !own.trained) {
+                partial.extend(modules_above(&site.path).chain([site.path.as_str()]));
+            }
+        }
         let mut saved = BTreeSet::new();
         for site in self.sites.iter().filter(|site| site.is_trained()) {
             // A tensor field is saved with its module if all of the module is trained, else under
             // its own name: PEFT loads any key that names a parameter.
-            let above = site.path.rsplit_once('.').map(|(module, _)| module);
-            let module = match above.filter(|module| site.is_tensor() && self.is_whole(module)) {
+            let above = Some(site.module()).filter(|module| !module.is_empty());
+            let module = match above.filter(|above| site.is_tensor() && !partial.contains(above)) {
                 Some(module) => module,
                 None => &site.path,
             };
@@ -196,36 +224,19 @@ impl Description {
                 let problem = "a layer without a name is trained; make it a field of a model";
                 self.problems.push(problem.into());
             } else {
-                saved.insert(module.to_string());
+                saved.insert(module);
             }
         }
-        let all: Vec<String> = saved.into_iter().collect();
-        let outermost = all.iter().filter(|module| {
-            !all.iter()
-                .any(|other| other != *module && is_or_starts_with(module, other))
-        });
-        self.saved = outermost.cloned().collect();
+        self.saved = outermost(&saved).map(String::from).collect();
     }
 
-    /// Every parameter of the module is trained.
-    fn is_whole(&self, module: &str) -> bool {
-        let sites = self
-            .sites
-            .iter()
-            .filter(|site| is_or_starts_with(&site.path, module));
-        sites.flat_map(Site::base_params).all(|own| own.trained)
+    pub fn is_saved(&self, path: &str) -> bool {
+        self.saved_module(path).is_some()
     }
 
-    fn is_saved(&self, site: &Site) -> bool {
-        self.saved
-            .iter()
-            .any(|module| is_or_starts_with(&site.path, module))
-    }
-
-    /// The module that is trained in full and holds this key.
+    /// The module that is trained in full and holds this path or key.
     pub fn saved_module(&self, key: &str) -> Option<&str> {
-        let mut modules = self.saved.iter().map(String::as_str);
-        modules.find(|module| is_or_starts_with(key, module))
+        holder(&self.saved, key)
     }
 
     /// True if some layer's adapter has such a tensor.
@@ -248,7 +259,24 @@ impl Description {
     }
 
     pub fn site(&self, path: &str) -> Option<&Site> {
-        self.sites.iter().find(|site| site.path == path)
+        self.places.get(path).map(|place| &self.sites[*place])
+    }
+
+    /// The layers' own parameters by name, as they are while the adapter acts.
+    pub fn own(&self) -> HashMap<String, &Tensor> {
+        let sites = self.sites.iter();
+        let own = sites.flat_map(|site| site.own.iter().map(move |own| (site, own)));
+        own.map(|(site, own)| (join(&site.path, &own.param.name), &own.param.tensor))
+            .collect()
+    }
+
+    /// The paths of all modules and parameters, as far as a walk can see them.
+    pub fn paths(&self) -> Vec<String> {
+        let modules = self.modules().into_iter().map(String::from);
+        let sites = self.sites.iter();
+        let own =
+            sites.flat_map(|site| site.own.iter().map(|own| join(&site.path, &own.param.name)));
+        modules.chain(own).collect()
     }
 
     pub fn adapted(&self) -> impl Iterator<Item = (&str, Settings)> {
@@ -274,7 +302,7 @@ impl Description {
     /// adapter, whether the bias is trained.
     pub fn biases(&self) -> Vec<(String, bool, bool)> {
         let mut biases = Vec::new();
-        for site in self.sites.iter().filter(|site| !self.is_saved(site)) {
+        for site in self.sites.iter().filter(|site| !self.is_saved(&site.path)) {
             for own in site.own.iter().filter(|own| site.is_bias(&own.param)) {
                 let key = site.bias_key(&own.param);
                 biases.push((key, site.adapter.is_some(), own.trained));
@@ -287,7 +315,7 @@ impl Description {
     pub fn entries(&self) -> Vec<Entry> {
         let mut entries = Vec::new();
         for site in &self.sites {
-            let saved = self.is_saved(site);
+            let saved = self.is_saved(&site.path);
             let mut add = |key: String, param: &Param<Tensor>| {
                 let tied_to = site
                     .tied_to
@@ -335,19 +363,16 @@ impl Description {
     /// Where PEFT keeps the adapter of a bare weight. PEFT wraps the weight's module once for each
     /// adapted weight, in their order, the first innermost.
     pub fn place(&self, path: &str, is_adapted: impl Fn(&Site) -> bool) -> String {
-        let module = |path: &str| match path.rsplit_once('.') {
-            Some((module, _)) => module.to_string(),
-            None => String::new(),
+        let Some(own) = self.places.get(path) else {
+            return path.into();
         };
-        let own = module(path);
-        let after = self
-            .sites
-            .iter()
-            .skip_while(|site| site.path != path)
-            .skip(1);
-        let outer = after.filter(|site| site.is_bare() && module(&site.path) == own);
+        let module = self.sites[*own].module();
+        let bare = self.bare.get(module).into_iter().flatten();
+        let outer = bare
+            .filter(|place| *place > own)
+            .map(|place| &self.sites[*place]);
         let outer = outer.filter(|site| is_adapted(site));
-        outer.fold(own.clone(), |place, _| keys::wrapped(&place))
+        outer.fold(module.to_string(), |place, _| keys::wrapped(&place))
     }
 
     /// Where the file keeps the adapter of each of these layers, and the rows of its A.
@@ -361,7 +386,7 @@ impl Description {
                 true => self.place(path, |other| planned.contains_key(&other.path)),
                 false => path.clone(),
             };
-            let experts = site.map_or(1, |site| site.experts);
+            let experts = site.and_then(|site| site.form).map_or(1, Form::experts);
             (
                 path.as_str(),
                 place,

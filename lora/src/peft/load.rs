@@ -1,49 +1,141 @@
 //! Loading an adapter.
 
 use super::describe::{Description, Entry};
+use super::embeddings::{self, Growth};
+use super::fused::Fused;
+use super::import::Format;
 use super::weights::Weights;
-use super::{AdapterConfig, CONFIG_FILE, TokenIndices, files};
+use super::{AdapterConfig, AdapterDir, CONFIG_FILE, experts, files, keys};
+use crate::config::Kind;
+use crate::config::naming::{self, Naming};
 use crate::convert::{Conversion, Values};
 use crate::manage::assign_to_adapter;
 use crate::path::join;
 use crate::traits::each_layer;
-use crate::{DEFAULT_ADAPTER, Error, Init, LoraConfig, LoraModel, LoraModule, Result, manage};
+use crate::{
+    DEFAULT_ADAPTER, Error, Init, LoraConfig, LoraModel, LoraModule, Part, Result, manage,
+};
 use candle_core::Tensor;
-use indexmap::IndexMap;
-use std::path::Path;
+use std::collections::HashSet;
 
 /// The settings and the weights of a directory. Of the weights, only the header was read.
-struct Files<'a> {
-    dir: &'a Path,
-    config: LoraConfig,
-    weights: Weights,
+pub(super) struct Files {
+    pub dir: AdapterDir,
+    pub file: AdapterConfig,
+    pub config: LoraConfig,
+    pub weights: Weights,
+    /// Where the file and the model have no path in common: what to do.
+    hint: Option<String>,
 }
 
-impl<'a> Files<'a> {
-    fn open(dir: &'a Path) -> Result<Self> {
-        let (file, weights) = files::open_pair(dir)?;
-        let mut config = settings(dir, &file)?;
-        // A list without a name means the input embedding. Only the weights tell its name.
-        if let Some(TokenIndices::Input(ids)) = &file.trainable_token_indices
-            && let Some(path) = weights.path_of_rows()
-        {
-            config.trainable_token_indices = IndexMap::from([(path, ids.clone())]);
-        }
+impl Files {
+    fn open(dir: AdapterDir) -> Result<Self> {
+        let (file, weights) = files::open_pair(&dir)?;
+        let mut config = settings(&dir, &file)?;
+        config.ensure_weight_tying &= weights.holds_tie();
         Ok(Self {
-            dir,
             config,
+            dir,
+            file,
             weights,
+            hint: None,
         })
     }
 
-    fn checked(&self, problems: Vec<String>) -> Result<()> {
-        match problems.is_empty() {
-            true => Ok(()),
-            false => Err(Error::File {
-                path: self.dir.into(),
-                problems,
-            }),
+    /// Brings the files to the model's terms: its paths, the layout of its experts, its embeddings.
+    /// Returns the rows that the model lacks. `model` has no adapter in view.
+    fn fit(&mut self, model: &Description) -> Result<Vec<Growth>> {
+        let named = self.name(model);
+        self.checked(named.err().into_iter().collect())?;
+        self.find_whose_paths(model)?;
+        let is_embedding = |path: &str| {
+            let site = model.site(path);
+            site.is_some_and(|site| site.kind == Kind::Embedding)
+        };
+        let tensors = &self.weights.tensors;
+        let named = tensors.name_rows(&self.file, &mut self.config, is_embedding);
+        self.checked(named.err().into_iter().collect())?;
+        let mut problems = Vec::new();
+        self.split_and_join_experts(model, &mut problems)?;
+        experts::fit(self, model, &mut problems)?;
+        let growth = embeddings::fit(self, model, &mut problems)?;
+        self.checked(problems)?;
+        Ok(growth)
+    }
+
+    /// Puts the model's paths in place of the file's.
+    fn name(&mut self, model: &Description) -> Result<(), String> {
+        let paths = self.weights.tensors.paths();
+        let known = model.paths();
+        let known: HashSet<&str> = known.iter().map(String::as_str).collect();
+        let named = paths.iter().map(String::as_str);
+        let naming = Naming::find(named, &known, &self.dir.renames)?;
+        self.weights.tensors.rename(&naming)?;
+        naming.notes().iter().for_each(|note| self.dir.tell(note));
+        if !paths.is_empty() && !paths.iter().any(|path| known.contains(&*naming.of(path))) {
+            let paths: Vec<&str> = paths.iter().map(String::as_str).collect();
+            let layers = model.sites.iter().filter(|site| site.adaptable);
+            let layers: Vec<&str> = layers.map(|site| site.path.as_str()).collect();
+            let keys = self.weights.tensors.tensors().keys().map(String::as_str);
+            let foreign = Format::of(keys).and_then(Format::hint);
+            self.hint = Some(foreign.unwrap_or_else(|| naming::strangers(&paths, &layers)));
         }
+        self.config.naming = naming;
+        Ok(())
+    }
+
+    /// Finds out whether the settings mean the file's paths, as PEFT writes them, or the model's: a
+    /// tool may have changed the keys alone. The ranks tell.
+    fn find_whose_paths(&mut self, model: &Description) -> Result<()> {
+        if self.config.naming.is_same() || self.fits(model)? {
+            return Ok(());
+        }
+        self.config.naming.settings_mean_model(true);
+        let fits = self.fits(model)?;
+        self.config.naming.settings_mean_model(fits);
+        Ok(())
+    }
+
+    /// True if the settings give each matrix A of the file its rank, and no other layer one.
+    fn fits(&self, model: &Description) -> Result<bool> {
+        let planned = model.planned(&self.config)?;
+        let keys = self.weights.tensors.keys().keys();
+        let parsed = keys.filter_map(|key| keys::parse(key));
+        let count = parsed.filter(|parsed| parsed.part == Part::A).count();
+        Ok(count == planned.len() && self.weights.check_ranks(model, &planned).is_empty())
+    }
+
+    /// Brings adapters of experts to the weights that the model has: one for all, or one for each.
+    fn split_and_join_experts(
+        &mut self,
+        model: &Description,
+        problems: &mut Vec<String>,
+    ) -> Result<()> {
+        let weights = model.sites.iter().filter_map(|site| {
+            let shape = site.own.first()?.param.tensor.dims().to_vec();
+            Some((site.path.clone(), shape))
+        });
+        let naming = self.config.naming.clone();
+        let mut fused = Fused {
+            weights: &weights.collect(),
+            of: &|path| path.into(),
+            back: &|path| naming.meant_or_same(path),
+            old: experts::are_old(&self.dir, &self.file),
+            tensors: &mut self.weights.tensors,
+            config: &mut self.config,
+        };
+        fused.fit(problems)
+    }
+
+    fn checked(&self, mut problems: Vec<String>) -> Result<()> {
+        if problems.is_empty() {
+            return Ok(());
+        }
+        problems.extend(self.hint.clone());
+        Err(Error::File {
+            path: self.dir.path().into(),
+            problems,
+        })
     }
 
     /// Checks that the weights have the ranks that the configuration claims. Comes before the
@@ -94,8 +186,16 @@ fn untied(entries: &[Entry], values: &[Tensor]) -> Result<Vec<String>> {
 }
 
 /// Loads an adapter's values into the active adapter, which must have the same form.
-pub(crate) fn load<M: LoraModule>(model: &mut M, dir: &Path) -> Result<()> {
-    let files = Files::open(dir)?;
+pub(crate) fn load<M: LoraModule>(model: &mut M, dir: AdapterDir) -> Result<()> {
+    let mut files = Files::open(dir)?;
+    let growth = files.fit(&Description::of(model, ""))?;
+    if let Some(layer) = growth.first() {
+        files.checked(vec![format!(
+            "`{}` has more rows in the file than in the model, whose adapter is there already: make \
+             the model from the directory with with_adapter",
+            layer.path
+        )])?;
+    }
     match &manage::active(model)[..] {
         [name] => {
             files.checked(other_start(model, name, &files.config))?;
@@ -138,9 +238,11 @@ fn other_start<M: LoraModule>(model: &M, name: &str, file: &LoraConfig) -> Vec<S
 }
 
 /// Loads an adapter as a further one of the model.
-pub(crate) fn add<M: LoraModule>(model: &mut M, name: &str, dir: &Path) -> Result<()> {
-    let files = Files::open(dir)?;
+pub(crate) fn add<M: LoraModule>(model: &mut M, name: &str, dir: AdapterDir) -> Result<()> {
+    let mut files = Files::open(dir)?;
     let mut changed = model.clone();
+    let growth = files.fit(&Description::of(&changed, ""))?;
+    embeddings::grow(&mut changed, growth)?;
     files.check_ranks(&changed)?;
     manage::add(&mut changed, name, &files.config, Values::FromFile)?;
     files.put(&mut changed, name)?;
@@ -149,7 +251,7 @@ pub(crate) fn add<M: LoraModule>(model: &mut M, name: &str, dir: &Path) -> Resul
 }
 
 /// Loads an adapter in place of another.
-pub(crate) fn swap<M: LoraModule>(model: &mut M, name: &str, dir: &Path) -> Result<()> {
+pub(crate) fn swap<M: LoraModule>(model: &mut M, name: &str, dir: AdapterDir) -> Result<()> {
     let mut changed = model.clone();
     let active = manage::active(model);
     let is_trained = manage::is_trained(model, name);
@@ -163,10 +265,16 @@ pub(crate) fn swap<M: LoraModule>(model: &mut M, name: &str, dir: &Path) -> Resu
 }
 
 /// The LoRA model that the directory describes, in eval mode.
-pub(crate) fn load_new<B: LoraModel>(base: &B, dir: &Path) -> Result<B::Lora> {
-    let files = Files::open(dir)?;
-    let conversion = Conversion::of(base, &files.config)?;
+pub(crate) fn load_new<B: LoraModel>(base: &B, dir: AdapterDir) -> Result<B::Lora> {
+    let mut files = Files::open(dir)?;
+    // The walk shows the model's paths, which tell how the file's are meant. So the adapter's
+    // settings are final only after the walk.
+    let config = files.config.clone();
+    let mut conversion = Conversion::of(base, &config)?;
+    let growth = files.fit(&Description::of(conversion.frozen(), ""))?;
+    embeddings::grow(conversion.frozen_mut(), growth)?;
     files.check_ranks(conversion.frozen())?;
+    let conversion = conversion.with_settings(&files.config)?;
     let mut model: B::Lora = conversion.attach(DEFAULT_ADAPTER, Values::FromFile)?;
     files.put(&mut model, DEFAULT_ADAPTER)?;
     model.eval();
@@ -174,7 +282,7 @@ pub(crate) fn load_new<B: LoraModel>(base: &B, dir: &Path) -> Result<B::Lora> {
 }
 
 /// The settings of the directory, where a model can have them.
-fn settings(dir: &Path, file: &AdapterConfig) -> Result<LoraConfig> {
+fn settings(dir: &AdapterDir, file: &AdapterConfig) -> Result<LoraConfig> {
     let settings = file.lora_config().and_then(|mut config| {
         let mut problems = Vec::new();
         match config.init {
@@ -195,7 +303,7 @@ fn settings(dir: &Path, file: &AdapterConfig) -> Result<LoraConfig> {
         }
     });
     settings.map_err(|problems| Error::File {
-        path: dir.join(CONFIG_FILE),
+        path: dir.path().join(CONFIG_FILE),
         problems,
     })
 }

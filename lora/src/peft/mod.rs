@@ -16,6 +16,8 @@
 //! | merge into a checkpoint on disk | [`merge_checkpoint`] |
 //! | load a merged model | [`merged_var_builder`] |
 //! | exchange adapters with llama.cpp | [`adapter_to_gguf`], [`gguf_to_adapter`] |
+//! | exchange adapters with kohya, diffusers, mlx-lm | [`import`] |
+//! | say how to read what a directory leaves open | [`AdapterDir`] |
 //!
 //! # What is in a file
 //!
@@ -43,6 +45,11 @@
 //! (`adapter_model.bin`) are never read. Entries of the configuration that match nothing in the
 //! model are accepted, as every tensor of the file must find its place anyway.
 //!
+//! Strict means that no number is wrong in silence. A harmless difference is accepted, and
+//! [reported](AdapterDir::report): an adapter's name in the keys, a prefix that moved and has one
+//! reading that fits the model, settings that are not known. The base's own weights beside the
+//! matrices are left out. A difference that changes the model needs an option of [`AdapterDir`].
+//!
 //! # Without the model's code
 //!
 //! [`merge_checkpoint`] merges an adapter into a checkpoint on disk. [`merged_var_builder`] gives
@@ -60,18 +67,27 @@
 mod compare;
 mod config;
 mod describe;
+mod dir;
+mod embeddings;
+mod experts;
 mod files;
+mod fused;
 mod gguf;
+pub mod import;
 mod keys;
 mod load;
 mod merge;
 mod names;
 mod replace;
+mod rounding;
 mod save;
+mod targets;
+mod tensors;
 mod weights;
 
 pub use crate::adapter::check_name;
 pub use config::{AdapterConfig, InitWeights, OneOrMany, TaskType, TokenIndices};
+pub use dir::AdapterDir;
 pub use gguf::{GgufOptions, adapter_to_gguf, gguf_to_adapter};
 pub use merge::{
     MergeCheck, MergeOptions, MergeReport, merge_checkpoint, merge_checkpoint_with,
@@ -82,6 +98,9 @@ pub use save::SaveOptions;
 
 pub(crate) use load::{add, load, load_new, swap};
 pub(crate) use save::save_all;
+
+/// The version of PEFT whose format is written.
+const PEFT_VERSION: &str = "0.21.2";
 
 /// The file that describes an adapter.
 pub const CONFIG_FILE: &str = "adapter_config.json";

@@ -1,10 +1,11 @@
 //! Saving an adapter.
 
 use super::describe::{Description, Site};
-use super::{AdapterConfig, TaskType, TokenIndices, replace, weights};
+use super::{AdapterConfig, TaskType, TokenIndices, replace, targets, weights};
 use crate::config::Kind;
-use crate::config::matching::{is_or_ends_with, is_or_starts_with};
-use crate::{DEFAULT_ADAPTER, Error, LoraModule, Result, Settings, Targets, TrainBias, manage};
+use crate::config::matching::ends;
+use crate::{DEFAULT_ADAPTER, Error, LoraModule, Result, Settings, TrainBias, manage};
+use std::collections::{HashMap, HashSet};
 use std::path::Path;
 
 /// Which adapters to save, and what to say about the model beyond what the model itself knows.
@@ -151,26 +152,18 @@ fn describe(model: &Description, options: &SaveOptions) -> Result<AdapterConfig,
     config.bias = bias;
     config.task_type = options.task_type;
     config.base_model_name_or_path = options.base_model.clone();
-    let is_bare = |path: &str| model.site(path).is_some_and(Site::is_bare);
-    let (bare, modules): (Vec<_>, Vec<_>) = layers.iter().partition(|(path, _)| is_bare(path));
-    config.target_modules = (!modules.is_empty()).then(|| targets(model, &modules));
-    let bare: Vec<String> = bare.iter().map(|(path, _)| path.to_string()).collect();
-    config.target_parameters = (!bare.is_empty()).then_some(bare);
+    targets::write(model, &layers, &mut config);
+    // Tells in which of PEFT's layouts the adapters of experts are.
+    let mut bare = model.sites.iter().filter(|site| site.is_bare());
+    if bare.any(|site| site.adapter.is_some()) {
+        config.peft_version = Some(super::PEFT_VERSION.into());
+    }
     if !model.saved.is_empty() {
         config.modules_to_save = Some(model.named_saved());
     }
-    // Whole, anchored names: PEFT sorts the keys and takes the first match, so only one may match.
-    for (path, settings) in &layers {
-        let key = || format!("^{}$", escape(path));
-        if settings.rank != rank {
-            config.rank_pattern.insert(key(), settings.rank);
-        }
-        if settings.alpha != alpha {
-            config.alpha_pattern.insert(key(), settings.alpha);
-        }
-    }
-    config.rank_pattern.sort_keys();
-    config.alpha_pattern.sort_keys();
+    let layers = layers.iter();
+    config.rank_pattern = targets::pattern(layers.clone().map(|(p, s)| (*p, s.rank)), rank);
+    config.alpha_pattern = targets::pattern(layers.map(|(p, s)| (*p, s.alpha)), alpha);
     Ok(config)
 }
 
@@ -202,25 +195,6 @@ fn most_common<T: PartialEq + Copy>(values: impl Iterator<Item = T>) -> Option<T
         .into_iter()
         .find(|(_, count)| *count == most)
         .map(|(value, _)| value)
-}
-
-/// Full paths, if PEFT's suffix rule finds just these layers by them; else a regular expression.
-fn targets(model: &Description, layers: &[(&str, Settings)]) -> Targets {
-    let is_layer = |module: &str| layers.iter().any(|(path, _)| *path == module);
-    let is_meant = |module: &str| layers.iter().any(|(path, _)| is_or_ends_with(module, path));
-    if model
-        .modules()
-        .into_iter()
-        .all(|module| !is_meant(module) || is_layer(module))
-    {
-        return Targets::Names(layers.iter().map(|(path, _)| path.to_string()).collect());
-    }
-    let paths: Vec<_> = layers.iter().map(|(path, _)| escape(path)).collect();
-    Targets::Regex(format!("^({})$", paths.join("|")))
-}
-
-fn escape(path: &str) -> String {
-    fancy_regex::escape(path).into_owned()
 }
 
 /// Which rule the trained biases follow.
@@ -257,27 +231,23 @@ fn bias(model: &Description) -> Result<TrainBias, String> {
 /// another path: PEFT would take both.
 fn named_twice(model: &Description) -> Vec<String> {
     let tokens = model.tokens();
-    let mut problems = Vec::new();
-    for site in &model.sites {
-        let is_named = |site: &Site| match site.is_bare() {
-            true => site.adapter.is_some(),
-            false => tokens.contains_key(&site.path),
-        };
-        if !is_named(site) {
-            continue;
-        }
-        let others = model.sites.iter().filter(|other| other.kind == site.kind);
-        let mut others = others.filter(|other| {
-            other.path != site.path && is_or_ends_with(&other.path, &site.path) && !is_named(other)
-        });
-        if let Some(other) = others.next() {
-            problems.push(format!(
-                "cannot be written: the name `{}` also means `{}` to PEFT; rename one of them",
-                site.path, other.path
-            ));
-        }
+    let is_named = |site: &Site| match site.is_bare() {
+        true => site.adapter.is_some(),
+        false => tokens.contains_key(&site.path),
+    };
+    let mut others = HashMap::new();
+    for site in model.sites.iter().filter(|site| !is_named(site)) {
+        others.extend(ends(&site.path).map(|end| ((site.kind, end), &site.path)));
     }
-    problems
+    let named = model.sites.iter().filter(|site| is_named(site));
+    let clashes = named.filter_map(|site| {
+        let other = others.get(&(site.kind, site.path.as_str()))?;
+        Some(format!(
+            "cannot be written: the name `{}` also means `{other}` to PEFT; rename one of them",
+            site.path
+        ))
+    });
+    clashes.collect()
 }
 
 /// The problems of modules that PEFT would train in full by mistake. PEFT takes any module whose
@@ -288,26 +258,20 @@ fn clashes(model: &Description, task: Option<TaskType>) -> Vec<String> {
         .unwrap_or_default()
         .iter()
         .copied();
-    let entries: Vec<&str> = model
-        .saved
-        .iter()
-        .map(String::as_str)
-        .chain(heads)
-        .collect();
+    let saved = model.saved.iter().map(String::as_str);
+    let entries: HashSet<&str> = saved.chain(heads).collect();
     let mut problems = Vec::new();
     for module in model.modules() {
-        let entry = entries.iter().find(|entry| module.ends_with(**entry));
+        let mut letters = module.char_indices().map(|(place, _)| &module[place..]);
+        let entry = letters.find(|end| entries.contains(end));
+        let saved = model.saved_module(module);
         if let Some(entry) = entry
-            && !model.saved.iter().any(|saved| saved == module)
+            && saved != Some(module)
         {
-            let inside = model
-                .saved
-                .iter()
-                .any(|saved| is_or_starts_with(module, saved));
             problems.push(format!(
                 "cannot be written: the entry `{entry}` of modules_to_save also means `{module}` to \
                  PEFT, which {}; rename one of them",
-                if inside { "is inside it" } else { "is not trained in full" }
+                if saved.is_some() { "is inside it" } else { "is not trained in full" }
             ));
         }
     }

@@ -1,62 +1,58 @@
 //! The tensors of `adapter_model.safetensors`.
 
 use super::describe::{Description, Entry};
-use super::{files, keys, keys::without_prefix};
+use super::rounding::same_values;
+use super::tensors::Tensors;
+use super::{AdapterDir, keys};
 use crate::adapter::Part;
 use crate::error::shorten;
-use crate::file::TensorFile;
-use crate::{Error, Result, Settings, ops};
-use candle_core::{DType, Device, Tensor};
+use crate::{Result, Settings, ops};
+use candle_core::{Device, Tensor};
 use indexmap::IndexMap;
 use safetensors::tensor::{Dtype, TensorInfo};
 use std::collections::{HashMap, HashSet};
-use std::path::Path;
 
-/// PyTorch's counter of a batch norm, which computes nothing.
-const COUNTER: &str = "num_batches_tracked";
-
-/// The tensors of a file by key, without the prefix.
+/// The tensors of a file, as values for a model.
 pub(super) struct Weights {
-    file: TensorFile,
-    /// The key in the file, by key without the prefix.
-    keys: IndexMap<String, String>,
+    pub tensors: Tensors,
 }
 
 impl Weights {
     /// Opens the file of a directory; tensors are read when they are asked for.
-    pub fn open(dir: &Path) -> Result<Self> {
-        let file = TensorFile::open(&files::weights_path(dir)?)?;
-        let mut sorted: Vec<&String> = file.tensors().keys().collect();
-        sorted.sort();
-        let mut keys = IndexMap::new();
-        let mut problems = Vec::new();
-        for key in sorted {
-            let bare = without_prefix(key);
-            if keys.insert(bare.to_string(), key.clone()).is_some() {
-                problems.push(format!(
-                    "holds `{}` with and without its prefix",
-                    shorten(bare)
-                ));
+    pub fn open(dir: &AdapterDir) -> Result<Self> {
+        let tensors = Tensors::open(dir)?;
+        Ok(Self { tensors })
+    }
+
+    /// Whether the file holds for a head what it holds for an embedding, in shapes: the update
+    /// transposed, or the weight. PEFT ties only modules whose names it knows, and elsewhere warns:
+    /// the file then holds nothing for the head, whatever its configuration says.
+    pub fn holds_tie(&self) -> bool {
+        let shape = |key: &str| self.tensors.info(key).map(|info| info.shape.clone());
+        let (mut embeddings, mut others) = (HashSet::new(), HashSet::new());
+        let mut full = HashSet::new();
+        for key in self.tensors.keys().keys() {
+            let Some(parsed) = keys::parse(key) else {
+                let weight = shape(key).unwrap_or_default();
+                if weight.len() == 2 && !full.insert(weight) {
+                    return true;
+                }
+                continue;
+            };
+            if parsed.part != Part::A {
+                continue;
             }
+            let b = shape(&keys::part(parsed.path, Part::B, parsed.of_lookup));
+            let (Some(a), Some(b)) = (shape(key), b) else {
+                continue;
+            };
+            let turned = |shape: Vec<usize>| shape.into_iter().rev().collect();
+            match parsed.of_lookup {
+                true => embeddings.insert((turned(b), turned(a))),
+                false => others.insert((a, b)),
+            };
         }
-        match problems.is_empty() {
-            true => Ok(Self { file, keys }),
-            false => Err(Error::File {
-                path: file.path().into(),
-                problems,
-            }),
-        }
-    }
-
-    fn info(&self, key: &str) -> Option<&TensorInfo> {
-        self.file.tensors().get(self.keys.get(key)?)
-    }
-
-    /// The path of the first layer that has trained rows.
-    pub fn path_of_rows(&self) -> Option<String> {
-        let mut parts = self.keys.keys().filter_map(|key| keys::parse(key));
-        let rows = parts.find(|(_, part, _)| *part == Part::Tokens);
-        rows.map(|(path, ..)| path.to_string())
+        !embeddings.is_disjoint(&others)
     }
 
     /// Checks that the file has a matrix A of the planned rank for each planned layer, so that no
@@ -69,7 +65,7 @@ impl Weights {
         let mut problems = Vec::new();
         for (path, place, settings, rows) in model.places(planned) {
             let names = [false, true].map(|of_lookup| keys::part(&place, Part::A, of_lookup));
-            let a = names.iter().find_map(|key| self.info(key));
+            let a = names.iter().find_map(|key| self.tensors.info(key));
             let rank = settings.rank;
             match a.map(|a| &a.shape) {
                 None => problems.push(format!(
@@ -98,21 +94,27 @@ impl Weights {
         let mut values = Vec::new();
         let mut taken = HashSet::new();
         for entry in entries {
-            taken.insert(entry.key.as_str());
-            match self.keys.get(&entry.key) {
+            let older = keys::without_wrapper_of_bias(&entry.key);
+            let names = [Some(&entry.key), older.as_ref()].into_iter().flatten();
+            let found = names
+                .filter_map(|name| self.tensors.keys().get_key_value(name))
+                .next();
+            match found {
                 None => problems.push(format!("`{}` is missing", entry.key)),
-                Some(key) => match self.value(key, entry) {
-                    Ok(value) => values.push(value),
-                    Err(problem) => problems.push(format!("`{}` {problem}", entry.key)),
-                },
+                Some((plain, key)) => {
+                    taken.insert(plain.as_str());
+                    match self.value(key, entry) {
+                        Ok(value) => values.push(value),
+                        Err(problem) => problems.push(format!("`{}` {problem}", entry.key)),
+                    }
+                }
             }
         }
-        let rest = self
-            .keys
-            .iter()
-            .filter(|(bare, _)| !taken.contains(bare.as_str()));
+        let rest = self.tensors.keys().iter();
+        let rest = rest.filter(|(bare, _)| !taken.contains(bare.as_str()));
+        let own = model.own();
         for (bare, key) in rest {
-            if let Some(problem) = self.unexpected(bare, key, model) {
+            if let Some(problem) = self.unexpected(bare, key, model, &own) {
                 problems.push(format!("`{}` {problem}", shorten(bare)));
             }
         }
@@ -122,7 +124,7 @@ impl Weights {
     /// A tensor of the file as the model's parameter.
     fn value(&self, key: &str, entry: &Entry) -> Result<Tensor, String> {
         let target = &entry.tensor;
-        let info = &self.file.tensors()[key];
+        let info = &self.tensors.tensors()[key];
         check_dtype(info)?;
         if info.shape != target.dims() {
             return Err(format!(
@@ -132,7 +134,7 @@ impl Weights {
             ));
         }
         let load = || -> Result<Tensor> {
-            let tensor = self.file.tensor(key)?.to_dtype(target.dtype())?;
+            let tensor = self.tensors.tensor(key)?.to_dtype(target.dtype())?;
             Ok(tensor.to_device(target.device())?)
         };
         let value = load().map_err(|error| format!("cannot be read: {error}"))?;
@@ -148,44 +150,41 @@ impl Weights {
 
     /// The problem of a tensor that the model has no place for; `None` for the few that PEFT writes
     /// and that change nothing.
-    fn unexpected(&self, bare: &str, key: &str, model: &Description) -> Option<String> {
+    fn unexpected(
+        &self,
+        bare: &str,
+        key: &str,
+        model: &Description,
+        own: &HashMap<String, &Tensor>,
+    ) -> Option<String> {
         if let Some(module) = model.saved_module(bare) {
             let rest = bare[module.len()..].trim_start_matches('.');
-            let is_counter = rest.rsplit('.').next() == Some(COUNTER);
-            if keys::is_bias_of_copy(rest) || is_counter {
+            if keys::is_of_copy(rest) || keys::is_counter(rest) {
                 return None;
             }
         }
-        // An adapted embedding of a language model comes with the base weight.
-        if let Some(path) = keys::path_of_base_weight(bare)
-            && let Some(site) = model.site(path)
-            && site.adapter.is_some()
-            && let Some(base) = site.own.first()
-        {
-            return match self.equals(key, &base.param.tensor) {
-                true => None,
-                false => Some(
-                    "differs from the model's own weight: the adapter was saved with another base \
-                     model, or with changed embeddings, and a file never replaces base weights"
-                        .into(),
-                ),
-            };
+        // A model's whole state, or the embeddings of a language model, come with the base's own.
+        let Some(own) = own.get(&keys::without_wrappers(bare)) else {
+            return Some("is unexpected: the model has no place for it".into());
+        };
+        match self.equals(key, own) {
+            true => None,
+            false => Some(
+                "is unexpected: it differs from the model's own, and no setting says that the                  adapter trains it"
+                    .into(),
+            ),
         }
-        Some("is unexpected: the model has no place for it".into())
     }
 
-    /// True if the file's tensor, in the other's dtype, has exactly the same values.
-    fn equals(&self, key: &str, tensor: &Tensor) -> bool {
-        let info = &self.file.tensors()[key];
+    /// True if the file's tensor has the other's values, but for rounding.
+    pub fn equals(&self, key: &str, tensor: &Tensor) -> bool {
+        let info = &self.tensors.tensors()[key];
         if check_dtype(info).is_err() || info.shape != tensor.dims() {
             return false;
         }
         let compare = || -> Result<bool> {
-            let file = self.file.tensor(key)?;
-            let file = file.to_dtype(tensor.dtype())?.flatten_all()?;
-            let mine = tensor.detach().to_device(&Device::Cpu)?.flatten_all()?;
-            let same = file.eq(&mine)?.to_dtype(DType::U32)?.sum_all()?;
-            Ok(same.to_scalar::<u32>()? as usize == mine.elem_count())
+            let mine = tensor.detach().to_device(&Device::Cpu)?;
+            same_values(&self.tensors.tensor(key)?, &mine)
         };
         compare().unwrap_or(false)
     }
@@ -215,7 +214,7 @@ pub(super) fn to_bytes(entries: &[Entry], batch_norms: &[String]) -> Result<Vec<
     for path in batch_norms {
         // PEFT asks for every key of a fully trained module, this counter included.
         match Tensor::new(0i64, &Device::Cpu) {
-            Ok(zero) => add(&format!("{path}.{COUNTER}"), zero),
+            Ok(zero) => add(&format!("{path}.{}", keys::COUNTER), zero),
             Err(error) => problems.push(error.to_string()),
         }
     }

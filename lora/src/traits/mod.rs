@@ -10,6 +10,6 @@ pub use model::{Lora, LoraLayer, LoraModel};
 pub use module::LoraModule;
 pub use params::NamedParam;
 pub(crate) use params::{
-    each_layer, each_layer_mut, named, trainable, try_each_layer, try_each_layer_mut,
+    Trainable, each_layer, each_layer_mut, named, trainable, try_each_layer, try_each_layer_mut,
 };
 pub use visit::{Cursor, CursorMut};

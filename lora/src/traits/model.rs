@@ -1,9 +1,9 @@
 //! [`LoraModel`]: a type that has a LoRA counterpart.
 
 use crate::convert::{Builder, Values};
+use crate::peft::AdapterDir;
 use crate::{Calibrated, DEFAULT_ADAPTER, LoraConfig, LoraModule, Result, convert, peft};
 use candle_core::Tensor;
-use std::path::Path;
 
 /// The LoRA type of a model or layer: `Lora<Linear>` is [`LoraLinear`](crate::layers::LoraLinear).
 pub type Lora<M> = <M as LoraModel>::Lora;
@@ -23,6 +23,11 @@ pub type Lora<M> = <M as LoraModel>::Lora;
 pub trait LoraModel: Sized {
     /// The LoRA architecture of this type.
     type Lora: LoraModule<Base = Self>;
+
+    /// True for a layer of candle's and for containers of such layers: types that no field should
+    /// [skip](macro@crate::LoraModel).
+    #[doc(hidden)]
+    const IS_LAYER: bool = false;
 
     /// Builds the LoRA counterpart of this model or part of a model. Users call
     /// [`to_lora`](Self::to_lora), which starts the walk.
@@ -140,18 +145,21 @@ pub trait LoraModel: Sized {
     /// matter. A raw adapter of PiSSA or OLoRA makes its residual base again, which is right on the
     /// original base.
     ///
+    /// `dir` is a path, or an [`AdapterDir`] that says how to read what the files leave open.
+    ///
     /// # Errors
     /// If the directory is damaged, holds something that is not supported, or is for another
     /// model; see [`lora::peft`](crate::peft).
-    fn with_adapter(&self, dir: impl AsRef<Path>) -> Result<Self::Lora> {
-        peft::load_new(self, dir.as_ref())
+    fn with_adapter(&self, dir: impl Into<AdapterDir>) -> Result<Self::Lora> {
+        peft::load_new(self, dir.into())
     }
 }
 
 /// A layer that may carry `#[lora(rank)]`: [`Linear`](candle_nn::Linear),
 /// [`Conv1d`](candle_nn::Conv1d), [`Conv2d`](candle_nn::Conv2d),
 /// [`Embedding`](candle_nn::Embedding), [`TransposedLinear`](crate::layers::TransposedLinear),
-/// [`Weight`](crate::layers::Weight) and containers of them.
+/// [`Weight`](crate::layers::Weight), containers of them, and every type that derives [`LoraModel`]: a
+/// rank there is for all layers below that take one.
 #[diagnostic::on_unimplemented(
     message = "`{Self}` cannot carry `#[lora(rank)]`",
     label = "takes no low-rank update",

@@ -21,13 +21,20 @@ use crate::{Layer, LoraModule};
 /// ```
 pub struct Cursor<'a> {
     path: Path,
-    visit: &'a mut dyn FnMut(&str, &dyn Layer),
+    is_routed: bool,
+    visit: &'a mut Visit<'a>,
 }
 
+/// What a walk calls with each layer, the layer's path, and whether the layer is routed.
+type Visit<'a> = dyn FnMut(&str, &dyn Layer, bool) + 'a;
+
 impl<'a> Cursor<'a> {
-    pub(crate) fn new(visit: &'a mut dyn FnMut(&str, &dyn Layer)) -> Self {
-        let path = Path::default();
-        Self { path, visit }
+    pub(crate) fn new(visit: &'a mut Visit<'a>) -> Self {
+        Self {
+            path: Path::default(),
+            is_routed: false,
+            visit,
+        }
     }
 
     /// Walks a part of the model under this name.
@@ -37,9 +44,23 @@ impl<'a> Cursor<'a> {
         self.path.truncate(length);
     }
 
+    /// Walks parts of which a batch may reach only some, such as a mixture's experts:
+    /// `#[lora(routed)]`. [`LoraModule::backward`] gives a parameter there a gradient of zeros where
+    /// the batch did not reach it.
+    pub fn routed(&mut self, walk: impl FnOnce(&mut Self)) {
+        let outer = std::mem::replace(&mut self.is_routed, true);
+        walk(self);
+        self.is_routed = outer;
+    }
+
     /// Shows a layer at the present path. Called by layers, the leaves of the walk.
     pub fn layer(&mut self, layer: &dyn Layer) {
-        (self.visit)(self.path.as_str(), layer);
+        let recorded = layer.copies().and_then(|copies| copies.path.as_deref());
+        (self.visit)(
+            recorded.unwrap_or(self.path.as_str()),
+            layer,
+            self.is_routed,
+        );
     }
 }
 
@@ -62,8 +83,14 @@ impl<'a> CursorMut<'a> {
         self.path.truncate(length);
     }
 
+    /// Walks parts of which a batch may reach only some, as [`Cursor::routed`].
+    pub fn routed(&mut self, walk: impl FnOnce(&mut Self)) {
+        walk(self);
+    }
+
     /// Shows a layer at the present path. Called by layers, the leaves of the walk.
     pub fn layer(&mut self, layer: &mut dyn Layer) {
-        (self.visit)(self.path.as_str(), layer);
+        let recorded = layer.copies().and_then(|copies| copies.path.clone());
+        (self.visit)(recorded.as_deref().unwrap_or(self.path.as_str()), layer);
     }
 }

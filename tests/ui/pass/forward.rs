@@ -75,6 +75,12 @@ impl Net {
         Ok(Self { fc, cache: None })
     }
 
+    /// With keywords in the calls of macros.
+    pub fn casts(&self, n: usize) -> Vec<f32> {
+        assert!(n as f32 >= 0.0, "{} as f32", n as f32);
+        vec![n as f32, if n > 1 { 1.0 } else { n as f32 }]
+    }
+
     /// A builder of itself.
     #[must_use]
     pub fn without_cache(mut self) -> Self {

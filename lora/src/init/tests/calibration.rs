@@ -1,10 +1,10 @@
-//! What calibrations find.
+//! What calibrations find in data.
 
 use super::super::pca::IncrementalPca;
 use super::*;
 use crate::config::Mark;
 
-/// Observes the fixture's batches, again and again, until all has converged.
+/// Observes the fixture's batches, again and again, until every component has converged.
 fn eva(fixture: &Fixture, name: &str, case: &Case) -> Result<Calibrated> {
     let mut calibration = Calibration::new(&case.config())?;
     for layer in &case.layers {
@@ -54,7 +54,7 @@ fn eva_shares_ranks_out_as_peft() -> Result<()> {
                 scaling: config.scaling(rank, *alpha),
             };
             let start = start(&target, &config, Some(&calibrated), &mut rng())?;
-            // With its signs.
+            // Equal with their signs.
             let expected = fixture.get(name, &format!("{layer}.a"));
             assert_close(&what, &start.a, expected, 1e-3);
             assert_eq!(norm(&start.b), 0.0);

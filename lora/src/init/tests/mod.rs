@@ -1,4 +1,4 @@
-//! Initial values beside PEFT's, and by what defines them.
+//! Compares initial values with PEFT's, and with their definitions.
 
 mod calibration;
 mod settings;
@@ -206,7 +206,7 @@ fn what_the_base_loses_is_what_peft_takes() -> Result<()> {
         let weight = wide(fixture.get(name, "weight"));
         assert_close(name, &restored(&start, case.scaling()), &weight, 1e-6);
         assert!(!start.frozen_b);
-        // Each pair of vectors has PEFT's size, not their product alone.
+        // Each vector of a pair has PEFT's size, not only the product of both.
         let signed = with_signs(&start.a, a);
         assert_close(name, &signed, a, 2e-4);
     }
@@ -226,7 +226,7 @@ fn the_randomised_start_finds_the_same_values() -> Result<()> {
             fixture.get(name, "base"),
             1e-5,
         );
-        // One step only is near, but not the same.
+        // A single step comes near, but does not give the same values.
         let config = config.init(Init::PissaNiter(0));
         let start = begin(weight, case.rank, case.scaling(), &config)?;
         let off = error(start.base.as_ref().unwrap(), fixture.get(name, "base"));
@@ -332,7 +332,7 @@ fn loftq_leaves_the_rest_of_the_best_update() -> Result<()> {
             .loftq_config(settings);
         let start = begin(&weight, rank, scaling, &config)?;
         let base = start.base.as_ref().unwrap();
-        // What is left is what the decomposition of the quantisation's error leaves.
+        // The rest is the part of the quantisation's error that r singular values do not reach.
         let missing = linalg::matrix(&(wide(&weight) - wide(base))?)?;
         let least = linalg::svd(missing.as_ref())?.s[rank..]
             .iter()
@@ -354,7 +354,7 @@ fn loftq_leaves_the_rest_of_the_best_update() -> Result<()> {
     };
     let (one, five) = (left(1)?, left(5)?);
     assert!(five < one, "{one} {five}");
-    // The scaling changes A and B, not what they amount to.
+    // The scaling changes A and B, but not s·B·A.
     let settings = LoftqConfig::default().iterations(3);
     let config = LoraConfig::new(rank)
         .init(Init::Loftq)

@@ -1,4 +1,4 @@
-//! Names, settings, and adapters converted for the base that was.
+//! Names, settings, and adapters converted for the original base.
 
 use super::*;
 

@@ -2,6 +2,8 @@
 
 use super::{parse, write};
 use crate::adapter::Part;
+use crate::error::shorten;
+use crate::peft::experts::Layout;
 use crate::peft::{CONFIG_FILE, files};
 use crate::{Error, Init, Result, Targets, TrainBias};
 use indexmap::IndexMap;
@@ -13,9 +15,9 @@ use std::path::Path;
 ///
 /// Reading is lenient in what it keeps and strict in what it understands. A value of a wrong type
 /// is an error. Settings that only PEFT can run (Arrow routing, KaSA, ..) are kept as they are, so
-/// that a file can be looked at and written again. A key that PEFT does not know is an error,
-/// unless its value is null, false or empty, or [`read_any`](Self::read_any) reads the file. Absent
-/// keys have PEFT's defaults. PEFT's `runtime_config` is passed over.
+/// that a file can be looked at and written again. A key that PEFT does not know goes to
+/// [`unknown`](Self::unknown); whatever loads the adapter tells of such keys. Absent keys have
+/// PEFT's defaults, and so do flags that are null. PEFT's `runtime_config` is passed over.
 ///
 /// [`to_lora_config`](Self::to_lora_config) refuses features that do not run here.
 ///
@@ -122,8 +124,7 @@ pub struct AdapterConfig {
     pub use_rslora: bool,
     /// VeLoRA; kept, not run.
     pub velora_config: Value,
-    /// Keys that PEFT does not know, from a file that [`read_any`](Self::read_any) read. They are
-    /// not written.
+    /// Keys that PEFT 0.21 does not know: of trainers, or of a later PEFT. They are not written.
     #[serde(skip)]
     pub unknown: Map<String, Value>,
 }
@@ -133,34 +134,45 @@ impl AdapterConfig {
     ///
     /// # Errors
     /// If the file cannot be read, is no JSON object, or has a key twice; if a value has a wrong
-    /// type; if a key that PEFT does not know is not null, false or empty. All problems are listed.
+    /// type. All problems are listed.
     pub fn read(dir: impl AsRef<Path>) -> Result<Self> {
-        Self::read_with(dir.as_ref(), false)
-    }
-
-    /// As [`read`](Self::read), but unknown keys are no error: they go to
-    /// [`unknown`](Self::unknown). For files of newer versions of PEFT. Such a key may change what
-    /// the adapter computes, which then happens in silence.
-    ///
-    /// # Errors
-    /// Those of [`read`](Self::read), except for unknown keys.
-    pub fn read_any(dir: impl AsRef<Path>) -> Result<Self> {
-        Self::read_with(dir.as_ref(), true)
-    }
-
-    fn read_with(dir: &Path, any: bool) -> Result<Self> {
-        Self::from_json(dir, &files::read_config(dir)?, any)
+        let dir = dir.as_ref();
+        Self::parse(dir, &files::read_config(dir)?)
     }
 
     /// The configuration of a directory with this text.
     pub(in crate::peft) fn parse(dir: &Path, json: &[u8]) -> Result<Self> {
-        Self::from_json(dir, json, false)
-    }
-
-    fn from_json(dir: &Path, json: &[u8], any: bool) -> Result<Self> {
-        parse::parse(json, any).map_err(|problems| Error::File {
+        Self::from_text(json).map_err(|problems| Error::File {
             path: dir.join(CONFIG_FILE),
             problems,
+        })
+    }
+
+    /// The configuration of this text, or its problems.
+    pub(in crate::peft) fn from_text(json: &[u8]) -> Result<Self, Vec<String>> {
+        parse::parse(json)
+    }
+
+    /// How the file's version of PEFT reads the weights of experts.
+    pub(in crate::peft) fn experts_layout(&self) -> Layout {
+        let version = self.peft_version.as_deref();
+        version.map_or(Layout::Unknown, Layout::of_version)
+    }
+
+    /// What to tell of keys that are not known and are switched on.
+    pub(in crate::peft) fn unknown_note(&self) -> Option<String> {
+        let on = self
+            .unknown
+            .iter()
+            .filter(|(_, value)| !parse::is_off(value));
+        let on: Vec<String> = on
+            .map(|(key, value)| format!("`{}` is {}", shorten(key), parse::show(value)))
+            .collect();
+        (!on.is_empty()).then(|| {
+            format!(
+                "{CONFIG_FILE} has settings that are not known and have no effect here: {}",
+                on.join(", ")
+            )
         })
     }
 

@@ -6,10 +6,11 @@ use crate::file;
 use crate::peft::config::adapter_config::{InitWeights, OneOrMany, TokenIndices};
 use crate::peft::{AdapterConfig, TaskType};
 use crate::{Targets, TrainBias};
+use indexmap::IndexMap;
 use serde_json::{Map, Value};
 
-/// Parses the file; an error holds every problem. `any` keeps keys that are not known.
-pub(in crate::peft) fn parse(json: &[u8], any: bool) -> Result<AdapterConfig, Vec<String>> {
+/// Parses the file; an error holds every problem. Keys that are not known are kept.
+pub(in crate::peft) fn parse(json: &[u8]) -> Result<AdapterConfig, Vec<String>> {
     let map = match file::parse_json(json) {
         Ok(Value::Object(map)) => map,
         Ok(other) => return Err(vec![format!("is {}, not an object", show(&other))]),
@@ -22,6 +23,11 @@ pub(in crate::peft) fn parse(json: &[u8], any: bool) -> Result<AdapterConfig, Ve
     match fields.map.shift_remove("peft_type") {
         Some(Value::String(name)) if name == "LORA" => {}
         Some(other) => fields.wrong("peft_type", &other, "\"LORA\""),
+        None if fields.map.contains_key("lora_parameters") => fields.problems.push(
+            "`peft_type` is missing: the settings are mlx-lm's, whose adapters \
+             peft::import::import converts"
+                .into(),
+        ),
         None => fields
             .problems
             .push("`peft_type` is missing: is it PEFT's file?".into()),
@@ -36,15 +42,6 @@ pub(in crate::peft) fn parse(json: &[u8], any: bool) -> Result<AdapterConfig, Ve
     read_texts(&mut fields, &mut config);
     read_foreign(&mut fields, &mut config);
     config.unknown = std::mem::take(&mut fields.map);
-    if !any {
-        let on = config.unknown.iter().filter(|(_, value)| !is_off(value));
-        for (key, value) in on {
-            let (key, value) = (shorten(key), show(value));
-            fields
-                .problems
-                .push(format!("`{key}` is {value}: the key is not known"));
-        }
-    }
     if fields.problems.is_empty() {
         Ok(config)
     } else {
@@ -63,23 +60,17 @@ fn read_numbers(fields: &mut Fields, config: &mut AdapterConfig) {
     );
     let what = "a number";
     fields.read("lora_alpha", &mut config.lora_alpha, what, Value::as_f64);
-    let what = "a number from 0 to less than 1";
+    let what = "a number from 0 to 1";
     fields.read("lora_dropout", &mut config.lora_dropout, what, |value| {
-        value.as_f64().filter(|p| (0.0..1.0).contains(p))
+        value.as_f64().filter(|p| (0.0..=1.0).contains(p))
     });
     let what = "an object of whole numbers of at least 1";
     fields.read("rank_pattern", &mut config.rank_pattern, what, |value| {
-        let entries = value.as_object()?.iter();
-        entries
-            .map(|(key, value)| Some((key.clone(), rank(value)?)))
-            .collect()
+        pattern(value, rank)
     });
     let what = "an object of numbers";
     fields.read("alpha_pattern", &mut config.alpha_pattern, what, |value| {
-        let entries = value.as_object()?.iter();
-        entries
-            .map(|(key, value)| Some((key.clone(), value.as_f64()?)))
-            .collect()
+        pattern(value, Value::as_f64)
     });
     let what = "null, a whole number, or an array of them";
     let field = &mut config.layers_to_transform;
@@ -95,7 +86,10 @@ fn read_numbers(fields: &mut Fields, config: &mut AdapterConfig) {
 
 fn read_flags(fields: &mut Fields, config: &mut AdapterConfig) {
     for (key, field) in config.flags_mut() {
-        fields.read(key, field, "true or false", Value::as_bool);
+        let default = *field;
+        fields.read(key, field, "true or false", |value| {
+            Some(nullable(value, Value::as_bool)?.unwrap_or(default))
+        });
     }
 }
 
@@ -117,6 +111,7 @@ fn read_choices(fields: &mut Fields, config: &mut AdapterConfig) {
     let what = "true, false or a name";
     let field = &mut config.init_lora_weights;
     fields.read("init_lora_weights", field, what, |value| match value {
+        Value::Null => Some(InitWeights::Flag(true)),
         Value::Bool(flag) => Some(InitWeights::Flag(*flag)),
         Value::String(name) => Some(InitWeights::Name(name.clone())),
         _ => None,
@@ -140,8 +135,10 @@ fn read_texts(fields: &mut Fields, config: &mut AdapterConfig) {
     }
     let what = "null, a name, or an array of names";
     let field = &mut config.layers_pattern;
-    fields.read("layers_pattern", field, what, |value| {
-        nullable(value, |value| one_or_many(value, string))
+    fields.read("layers_pattern", field, what, |value| match value {
+        // What some trainers write for none.
+        Value::String(empty) if empty.is_empty() => Some(None),
+        value => nullable(value, |value| one_or_many(value, string)),
     });
     let what = "null or a string";
     for (key, field) in [
@@ -234,6 +231,17 @@ fn rank(value: &Value) -> Option<usize> {
     whole(value).filter(|rank| *rank > 0)
 }
 
+/// The values of a setting that goes by patterns. Null is none.
+fn pattern<T>(value: &Value, read: impl Fn(&Value) -> Option<T>) -> Option<IndexMap<String, T>> {
+    if value.is_null() {
+        return Some(IndexMap::new());
+    }
+    let entries = value.as_object()?.iter();
+    entries
+        .map(|(key, value)| Some((key.clone(), read(value)?)))
+        .collect()
+}
+
 fn nullable<T>(value: &Value, read: impl FnOnce(&Value) -> Option<T>) -> Option<Option<T>> {
     if value.is_null() {
         return Some(None);
@@ -294,7 +302,7 @@ mod tests {
         r#"{"peft_type": "LORA", "target_modules": ["q"], "r": 2, "lora_alpha": 3"#;
 
     fn with(more: &str) -> Result<AdapterConfig, Vec<String>> {
-        parse(format!("{MINIMAL}{more}}}").as_bytes(), false)
+        parse(format!("{MINIMAL}{more}}}").as_bytes())
     }
 
     #[test]
@@ -308,16 +316,28 @@ mod tests {
     }
 
     #[test]
-    fn unknown_keys_are_accepted_only_when_off_or_asked_for() {
-        assert!(with(", \"new_thing\": null, \"runtime_config\": {\"a\": 1}").is_ok());
-        let more = ", \"new_thing\": 1, \"other\": [2]";
-        let expected = [
-            "`new_thing` is 1: the key is not known",
-            "`other` is [2]: the key is not known",
-        ];
-        assert_eq!(with(more).unwrap_err(), expected);
-        let config = parse(format!("{MINIMAL}{more}}}").as_bytes(), true).unwrap();
-        assert_eq!(config.unknown["new_thing"], 1);
+    fn unknown_keys_are_kept_and_told_of() {
+        let off = with(", \"new_thing\": null, \"runtime_config\": {\"a\": 1}").unwrap();
+        assert_eq!(off.unknown_note(), None);
+        let more = ", \"transformers_version\": \"5.0\", \"x\": false, \"other\": [2]";
+        let config = with(more).unwrap();
+        assert_eq!(config.unknown["other"][0], 2);
+        assert_eq!(
+            config.unknown_note().unwrap(),
+            "adapter_config.json has settings that are not known and have no effect here: \
+             `transformers_version` is \"5.0\", `other` is [2]"
+        );
+    }
+
+    #[test]
+    fn null_and_empty_are_pefts_defaults() {
+        let config = with(
+            ", \"use_dora\": null, \"fan_in_fan_out\": null, \"inference_mode\": null, \
+             \"init_lora_weights\": null, \"layers_pattern\": \"\", \"rank_pattern\": null, \
+             \"alpha_pattern\": null",
+        );
+        assert_eq!(config.unwrap(), with("").unwrap());
+        assert_eq!(with(", \"lora_dropout\": 1.0").unwrap().lora_dropout, 1.0);
     }
 
     #[test]
@@ -329,14 +349,12 @@ mod tests {
             ("r", "null"),
             ("r", "true"),
             ("lora_alpha", "\"8\""),
-            ("lora_dropout", "1.0"),
+            ("lora_dropout", "1.1"),
             ("lora_dropout", "-0.1"),
             ("bias", "\"some\""),
             ("bias", "null"),
-            ("rank_pattern", "null"),
             ("rank_pattern", "{\"q\": 0}"),
             ("rank_pattern", "{\"q\": 1.5}"),
-            ("alpha_pattern", "null"),
             ("alpha_pattern", "{\"q\": \"1\"}"),
             ("target_modules", "[1]"),
             ("exclude_modules", "3"),
@@ -344,9 +362,7 @@ mod tests {
             ("modules_to_save", "[\"\"]"),
             ("task_type", "\"CHAT\""),
             ("use_rslora", "1"),
-            ("use_dora", "null"),
             ("lora_bias", "\"yes\""),
-            ("init_lora_weights", "null"),
             ("init_lora_weights", "1"),
             ("layers_to_transform", "-1"),
             ("layers_to_transform", "[\"0\"]"),
@@ -363,7 +379,7 @@ mod tests {
             let mut map: Map<String, Value> =
                 serde_json::from_str(&format!("{MINIMAL}}}")).unwrap();
             map.insert(key.into(), serde_json::from_str(value).unwrap());
-            let problems = parse(&serde_json::to_vec(&map).unwrap(), false).unwrap_err();
+            let problems = parse(&serde_json::to_vec(&map).unwrap()).unwrap_err();
             assert_eq!(problems.len(), 1, "{key} {value}: {problems:?}");
             assert!(problems[0].contains(key), "{problems:?}");
         }
@@ -371,8 +387,8 @@ mod tests {
 
     #[test]
     fn all_problems_are_listed() {
-        let problems = parse(br#"{"r": 0, "use_dora": 2, "bias": 1, "x": 1}"#, false).unwrap_err();
-        assert_eq!(problems.len(), 5, "{problems:?}");
+        let problems = parse(br#"{"r": 0, "use_dora": 2, "bias": 1, "x": 1}"#).unwrap_err();
+        assert_eq!(problems.len(), 4, "{problems:?}");
     }
 
     #[test]
@@ -385,12 +401,12 @@ mod tests {
             "{\"r\": NaN}",
             "{\"lora_alpha\": 1e999}",
         ] {
-            assert!(parse(json.as_bytes(), true).is_err(), "{json}");
+            assert!(parse(json.as_bytes()).is_err(), "{json}");
         }
         let deep = format!("{{\"r\": {}", "[".repeat(100_000));
-        assert!(parse(deep.as_bytes(), true).is_err());
+        assert!(parse(deep.as_bytes()).is_err());
         let deep = format!("{{\"arrow_config\": {}", "{\"a\":".repeat(100_000));
-        assert!(parse(deep.as_bytes(), true).is_err());
-        assert!(parse(b"\xff\xfe", true).is_err());
+        assert!(parse(deep.as_bytes()).is_err());
+        assert!(parse(b"\xff\xfe").is_err());
     }
 }

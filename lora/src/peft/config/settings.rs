@@ -3,7 +3,8 @@
 use crate::adapter::Part;
 use crate::peft::config::adapter_config::{InitWeights, OneOrMany, TokenIndices};
 use crate::peft::config::parse::{is_off, show};
-use crate::peft::{AdapterConfig, CONFIG_FILE};
+use crate::peft::tensors::Tensors;
+use crate::peft::{AdapterConfig, CONFIG_FILE, keys};
 use crate::{Error, Init, LoftqConfig, LoraConfig, Result, Targets};
 use serde::Deserialize;
 use serde::de::value::{Error as NameError, StrDeserializer};
@@ -221,11 +222,18 @@ impl LoraConfig {
     /// Those of [`AdapterConfig::read`] and [`AdapterConfig::to_lora_config`].
     pub fn from_pretrained(dir: impl AsRef<Path>) -> Result<Self> {
         let dir = dir.as_ref();
-        let config = AdapterConfig::read(dir)?.lora_config();
-        config.map_err(|problems| Error::File {
+        let file = AdapterConfig::read(dir)?;
+        let failed = |problems| Error::File {
             path: dir.join(CONFIG_FILE),
             problems,
-        })
+        };
+        let mut config = file.lora_config().map_err(failed)?;
+        // Where the weights are at hand, they name the embedding that a bare list of rows means.
+        if let Ok(tensors) = Tensors::open(&dir.into()) {
+            let named = tensors.name_rows(&file, &mut config, keys::is_embedding_path);
+            named.map_err(|problem| failed(vec![problem]))?;
+        }
+        Ok(config)
     }
 }
 
@@ -235,7 +243,7 @@ mod tests {
     use crate::TrainBias;
 
     fn parse(text: &str) -> AdapterConfig {
-        super::super::parse::parse(text.as_bytes(), false).unwrap()
+        super::super::parse::parse(text.as_bytes()).unwrap()
     }
 
     fn with(more: &str) -> AdapterConfig {

@@ -1,6 +1,6 @@
 //! The header of a GGUF file, read within bounds.
 
-use super::ALIGNMENT;
+use super::{ALIGNMENT, names};
 use crate::error::shorten;
 use indexmap::{IndexMap, IndexSet};
 use std::fs::File;
@@ -23,9 +23,11 @@ pub(super) enum Field {
     Other,
 }
 
-/// A tensor: rows of values, as ggml holds them, and where they are.
+/// A tensor: matrices of rows of values, as ggml holds them, and where they are.
 #[derive(Clone, Debug)]
 pub(super) struct Info {
+    /// More than one matrix for experts only.
+    pub matrices: usize,
     pub rows: usize,
     pub columns: usize,
     pub kind: DataType,
@@ -114,7 +116,8 @@ pub(super) fn read(file: &File, length: u64) -> Result<Header, String> {
     let mut infos = IndexMap::new();
     for _ in 0..tensors {
         let name = reader.name()?;
-        let info = read_info(&mut reader, length, alignment);
+        let may_stack = names::is_of_experts(name.split(".weight").next().unwrap_or(&name));
+        let info = read_info(&mut reader, length, alignment, may_stack);
         let info = info.map_err(|problem| format!("`{}` {problem}", shorten(&name)))?;
         if infos.contains_key(&name) {
             return Err(format!("`{}` comes twice", shorten(&name)));
@@ -148,7 +151,12 @@ fn read_fields(reader: &mut Reader, count: u64) -> Result<IndexMap<String, Field
 }
 
 /// Reads a tensor's entry. Its start counts from the beginning of the data.
-fn read_info(reader: &mut Reader, length: u64, alignment: u64) -> Result<Info, String> {
+fn read_info(
+    reader: &mut Reader,
+    length: u64,
+    alignment: u64,
+    may_stack: bool,
+) -> Result<Info, String> {
     let dims = reader.u32()?;
     if dims == 0 || dims > 4 {
         return Err(format!("has {dims} dimensions: it must have 1 to 4"));
@@ -162,13 +170,16 @@ fn read_info(reader: &mut Reader, length: u64, alignment: u64) -> Result<Info, S
     // Trailing dimensions of 1 may be left out.
     let columns = shape[0];
     let rows = shape.get(1).copied().unwrap_or(1);
-    if shape.iter().skip(2).any(|n| *n != 1) || columns == 0 || rows == 0 {
+    let matrices = shape.get(2).copied().filter(|_| may_stack).unwrap_or(1);
+    let known = if may_stack { 3 } else { 2 };
+    if shape.iter().skip(known).any(|n| *n != 1) || [columns, rows, matrices].contains(&0) {
         return Err(format!("has shape {shape:?}, which is no matrix"));
     }
     let kind = DataType::of(kind).ok_or_else(|| {
         format!("has the data type {kind}: F32 (0), F16 (1), Q8_0 (8) and BF16 (30) are read")
     })?;
     let size = kind.row_size(columns).and_then(|row| row.checked_mul(rows));
+    let size = size.and_then(|size| size.checked_mul(matrices));
     let size = size.filter(|size| *size <= length);
     let size =
         size.ok_or_else(|| format!("has shape {shape:?} of {kind:?}, which the file cannot hold"))?;
@@ -179,6 +190,7 @@ fn read_info(reader: &mut Reader, length: u64, alignment: u64) -> Result<Info, S
     }
     let too_large = |_| "is too large for this machine".to_string();
     Ok(Info {
+        matrices: usize::try_from(matrices).map_err(too_large)?,
         rows: usize::try_from(rows).map_err(too_large)?,
         columns: usize::try_from(columns).map_err(too_large)?,
         kind,

@@ -1,8 +1,16 @@
 //! Adapters in llama.cpp's format, GGUF, from and to PEFT's directories.
+//!
+//! `archs` is the table of names, `names` looks names up, `rows` has llama.cpp's order of rows,
+//! `plan` finds the places of a file's modules, `sources` has what a tensor of a GGUF file consists
+//! of.
 
+mod archs;
 mod header;
 mod names;
+mod plan;
 mod read;
+mod rows;
+mod sources;
 mod write;
 
 pub use read::gguf_to_adapter;
@@ -16,6 +24,9 @@ use std::path::Path;
 
 /// The version that is written.
 const VERSION: u32 = 3;
+
+/// Whether a model's head is the embedding.
+const TIED: &str = "tie_word_embeddings";
 
 /// Where tensors begin, unless a file says otherwise.
 const ALIGNMENT: u64 = 32;
@@ -31,14 +42,33 @@ const ALIGNMENT: u64 = 32;
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct GgufOptions {
-    /// llama.cpp's name of the architecture: `llama` (Llama and Mistral), `qwen2`, `qwen3`,
-    /// `gemma`, `gemma2`, `gemma3`. When a GGUF file is read, `None` takes the file's own.
+    /// llama.cpp's name of the architecture. When a GGUF file is read, `None` takes the file's own.
+    ///
+    /// | for | `arch` |
+    /// |---|---|
+    /// | Llama, Mistral, Mixtral | `llama` |
+    /// | Qwen | `qwen2`, `qwen2moe`, `qwen3`, `qwen3moe` |
+    /// | Gemma | `gemma`, `gemma2`, `gemma3`, `gemma4` |
+    /// | Phi | `phi2`, `phi3` |
+    /// | Granite, SmolLM3, StableLM, StarCoder2 | `granite`, `smollm3`, `stablelm`, `starcoder2` |
+    /// | OLMo | `olmo`, `olmo2`, `olmoe` |
+    /// | Command R | `command-r`, `cohere2` |
+    /// | DeepSeek V2 and V3, GLM-4, InternLM2 | `deepseek2`, `glm4`, `internlm2` |
+    /// | EXAONE 4, Nemotron, Seed-OSS | `exaone4`, `nemotron`, `seed_oss` |
+    /// | Falcon, GPT-2, GPT-NeoX, BLOOM | `falcon`, `gpt2`, `gptneox`, `bloom` |
+    /// | BERT, RoBERTa, Nomic | `bert`, `nomic-bert` |
     pub arch: Option<String>,
-    /// The model's attention heads. Needed for the queries of `llama`, whose rows llama.cpp
-    /// stores in another order.
+    /// The model's attention heads. Needed where llama.cpp stores the rows of queries in another
+    /// order: `llama`, `granite`, `smollm3`, `olmo`, `falcon`, `gptneox`, `bloom`, `internlm2`.
     pub heads: Option<usize>,
-    /// The model's heads of keys and values. Needed for the keys of `llama`.
+    /// The model's heads of keys and values. Needed for the same architectures.
     pub kv_heads: Option<usize>,
+    /// The model's experts in a layer. Needed for adapters of experts, as llama.cpp has one weight
+    /// for all of these.
+    pub experts: Option<usize>,
+    /// Whether the head is the embedding; `None` for what transformers takes where a model does not
+    /// say `tie_word_embeddings`. llama.cpp then takes an adapter for neither.
+    pub tied: Option<bool>,
     /// Dtype of the tensors in a GGUF file: F32, F16 or BF16.
     pub dtype: DType,
 }
@@ -49,6 +79,8 @@ impl Default for GgufOptions {
             arch: None,
             heads: None,
             kv_heads: None,
+            experts: None,
+            tied: None,
             dtype: DType::F32,
         }
     }
@@ -69,13 +101,26 @@ impl GgufOptions {
         self
     }
 
+    /// Sets [`experts`](Self::experts).
+    pub fn experts(mut self, experts: usize) -> Self {
+        self.experts = Some(experts);
+        self
+    }
+
+    /// Sets [`tied`](Self::tied).
+    pub fn tied(mut self, tied: bool) -> Self {
+        self.tied = Some(tied);
+        self
+    }
+
     /// Sets [`dtype`](Self::dtype).
     pub fn dtype(mut self, dtype: DType) -> Self {
         self.dtype = dtype;
         self
     }
 
-    /// The architecture and the numbers of heads from the base model's `config.json`.
+    /// The architecture, the numbers of heads and experts, and whether the head is the embedding,
+    /// from the base model's `config.json`.
     ///
     /// # Errors
     /// If the file cannot be read, or its model has none of the architectures that
@@ -84,29 +129,36 @@ impl GgufOptions {
         let path = path.as_ref();
         let config: Value = serde_json::from_slice(&file::read_bounded(path)?)
             .map_err(|error| Error::file(path, format!("is not valid JSON: {error}")))?;
+        let is_tied = config.get(TIED).and_then(Value::as_bool);
         // A model of text and images keeps the settings of its text model apart.
         let config = config.get("text_config").unwrap_or(&config);
         let model_type = config.get("model_type").and_then(Value::as_str);
         let model_type = model_type.unwrap_or_default();
-        let arch = match model_type {
-            "llama" | "mistral" => "llama",
-            "gemma3_text" => "gemma3",
-            other => other,
-        };
-        if !names::ARCHS.contains(&arch) {
+        let Some(arch) = archs::of_model(model_type) else {
             let model_type = crate::error::shorten(model_type);
-            let problem = format!("has `model_type` \"{model_type}\": {}", names::known());
+            let problem = format!("has `model_type` \"{model_type}\": {}", archs::known());
             return Err(Error::file(path, problem));
-        }
-        let number = |key: &str| {
-            let number = config.get(key).and_then(Value::as_u64)?;
+        };
+        let number = |keys: &[&str]| {
+            let number = keys.iter().find_map(|key| config.get(key)?.as_u64())?;
             usize::try_from(number).ok()
         };
-        let heads = number("num_attention_heads");
+        let flag = |key: &str| config.get(key).and_then(Value::as_bool);
+        let heads = number(&["num_attention_heads", "n_head"]);
+        // Falcon's first models have one head of keys, whatever number they name.
+        let is_single = arch.name == "falcon"
+            && flag("multi_query") != Some(false)
+            && flag("new_decoder_architecture") != Some(true);
+        let kv_heads = match is_single {
+            true => Some(1),
+            false => number(&["num_key_value_heads", "num_kv_heads"]).or(heads),
+        };
         Ok(Self {
-            arch: Some(arch.into()),
+            arch: Some(arch.name.into()),
             heads,
-            kv_heads: number("num_key_value_heads").or(heads),
+            kv_heads,
+            experts: number(&["num_local_experts", "num_experts", "n_routed_experts"]),
+            tied: Some(is_tied.or(flag(TIED)).unwrap_or(arch.is_tied)),
             ..Self::default()
         })
     }

@@ -1,54 +1,92 @@
-//! llama.cpp's names of a model's weights, and the order of their rows.
+//! llama.cpp's names of a model's weights.
 
-use super::GgufOptions;
-use candle_core::Tensor;
-
-/// The architectures whose names and order of rows are known. None of them has a layer that is
-/// split or joined.
-pub(super) const ARCHS: [&str; 6] = ["llama", "qwen2", "qwen3", "gemma", "gemma2", "gemma3"];
-
-const LAYER: [(&str, &str); 7] = [
-    ("attn_q", "self_attn.q_proj"),
-    ("attn_k", "self_attn.k_proj"),
-    ("attn_v", "self_attn.v_proj"),
-    ("attn_output", "self_attn.o_proj"),
-    ("ffn_gate", "mlp.gate_proj"),
-    ("ffn_up", "mlp.up_proj"),
-    ("ffn_down", "mlp.down_proj"),
-];
-
-const WHOLE: [(&str, &str); 2] = [(TOKENS, "model.embed_tokens"), ("output", "lm_head")];
+use super::archs::Arch;
+use crate::path::join;
 
 /// The embedding, whose A is stored with a row for each token.
 pub(super) const TOKENS: &str = "token_embd";
 
-pub(super) fn known() -> String {
-    format!("the architectures known are {}", ARCHS.join(", "))
+/// The head.
+pub(super) const HEAD: &str = "output";
+
+/// Where llama.cpp keeps the update of a module, or a part of it.
+#[derive(Debug, PartialEq)]
+pub(super) struct Place {
+    /// The weight's name, without `.weight`.
+    pub name: String,
+    /// The expert's number in a weight of all experts.
+    pub expert: Option<usize>,
 }
 
-/// `blk.3.attn_q` for `model.layers.3.self_attn.q_proj`.
-pub(super) fn to_gguf(path: &str) -> Option<String> {
-    // Models of text and images.
-    let path = match path.strip_prefix("model.language_model.") {
+/// The weight of a layer without the layer's number: `attn_q` for `blk.3.attn_q`.
+pub(super) fn kind(name: &str) -> &str {
+    name.rsplit('.').next().unwrap_or(name)
+}
+
+/// True for a weight that holds all experts.
+pub(super) fn is_of_experts(name: &str) -> bool {
+    kind(name).ends_with("_exps")
+}
+
+/// A path as the architecture has it. Models of text and images have a part more, encoders a part
+/// more where they have a head.
+fn inner(arch: &Arch, path: &str) -> String {
+    if arch.head.is_empty() {
+        let known =
+            [arch.layers, arch.tokens].map(|place| place.split('.').next().unwrap_or(place));
+        return match path.split_once('.') {
+            Some((first, rest)) if !known.contains(&first) => rest.into(),
+            _ => path.into(),
+        };
+    }
+    match path.strip_prefix("model.language_model.") {
         Some(rest) => format!("model.{rest}"),
         None => path.strip_prefix("language_model.").unwrap_or(path).into(),
-    };
-    if let Some((name, _)) = WHOLE.iter().find(|(_, module)| *module == path) {
-        return Some(name.to_string());
     }
-    let (number, module) = path.strip_prefix("model.layers.")?.split_once('.')?;
-    let (name, _) = LAYER.iter().find(|(_, known)| *known == module)?;
-    is_number(number).then(|| format!("blk.{number}.{name}"))
 }
 
-/// `model.layers.3.self_attn.q_proj` for `blk.3.attn_q`.
-pub(super) fn from_gguf(name: &str) -> Option<String> {
-    if let Some((_, module)) = WHOLE.iter().find(|(known, _)| *known == name) {
-        return Some(module.to_string());
+/// `blk.3.attn_q` for `model.layers.3.self_attn.q_proj`. None where the module is not known; several
+/// where llama.cpp has its outputs in several weights.
+pub(super) fn to_gguf(arch: &Arch, path: &str) -> Vec<Place> {
+    let path = inner(arch, path);
+    for (name, module) in [(TOKENS, arch.tokens), (HEAD, arch.head)] {
+        if path == module {
+            let (name, expert) = (name.into(), None);
+            return vec![Place { name, expert }];
+        }
+    }
+    let behind = path.strip_prefix(arch.layers);
+    let behind = behind.and_then(|rest| rest.strip_prefix('.')?.split_once('.'));
+    let Some((number, module)) = behind.filter(|(number, _)| is_number(number)) else {
+        return Vec::new();
+    };
+    let places = arch.names().filter_map(|(name, known)| {
+        let expert = matches(known, module)?;
+        let name = format!("blk.{number}.{name}");
+        Some(Place { name, expert })
+    });
+    places.collect()
+}
+
+/// Whether a module has this name, and the number at its `*`.
+fn matches(known: &str, module: &str) -> Option<Option<usize>> {
+    let Some((before, behind)) = known.split_once('*') else {
+        return (known == module).then_some(None);
+    };
+    let number = module.strip_prefix(before)?.strip_suffix(behind)?;
+    is_number(number).then(|| number.parse().ok())
+}
+
+/// `model.layers.3.self_attn.q_proj` for `blk.3.attn_q`, with `*` for the number of an expert.
+pub(super) fn from_gguf(arch: &Arch, name: &str) -> Option<String> {
+    match name {
+        TOKENS => return Some(arch.tokens.into()),
+        HEAD => return (!arch.head.is_empty()).then(|| arch.head.into()),
+        _ => {}
     }
     let (number, name) = name.strip_prefix("blk.")?.split_once('.')?;
-    let (_, module) = LAYER.iter().find(|(known, _)| *known == name)?;
-    is_number(number).then(|| format!("model.layers.{number}.{module}"))
+    let (_, module) = arch.names().find(|(known, _)| *known == name)?;
+    is_number(number).then(|| join(&join(arch.layers, number), module))
 }
 
 /// Digits without a leading zero, so that a number has one name.
@@ -57,54 +95,23 @@ fn is_number(text: &str) -> bool {
     digits && (text == "0" || !text.starts_with('0'))
 }
 
-/// How many heads the rows of this weight are ordered by: `None` if their order is the same in
-/// both formats.
-pub(super) fn heads(
-    arch: &str,
-    name: &str,
-    options: &GgufOptions,
-) -> Result<Option<usize>, String> {
-    let (heads, what) = match name.rsplit('.').next() {
-        _ if arch != "llama" => return Ok(None),
-        Some("attn_q") => (options.heads, "heads"),
-        Some("attn_k") => (options.kv_heads, "kv_heads"),
-        _ => return Ok(None),
-    };
-    match heads {
-        Some(heads) if heads > 0 => Ok(Some(heads)),
-        _ => Err(format!(
-            "`{name}` has its rows in an order of llama.cpp's own, which depends on the model's \
-             heads: set `{what}` of the options, see num_attention_heads and num_key_value_heads \
-             in the model's config.json"
-        )),
-    }
-}
-
-/// Moves rows from one order to the other. For each head, transformers stores its two halves one
-/// after the other; llama.cpp stores them in pairs.
-pub(super) fn reorder(b: &Tensor, heads: usize, to_gguf: bool) -> Result<Tensor, String> {
-    let (rows, rank) = b.dims2().map_err(|error| error.to_string())?;
-    let pairs = heads.checked_mul(2).filter(|pairs| rows % pairs == 0);
-    let Some(half) = pairs.map(|pairs| rows / pairs) else {
-        return Err(format!(
-            "has {rows} rows, which {heads} heads cannot share in pairs"
-        ));
-    };
-    let shape = match to_gguf {
-        true => (heads, 2, half, rank),
-        false => (heads, half, 2, rank),
-    };
-    let reordered = || b.reshape(shape)?.transpose(1, 2)?.reshape((rows, rank));
-    reordered().map_err(|error| error.to_string())
-}
-
 #[cfg(test)]
 mod tests {
+    use super::super::archs::{ARCHS, named};
     use super::*;
-    use candle_core::Device;
+
+    fn places(arch: &str, path: &str) -> Vec<(String, Option<usize>)> {
+        let places = to_gguf(named(arch).unwrap(), path).into_iter();
+        places.map(|place| (place.name, place.expert)).collect()
+    }
+
+    fn one(name: &str) -> Vec<(String, Option<usize>)> {
+        vec![(name.into(), None)]
+    }
 
     #[test]
     fn names_go_both_ways() {
+        let llama = named("llama").unwrap();
         for (name, path) in [
             ("blk.0.attn_q", "model.layers.0.self_attn.q_proj"),
             ("blk.31.attn_output", "model.layers.31.self_attn.o_proj"),
@@ -112,11 +119,11 @@ mod tests {
             ("token_embd", "model.embed_tokens"),
             ("output", "lm_head"),
         ] {
-            assert_eq!(to_gguf(path).as_deref(), Some(name));
-            assert_eq!(from_gguf(name).as_deref(), Some(path));
+            assert_eq!(places("llama", path), one(name));
+            assert_eq!(from_gguf(llama, name).as_deref(), Some(path));
         }
         let text = "model.language_model.layers.2.mlp.up_proj";
-        assert_eq!(to_gguf(text).as_deref(), Some("blk.2.ffn_up"));
+        assert_eq!(places("llama", text), one("blk.2.ffn_up"));
         for name in [
             "",
             "blk.",
@@ -125,34 +132,49 @@ mod tests {
             "blk.-1.attn_q",
             "blk.x.attn_q",
         ] {
-            assert_eq!(from_gguf(name), None, "{name}");
+            assert_eq!(from_gguf(llama, name), None, "{name}");
         }
         for path in [
             "fc1",
             "layers.0.mlp.up_proj",
             "model.layers.0.mlp",
             "model.layers.1.mlp.x",
+            "model.layers.1.mlp.experts.x.up_proj",
+            "model.layers.1.mlp.experts.01.up_proj",
         ] {
-            assert_eq!(to_gguf(path), None, "{path}");
+            assert_eq!(places("llama", path), [], "{path}");
         }
     }
 
-    /// Two heads of four rows: halves (0 1 | 2 3) become pairs (0 2, 1 3).
     #[test]
-    fn rows_are_paired_within_a_head() {
-        let rows = Tensor::arange(0f32, 8., &Device::Cpu)
-            .unwrap()
-            .reshape((8, 1))
-            .unwrap();
-        let paired = reorder(&rows, 2, true).unwrap();
-        let values = paired.flatten_all().unwrap().to_vec1::<f32>().unwrap();
-        assert_eq!(values, [0., 2., 1., 3., 4., 6., 5., 7.]);
-        let back = reorder(&paired, 2, false).unwrap();
-        assert_eq!(
-            back.to_vec2::<f32>().unwrap(),
-            rows.to_vec2::<f32>().unwrap()
-        );
-        assert!(reorder(&rows, 3, true).is_err());
-        assert!(reorder(&rows, usize::MAX, true).is_err());
+    fn experts_have_a_number_and_encoders_a_part_more() {
+        let expert = "model.layers.4.mlp.experts.17.up_proj";
+        let expected = [("blk.4.ffn_up_exps".to_string(), Some(17))];
+        assert_eq!(places("qwen3moe", expert), expected);
+        assert!(is_of_experts("blk.4.ffn_up_exps") && !is_of_experts("blk.4.ffn_up_shexp"));
+        for prefix in ["", "bert.", "roberta."] {
+            let path = format!("{prefix}encoder.layer.1.attention.self.key");
+            assert_eq!(places("bert", &path), one("blk.1.attn_k"));
+        }
+        let parts = places("internlm2", "model.layers.0.attention.wqkv");
+        let names: Vec<_> = parts.iter().map(|(name, _)| name.as_str()).collect();
+        assert_eq!(names, ["blk.0.attn_q", "blk.0.attn_k", "blk.0.attn_v"]);
+    }
+
+    /// No architecture is listed twice, and no module has two names but InternLM2's.
+    #[test]
+    fn the_table_is_clear() {
+        for arch in ARCHS {
+            assert_eq!(
+                ARCHS.iter().filter(|other| other.name == arch.name).count(),
+                1
+            );
+            for (_, module) in arch.names() {
+                let count = arch.names().filter(|(_, other)| other == module).count();
+                let expected = if *module == "attention.wqkv" { 3 } else { 1 };
+                assert_eq!(count, expected, "{} {module}", arch.name);
+            }
+        }
+        assert!(ARCHS.len() >= 25);
     }
 }

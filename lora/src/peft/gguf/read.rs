@@ -1,7 +1,8 @@
 //! From GGUF to a directory.
 
+use super::archs::{self, Arch};
 use super::header::{self, DataType, Field, Header, Info};
-use super::{GgufOptions, names};
+use super::{GgufOptions, names, rows};
 use crate::adapter::Part;
 use crate::error::shorten;
 use crate::peft::{AdapterConfig, keys, replace};
@@ -16,14 +17,15 @@ use std::path::Path;
 /// Writes the adapter of a GGUF file as a directory of PEFT's.
 ///
 /// The directory loads into models whose layers have their names in transformers
-/// (`model.layers.0.self_attn.q_proj`). The queries and keys of `llama` need the options
-/// [`heads`](GgufOptions::heads) and [`kv_heads`](GgufOptions::kv_heads). F32, F16 and BF16 tensors
-/// keep their dtype, Q8_0 becomes F32.
+/// (`model.layers.0.self_attn.q_proj`), with a module for each expert. Where llama.cpp has rows in
+/// another order, the options [`heads`](GgufOptions::heads) and [`kv_heads`](GgufOptions::kv_heads)
+/// are needed. F32, F16 and BF16 tensors keep their dtype, Q8_0 becomes F32.
 ///
 /// # Errors
 /// If the file is no valid GGUF file, no LoRA adapter, or an activated LoRA; if its architecture is
 /// not known, or not that of the options; if it holds a tensor that is not A or B of a known layer,
-/// or only one of the two; if values are not finite; if the directory cannot be written. Everything
+/// or only one of the two; if it has one module's outputs in several tensors (`internlm2`'s
+/// queries, keys and values); if values are not finite; if the directory cannot be written. Everything
 /// wrong with the tensors is listed, and the directory stays as it was.
 pub fn gguf_to_adapter(
     gguf: impl AsRef<Path>,
@@ -40,7 +42,7 @@ pub fn gguf_to_adapter(
     let length = length.len();
     let header = header::read(&file, length).map_err(|problem| Error::file(path, problem))?;
     let meaning = Meaning::of(&header, options).map_err(failed)?;
-    let layers = pairs(&header).map_err(failed)?;
+    let layers = pairs(&header, meaning.arch).map_err(failed)?;
 
     let mut problems = Vec::new();
     let mut tensors = Vec::new();
@@ -65,7 +67,7 @@ pub fn gguf_to_adapter(
 
 /// What the fields of the file say.
 struct Meaning {
-    arch: String,
+    arch: &'static Arch,
     /// `None` for a scaling of 1.
     alpha: Option<f64>,
     base: Option<String>,
@@ -87,13 +89,14 @@ impl Meaning {
                 ));
             }
         }
-        let arch = text("general.architecture").unwrap_or_default();
-        if !names::ARCHS.contains(&arch) {
-            let (arch, known) = (shorten(arch), names::known());
-            problems.push(format!("is for the architecture \"{arch}\": {known}"));
-        } else if options.arch.as_deref().is_some_and(|wanted| wanted != arch) {
+        let name = text("general.architecture").unwrap_or_default();
+        let arch = archs::named(name);
+        if arch.is_none() {
+            let (name, known) = (shorten(name), archs::known());
+            problems.push(format!("is for the architecture \"{name}\": {known}"));
+        } else if options.arch.as_deref().is_some_and(|wanted| wanted != name) {
             problems.push(format!(
-                "is for the architecture {arch}, not that of the options"
+                "is for the architecture {name}, not that of the options"
             ));
         }
         if header
@@ -111,19 +114,24 @@ impl Meaning {
             problems.push("has an `adapter.lora.alpha` that is no finite number".into());
             return Err(problems);
         };
-        if !problems.is_empty() {
+        let Some(arch) = arch.filter(|_| problems.is_empty()) else {
             return Err(problems);
-        }
+        };
         Ok(Self {
-            arch: arch.into(),
+            arch,
             alpha: (alpha != 0.0).then_some(alpha),
             base: text("general.base_model.0.name").map(Into::into),
         })
     }
 
     fn config(&self, layers: &[Pair]) -> AdapterConfig {
+        let paths = || {
+            layers
+                .iter()
+                .flat_map(|layer| layer.paths().map(move |path| (path, layer)))
+        };
         let mut counts: IndexMap<usize, usize> = IndexMap::new();
-        for layer in layers {
+        for (_, layer) in paths() {
             *counts.entry(layer.rank()).or_default() += 1;
         }
         counts.sort_keys();
@@ -132,8 +140,8 @@ impl Meaning {
         config.r = most.map_or(1, |(rank, _)| *rank);
         // A scaling of 1 is an alpha that is each layer's rank.
         config.lora_alpha = self.alpha.unwrap_or(config.r as f64);
-        for layer in layers.iter().filter(|layer| layer.rank() != config.r) {
-            let key = format!("^{}$", fancy_regex::escape(&layer.path));
+        for (path, layer) in paths().filter(|(_, layer)| layer.rank() != config.r) {
+            let key = format!("^{}$", fancy_regex::escape(&path));
             if self.alpha.is_none() {
                 config
                     .alpha_pattern
@@ -144,7 +152,7 @@ impl Meaning {
         config.rank_pattern.sort_keys();
         config.alpha_pattern.sort_keys();
         config.base_model_name_or_path = self.base.clone();
-        let mut paths: Vec<String> = layers.iter().map(|layer| layer.path.clone()).collect();
+        let mut paths: Vec<String> = paths().map(|(path, _)| path).collect();
         paths.sort();
         config.target_modules = Some(Targets::Names(paths));
         config
@@ -155,13 +163,14 @@ impl Meaning {
 struct Pair<'a> {
     /// llama.cpp's name, without `.weight`.
     name: &'a str,
+    /// The module's path, with `*` for the number of an expert.
     path: String,
     a: &'a Info,
     b: &'a Info,
 }
 
 /// The layers of the file, or all that is wrong with its tensors.
-fn pairs(header: &Header) -> Result<Vec<Pair<'_>>, Vec<String>> {
+fn pairs<'a>(header: &'a Header, arch: &Arch) -> Result<Vec<Pair<'a>>, Vec<String>> {
     let mut problems = Vec::new();
     let mut parts: IndexMap<&str, [Option<&Info>; 2]> = IndexMap::new();
     for (key, info) in &header.tensors {
@@ -174,10 +183,10 @@ fn pairs(header: &Header) -> Result<Vec<Pair<'_>>, Vec<String>> {
             )),
         }
     }
-    let mut layers = Vec::new();
+    let mut layers: Vec<Pair> = Vec::new();
     for (name, parts) in parts {
         let short = shorten(name);
-        match (names::from_gguf(name), parts) {
+        match (names::from_gguf(arch, name), parts) {
             (None, _) => problems.push(format!("`{short}` is no known layer")),
             (_, [None, _]) => problems.push(format!("`{short}` has B, but no A")),
             (_, [_, None]) => problems.push(format!("`{short}` has A, but no B")),
@@ -185,12 +194,18 @@ fn pairs(header: &Header) -> Result<Vec<Pair<'_>>, Vec<String>> {
                 let layer = Pair { name, path, a, b };
                 // The embedding's A is stored transposed.
                 let rank = if layer.is_tokens() { a.columns } else { a.rows };
-                match rank == b.columns {
-                    true => layers.push(layer),
-                    false => problems.push(format!(
-                        "`{short}` has rank {rank} in A, {} in B",
-                        b.columns
-                    )),
+                if rank != b.columns || a.matrices != b.matrices {
+                    problems.push(format!(
+                        "`{short}` has rank {rank} in A, {} in B, of {} and {} experts",
+                        b.columns, a.matrices, b.matrices
+                    ));
+                } else if names::to_gguf(arch, &layer.path).len() > 1 {
+                    problems.push(format!(
+                        "`{short}` is a part of `{}`, which has one adapter: parts cannot be joined",
+                        layer.path
+                    ));
+                } else {
+                    layers.push(layer);
                 }
             }
         }
@@ -214,30 +229,46 @@ impl Pair<'_> {
         self.b.columns
     }
 
-    /// Both tensors with their keys in PEFT's file.
+    /// The paths of its modules: one, or one for each expert.
+    fn paths(&self) -> impl Iterator<Item = String> {
+        let numbers = 0..self.a.matrices;
+        numbers.map(|number| self.path.replace('*', &number.to_string()))
+    }
+
+    /// All tensors with their keys in PEFT's file.
     fn read(
         &self,
         file: &File,
         meaning: &Meaning,
         options: &GgufOptions,
-    ) -> Result<[(String, Tensor); 2], String> {
-        let heads = names::heads(&meaning.arch, self.name, options)?;
+    ) -> Result<Vec<(String, Tensor)>, String> {
+        let order = rows::order(meaning.arch, self.name, self.b.rows, options)?;
         let named = |problem: String| format!("`{}` {problem}", self.name);
-        let mut a = tensor(file, self.a).map_err(named)?;
-        let mut b = tensor(file, self.b).map_err(named)?;
-        if let Some(heads) = heads {
-            b = names::reorder(&b, heads, false).map_err(named)?;
+        let (a, b) = (tensor(file, self.a), tensor(file, self.b));
+        let (a, b) = (a.map_err(named)?, b.map_err(named)?);
+        let mut tensors = Vec::new();
+        for (number, path) in self.paths().enumerate() {
+            let one = || -> candle_core::Result<[Tensor; 2]> {
+                let (mut a, mut b) = (a.get(number)?, b.get(number)?);
+                if let Some(order) = &order {
+                    b = rows::select(&b, rows::inverse(order))?;
+                }
+                if self.is_tokens() {
+                    a = a.t()?;
+                }
+                Ok([a.contiguous()?, b.contiguous()?])
+            };
+            let pair = one().map_err(|error| named(error.to_string()))?;
+            for (part, tensor) in [Part::A, Part::B].into_iter().zip(pair) {
+                let key = keys::part(&path, part, self.is_tokens());
+                tensors.push((keys::with_prefix(&key), tensor));
+            }
         }
-        if self.is_tokens() {
-            let flipped = a.t().and_then(|a| a.contiguous());
-            a = flipped.map_err(|error| named(error.to_string()))?;
-        }
-        let key = |part| keys::with_prefix(&keys::part(&self.path, part, self.is_tokens()));
-        Ok([(key(Part::A), a), (key(Part::B), b)])
+        Ok(tensors)
     }
 }
 
-/// Reads a tensor (rows, columns).
+/// Reads a tensor (matrices, rows, columns).
 fn tensor(file: &File, info: &Info) -> Result<Tensor, String> {
     let mut bytes = Vec::new();
     let size = usize::try_from(info.size).map_err(|error| error.to_string())?;
@@ -251,8 +282,9 @@ fn tensor(file: &File, info: &Info) -> Result<Tensor, String> {
     if bytes.len() != size {
         return Err("became shorter while it was read".into());
     }
-    let shape = (info.rows, info.columns);
-    let raw = |dtype| Tensor::from_raw_buffer(&bytes, dtype, &[shape.0, shape.1], &Device::Cpu);
+    let shape = (info.matrices, info.rows, info.columns);
+    let dims = [shape.0, shape.1, shape.2];
+    let raw = |dtype| Tensor::from_raw_buffer(&bytes, dtype, &dims, &Device::Cpu);
     let tensor = match info.kind {
         DataType::F32 => raw(DType::F32),
         DataType::F16 => raw(DType::F16),
@@ -268,7 +300,7 @@ fn tensor(file: &File, info: &Info) -> Result<Tensor, String> {
 }
 
 /// Decodes blocks of a scale and 32 whole numbers.
-fn q8(bytes: &[u8], shape: (usize, usize)) -> candle_core::Result<Tensor> {
+fn q8(bytes: &[u8], shape: (usize, usize, usize)) -> candle_core::Result<Tensor> {
     let blocks = bytes.chunks_exact(34);
     let scales: Vec<u8> = blocks
         .clone()

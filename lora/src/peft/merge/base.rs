@@ -4,9 +4,9 @@ use crate::error::shorten;
 use crate::file::TensorFile;
 use crate::file::{self, read_bounded};
 use crate::{Error, Result};
-use candle_core::{DType, Tensor};
+use candle_core::Tensor;
 use indexmap::IndexMap;
-use safetensors::tensor::TensorInfo;
+use safetensors::tensor::{Dtype, TensorInfo};
 use serde_json::Value;
 use std::collections::{BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
@@ -15,7 +15,7 @@ const INDEX: &str = ".safetensors.index.json";
 
 /// The tensors of a checkpoint, from all of its files.
 #[derive(Debug)]
-pub(super) struct Base {
+pub(in crate::peft) struct Base {
     /// The path that was given.
     pub path: PathBuf,
     /// The directory of the files; `None` for a file that was given alone.
@@ -183,18 +183,35 @@ impl Base {
         self.info(name).map(|info| info.shape.as_slice())
     }
 
-    /// A tensor's dtype, as candle names it.
-    pub fn dtype(&self, name: &str) -> Result<DType> {
-        let info = self.info(name);
-        let info = info.ok_or_else(|| Error::file(&self.path, format!("has no `{name}`")))?;
-        Ok(DType::try_from(info.dtype)?)
-    }
-
     pub fn tensor(&self, name: &str) -> Result<Tensor> {
         match self.places.get(name) {
             Some(&place) => self.shards[place].tensor(name),
             None => Err(Error::file(&self.path, format!("has no tensor `{name}`"))),
         }
+    }
+
+    /// What to tell of a checkpoint whose weights are quantised, so that no update can be added.
+    pub fn quantised(&self) -> Option<String> {
+        let has = |end: &str| self.names().any(|name| name.ends_with(end));
+        let is_of = |dtypes: &[Dtype]| {
+            let mut infos = self.names().filter_map(|name| self.info(name));
+            infos.any(|info| dtypes.contains(&info.dtype))
+        };
+        let what = if has(".qweight") {
+            "GPTQ or AWQ"
+        } else if has(".absmax") || has(".quant_map") {
+            "bitsandbytes, to 4 bits"
+        } else if has(".SCB") {
+            "bitsandbytes, to 8 bits"
+        } else if is_of(&[Dtype::F8_E4M3, Dtype::F8_E5M2]) {
+            "a scheme of 8-bit floats (fp8)"
+        } else {
+            return None;
+        };
+        Some(format!(
+            "the base is quantised by {what}: an update cannot be added to such weights. Merge into \
+             the checkpoint that was quantised, or into one that was dequantised"
+        ))
     }
 
     /// `config.json` beside the files, if there is one.

@@ -1,22 +1,67 @@
 //! What an adapter does to one tensor of a checkpoint.
 
+use super::base::Base;
 use crate::Result;
 use crate::adapter::{Form, dora, update};
+use crate::peft::tensors::Tensors;
 use candle_core::{DType, Tensor};
+use indexmap::IndexMap;
+use safetensors::tensor::{Dtype, TensorInfo};
 
 /// What happens to one tensor, in this order. Names are keys of the adapter's file, except in
-/// `copy_of`.
+/// [`start`](Self::start).
 #[derive(Debug, Default)]
 pub(super) struct Change {
-    /// The adapter brings the tensor in full.
-    pub replace: Option<String>,
-    /// The tensor starts as a copy of this tensor of the base: a head that no longer shares it.
-    pub copy_of: Option<String>,
+    pub start: Start,
     pub low_rank: Option<FileUpdate>,
     /// A multiple of this is added.
     pub add: Option<(String, f64)>,
     /// These rows are replaced.
     pub rows: Option<(String, Vec<u32>)>,
+}
+
+/// What a tensor is before its update. The names of other tensors are those of the checkpoint.
+#[derive(Debug, Default)]
+pub(super) enum Start {
+    /// The base's tensor.
+    #[default]
+    Own,
+    /// The adapter brings the tensor in full, under this key.
+    File(String),
+    /// The base's tensor of another name.
+    Base(String),
+    /// What another tensor is before its update: a head that no longer shares the embedding's.
+    Before(String),
+    /// Another tensor, merged: a head that shares the embedding's.
+    Merged(String),
+}
+
+impl Change {
+    /// The adapter brings the tensor in full.
+    pub fn is_full(&self) -> bool {
+        matches!(self.start, Start::File(_))
+    }
+}
+
+/// The dtype and shape of a tensor of the result; `None` if it is in neither file.
+pub(super) fn outcome(
+    name: &str,
+    changes: &IndexMap<String, Change>,
+    base: &Base,
+    adapter: &Tensors,
+) -> Option<(Dtype, Vec<usize>)> {
+    let of = |info: &TensorInfo| (info.dtype, info.shape.clone());
+    let own = base.info(name);
+    let (dtype, shape) = match changes.get(name).map(|change| &change.start) {
+        None | Some(Start::Own) => of(own?),
+        Some(Start::File(key)) => of(adapter.tensors().get(key)?),
+        Some(Start::Base(other)) => of(base.info(other)?),
+        Some(Start::Before(other) | Start::Merged(other)) => {
+            outcome(other, changes, base, adapter)?
+        }
+    };
+    // A tensor of the base keeps its dtype.
+    Some((own.map_or(dtype, |own| own.dtype), shape))
 }
 
 #[derive(Debug)]

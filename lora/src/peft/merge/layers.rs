@@ -30,16 +30,27 @@ impl Planner<'_> {
         let place = self.locate(&name);
         let names = [join(&place, "weight"), join(&place, "in_proj_weight")];
         let mut found = names.iter().find(|name| self.base.contains(name)).cloned();
-        // A tied head has no weight of its own, and needs no change: the embedding gets the update.
-        if found.is_none() && !self.is_shared(&a, &b, keys)? {
-            found = self.untie(&names[0], &a, &b)?;
-            if found.is_none() {
-                self.problems.push(format!(
-                    "`{name}` is adapted, but the base has no `{}`; if it shares an embedding's \
-                     weight, MergeOptions::untie gives it one of its own",
-                    names[0]
-                ));
+        let is_tied = self.is_tied_head(&names[0]);
+        // A tied head needs no update of its own: its weight is the embedding's, which gets the
+        // update. With DoRA, the two have different magnitudes, and are two weights.
+        if (found.is_none() || is_tied)
+            && !module.has(Part::Magnitude)
+            && self.is_shared(&a, &b, keys)?
+        {
+            if let Some(tie) = &mut self.tie {
+                tie.shares_update |= is_tied;
             }
+            return Ok(());
+        }
+        if is_tied {
+            self.start_head();
+            found = Some(names[0].clone());
+        } else if found.is_none() {
+            self.problems.push(format!(
+                "`{name}` is adapted, but the base has no `{}`; if it shares an embedding's weight, \
+                 MergeOptions::untie gives it one of its own",
+                names[0]
+            ));
         }
         let Some(weight) = found else {
             return Ok(());
@@ -160,7 +171,11 @@ impl Planner<'_> {
     }
 
     pub fn settings(&mut self, path: &str) -> Result<Settings> {
-        self.selection.settings(path, Overrides::default())
+        let path = match self.as_model {
+            true => self.naming.of(path),
+            false => path.into(),
+        };
+        self.selection.settings(&path, Overrides::default())
     }
 
     /// The keys of both matrices. Adds a problem if one is missing.
@@ -253,7 +268,12 @@ impl Planner<'_> {
     }
 
     /// Plans the trained rows of an embedding.
-    pub fn tokens(&mut self, name: &str, key: &str) -> Result<()> {
+    pub fn tokens(&mut self, name: &str, key: &str, keys: &Keys) -> Result<()> {
+        if !self.base.contains(&join(&self.locate(name), "weight"))
+            && self.is_copy_of_rows(key, keys)?
+        {
+            return Ok(());
+        }
         let indices = &self.lora.trainable_token_indices;
         let found = indices.iter().find(|(end, _)| is_or_ends_with(name, end));
         let Some((_, rows)) = found else {

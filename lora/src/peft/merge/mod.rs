@@ -6,12 +6,14 @@ mod change;
 mod layers;
 mod modules;
 mod parameters;
-mod paths;
 mod plain;
 mod plan;
+mod settings;
+mod tying;
 mod var_builder;
 mod write;
 
+pub(super) use base::Base;
 pub use var_builder::{MergeCheck, merged_var_builder, merged_var_builder_with};
 pub use write::{MergeReport, merge_checkpoint, merge_checkpoint_with};
 
@@ -51,8 +53,9 @@ impl MergeOptions {
     }
 
     /// Copies the other files of the base's directory (`config.json`, the tokenizer, ..): those
-    /// directly in it that are not hidden and hold no weights. For a base that is a directory or an
-    /// index.
+    /// directly in it that are not hidden and hold no weights. The copy of `config.json` gets the
+    /// [settings](MergeReport::settings) that are true of the result. For a base that is a directory
+    /// or an index.
     pub fn copy_files(mut self, copy: bool) -> Self {
         self.copy_files = copy;
         self
@@ -81,9 +84,12 @@ impl MergeOptions {
     }
 
     /// Gives a head that shares the embedding's weight a weight of its own, `lm_head.weight`, if
-    /// the adapter changes only one of the two. The model must then be loaded with
-    /// `tie_word_embeddings` false, which [`copy_files`](Self::copy_files) writes into the copy of
-    /// `config.json`.
+    /// the adapter changes only one of the two, or each in its own way (DoRA). The head has the rows
+    /// that the embedding had in training. The model must then be loaded with `tie_word_embeddings`
+    /// false, which [`copy_files`](Self::copy_files) writes into the copy of `config.json`.
+    ///
+    /// A head that is in the checkpoint shares the embedding's weight if the two are equal, and
+    /// `config.json` does not say otherwise.
     pub fn untie(mut self, untie: bool) -> Self {
         self.untie = untie;
         self
@@ -110,8 +116,7 @@ impl MergeOptions {
         self
     }
 
-    /// Replaces the prefix `from` of adapter paths by `to`; the first match wins. Without any rename, a
-    /// checkpoint whose names have one prefix more or less is recognised.
+    /// The same as [`AdapterDir::rename`](super::AdapterDir::rename).
     pub fn rename(mut self, from: impl Into<String>, to: impl Into<String>) -> Self {
         self.rename.push((from.into(), to.into()));
         self
@@ -122,15 +127,5 @@ impl MergeOptions {
     pub fn progress(mut self, call: impl Fn(usize, usize, &str) + Send + Sync + 'static) -> Self {
         self.progress = Some(Arc::new(call));
         self
-    }
-
-    fn renamed(&self, path: &str) -> String {
-        use crate::config::matching::is_or_starts_with;
-        let mut fitting = self.rename.iter();
-        let fitting = fitting.find(|(from, _)| from.is_empty() || is_or_starts_with(path, from));
-        match fitting {
-            Some((from, to)) => crate::path::join(to, path[from.len()..].trim_start_matches('.')),
-            None => path.into(),
-        }
     }
 }

@@ -1,10 +1,8 @@
 //! The adapter's tensors, sorted by the module that they belong to.
 
 use crate::adapter::Part;
-use crate::error::shorten;
-use crate::file::TensorFile;
 use crate::peft::keys::{self, is_embedding, without_wrappers};
-use crate::{Error, Result};
+use crate::peft::tensors::Tensors;
 use indexmap::IndexMap;
 
 /// A module's parts, each with its key in the file.
@@ -44,32 +42,21 @@ pub(super) struct Keys {
 }
 
 impl Keys {
-    pub fn of(file: &TensorFile) -> Result<Self> {
+    pub fn of(file: &Tensors) -> Self {
         let mut sorted = Self {
             modules: IndexMap::new(),
             embeddings: Vec::new(),
             full_embeddings: Vec::new(),
             plain: IndexMap::new(),
         };
-        let mut problems = Vec::new();
-        let mut names: Vec<&String> = file.tensors().keys().collect();
-        names.sort();
-        for key in names {
-            let bare = keys::without_prefix(key);
-            let twice = match keys::parse(bare) {
-                Some((path, part, of_lookup)) => {
-                    let module = sorted.modules.entry(path.into()).or_default();
-                    let twice = module.has(part);
-                    module.of_lookup |= of_lookup && matches!(part, Part::A | Part::B);
-                    module.parts.push((part, key.clone()));
-                    twice
-                }
-                None => sorted.plain.insert(bare.into(), key.clone()).is_some(),
+        for (plain, key) in file.keys() {
+            let Some(parsed) = keys::parse(plain) else {
+                sorted.plain.insert(plain.clone(), key.clone());
+                continue;
             };
-            if twice {
-                let bare = shorten(bare);
-                problems.push(format!("holds `{bare}` with and without its prefix"));
-            }
+            let module = sorted.modules.entry(parsed.path.into()).or_default();
+            module.of_lookup |= parsed.of_lookup && matches!(parsed.part, Part::A | Part::B);
+            module.parts.push((parsed.part, key.clone()));
         }
         let embeddings = sorted.modules.values().filter(|module| module.of_lookup);
         let pairs = embeddings.filter_map(|module| {
@@ -83,13 +70,6 @@ impl Keys {
             .filter(|(name, _)| is_embedding(&without_wrappers(name)));
         let full = full.map(|(name, key)| (name.clone(), key.clone()));
         sorted.full_embeddings = full.take(16).collect();
-        if problems.is_empty() {
-            Ok(sorted)
-        } else {
-            Err(Error::File {
-                path: file.path().into(),
-                problems,
-            })
-        }
+        sorted
     }
 }

@@ -7,6 +7,7 @@ use crate::adapter::Form;
 use crate::adapter::Part;
 use crate::config::matching::is_or_ends_with;
 use crate::path::join;
+use crate::peft::experts::Layout;
 use crate::{Result, Settings};
 
 /// A parameter that an adapter is for.
@@ -142,7 +143,10 @@ impl Planner<'_> {
             shape,
             settings,
         } = parameter;
-        let given = self.options.transposed_parameters;
+        // An older PEFT read all weights of experts as (experts, in, out).
+        let old = self.dir.old_experts.unwrap_or(false);
+        let old = old || self.config.experts_layout() == Layout::InOut;
+        let given = self.options.transposed_parameters.or(old.then_some(true));
         let transposed = match parameter.fits(&wrapper) {
             (true, true) if given.is_none() => {
                 self.problems.push(format!(

@@ -2,22 +2,28 @@
 
 use super::MergeOptions;
 use super::base::Base;
-use super::change::Change;
+use super::change::{Change, Start, outcome};
 use super::modules::Keys;
-use super::paths::Paths;
+use super::settings;
+use super::tying::Tie;
 use crate::adapter::Part;
 use crate::adapter::update;
-use crate::config::matching::is_or_ends_with;
-use crate::config::selection::Selection;
-use crate::file::TensorFile;
+use crate::config::naming::{Naming, strangers, with_modules};
+use crate::config::selection::{Overrides, Selection};
 use crate::peft::InitWeights;
+use crate::peft::experts::are_old;
+use crate::peft::files;
+use crate::peft::fused::Fused;
+use crate::peft::import::Format;
 use crate::peft::keys::{without_wrappers, wrappers_behind};
-use crate::peft::{AdapterConfig, CONFIG_FILE, files};
+use crate::peft::tensors::Tensors;
+use crate::peft::weights::Weights;
+use crate::peft::{AdapterConfig, AdapterDir, CONFIG_FILE, keys};
 use crate::{Error, LoraConfig, Result, ops};
 use candle_core::{DType, Tensor};
 use indexmap::IndexMap;
-use safetensors::tensor::TensorInfo;
-use std::path::Path;
+use safetensors::tensor::Dtype;
+use serde_json::Value;
 
 /// How many values of a tensor are in memory in the wider dtype at a time.
 const PIECE: usize = 1 << 24;
@@ -26,14 +32,21 @@ const PIECE: usize = 1 << 24;
 pub(super) struct Plan {
     /// By the tensor's name in the checkpoint.
     pub changes: IndexMap<String, Change>,
-    adapter: TensorFile,
+    /// What `config.json` must say of the result and does not say of the base.
+    pub settings: IndexMap<String, Value>,
+    adapter: Tensors,
 }
 
 impl Plan {
-    pub fn new(base: &Base, dir: &Path, options: &MergeOptions) -> Result<Self> {
-        let mut config = AdapterConfig::read(dir)?;
+    pub fn new(base: &Base, dir: &AdapterDir, options: &MergeOptions) -> Result<Self> {
+        let (
+            mut config,
+            Weights {
+                tensors: mut adapter,
+            },
+        ) = files::open_pair(dir)?;
         let in_config = |problems| Error::File {
-            path: dir.join(CONFIG_FILE),
+            path: dir.path().join(CONFIG_FILE),
             problems,
         };
         let mut problems = Vec::new();
@@ -50,7 +63,7 @@ impl Plan {
             // On its residual base the adapter is one like any other.
             config.init_lora_weights = InitWeights::Flag(true);
         }
-        let lora = match config.lora_config() {
+        let mut lora = match config.lora_config() {
             Ok(lora) if problems.is_empty() => lora,
             Ok(_) => return Err(in_config(problems)),
             Err(more) => {
@@ -58,12 +71,40 @@ impl Plan {
                 return Err(in_config(problems));
             }
         };
-        let adapter = TensorFile::open(&files::weights_path(dir)?)?;
-        let keys = Keys::of(&adapter)?;
-        let modules = keys.modules.keys().map(|path| without_wrappers(path));
-        let plain = keys.plain.keys().map(|name| without_wrappers(name));
-        let all: Vec<String> = modules.chain(plain).collect();
-        let all: Vec<String> = all.iter().map(|path| options.renamed(path)).collect();
+        let failed = |problems| Error::File {
+            path: dir.path().into(),
+            problems,
+        };
+        let named = adapter.name_rows(&config, &mut lora, keys::is_embedding_path);
+        named.map_err(|problem| failed(vec![problem]))?;
+        let known = with_modules(base.names());
+        let paths = adapter.paths();
+        let renames = [&dir.renames[..], &options.rename].concat();
+        let naming = Naming::find(paths.iter().map(String::as_str), &known, &renames);
+        let naming = naming.map_err(|problem| failed(vec![problem]))?;
+        naming.notes().iter().for_each(|note| dir.tell(note));
+        let weights = base.names().filter_map(|name| {
+            let path = name.strip_suffix(".weight").unwrap_or(name);
+            Some((path.to_string(), base.shape(name)?.to_vec()))
+        });
+        let mut problems = Vec::new();
+        let mut fused = Fused {
+            tensors: &mut adapter,
+            config: &mut lora,
+            weights: &weights.collect(),
+            of: &|path| naming.of(path),
+            back: &|path| path.into(),
+            old: are_old(dir, &config),
+        };
+        fused.fit(&mut problems)?;
+        if !problems.is_empty() {
+            return Err(failed(problems));
+        }
+        let keys = Keys::of(&adapter);
+        let tie = Tie::find(base, &keys, |path| naming.of(path))?;
+        let as_model = !naming.is_same()
+            && !ranks_fit(&keys, &adapter, &lora, |path| path.into())?
+            && ranks_fit(&keys, &adapter, &lora, |path| naming.of(path))?;
         let mut planner = Planner {
             base,
             adapter: &adapter,
@@ -71,39 +112,54 @@ impl Plan {
             lora: &lora,
             options,
             selection: Selection::new(&lora)?,
-            paths: Paths::find(base, all.iter().map(String::as_str)),
+            dir,
+            naming,
+            as_model,
+            tie,
             changes: IndexMap::new(),
             problems: Vec::new(),
         };
         planner.plan(&keys)?;
         let Planner {
-            changes, problems, ..
+            changes,
+            mut problems,
+            naming,
+            tie,
+            ..
         } = planner;
         if !problems.is_empty() {
-            return Err(Error::File {
-                path: dir.into(),
-                problems,
-            });
+            let is_known = |path: &String| known.contains(&*naming.of(path));
+            if !paths.is_empty() && !paths.iter().any(is_known) {
+                let paths: Vec<&str> = paths.iter().map(String::as_str).collect();
+                let keys = adapter.tensors().keys().map(String::as_str);
+                let foreign = Format::of(keys).and_then(Format::hint);
+                let stranger = || strangers(&paths, &base.names().collect::<Vec<_>>());
+                problems.push(foreign.unwrap_or_else(stranger));
+            }
+            problems.extend(base.quantised());
+            return Err(failed(problems));
         }
-        Ok(Self { changes, adapter })
+        let mut plan = Self {
+            changes,
+            settings: IndexMap::new(),
+            adapter,
+        };
+        plan.settings = settings::changed(&plan, base, tie.as_ref())?;
+        Ok(plan)
     }
 
     /// The merged tensor, in the base's dtype.
     pub fn apply(&self, name: &str, base: &Base) -> Result<Tensor> {
+        let start = self.start(name, base)?;
         let Some(change) = self.changes.get(name) else {
-            return base.tensor(name);
-        };
-        let start = match (&change.replace, &change.copy_of) {
-            (Some(key), _) => self.adapter.tensor(key)?,
-            (None, Some(other)) => base.tensor(other)?,
-            (None, None) => base.tensor(name)?,
+            return Ok(start);
         };
         let failed = |error: candle_core::Error| {
             Error::file(self.adapter.path(), format!("merging `{name}`: {error}"))
         };
-        let dtype = match base.info(name) {
-            Some(_) if change.replace.is_some() => base.dtype(name)?,
-            _ => start.dtype(),
+        let dtype = match self.outcome(name, base) {
+            Some((dtype, _)) => DType::try_from(dtype)?,
+            None => start.dtype(),
         };
         if !dtype.is_float() {
             return Ok(start);
@@ -147,32 +203,50 @@ impl Plan {
         Ok(merged)
     }
 
-    /// The tensors that the base does not have, each with the dtype and shape that it gets.
-    pub fn new_tensors<'a>(
-        &'a self,
-        base: &'a Base,
-    ) -> impl Iterator<Item = (&'a str, &'a TensorInfo)> {
-        let new = self.changes.iter().filter(|(name, _)| !base.contains(name));
-        new.filter_map(|(name, change)| {
-            let info = match (&change.replace, &change.copy_of) {
-                (Some(key), _) => self.adapter.tensors().get(key),
-                (None, Some(other)) => base.info(other),
-                (None, None) => None,
-            };
-            Some((name.as_str(), info?))
-        })
+    /// A tensor before its update.
+    fn start(&self, name: &str, base: &Base) -> Result<Tensor> {
+        match self.changes.get(name).map(|change| &change.start) {
+            None | Some(Start::Own) => base.tensor(name),
+            Some(Start::File(key)) => self.adapter.tensor(key),
+            Some(Start::Base(other)) => base.tensor(other),
+            Some(Start::Before(other)) => self.start(other, base),
+            Some(Start::Merged(other)) => self.apply(other, base),
+        }
     }
 
-    /// Whether a head that shared the embedding's weight gets a weight of its own.
-    pub fn unties(&self, base: &Base) -> bool {
-        let mut new = self.new_tensors(base);
-        new.any(|(name, _)| is_or_ends_with(name, "lm_head.weight"))
-            || self.changes.values().any(|change| change.copy_of.is_some())
+    /// The dtype and shape of a tensor of the result.
+    pub fn outcome(&self, name: &str, base: &Base) -> Option<(Dtype, Vec<usize>)> {
+        outcome(name, &self.changes, base, &self.adapter)
     }
 
-    pub fn adapter(&self) -> &TensorFile {
-        &self.adapter
+    /// The tensors that the base does not have.
+    pub fn new_tensors<'a>(&'a self, base: &'a Base) -> impl Iterator<Item = &'a str> {
+        let names = self.changes.keys().map(String::as_str);
+        names.filter(|name| !base.contains(name))
     }
+}
+
+/// True if the settings give each matrix A its rank, with the paths as `read` gives them. PEFT writes
+/// settings and keys with the same paths. Some tools change the keys afterwards.
+fn ranks_fit(
+    keys: &Keys,
+    adapter: &Tensors,
+    lora: &LoraConfig,
+    read: impl Fn(&str) -> String,
+) -> Result<bool> {
+    let mut selection = Selection::new(lora)?;
+    for (path, module) in &keys.modules {
+        let info = module
+            .get(Part::A)
+            .and_then(|key| adapter.tensors().get(key));
+        let rows = info.and_then(|info| info.shape.first());
+        let path = read(&without_wrappers(path));
+        let rank = selection.settings(&path, Overrides::default())?.rank;
+        if rows.is_some_and(|rows| *rows != rank) {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
 /// A tensor's values in order, about [`PIECE`] at a time.
@@ -186,12 +260,17 @@ pub(super) fn parts(tensor: &Tensor) -> Result<impl Iterator<Item = Result<Tenso
 /// A plan in the making.
 pub(super) struct Planner<'a> {
     pub base: &'a Base,
-    pub adapter: &'a TensorFile,
+    pub adapter: &'a Tensors,
     pub config: &'a AdapterConfig,
     pub lora: &'a LoraConfig,
     pub options: &'a MergeOptions,
     pub selection: Selection<'a>,
-    pub paths: Paths,
+    pub dir: &'a AdapterDir,
+    pub naming: Naming,
+    /// The settings mean the base's paths, not the adapter's.
+    pub as_model: bool,
+    /// The head that shares an embedding's weight in the base.
+    pub tie: Option<Tie>,
     pub changes: IndexMap<String, Change>,
     pub problems: Vec<String>,
 }
@@ -207,7 +286,7 @@ impl Planner<'_> {
         for (path, module) in &keys.modules {
             let name = without_wrappers(path);
             if let Some(key) = module.get(Part::Tokens) {
-                self.tokens(&name, key)?;
+                self.tokens(&name, key, keys)?;
             }
             let low_rank = module.has(Part::A) || module.has(Part::B);
             let of_layer = low_rank && !module.of_lookup;
@@ -236,25 +315,19 @@ impl Planner<'_> {
         // everything present is planned. Tying comes last: a head's own adapter may have untied it.
         self.lay_out(square);
         self.find_missing(keys)?;
-        self.check_tying()
+        self.settle_tie();
+        Ok(())
     }
 
     /// The path in the checkpoint of a path in the adapter.
     pub fn locate(&self, path: &str) -> String {
-        self.paths.of(&self.options.renamed(path))
+        self.naming.of(path)
     }
 
     /// The shape that a tensor has before its update: its own, or that of what replaces it.
     pub fn shape(&self, name: &str) -> Option<Vec<usize>> {
-        let change = self.changes.get(name);
-        let replaced = change.and_then(|change| change.replace.as_ref());
-        if let Some(key) = replaced {
-            return Some(self.shape_of(key).to_vec());
-        }
-        let copied = change.and_then(|change| change.copy_of.as_deref());
-        self.base
-            .shape(copied.unwrap_or(name))
-            .map(<[usize]>::to_vec)
+        let outcome = outcome(name, &self.changes, self.base, self.adapter);
+        outcome.map(|(_, shape)| shape)
     }
 
     pub fn shape_of(&self, key: &str) -> &[usize] {

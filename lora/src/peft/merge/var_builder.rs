@@ -2,11 +2,15 @@
 
 use super::MergeOptions;
 use super::base::Base;
+use super::change::{Change, Start};
 use super::plan::Plan;
+use crate::peft::AdapterDir;
 use crate::{Error, Result};
 use candle_core::{DType, Device, Shape, Tensor};
 use candle_nn::VarBuilder;
 use candle_nn::var_builder::SimpleBackend;
+use indexmap::IndexMap;
+use serde_json::Value;
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
@@ -50,7 +54,7 @@ use std::sync::{Arc, Mutex};
 /// error when the model asks for its tensor.
 pub fn merged_var_builder<P: AsRef<Path>>(
     base: &[P],
-    adapter: impl AsRef<Path>,
+    adapter: impl Into<AdapterDir>,
     dtype: DType,
     device: &Device,
 ) -> Result<(VarBuilder<'static>, MergeCheck)> {
@@ -63,17 +67,22 @@ pub fn merged_var_builder<P: AsRef<Path>>(
 /// Those of [`merged_var_builder`].
 pub fn merged_var_builder_with<P: AsRef<Path>>(
     base: &[P],
-    adapter: impl AsRef<Path>,
+    adapter: impl Into<AdapterDir>,
     dtype: DType,
     device: &Device,
     options: &MergeOptions,
 ) -> Result<(VarBuilder<'static>, MergeCheck)> {
     let paths: Vec<PathBuf> = base.iter().map(|path| path.as_ref().into()).collect();
     let base = Base::open_all(&paths)?;
-    let plan = Plan::new(&base, adapter.as_ref(), options)?;
+    let adapter = adapter.into();
+    let plan = Plan::new(&base, &adapter, options)?;
+    // A head that is the embedding's weight is not asked for by every model.
+    let is_own = |change: &Change| !matches!(change.start, Start::Merged(_));
+    let changes = plan.changes.iter().filter(|(_, change)| is_own(change));
     let check = MergeCheck {
-        adapter: adapter.as_ref().into(),
-        all: plan.changes.keys().cloned().collect(),
+        adapter: adapter.path().into(),
+        all: changes.map(|(name, _)| name.clone()).collect(),
+        settings: plan.settings.clone(),
         asked: Arc::default(),
     };
     let merged = MergedBackend {
@@ -91,6 +100,7 @@ pub fn merged_var_builder_with<P: AsRef<Path>>(
 pub struct MergeCheck {
     adapter: PathBuf,
     all: Vec<String>,
+    settings: IndexMap<String, Value>,
     asked: Arc<Mutex<HashSet<String>>>,
 }
 
@@ -104,6 +114,13 @@ impl MergeCheck {
             .unwrap_or_else(|broken| broken.into_inner());
         let unused = self.all.iter().filter(|name| !asked.contains(*name));
         unused.cloned().collect()
+    }
+
+    /// Entries of the model's `config.json` that are true of the merged weights and not of the base,
+    /// as in [`MergeReport::settings`](super::MergeReport::settings): the model must be made with
+    /// these.
+    pub fn settings(&self) -> &IndexMap<String, Value> {
+        &self.settings
     }
 
     /// Checks that the model asked for every tensor that the adapter changes.

@@ -3,11 +3,14 @@
 use super::MergeOptions;
 use super::base::Base;
 use super::plan::{Plan, parts};
+use super::settings;
 use crate::file::TensorFile;
 use crate::file::{read_bounded, stage, sync, temporary};
+use crate::peft::AdapterDir;
 use crate::peft::config::json_bytes;
 use crate::{Error, Result};
 use candle_core::Tensor;
+use indexmap::IndexMap;
 use safetensors::tensor::{Dtype, Metadata, TensorInfo};
 use serde_json::{Value, json};
 use std::collections::HashMap;
@@ -25,6 +28,11 @@ pub struct MergeReport {
     pub unchanged: usize,
     /// The files written.
     pub files: Vec<PathBuf>,
+    /// Entries of the model's `config.json` that are true of the result and not of the base:
+    /// `vocab_size` where the vocabulary grew, `tie_word_embeddings` where a head no longer shares
+    /// the embedding's weight. [`MergeOptions::copy_files`] writes these into the copy; without it,
+    /// a model that loads the result needs them.
+    pub settings: IndexMap<String, Value>,
 }
 
 /// Merges an adapter of PEFT's into a checkpoint, without the model's code.
@@ -55,7 +63,7 @@ pub struct MergeReport {
 /// can allow some of these.
 pub fn merge_checkpoint(
     base: impl AsRef<Path>,
-    adapter: impl AsRef<Path>,
+    adapter: impl Into<AdapterDir>,
     out: impl AsRef<Path>,
 ) -> Result<MergeReport> {
     merge_checkpoint_with(base, adapter, out, &MergeOptions::new())
@@ -67,13 +75,13 @@ pub fn merge_checkpoint(
 /// Those of [`merge_checkpoint`].
 pub fn merge_checkpoint_with(
     base: impl AsRef<Path>,
-    adapter: impl AsRef<Path>,
+    adapter: impl Into<AdapterDir>,
     out: impl AsRef<Path>,
     options: &MergeOptions,
 ) -> Result<MergeReport> {
-    let (adapter, out) = (adapter.as_ref(), out.as_ref());
+    let (adapter, out) = (adapter.into(), out.as_ref());
     let base = Base::open(base.as_ref())?;
-    let plan = Plan::new(&base, adapter, options)?;
+    let plan = Plan::new(&base, &adapter, options)?;
     let dir = match &base.dir {
         Some(_) => out,
         None => match out.parent() {
@@ -113,7 +121,7 @@ pub fn merge_checkpoint_with(
     if options.copy_files
         && let Some(from) = &base.dir
     {
-        copy_files(from, dir, plan.unties(&base), &mut staged)?;
+        copy_files(from, dir, &plan.settings, &mut staged)?;
     }
     let mut files = Vec::new();
     // Every file is whole before the first gets its name. The index follows the shards, so that a
@@ -129,6 +137,7 @@ pub fn merge_checkpoint_with(
         unchanged: base.names().count() - touched,
         changed,
         files,
+        settings: plan.settings,
     })
 }
 
@@ -163,18 +172,11 @@ impl Work<'_> {
             };
             infos.push((name.to_string(), info));
         };
-        for (name, info) in shard.tensors() {
-            let replaced = plan.changes.get(name).and_then(|c| c.replace.as_ref());
-            let shape = replaced.and_then(|key| plan.adapter().tensors().get(key));
-            add(
-                name,
-                info.dtype,
-                shape.map_or(&info.shape, |own| &own.shape),
-            );
-        }
-        if last {
-            for (name, info) in plan.new_tensors(base) {
-                add(name, info.dtype, &info.shape);
+        let new = plan.new_tensors(base).filter(|_| last);
+        let names = shard.tensors().keys().map(String::as_str).chain(new);
+        for name in names {
+            if let Some((dtype, shape)) = plan.outcome(name, base) {
+                add(name, dtype, &shape);
             }
         }
         let path = base.path.clone();
@@ -222,21 +224,16 @@ fn bytes(tensor: &Tensor) -> Result<Vec<u8>> {
 /// The index with the new tensors in it.
 fn updated(index: &Value, base: &Base, plan: &Plan) -> Value {
     let mut index = index.clone();
-    let size = |info: &TensorInfo| (info.data_offsets.1 - info.data_offsets.0) as u64;
     let (mut added, mut removed) = (0, 0);
-    for (name, change) in &plan.changes {
-        let own = change.replace.as_ref();
-        let own = own.and_then(|key| plan.adapter().tensors().get(key));
-        if let (Some(own), Some(info)) = (own, base.info(name)) {
-            let elements: usize = own.shape.iter().product();
-            added += (elements * info.dtype.bitsize() / 8) as u64;
-            removed += size(info);
+    for name in plan.changes.keys() {
+        if let Some((dtype, shape)) = plan.outcome(name, base) {
+            let elements: usize = shape.iter().product();
+            added += (elements * dtype.bitsize() / 8) as u64;
+        }
+        if let Some(info) = base.info(name) {
+            removed += (info.data_offsets.1 - info.data_offsets.0) as u64;
         }
     }
-    added += plan
-        .new_tensors(base)
-        .map(|(_, info)| size(info))
-        .sum::<u64>();
     if let Some(total) = index.pointer_mut("/metadata/total_size")
         && let Some(number) = total.as_u64()
     {
@@ -249,7 +246,7 @@ fn updated(index: &Value, base: &Base, plan: &Plan) -> Value {
     if let Some(last) = last.and_then(|name| name.to_str())
         && let Some(map) = index.get_mut("weight_map").and_then(Value::as_object_mut)
     {
-        for (name, _) in plan.new_tensors(base) {
+        for name in plan.new_tensors(base) {
             map.insert(name.into(), json!(last));
         }
     }
@@ -260,7 +257,7 @@ fn updated(index: &Value, base: &Base, plan: &Plan) -> Value {
 fn copy_files(
     from: &Path,
     dir: &Path,
-    unties: bool,
+    settings: &IndexMap<String, Value>,
     staged: &mut Vec<(NamedTempFile, PathBuf)>,
 ) -> Result<()> {
     let failed = |error: io::Error| Error::file(from, format!("cannot be copied: {error}"));
@@ -286,13 +283,11 @@ fn copy_files(
         if skipped || !path.is_file() {
             continue;
         }
-        // With the old setting, a model would ignore the head's own weight.
-        if unties && text == "config.json" {
+        // With the old settings, a model would ignore the head's own weight, or refuse the new rows.
+        if !settings.is_empty() && text == "config.json" {
             let config = serde_json::from_slice(&read_bounded(&path)?);
             let mut config: Value = config.map_err(|error| Error::file(&path, error))?;
-            if let Some(config) = config.as_object_mut() {
-                config.insert("tie_word_embeddings".into(), json!(false));
-            }
+            settings::put(&mut config, settings);
             let bytes = json_bytes(&config).map_err(|error| Error::file(&path, error))?;
             staged.push((stage(dir, &bytes).map_err(failed)?, dir.join(name)));
             continue;

@@ -1,19 +1,19 @@
-//! What the macros accept and refuse, each case a program in `ui/`.
+//! What the macros accept and refuse, each case a file in `pass/` or `fail/`.
+//!
+//! A package of its own: trybuild checks all that the package depends on once more.
 
-mod ui {
-    pub mod pass {
-        pub mod cfg;
-        pub mod containers;
-        pub mod enums;
-        pub mod forward;
-        pub mod generics;
-        pub mod names;
-        pub mod recursive;
-        pub mod structs;
-    }
+mod pass {
+    pub mod cfg;
+    pub mod containers;
+    pub mod enums;
+    pub mod forward;
+    pub mod generics;
+    pub mod names;
+    pub mod recursive;
+    pub mod structs;
 }
 
-use ui::pass::*;
+use pass::*;
 
 /// These are part of this test, so that they are built once, with the dependencies of all tests.
 #[test]
@@ -26,22 +26,22 @@ fn pass() {
     names::main();
     recursive::main();
     structs::main();
-    let files = std::fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/ui/pass"));
+    let files = std::fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/pass"));
     assert_eq!(files.unwrap().count(), 8, "a file is not listed here");
 }
 
 #[test]
 fn fail() {
-    trybuild::TestCases::new().compile_fail("ui/fail/*.rs");
+    trybuild::TestCases::new().compile_fail("fail/*.rs");
 }
 
 /// Messages say which candle the crates are built with, as no attribute can compute that.
 #[test]
 fn messages_name_the_version_of_candle() {
-    let manifest = include_str!("../Cargo.toml");
+    let manifest = include_str!("../../Cargo.toml");
     let (_, version) = manifest.split_once("candle-nn = \"").unwrap();
     let version: Vec<&str> = version.split('"').next().unwrap().split('.').collect();
-    let text = include_str!("ui/fail/foreign_field.stderr");
+    let text = include_str!("fail/foreign_field.stderr");
     let named = format!("this crate knows candle {}.{},", version[0], version[1]);
     assert!(text.contains(&named), "{named}");
 }

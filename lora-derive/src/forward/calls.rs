@@ -1,0 +1,167 @@
+//! Calls of candle's functions that record no backward pass: the copy asks the library for each.
+//!
+//! The macro sees spellings only. So a path that ends in the name of such a function is handed to the
+//! library as a value, whose type says which function it is. The function of candle is replaced by its
+//! differentiable counterpart; any other function of that name stays.
+
+use proc_macro2::TokenStream;
+use quote::ToTokens;
+use std::collections::HashSet;
+use syn::punctuated::Punctuated;
+use syn::visit::{self, Visit};
+use syn::visit_mut::{self, VisitMut};
+use syn::{
+    Block, Expr, ExprPath, Ident, ImplItemFn, ItemConst, ItemStatic, Local, Macro, Pat, PatIdent,
+    Token, parse_quote,
+};
+
+/// Names of candle's functions that record no backward pass. `lora::ops` decides which function has
+/// such a name.
+const NAMES: &[&str] = &[
+    "flash_attn",
+    "layer_norm",
+    "rms_norm",
+    "rope",
+    "rope_i",
+    "rope_thd",
+    "run_flash_attn_cpu",
+    "sdpa",
+    "softmax_last_dim",
+];
+
+/// Rewrites the calls in a method of the copy.
+pub fn differentiate(method: &mut ImplItemFn, krate: &TokenStream) {
+    if method.sig.constness.is_some() {
+        return;
+    }
+    let mut locals = Locals::default();
+    locals.visit_impl_item_fn(method);
+    let mut calls = Calls {
+        locals,
+        krate,
+        found: false,
+    };
+    calls.visit_block_mut(&mut method.block);
+    if calls.found {
+        import(&mut method.block, krate);
+    }
+}
+
+/// Brings the traits that decide into scope, under no name that could meet one of the user's.
+fn import(block: &mut Block, krate: &TokenStream) {
+    block.stmts.insert(
+        0,
+        parse_quote!(use #krate::__private::{Candle as _, Other as _};),
+    );
+}
+
+struct Calls<'a> {
+    locals: Locals,
+    krate: &'a TokenStream,
+    found: bool,
+}
+
+impl Calls<'_> {
+    /// The function that the library chooses for a path, if the path may name one of candle's.
+    fn chosen(&mut self, path: &ExprPath, is_called: bool) -> Option<Expr> {
+        let segments = &path.path.segments;
+        let last = segments.last()?;
+        if path.qself.is_some() || !NAMES.iter().any(|name| last.ident == name) {
+            return None;
+        }
+        let parent = segments.iter().rev().nth(1);
+        let is_method = parent.is_some_and(|parent| {
+            let name = parent.ident.to_string();
+            name.starts_with(|c: char| c.is_uppercase())
+        });
+        let is_local = parent.is_none() && self.locals.hide(&last.ident, is_called);
+        if is_method || is_local {
+            return None;
+        }
+        self.found = true;
+        let krate = self.krate;
+        Some(parse_quote!(#krate::__private::Function(#path).differentiable(#path)))
+    }
+}
+
+impl VisitMut for Calls<'_> {
+    fn visit_expr_mut(&mut self, expr: &mut Expr) {
+        match expr {
+            Expr::Call(call) => {
+                match &*call.func {
+                    Expr::Path(path) => {
+                        if let Some(chosen) = self.chosen(path, true) {
+                            *call.func = parse_quote!((#chosen));
+                        }
+                    }
+                    _ => self.visit_expr_mut(&mut call.func),
+                }
+                for argument in &mut call.args {
+                    self.visit_expr_mut(argument);
+                }
+            }
+            Expr::Path(path) => {
+                if let Some(chosen) = self.chosen(path, false) {
+                    *expr = chosen;
+                }
+            }
+            _ => visit_mut::visit_expr_mut(self, expr),
+        }
+    }
+
+    /// Of macros only those whose arguments read as expressions, such as `vec!`.
+    fn visit_macro_mut(&mut self, call: &mut Macro) {
+        let parse = Punctuated::<Expr, Token![,]>::parse_terminated;
+        let Ok(mut arguments) = call.parse_body_with(parse) else {
+            return;
+        };
+        let before = std::mem::replace(&mut self.found, false);
+        for argument in &mut arguments {
+            self.visit_expr_mut(argument);
+        }
+        if self.found {
+            call.tokens = arguments.to_token_stream();
+        }
+        self.found |= before;
+    }
+
+    // What is evaluated at compile time calls no such function.
+    fn visit_item_const_mut(&mut self, _: &mut ItemConst) {}
+
+    fn visit_item_static_mut(&mut self, _: &mut ItemStatic) {}
+}
+
+/// The names that a method binds.
+#[derive(Default)]
+struct Locals {
+    all: HashSet<String>,
+    /// Those that may hold a function: a `let` with another value than a closure cannot.
+    callable: HashSet<String>,
+}
+
+impl Locals {
+    fn hide(&self, name: &Ident, is_called: bool) -> bool {
+        let names = if is_called { &self.callable } else { &self.all };
+        names.contains(&name.to_string())
+    }
+}
+
+impl<'ast> Visit<'ast> for Locals {
+    fn visit_local(&mut self, local: &'ast Local) {
+        let init = local.init.as_ref().map(|init| &*init.expr);
+        if let (Pat::Ident(PatIdent { ident, .. }), Some(value)) = (&local.pat, init)
+            && !matches!(value, Expr::Closure(_))
+        {
+            self.all.insert(ident.to_string());
+            self.visit_expr(value);
+        } else {
+            visit::visit_local(self, local);
+        }
+    }
+
+    fn visit_pat_ident(&mut self, pat: &'ast PatIdent) {
+        self.all.insert(pat.ident.to_string());
+        self.callable.insert(pat.ident.to_string());
+        visit::visit_pat_ident(self, pat);
+    }
+}

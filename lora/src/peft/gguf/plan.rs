@@ -1,0 +1,280 @@
+//! Which of a file's modules become which of llama.cpp's tensors.
+
+use super::archs::Arch;
+use super::sources::{Module, Pair, Source};
+use super::{GgufOptions, names, rows};
+use crate::adapter::Part;
+use crate::config::matching::is_or_ends_with;
+use crate::config::selection::{Overrides, Selection};
+use crate::error::shorten;
+use crate::path::join;
+use crate::peft::keys;
+use crate::peft::tensors::Tensors;
+use crate::{LoraConfig, Result};
+use indexmap::IndexMap;
+
+/// The tensors of a GGUF file by llama.cpp's name, and all that is wrong.
+pub(super) fn pairs(
+    weights: &Tensors,
+    config: &LoraConfig,
+    arch: &'static Arch,
+    options: &GgufOptions,
+) -> Result<(IndexMap<String, Pair>, Vec<String>)> {
+    let (modules, problems) = modules(weights);
+    let mut planner = Planner {
+        arch,
+        options,
+        config,
+        pairs: IndexMap::new(),
+        problems,
+    };
+    let mut selection = Selection::new(config)?;
+    for module in modules {
+        planner.add(module, &mut selection)?;
+    }
+    Ok((planner.pairs, planner.problems))
+}
+
+/// The modules of the file, and all that is wrong with its tensors.
+fn modules(file: &Tensors) -> (Vec<Module>, Vec<String>) {
+    let mut problems = Vec::new();
+    let mut parts: IndexMap<(&str, bool), [Option<&String>; 2]> = IndexMap::new();
+    for (bare, key) in file.keys() {
+        let part = keys::parse(bare).and_then(|parsed| match parsed.part {
+            Part::A => Some(((parsed.path, parsed.of_lookup), 0)),
+            Part::B => Some(((parsed.path, parsed.of_lookup), 1)),
+            _ => None,
+        });
+        match part {
+            Some((layer, part)) => parts.entry(layer).or_default()[part] = Some(key),
+            None if is_base_of_embedding(bare) => {}
+            None => problems.push(format!(
+                "`{}` is neither A nor B of a layer: a GGUF adapter holds no other tensors",
+                shorten(bare)
+            )),
+        }
+    }
+    let mut modules = Vec::new();
+    for ((path, of_lookup), keys) in parts {
+        let short = shorten(path);
+        let [Some(a), Some(b)] = keys else {
+            problems.push(format!("`{short}` lacks A or B"));
+            continue;
+        };
+        let (of_a, of_b) = (&file.tensors()[a], &file.tensors()[b]);
+        match (&of_a.shape[..], &of_b.shape[..]) {
+            (&[rank, inputs], &[outputs, same])
+                if rank == same && [rank, inputs, outputs].iter().all(|n| *n > 0) =>
+            {
+                modules.push(Module {
+                    path: path.into(),
+                    of_lookup,
+                    rank,
+                    inputs,
+                    outputs,
+                    keys: [a.clone(), b.clone()],
+                    scaling: 1.0,
+                });
+            }
+            (a, b) => problems.push(format!(
+                "`{short}` has A of shape {a:?} and B of {b:?}, which do not fit"
+            )),
+        }
+    }
+    if modules.is_empty() && problems.is_empty() {
+        problems.push("holds no layer".into());
+    }
+    (modules, problems)
+}
+
+/// Finds llama.cpp's places for the modules of a file.
+struct Planner<'a> {
+    arch: &'static Arch,
+    options: &'a GgufOptions,
+    config: &'a LoraConfig,
+    /// By llama.cpp's name.
+    pairs: IndexMap<String, Pair>,
+    problems: Vec<String>,
+}
+
+impl Planner<'_> {
+    fn add(&mut self, mut module: Module, selection: &mut Selection<'_>) -> Result<()> {
+        let (inner, depth) = keys::wrappers_behind(&module.path);
+        let parameter = self.parameter(inner, depth);
+        let count = match parameter {
+            Some(_) => self.options.experts.filter(|count| *count > 0),
+            None => Some(1),
+        };
+        let Some(count) = count else {
+            let problem = format!("`{inner}` {NO_EXPERTS}");
+            self.problems.push(problem);
+            return Ok(());
+        };
+        let path = parameter.map_or(module.path.clone(), |name| join(inner, name));
+        let settings = selection.settings(&path, Overrides::default())?;
+        if settings.rank.checked_mul(count) != Some(module.rank) {
+            let (rank, of_config) = (module.rank, settings.rank);
+            self.problems.push(format!(
+                "`{}` has rank {rank}, but {of_config} in the configuration{}",
+                shorten(&path),
+                if count > 1 {
+                    format!(", for each of {count} experts")
+                } else {
+                    String::new()
+                }
+            ));
+            return Ok(());
+        }
+        (module.rank, module.scaling, module.path) = (settings.rank, settings.scaling, path);
+        match parameter {
+            Some(parameter) => self.fused(module, parameter, count),
+            None => self.module(module),
+        }
+        Ok(())
+    }
+
+    /// The weight of all experts that an adapter at this path is for. PEFT has one wrapper for each
+    /// adapted weight, the innermost for the first in the model's code.
+    fn parameter(&self, path: &str, depth: usize) -> Option<&'static str> {
+        let targets = &self.config.target_parameters;
+        let is_adapted = |name: &&str| {
+            let path = join(path, name);
+            targets.iter().any(|target| is_or_ends_with(&path, target))
+        };
+        let is_experts = is_or_ends_with(path, "experts");
+        let adapted = FUSED
+            .into_iter()
+            .filter(|name| is_experts && is_adapted(name));
+        adapted.rev().nth(depth)
+    }
+
+    /// The update of a weight of all experts.
+    fn fused(&mut self, module: Module, parameter: &str, count: usize) {
+        let (experts, _) = module.path.rsplit_once('.').unwrap_or_default();
+        let parts: &[&str] = match parameter {
+            "gate_up_proj" => &["gate_proj", "up_proj"],
+            _ => &["down_proj"],
+        };
+        let outputs = module.outputs / parts.len();
+        for (number, part) in parts.iter().enumerate() {
+            let places = names::to_gguf(self.arch, &format!("{experts}.0.{part}"));
+            let Some(place) = places.into_iter().next() else {
+                let problem = format!("`{}` has no known name in llama.cpp", shorten(&module.path));
+                self.problems.push(problem);
+                return;
+            };
+            let source = Source::Fused {
+                module: module.clone(),
+                count,
+                from: number * outputs,
+            };
+            self.pair(place.name, source, module.inputs, outputs);
+        }
+    }
+
+    fn module(&mut self, module: Module) {
+        let short = shorten(&module.path);
+        let places = names::to_gguf(self.arch, &module.path);
+        let is_tokens = places.iter().any(|place| place.name == names::TOKENS);
+        if places.is_empty() || is_tokens != module.of_lookup {
+            self.problems
+                .push(format!("`{short}` has no known name in llama.cpp"));
+        }
+        for place in places {
+            let (arch, kind) = (self.arch.name, names::kind(&place.name));
+            let is_tied = self.options.tied.unwrap_or(self.arch.is_tied);
+            let has_head = !self.arch.head.is_empty();
+            if is_tied && has_head && [names::HEAD, names::TOKENS].contains(&kind) {
+                self.problems.push(format!(
+                    "`{short}` has no place: the embedding is the model's head \
+                     (`tie_word_embeddings`), and llama.cpp applies an adapter to neither of the \
+                     two. Merge the adapter, or set `tied` of the options to false if the model's \
+                     GGUF file has an `output.weight`"
+                ));
+                continue;
+            }
+            if self.arch.unadapted.contains(&kind) {
+                self.problems.push(format!(
+                    "`{short}` has no place: for {arch}, llama.cpp has no adapter of this layer. \
+                     Merge the adapter"
+                ));
+                continue;
+            }
+            let Some(expert) = place.expert else {
+                let (inputs, outputs) = (module.inputs, module.outputs);
+                self.pair(place.name, Source::Module(module.clone()), inputs, outputs);
+                continue;
+            };
+            self.expert(place.name, expert, module.clone());
+        }
+    }
+
+    /// The update of one expert.
+    fn expert(&mut self, name: String, expert: usize, module: Module) {
+        let short = shorten(&module.path);
+        let Some(count) = self.options.experts.filter(|count| *count <= MOST_EXPERTS) else {
+            self.problems.push(format!("`{short}` {NO_EXPERTS}"));
+            return;
+        };
+        let (inputs, outputs) = (module.inputs, module.outputs);
+        let pair = self.pairs.entry(name).or_insert_with_key(|name| Pair {
+            name: name.clone(),
+            source: Source::Experts(vec![None; count]),
+            inputs,
+            outputs,
+            order: None,
+        });
+        let fits = (pair.inputs, pair.outputs) == (inputs, outputs);
+        match &mut pair.source {
+            Source::Experts(modules) if fits && expert < count && modules[expert].is_none() => {
+                modules[expert] = Some(module);
+            }
+            _ => self.problems.push(format!(
+                "`{short}` does not fit beside the other experts: all {count} must have the same \
+                 shape, and each one adapter"
+            )),
+        }
+    }
+
+    fn pair(&mut self, name: String, source: Source, inputs: usize, outputs: usize) {
+        let order = match rows::order(self.arch, &name, outputs, self.options) {
+            Ok(order) => order,
+            Err(problem) => {
+                self.problems.push(problem);
+                return;
+            }
+        };
+        let outputs = order.as_ref().map_or(outputs, Vec::len);
+        let pair = Pair {
+            name: name.clone(),
+            source,
+            inputs,
+            outputs,
+            order,
+        };
+        let short = shorten(pair.path()).to_string();
+        if self.pairs.insert(name, pair).is_some() {
+            self.problems
+                .push(format!("`{short}` has the same name as another layer"));
+        }
+    }
+}
+
+/// The weights of all experts, in the order of transformers' code.
+const FUSED: [&str; 2] = ["gate_up_proj", "down_proj"];
+
+/// No model has more. Each gets a matrix, whether it has an adapter or not.
+const MOST_EXPERTS: usize = 1 << 12;
+
+const NO_EXPERTS: &str = "is of experts, which llama.cpp has in one weight: set `experts` of the \
+                          options, see num_experts or num_local_experts in the model's config.json";
+
+/// PEFT writes the base weight of an adapted embedding or head beside the adapter.
+fn is_base_of_embedding(key: &str) -> bool {
+    let module = keys::path_of_base_weight(key);
+    module.is_some_and(|module| {
+        ["embed_tokens", "lm_head"]
+            .iter()
+            .any(|name| is_or_ends_with(module, name))
+    })
+}
