@@ -1,7 +1,8 @@
 //! A mixture whose batch reaches only some experts.
 
 use candle_core::{DType, Result, Tensor};
-use candle_nn::{Linear, Module};
+use candle_nn::{Linear, Module, Optimizer, ParamsAdamW};
+use lora::optim::AdamW;
 use lora::{LoraConfig, LoraModel, LoraModule};
 use lora_tests::{fixed, values};
 
@@ -79,6 +80,28 @@ fn experts_without_tokens_get_zeros() {
     // One token reaches one of three experts.
     assert_eq!(silent, 2);
     model.check_gradients(|model| loss(model)).unwrap();
+}
+
+/// The optimiser's own backward pass knows the mark, too: its step is that of `backward`'s gradients.
+#[test]
+fn an_optimiser_steps_with_the_experts_that_were_reached() {
+    let model = || Mixture::new().to_lora(&LoraConfig::new(2).seed(1)).unwrap();
+    let (one, two) = (model(), model());
+    let mut plain = AdamW::for_model(&one, ParamsAdamW::default()).unwrap();
+    let mut checked = AdamW::for_model(&two, ParamsAdamW::default()).unwrap();
+    for _ in 0..2 {
+        let grads = one.backward(&loss(&one).unwrap()).unwrap();
+        plain.step(&grads).unwrap();
+        checked.backward_step(&loss(&two).unwrap()).unwrap();
+    }
+    for (one, two) in one.trainable_vars().iter().zip(two.trainable_vars()) {
+        assert_eq!(values(one).unwrap(), values(&two).unwrap());
+    }
+    let unmarked = Unmarked::new().to_lora(&LoraConfig::new(2)).unwrap();
+    let mut optimizer = AdamW::for_model(&unmarked, ParamsAdamW::default()).unwrap();
+    let error = optimizer.backward_step(&loss(&unmarked).unwrap());
+    let error = error.unwrap_err().to_string();
+    assert!(error.contains("`#[lora(routed)]`"), "{error}");
 }
 
 #[test]

@@ -441,6 +441,26 @@ fn a_state_that_does_not_fit_changes_nothing() {
     );
 }
 
+/// A state from which no training could go on does not replace one that is good.
+#[test]
+fn a_state_that_is_not_finite_is_not_written() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("state");
+    let mut model = state_of(&config(), &path);
+    let before = std::fs::read(&path).unwrap();
+    let optimizer = adamw(&mut model).unwrap();
+    let var = &model.trainable_vars()[1];
+    var.set(&(var.ones_like().unwrap() * f64::NAN).unwrap().detach())
+        .unwrap();
+    refused(
+        save_state(&path, &model, &optimizer),
+        &[
+            "cannot be written: `adapter.fc1.lora_B.default.weight` holds values that are not finite",
+        ],
+    );
+    assert_eq!(std::fs::read(&path).unwrap(), before);
+}
+
 /// Whatever is wrong with a file: an error or a state, and no panic.
 #[test]
 fn a_damaged_state_is_an_error_or_a_state() {

@@ -1,9 +1,9 @@
 //! AdamW with groups and a state that can be saved.
 
-use super::trained::trained;
 use super::{Group, checked, state};
 use crate::adapter::wider;
 use crate::file::TensorFile;
+use crate::traits::trainable;
 use crate::{Error, LoraModule, Result};
 use candle_core::backprop::GradStore;
 use candle_core::{DType, Tensor, Var};
@@ -53,6 +53,8 @@ pub struct AdamW {
 #[derive(Debug)]
 pub(super) struct Tracked {
     pub path: String,
+    /// It lies under a routed part, of which a batch may reach nothing.
+    pub is_routed: bool,
     pub var: Var,
     pub state: Moments,
     group: usize,
@@ -105,11 +107,12 @@ impl AdamW {
         model: &M,
         groups: impl IntoIterator<Item = Group>,
     ) -> Result<Self> {
-        let params = trained(model).into_iter();
-        let mut paths: HashMap<_, _> = params.map(|p| (p.var.id(), Some(p.path))).collect();
+        let params = trainable(model).into_iter();
+        let names = params.map(|p| (p.var.id(), Some((p.path, p.is_routed))));
+        let mut names: HashMap<_, _> = names.collect();
         let mut problems = Vec::new();
-        let named = |var: &Var, group: usize| match paths.get_mut(&var.id()) {
-            Some(path) => path
+        let named = |var: &Var, group: usize| match names.get_mut(&var.id()) {
+            Some(name) => name
                 .take()
                 .ok_or_else(|| format!("a parameter of group {group} is in a group already")),
             None => Err(format!(
@@ -126,7 +129,7 @@ impl AdamW {
     fn with_names(
         groups: impl IntoIterator<Item = Group>,
         problems: &mut Vec<String>,
-        mut name: impl FnMut(&Var, usize) -> Result<String, String>,
+        mut name: impl FnMut(&Var, usize) -> Result<(String, bool), String>,
     ) -> Result<Self> {
         let (mut slots, mut rates) = (Vec::new(), Vec::new());
         for (index, group) in groups.into_iter().enumerate() {
@@ -145,7 +148,7 @@ impl AdamW {
             rates.push(Rate { lr, weight_decay });
             for var in vars {
                 match name(&var, index) {
-                    Ok(path) => slots.push(Tracked::new(path, var, index)?),
+                    Ok((path, is_routed)) => slots.push(Tracked::new(path, is_routed, var, index)?),
                     Err(problem) => problems.push(problem),
                 }
             }
@@ -238,7 +241,7 @@ impl AdamW {
     /// The file is replaced as a whole or not at all.
     ///
     /// # Errors
-    /// If the file cannot be written.
+    /// If a value is not finite, or the file cannot be written.
     pub fn save_state(&self, path: impl AsRef<Path>) -> Result<()> {
         state::write(path.as_ref(), state::tensors(&self.slots, "")?, [])
     }
@@ -312,7 +315,7 @@ impl AdamW {
 }
 
 impl Tracked {
-    fn new(path: String, var: Var, group: usize) -> Result<Self> {
+    fn new(path: String, is_routed: bool, var: Var, group: usize) -> Result<Self> {
         // In a half type 1 − beta2 is too small a share to change a sum.
         let moment = Tensor::zeros(var.dims(), wider(var.dtype(), DType::F32), var.device())?;
         let state = Moments {
@@ -322,6 +325,7 @@ impl Tracked {
         };
         Ok(Self {
             path,
+            is_routed,
             var,
             state,
             group,
@@ -353,7 +357,7 @@ impl Optimizer for AdamW {
         let name = |var: &Var, _: usize| {
             let path = count.next().unwrap_or(0).to_string();
             if seen.insert(var.id()) {
-                Ok(path)
+                Ok((path, false))
             } else {
                 Err(format!("variable {path} is given twice"))
             }
@@ -368,7 +372,8 @@ impl Optimizer for AdamW {
     }
 
     /// The backward pass and one step. Every parameter of this optimiser must get a gradient, as with
-    /// [`LoraModule::backward`], and the loss must be finite.
+    /// [`LoraModule::backward`], and the loss must be finite. Which parts are routed, only an optimiser
+    /// knows that was made for a model.
     fn backward_step(&mut self, loss: &Tensor) -> candle_core::Result<()> {
         let grads = self.backward(loss)?;
         self.step(&grads)

@@ -14,20 +14,24 @@ pub(super) fn backward(
     if !allows_non_finite {
         manage::check_loss(loss)?;
     }
-    let grads = loss.backward()?;
+    let mut grads = loss.backward()?;
     // Where the loss does reach variables, and none of these, the optimiser is out of date.
     if loss.sorted_nodes().iter().any(|node| node.is_variable()) {
         reached(slots, &grads)?;
     }
     let missing = slots.iter().filter(|slot| grads.get(&slot.var).is_none());
-    let paths: Vec<String> = missing.map(|slot| slot.path.clone()).collect();
-    match paths.is_empty() {
-        true => Ok(grads),
-        false => Err(Error::NoGradient {
-            paths,
+    let (routed, unexpected): (Vec<_>, Vec<_>) = missing.partition(|slot| slot.is_routed);
+    if !unexpected.is_empty() {
+        return Err(Error::NoGradient {
+            paths: unexpected.iter().map(|slot| slot.path.clone()).collect(),
             trainable: slots.len(),
-        }),
+        });
     }
+    // As LoraModule::backward has it: no token came here.
+    for slot in routed {
+        grads.insert(&slot.var, slot.var.zeros_like()?);
+    }
+    Ok(grads)
 }
 
 /// Refuses gradients of which none is for one of these parameters.

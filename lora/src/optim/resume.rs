@@ -94,7 +94,8 @@ struct Form {
 /// ```
 ///
 /// # Errors
-/// A merged model, and a file that cannot be written.
+/// A merged model, values that are not finite, and a file that cannot be written. An earlier file is then
+/// as it was.
 pub fn save_state<M: LoraModule>(
     path: impl AsRef<Path>,
     model: &M,

@@ -50,6 +50,14 @@ pub(super) fn write(
         Ok((key, tensor))
     });
     let tensors: Vec<_> = tensors.collect::<Result<_>>()?;
+    let values: Vec<&Tensor> = tensors.iter().map(|(_, tensor)| tensor).collect();
+    if let Some(place) = ops::first_not_finite(&values)? {
+        let problem = format!(
+            "cannot be written: `{}` holds values that are not finite, with which no training goes on",
+            tensors[place].0
+        );
+        return Err(Error::file(path, problem));
+    }
     let format = [("format".to_string(), "pt".to_string())];
     let metadata: HashMap<_, _> = format.into_iter().chain(beside).collect();
     let bytes = safetensors::serialize(tensors, Some(metadata));
