@@ -5,7 +5,7 @@ use super::{ALIGNMENT, GgufOptions, VERSION, names};
 use crate::adapter::Part;
 use crate::config::matching::is_or_ends_with;
 use crate::config::naming::Naming;
-use crate::config::selection::{Overrides, Selection};
+use crate::config::selection::{Overrides, Selection, misfits};
 use crate::error::shorten;
 use crate::file;
 use crate::path::join;
@@ -77,6 +77,13 @@ pub fn adapter_to_gguf(
         _ => config.rank as f32,
     };
     let layers = pairs(&weights).map_err(failed)?;
+    let ranks = || layers.iter().map(|layer| (layer.path.clone(), layer.rank));
+    if !config.naming.is_same() {
+        let of_file = misfits(&config, ranks())?;
+        config.naming.settings_mean_model(true);
+        let of_model = misfits(&config, ranks())?;
+        config.naming.settings_mean_model(of_model < of_file);
+    }
     let mut selection = Selection::new(&config)?;
     let mut problems = Vec::new();
     let mut planned = Vec::new();
