@@ -305,6 +305,43 @@ fn prefixes_that_moved() {
     }
 }
 
+/// A tool that changes the keys leaves the settings as they were. Only the patterns tell, as the
+/// ranks are all the same.
+#[test]
+fn patterns_of_alpha_find_their_layers_under_moved_prefixes() -> Result {
+    let weights = Fixture::new("stack").base;
+    let base = Stack::new(&weights);
+    let config = LoraConfig::new(2)
+        .target_modules(["fc1", "fc2"])
+        .alpha_pattern("layers.1.fc1", 20.0)
+        .init(lora::Init::Random);
+    let mut model = base.to_lora(&config)?;
+    model.eval();
+    let saved = tempfile::tempdir()?;
+    model.save_adapter(saved.path().join("adapter"))?;
+    let input = Fixture::new("stack").input();
+    let expected = model.forward(&input)?;
+    let path = saved.path().join("base.safetensors");
+    candle_core::safetensors::save(&weights.0.into_iter().collect(), &path)?;
+    for prefix in ["module.", "base_model.model.base_model.model.", ""] {
+        let mut files = Files::read(&saved.path().join("adapter"));
+        for key in files.weights.0.clone().into_keys() {
+            let bare = key.strip_prefix("base_model.model.").unwrap();
+            files.rename(&key, &format!("{prefix}{bare}"));
+        }
+        let dir = tempfile::tempdir()?;
+        files.write(dir.path());
+        let dir = AdapterDir::new(dir.path()).report(|_| {});
+        let output = base.with_adapter(dir.clone())?.forward(&input)?;
+        assert!(error(&output, &expected) <= 1e-5, "{prefix}");
+        let out = saved.path().join("out.safetensors");
+        merge_checkpoint(&path, dir, &out)?;
+        let output = Stack::new(&Weights::read(out)).forward(&input)?;
+        assert!(error(&output, &expected) <= 1e-5, "{prefix} merged");
+    }
+    Ok(())
+}
+
 #[test]
 fn an_ambiguous_path_needs_a_rename() {
     let fixture = Fixture::new("stack");

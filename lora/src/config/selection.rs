@@ -68,6 +68,20 @@ impl Choice {
     }
 }
 
+/// Whether the settings fail to give one of these paths its rank, and how many patterns have no
+/// effect. Of two readings of a file's paths, the one that fits the settings better is meant.
+pub(crate) fn misfits(
+    config: &LoraConfig,
+    ranks: impl IntoIterator<Item = (String, usize)>,
+) -> Result<(bool, usize)> {
+    let mut selection = Selection::new(config)?;
+    let mut fits = true;
+    for (path, rank) in ranks {
+        fits &= selection.settings(&path, Overrides::default())?.rank == rank;
+    }
+    Ok((!fits, selection.unused().count()))
+}
+
 /// The values of an attribute. They replace the configuration's values, except where a pattern
 /// wins.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]

@@ -28,7 +28,11 @@ impl Description {
     /// The layers that a configuration adapts, with their settings. By PEFT's rules, but entries
     /// that match nothing are no error.
     pub fn planned(&self, config: &LoraConfig) -> Result<IndexMap<String, Settings>> {
-        let mut selection = Selection::new(config)?;
+        self.planned_by(&mut Selection::new(config)?)
+    }
+
+    /// As [`planned`](Self::planned), by a selection that notes which patterns have an effect.
+    pub fn planned_by(&self, selection: &mut Selection<'_>) -> Result<IndexMap<String, Settings>> {
         let mut planned = IndexMap::new();
         for site in self.sites.iter().filter(|site| site.adaptable) {
             let path = site.path.as_str();

@@ -8,6 +8,7 @@ use super::weights::Weights;
 use super::{AdapterConfig, AdapterDir, CONFIG_FILE, experts, files, keys};
 use crate::config::Kind;
 use crate::config::naming::{self, Naming};
+use crate::config::selection::Selection;
 use crate::convert::{Conversion, Values};
 use crate::manage::assign_to_adapter;
 use crate::path::join;
@@ -85,24 +86,28 @@ impl Files {
     }
 
     /// Finds out whether the settings mean the file's paths, as PEFT writes them, or the model's: a
-    /// tool may have changed the keys alone. The ranks tell.
+    /// tool may have changed the keys alone. The ranks tell, and the patterns that match nothing.
     fn find_whose_paths(&mut self, model: &Description) -> Result<()> {
-        if self.config.naming.is_same() || self.fits(model)? {
+        if self.config.naming.is_same() {
             return Ok(());
         }
+        let of_file = self.misfits(model)?;
         self.config.naming.settings_mean_model(true);
-        let fits = self.fits(model)?;
-        self.config.naming.settings_mean_model(fits);
+        let of_model = self.misfits(model)?;
+        self.config.naming.settings_mean_model(of_model < of_file);
         Ok(())
     }
 
-    /// True if the settings give each matrix A of the file its rank, and no other layer one.
-    fn fits(&self, model: &Description) -> Result<bool> {
-        let planned = model.planned(&self.config)?;
+    /// Whether the settings fail to give each matrix A of the file its rank, or give another layer
+    /// one; and how many patterns have no effect.
+    fn misfits(&self, model: &Description) -> Result<(bool, usize)> {
+        let mut selection = Selection::new(&self.config)?;
+        let planned = model.planned_by(&mut selection)?;
         let keys = self.weights.tensors.keys().keys();
         let parsed = keys.filter_map(|key| keys::parse(key));
         let count = parsed.filter(|parsed| parsed.part == Part::A).count();
-        Ok(count == planned.len() && self.weights.check_ranks(model, &planned).is_empty())
+        let fits = count == planned.len() && self.weights.check_ranks(model, &planned).is_empty();
+        Ok((!fits, selection.unused().count()))
     }
 
     /// Brings adapters of experts to the weights that the model has: one for all, or one for each.

@@ -4,12 +4,14 @@ use super::archs::Arch;
 use super::header::DataType;
 use super::sources::Pair;
 use super::{ALIGNMENT, GgufOptions, VERSION, archs, names, plan};
+use crate::adapter::Part;
 use crate::config::naming::Naming;
+use crate::config::selection::misfits;
 use crate::file;
 use crate::path::join;
 use crate::peft::tensors::Tensors;
 use crate::peft::weights::Weights;
-use crate::peft::{AdapterConfig, AdapterDir, CONFIG_FILE, WEIGHTS_FILE, files};
+use crate::peft::{AdapterConfig, AdapterDir, CONFIG_FILE, WEIGHTS_FILE, files, keys};
 use crate::{Error, LoraConfig, Result, TrainBias};
 use candle_core::{DType, Tensor};
 use std::io::{self, BufWriter, Write};
@@ -73,6 +75,12 @@ pub fn adapter_to_gguf(
         alpha if alpha.is_finite() && alpha != 0.0 => alpha,
         _ => config.rank as f32,
     };
+    if !config.naming.is_same() {
+        let of_file = misfits(&config, ranks(&weights))?;
+        config.naming.settings_mean_model(true);
+        let of_model = misfits(&config, ranks(&weights))?;
+        config.naming.settings_mean_model(of_model < of_file);
+    }
     let (pairs, problems) = plan::pairs(&weights, &config, arch, options)?;
     if !problems.is_empty() {
         return Err(failed(problems));
@@ -108,6 +116,16 @@ pub fn adapter_to_gguf(
     staged.persist(path).map_err(|error| written(error.error))?;
     file::sync(parent);
     Ok(())
+}
+
+/// The paths of the modules in the file, with their ranks.
+fn ranks(tensors: &Tensors) -> Vec<(String, usize)> {
+    let modules = tensors.keys().iter().filter_map(|(bare, key)| {
+        let parsed = keys::parse(bare).filter(|parsed| parsed.part == Part::A)?;
+        let rank = *tensors.tensors().get(key)?.shape.first()?;
+        Some((parsed.path.to_string(), rank))
+    });
+    modules.collect()
 }
 
 /// Puts llama.cpp's idea of the model's paths in place of the file's.

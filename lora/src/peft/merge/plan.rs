@@ -9,7 +9,7 @@ use super::tying::Tie;
 use crate::adapter::Part;
 use crate::adapter::update;
 use crate::config::naming::{Naming, strangers, with_modules};
-use crate::config::selection::{Overrides, Selection};
+use crate::config::selection::{Selection, misfits};
 use crate::peft::InitWeights;
 use crate::peft::experts::are_old;
 use crate::peft::files;
@@ -102,9 +102,16 @@ impl Plan {
         }
         let keys = Keys::of(&adapter);
         let tie = Tie::find(base, &keys, |path| naming.of(path))?;
+        let ranks = |read: &dyn Fn(&str) -> String| -> Vec<(String, usize)> {
+            let modules = keys.modules.iter().filter_map(|(path, module)| {
+                let info = adapter.tensors().get(module.get(Part::A)?)?;
+                Some((read(&without_wrappers(path)), *info.shape.first()?))
+            });
+            modules.collect()
+        };
         let as_model = !naming.is_same()
-            && !ranks_fit(&keys, &adapter, &lora, |path| path.into())?
-            && ranks_fit(&keys, &adapter, &lora, |path| naming.of(path))?;
+            && misfits(&lora, ranks(&|path| naming.of(path)))?
+                < misfits(&lora, ranks(&|path| path.into()))?;
         let mut planner = Planner {
             base,
             adapter: &adapter,
@@ -224,29 +231,6 @@ impl Plan {
         let names = self.changes.keys().map(String::as_str);
         names.filter(|name| !base.contains(name))
     }
-}
-
-/// True if the settings give each matrix A its rank, with the paths as `read` gives them. PEFT writes
-/// settings and keys with the same paths. Some tools change the keys afterwards.
-fn ranks_fit(
-    keys: &Keys,
-    adapter: &Tensors,
-    lora: &LoraConfig,
-    read: impl Fn(&str) -> String,
-) -> Result<bool> {
-    let mut selection = Selection::new(lora)?;
-    for (path, module) in &keys.modules {
-        let info = module
-            .get(Part::A)
-            .and_then(|key| adapter.tensors().get(key));
-        let rows = info.and_then(|info| info.shape.first());
-        let path = read(&without_wrappers(path));
-        let rank = selection.settings(&path, Overrides::default())?.rank;
-        if rows.is_some_and(|rows| *rows != rank) {
-            return Ok(false);
-        }
-    }
-    Ok(true)
 }
 
 /// A tensor's values in order, about [`PIECE`] at a time.
