@@ -79,7 +79,7 @@ fn experts_without_tokens_get_zeros() {
     }
     // One token reaches one of three experts.
     assert_eq!(silent, 2);
-    model.check_gradients(|model| loss(model)).unwrap();
+    model.check_gradients(loss).unwrap();
 }
 
 /// The optimiser's own backward pass knows the mark, too: its step is that of `backward`'s gradients.

@@ -1,6 +1,8 @@
 //! Candle's functions without a backward pass, called in every spelling: the copy for the LoRA type
 //! calls those that have one, and the gradients are those of the same model written with them.
 
+#![expect(clippy::useless_vec, reason = "a name inside of a macro is the case")]
+
 use candle_core::{DType, Result, Tensor};
 use candle_nn as nn;
 use candle_nn::attention::{AttnMask, flash_attn};
@@ -58,10 +60,9 @@ macro_rules! net {
 }
 
 /// The output for a fixed input, (batch, time, 4), and the gradients.
-fn run<M: LoraModel>(base: &M) -> (Tensor, Vec<Tensor>)
+fn run<M>(base: &M) -> (Tensor, Vec<Tensor>)
 where
-    M::Lora: Module,
-    M: Module,
+    M: Module + LoraModel<Lora: Module>,
 {
     let xs = fixed((2, 3, 4), DType::F32, 7);
     let config = LoraConfig::new(2).init(Init::Random).seed(4);

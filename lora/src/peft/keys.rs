@@ -209,7 +209,7 @@ pub(super) fn is_of_copy(rest: &str) -> bool {
 /// behind the module's path.
 pub(super) fn is_within_copy(rest: &str) -> bool {
     let within = |copy: &&str| rest.starts_with(copy) && rest[copy.len()..].starts_with('.');
-    COPIES.iter().any(|copy| within(&copy))
+    COPIES.iter().any(within)
 }
 
 /// A key without the names of PEFT's two copies of a fully trained module.
