@@ -459,6 +459,20 @@ fn embeddings_that_training_changed() {
         let dir = AdapterDir::new(fixture.adapter()).trained_embeddings(true);
         loads_anywhere::<Lm>(&fixture, &dir);
     }
+    // Numbers that are no weights are none for any option.
+    let fixture = fixture("changed_untied");
+    let mut files = Files::read(&fixture.adapter());
+    let head = files
+        .weights
+        .0
+        .get_mut("base_model.model.lm_head.weight")
+        .unwrap();
+    *head = head.to_dtype(DType::I64).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    files.write(dir.path());
+    let dir = AdapterDir::new(dir.path()).trained_embeddings(true);
+    let words = ["`lm_head.weight` is unexpected"];
+    refused(Lm::new(&fixture.base).with_adapter(dir), &words);
 }
 
 #[test]

@@ -6,6 +6,7 @@
 use super::describe::{Description, Site};
 use super::keys;
 use super::load::Files;
+use super::weights::check_dtype;
 use crate::adapter::{Access, Form, update};
 use crate::config::Kind;
 use crate::config::matching::{is_or_ends_with, is_or_starts_with};
@@ -280,7 +281,11 @@ fn layers<'a>(files: &Files, model: &'a Description) -> Vec<Layer<'a>> {
     let layers = embeddings.chain(heads).filter_map(|site| {
         let keys = keys::of_weight(&site.path);
         let tensors = &files.weights.tensors;
-        let key = keys.into_iter().find(|key| tensors.info(key).is_some())?;
+        let is_there = |key: &String| {
+            let info = tensors.info(key);
+            info.is_some_and(|info| check_dtype(info).is_ok())
+        };
+        let key = keys.into_iter().find(is_there)?;
         let own = |name: &str| site.own.iter().find(|own| own.param.name == name);
         Some(Layer {
             site,

@@ -190,7 +190,7 @@ impl Weights {
     }
 }
 
-fn check_dtype(info: &TensorInfo) -> Result<(), String> {
+pub(super) fn check_dtype(info: &TensorInfo) -> Result<(), String> {
     match info.dtype {
         Dtype::F64 | Dtype::F32 | Dtype::F16 | Dtype::BF16 => Ok(()),
         dtype => Err(format!("is {dtype:?}: it must be F64, F32, F16 or BF16")),
