@@ -7,6 +7,92 @@
 use candle_core::{Device, Result, Tensor};
 use candle_nn::kv_cache;
 
+/// What candle's two caches have in common.
+trait Buffer {
+    fn k(&self) -> Result<Option<Tensor>>;
+    fn v(&self) -> Result<Option<Tensor>>;
+    fn append(&mut self, k: &Tensor, v: &Tensor) -> Result<(Tensor, Tensor)>;
+    fn reset(&mut self);
+}
+
+macro_rules! buffer {
+    ($ty:ty) => {
+        impl Buffer for $ty {
+            fn k(&self) -> Result<Option<Tensor>> {
+                self.k()
+            }
+
+            fn v(&self) -> Result<Option<Tensor>> {
+                self.v()
+            }
+
+            fn append(&mut self, k: &Tensor, v: &Tensor) -> Result<(Tensor, Tensor)> {
+                self.append(k, v)
+            }
+
+            fn reset(&mut self) {
+                self.reset();
+            }
+        }
+    };
+}
+
+buffer!(kv_cache::KvCache);
+buffer!(kv_cache::RotatingKvCache);
+
+/// A buffer, and beside it the keys and values that it holds, with their graph.
+#[derive(Clone, Debug)]
+struct Tracking<B> {
+    buffer: B,
+    tracked: Option<(Tensor, Tensor)>,
+}
+
+impl<B: Buffer> Tracking<B> {
+    fn new(buffer: B) -> Self {
+        let tracked = None;
+        Self { buffer, tracked }
+    }
+
+    fn k(&self) -> Result<Option<Tensor>> {
+        match &self.tracked {
+            Some((k, _)) => Ok(Some(k.clone())),
+            None => self.buffer.k(),
+        }
+    }
+
+    fn v(&self) -> Result<Option<Tensor>> {
+        match &self.tracked {
+            Some((_, v)) => Ok(Some(v.clone())),
+            None => self.buffer.v(),
+        }
+    }
+
+    /// Adds keys and values, and returns what the buffer gives. `join` makes the same of what was held
+    /// and of what is new, with the graph of both.
+    fn append(
+        &mut self,
+        k: &Tensor,
+        v: &Tensor,
+        join: impl Fn(Option<Tensor>, &Tensor) -> Result<Tensor>,
+    ) -> Result<(Tensor, Tensor)> {
+        let (held_k, held_v) = (self.k()?, self.v()?);
+        let is_tracked = self.tracked.is_some() || k.track_op() || v.track_op();
+        let values = |tensor: &Tensor| tensor.detach().contiguous();
+        let plain = self.buffer.append(&values(k)?, &values(v)?)?;
+        if !is_tracked {
+            return Ok(plain);
+        }
+        let all = (join(held_k, k)?, join(held_v, v)?);
+        self.tracked = Some(all.clone());
+        Ok(all)
+    }
+
+    fn reset(&mut self) {
+        self.buffer.reset();
+        self.tracked = None;
+    }
+}
+
 /// Keys and values of earlier steps, as [`candle_nn::kv_cache::KvCache`], with a gradient.
 ///
 /// Tracked keys and values are joined to the earlier ones by a copy, so training on a whole sequence
@@ -29,21 +115,16 @@ use candle_nn::kv_cache;
 /// ```
 #[derive(Clone, Debug)]
 pub struct KvCache {
-    buffer: kv_cache::KvCache,
+    cache: Tracking<kv_cache::KvCache>,
     dim: usize,
-    /// The keys and values so far, with their graph.
-    tracked: Option<(Tensor, Tensor)>,
 }
 
 impl KvCache {
     /// An empty cache along this dimension. `max_seq_len` is the length to allocate, which grows by
     /// itself.
     pub fn new(dim: usize, max_seq_len: usize) -> Self {
-        Self {
-            buffer: kv_cache::KvCache::new(dim, max_seq_len),
-            dim,
-            tracked: None,
-        }
+        let cache = Tracking::new(kv_cache::KvCache::new(dim, max_seq_len));
+        Self { cache, dim }
     }
 
     /// The keys so far.
@@ -51,10 +132,7 @@ impl KvCache {
     /// # Errors
     /// If the buffer cannot be read.
     pub fn k(&self) -> Result<Option<Tensor>> {
-        match &self.tracked {
-            Some((k, _)) => Ok(Some(k.clone())),
-            None => self.buffer.k(),
-        }
+        self.cache.k()
     }
 
     /// The values so far.
@@ -62,10 +140,7 @@ impl KvCache {
     /// # Errors
     /// If the buffer cannot be read.
     pub fn v(&self) -> Result<Option<Tensor>> {
-        match &self.tracked {
-            Some((_, v)) => Ok(Some(v.clone())),
-            None => self.buffer.v(),
-        }
+        self.cache.v()
     }
 
     /// Adds keys and values, and returns all so far.
@@ -73,35 +148,21 @@ impl KvCache {
     /// # Errors
     /// If the shapes do not fit those of earlier calls.
     pub fn append(&mut self, k: &Tensor, v: &Tensor) -> Result<(Tensor, Tensor)> {
-        let before = match &self.tracked {
-            Some(tracked) => Some(tracked.clone()),
-            None => self.buffer.k()?.zip(self.buffer.v()?),
-        };
-        let is_tracked = self.tracked.is_some() || k.track_op() || v.track_op();
-        let plain = self.buffer.append(&values(k)?, &values(v)?)?;
-        if !is_tracked {
-            return Ok(plain);
-        }
-        let all = match before {
-            Some((keys, values)) => (
-                Tensor::cat(&[&keys, k], self.dim)?,
-                Tensor::cat(&[&values, v], self.dim)?,
-            ),
-            None => (k.clone(), v.clone()),
-        };
-        self.tracked = Some(all.clone());
-        Ok(all)
+        let dim = self.dim;
+        self.cache.append(k, v, |held, new| match held {
+            Some(held) => Tensor::cat(&[&held, new], dim),
+            None => Ok(new.clone()),
+        })
     }
 
     /// The length of the sequence so far.
     pub fn current_seq_len(&self) -> usize {
-        self.buffer.current_seq_len()
+        self.cache.buffer.current_seq_len()
     }
 
     /// Forgets all keys and values.
     pub fn reset(&mut self) {
-        self.buffer.reset();
-        self.tracked = None;
+        self.cache.reset();
     }
 }
 
@@ -109,20 +170,19 @@ impl KvCache {
 /// gradient. See [`KvCache`].
 #[derive(Clone, Debug)]
 pub struct RotatingKvCache {
-    buffer: kv_cache::RotatingKvCache,
+    cache: Tracking<kv_cache::RotatingKvCache>,
     dim: usize,
     window: usize,
-    tracked: Option<(Tensor, Tensor)>,
 }
 
 impl RotatingKvCache {
     /// An empty cache along this dimension that holds `max_seq_len` positions.
     pub fn new(dim: usize, max_seq_len: usize) -> Self {
+        let buffer = kv_cache::RotatingKvCache::new(dim, max_seq_len);
         Self {
-            buffer: kv_cache::RotatingKvCache::new(dim, max_seq_len),
+            cache: Tracking::new(buffer),
             dim,
             window: max_seq_len,
-            tracked: None,
         }
     }
 
@@ -131,10 +191,7 @@ impl RotatingKvCache {
     /// # Errors
     /// If the buffer cannot be read.
     pub fn k(&self) -> Result<Option<Tensor>> {
-        match &self.tracked {
-            Some((k, _)) => Ok(Some(k.clone())),
-            None => self.buffer.k(),
-        }
+        self.cache.k()
     }
 
     /// The values in the window, in the order of the buffer.
@@ -142,10 +199,7 @@ impl RotatingKvCache {
     /// # Errors
     /// If the buffer cannot be read.
     pub fn v(&self) -> Result<Option<Tensor>> {
-        match &self.tracked {
-            Some((_, v)) => Ok(Some(v.clone())),
-            None => self.buffer.v(),
-        }
+        self.cache.v()
     }
 
     /// Adds keys and values. Returns those in the window, in the order of the buffer, or all of a
@@ -154,62 +208,24 @@ impl RotatingKvCache {
     /// # Errors
     /// If the shapes do not fit those of earlier calls.
     pub fn append(&mut self, k: &Tensor, v: &Tensor) -> Result<(Tensor, Tensor)> {
-        let before = match &self.tracked {
-            Some(tracked) => Some(tracked.clone()),
-            None => self.buffer.k()?.zip(self.buffer.v()?),
-        };
-        let offset = self.buffer.offset();
-        let is_tracked = self.tracked.is_some() || k.track_op() || v.track_op();
-        let plain = self.buffer.append(&values(k)?, &values(v)?)?;
-        if !is_tracked {
-            return Ok(plain);
-        }
-        let (keys, values) = before.unzip();
-        let keys = self.written(keys, k, offset)?;
-        let values = self.written(values, v, offset)?;
-        self.tracked = Some((keys.clone(), values.clone()));
+        let (dim, window, offset) = (self.dim, self.window, self.offset());
+        let join = |held, new: &Tensor| written(held, new, dim, window, offset);
+        let held = self.cache.append(k, v, join)?;
         // The whole of a long sequence is returned, of which the buffer keeps the end.
-        match k.dim(self.dim)? >= self.window {
+        match k.dim(dim)? >= window {
             true => Ok((k.clone(), v.clone())),
-            false => Ok((keys, values)),
+            false => Ok(held),
         }
-    }
-
-    /// The buffer after `new` was written to it at `offset`.
-    fn written(&self, before: Option<Tensor>, new: &Tensor, offset: usize) -> Result<Tensor> {
-        let (dim, length) = (self.dim, new.dim(self.dim)?);
-        let part = |from: &Tensor, start: usize, end: usize| match end > start {
-            true => from.narrow(dim, start, end - start).map(Some),
-            false => Ok(None),
-        };
-        if length >= self.window {
-            return new.narrow(dim, length - self.window, self.window);
-        }
-        let Some(before) = before else {
-            return Ok(new.clone());
-        };
-        let held = before.dim(dim)?;
-        // What goes beyond the window's end stands at its beginning.
-        let end = (offset + length).min(self.window);
-        let wrapped = offset + length - end;
-        let parts = [
-            part(new, length - wrapped, length)?,
-            part(&before, wrapped, offset.min(held))?,
-            part(new, 0, length - wrapped)?,
-            part(&before, end, held)?,
-        ];
-        let parts: Vec<Tensor> = parts.into_iter().flatten().collect();
-        Tensor::cat(&parts, dim)
     }
 
     /// Where in the buffer the next position is written.
     pub fn offset(&self) -> usize {
-        self.buffer.offset()
+        self.cache.buffer.offset()
     }
 
     /// The length of the sequence so far, beyond the window, too.
     pub fn current_seq_len(&self) -> usize {
-        self.buffer.current_seq_len()
+        self.cache.buffer.current_seq_len()
     }
 
     /// The mask for the next `seq_len` positions, as candle's cache makes it.
@@ -217,22 +233,49 @@ impl RotatingKvCache {
     /// # Errors
     /// If the mask cannot be made on the device.
     pub fn attn_mask(&self, seq_len: usize, device: &Device) -> Result<Option<Tensor>> {
-        self.buffer.attn_mask(seq_len, device)
+        self.cache.buffer.attn_mask(seq_len, device)
     }
 
     /// The positions of the elements that the cache returns after the next `seq_len` positions.
     pub fn positions(&self, seq_len: usize) -> Vec<usize> {
-        self.buffer.positions(seq_len)
+        self.cache.buffer.positions(seq_len)
     }
 
     /// Forgets all keys and values.
     pub fn reset(&mut self) {
-        self.buffer.reset();
-        self.tracked = None;
+        self.cache.reset();
     }
 }
 
-/// The values alone, as candle's buffers take them.
-fn values(tensor: &Tensor) -> Result<Tensor> {
-    tensor.detach().contiguous()
+/// A rotating buffer after `new` was written at `offset`.
+fn written(
+    held: Option<Tensor>,
+    new: &Tensor,
+    dim: usize,
+    window: usize,
+    offset: usize,
+) -> Result<Tensor> {
+    let length = new.dim(dim)?;
+    if length >= window {
+        return new.narrow(dim, length - window, window);
+    }
+    let Some(held) = held else {
+        return Ok(new.clone());
+    };
+    let part = |from: &Tensor, start: usize, end: usize| match end > start {
+        true => from.narrow(dim, start, end - start).map(Some),
+        false => Ok(None),
+    };
+    let count = held.dim(dim)?;
+    // What goes beyond the window's end stands at its beginning.
+    let end = (offset + length).min(window);
+    let wrapped = offset + length - end;
+    let parts = [
+        part(new, length - wrapped, length)?,
+        part(&held, wrapped, offset.min(count))?,
+        part(new, 0, length - wrapped)?,
+        part(&held, end, count)?,
+    ];
+    let parts: Vec<Tensor> = parts.into_iter().flatten().collect();
+    Tensor::cat(&parts, dim)
 }
