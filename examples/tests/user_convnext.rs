@@ -38,6 +38,7 @@ where
     let logits = model.forward(&images)?;
     let labels = Tensor::new(&[0u32, 1, 0], &Device::Cpu)?;
     let grads = model.backward(&cross_entropy(&logits, &labels)?)?;
+    model.check_gradients(|model| Ok(cross_entropy(&model.forward(&images)?, &labels)?))?;
     let trained = model.named_params().into_iter().filter_map(|param| {
         let grad = grads.get(&param.tensor).filter(|_| param.is_trainable())?;
         Some((param.path, grad.clone()))

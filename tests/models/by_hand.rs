@@ -147,6 +147,8 @@ fn its_own_lora_model() {
     assert_eq!(model.trainable_vars().len(), 4);
     let loss = expected.sqr().unwrap().sum_all().unwrap();
     model.backward(&loss).unwrap();
+    let check = model.check_gradients(|model| Ok(model.forward(&xs)?.sqr()?.sum_all()?));
+    check.unwrap();
 
     let directory = tempfile::tempdir().unwrap();
     model.save_adapter(directory.path()).unwrap();

@@ -102,6 +102,8 @@ fn every_adapter_gets_the_gradient_of_the_composition() {
         let y = model.run().unwrap();
         let loss = (&y * fixed(y.shape(), DType::F32, 5)).unwrap();
         let grads = model.backward(&loss.sum_all().unwrap()).unwrap();
+        let check = model.check_gradients(|model| Ok(model.clone().run()?.sqr()?.mean_all()?));
+        check.unwrap();
         let vars = model.trainable_vars();
         vars.iter()
             .map(|var| grads.get(var).unwrap().clone())

@@ -134,6 +134,9 @@ fn every_adapter_and_classifier_gets_its_gradient() {
         let weights = fixed(output.shape(), DType::F32, 3);
         let loss = (output * weights).unwrap().sum_all().unwrap();
         let grads = lora.backward(&loss).unwrap();
+        let input = &fixture.input;
+        let check = lora.check_gradients(|model| Ok(model.forward(input)?.sqr()?.mean_all()?));
+        check.unwrap();
         for param in lora.named_params() {
             if param.is_trainable() {
                 let grad = grads.get(&param.tensor).unwrap();
