@@ -285,6 +285,26 @@ fn adapters_go_there_and_back() {
     );
 }
 
+/// A scaling that the values cannot take in is an error, not a file that nobody reads.
+#[test]
+fn a_scaling_that_is_too_large() -> Result {
+    let case = Elsewhere::new("linear");
+    let mut files = Files::read(&case.fixture.adapter());
+    files.config["lora_alpha"] = json!(1e40);
+    let dir = tempfile::tempdir()?;
+    files.write(dir.path());
+    for format in [Format::Kohya, Format::Diffusers] {
+        let to = dir.path().join("x.safetensors");
+        let result = export(dir.path(), &to, format, &Options::new());
+        refused(result, &["not finite in F32: the scaling is too large"]);
+        assert!(!to.exists());
+    }
+    let to = dir.path().join("mlx");
+    export(dir.path(), &to, Format::MlxLm, &Options::new())?;
+    import(&to, case.adapter(), &Options::new())?;
+    Ok(())
+}
+
 /// What mlx-lm reads: its own keys, and settings that name the layers.
 #[test]
 fn what_mlx_lm_gets() -> Result {

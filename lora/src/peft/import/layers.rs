@@ -254,10 +254,26 @@ fn serialized(path: &Path, tensors: Vec<(String, Tensor)>) -> Result<Vec<u8>> {
 
 /// Writes one file, whole or not at all.
 pub(super) fn write_file(path: &Path, tensors: Vec<(String, Tensor)>, what: &str) -> Result<()> {
-    let tensors = tensors
-        .into_iter()
-        .map(|(key, tensor)| Ok((key, tensor.contiguous()?)));
-    let bytes = serialized(path, tensors.collect::<Result<Vec<_>>>()?)?;
+    let mut problems = Vec::new();
+    let mut whole = Vec::new();
+    for (key, tensor) in tensors {
+        // The scaling may be in the values now.
+        if !ops::is_finite(&tensor)? {
+            let (key, dtype) = (shorten(&key), tensor.dtype());
+            problems.push(format!(
+                "`{key}` would hold values that are not finite in {dtype:?}: the scaling is too \
+                 large for them"
+            ));
+        }
+        whole.push((key, tensor.contiguous()?));
+    }
+    if !problems.is_empty() {
+        return Err(Error::File {
+            path: path.into(),
+            problems,
+        });
+    }
+    let bytes = serialized(path, whole)?;
     let failed =
         |error: std::io::Error| Error::file(path, format!("{what} cannot be written: {error}"));
     let parent = match path.parent() {
