@@ -295,3 +295,38 @@ fn queries_keys_and_values_apart() {
     let error = back.unwrap_err().to_string();
     assert!(error.contains("parts cannot be joined"), "{error}");
 }
+
+/// Joined experts of PEFT up to 0.18 have A and B the other way round; square ones do not show it.
+#[test]
+fn experts_of_older_versions() {
+    let (count, rank, width) = (2, 2, 4);
+    let prefix = "base_model.model.model.layers.0.mlp.experts";
+    let tensors = Tensors::from([
+        (
+            format!("{prefix}.lora_A.weight"),
+            tensor((count * rank, width), 3),
+        ),
+        (
+            format!("{prefix}.lora_B.weight"),
+            tensor((width, rank * count), 7),
+        ),
+    ]);
+    let options = GgufOptions::new("qwen3moe").experts(count);
+    let written = |version: serde_json::Value| {
+        let parameters = ["mlp.experts.down_proj"];
+        let config = json!({
+            "target_modules": null,
+            "target_parameters": parameters,
+            "peft_version": version,
+        });
+        there_and_back(directory(config, &tensors).path(), &options)
+    };
+    written(json!("0.21.2")).unwrap();
+    for (version, words) in [
+        (json!("0.17.1"), "is of PEFT up to 0.18"),
+        (json!(null), "AdapterDir::new(dir).old_experts(true)"),
+    ] {
+        let error = written(version).unwrap_err().to_string();
+        assert!(error.contains(words), "{error}");
+    }
+}

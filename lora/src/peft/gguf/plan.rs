@@ -8,23 +8,27 @@ use crate::config::matching::is_or_ends_with;
 use crate::config::selection::{Overrides, Selection};
 use crate::error::shorten;
 use crate::path::join;
+use crate::peft::experts::question;
 use crate::peft::keys;
 use crate::peft::tensors::Tensors;
 use crate::{LoraConfig, Result};
 use indexmap::IndexMap;
 
-/// The tensors of a GGUF file by llama.cpp's name, and all that is wrong.
+/// The tensors of a GGUF file by llama.cpp's name, and all that is wrong. `old` says whether A and B of
+/// joined experts are in the layout of PEFT up to 0.18, if anything tells.
 pub(super) fn pairs(
     weights: &Tensors,
     config: &LoraConfig,
     arch: &'static Arch,
     options: &GgufOptions,
+    old: Option<bool>,
 ) -> Result<(IndexMap<String, Pair>, Vec<String>)> {
     let (modules, problems) = modules(weights);
     let mut planner = Planner {
         arch,
         options,
         config,
+        old,
         pairs: IndexMap::new(),
         problems,
     };
@@ -92,6 +96,7 @@ struct Planner<'a> {
     arch: &'static Arch,
     options: &'a GgufOptions,
     config: &'a LoraConfig,
+    old: Option<bool>,
     /// By llama.cpp's name.
     pairs: IndexMap<String, Pair>,
     problems: Vec<String>,
@@ -150,6 +155,17 @@ impl Planner<'_> {
     /// The update of a weight of all experts.
     fn fused(&mut self, module: Module, parameter: &str, count: usize) {
         let (experts, _) = module.path.rsplit_once('.').unwrap_or_default();
+        let is_square = module.inputs == module.outputs;
+        match self.old {
+            Some(true) => self.problems.push(format!(
+                "`{}` is of PEFT up to 0.18, whose A and B are the other way round: load the adapter \
+                 into its model and save it again",
+                shorten(&module.path)
+            )),
+            // Of any other shape llama.cpp refuses what is turned.
+            None if is_square => self.problems.push(question(experts)),
+            _ => {}
+        }
         let parts: &[&str] = match parameter {
             "gate_up_proj" => &["gate_proj", "up_proj"],
             _ => &["down_proj"],

@@ -9,6 +9,7 @@ use crate::config::naming::Naming;
 use crate::config::selection::misfits;
 use crate::file;
 use crate::path::join;
+use crate::peft::experts::are_old;
 use crate::peft::tensors::Tensors;
 use crate::peft::weights::Weights;
 use crate::peft::{AdapterConfig, AdapterDir, CONFIG_FILE, WEIGHTS_FILE, files, keys};
@@ -81,7 +82,7 @@ pub fn adapter_to_gguf(
         let of_model = misfits(&config, ranks(&weights))?;
         config.naming.settings_mean_model(of_model < of_file);
     }
-    let (pairs, problems) = plan::pairs(&weights, &config, arch, options)?;
+    let (pairs, problems) = plan::pairs(&weights, &config, arch, options, are_old(&dir, &file))?;
     if !problems.is_empty() {
         return Err(failed(problems));
     }
