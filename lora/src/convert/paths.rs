@@ -92,23 +92,11 @@ impl Found {
 
 /// What two dotted paths begin with.
 fn common<'a>(a: &'a str, b: &'a str) -> &'a str {
-    if a == b {
-        return a;
-    }
-    let mut end = 0;
-    for ((start, part), other) in segments(a).zip(b.split('.')) {
-        if part != other {
-            break;
-        }
-        end = start + part.len();
-    }
-    &a[..end]
-}
-
-/// The segments of a dotted path, each with its place.
-fn segments(path: &str) -> impl Iterator<Item = (usize, &str)> {
-    let start = |part: &str| part.as_ptr() as usize - path.as_ptr() as usize;
-    path.split('.').map(move |part| (start(part), part))
+    let same = a.split('.').zip(b.split('.'));
+    let same = same.take_while(|(part, other)| part == other);
+    // Each part with the dot behind it; there is none behind the last.
+    let length: usize = same.map(|(part, _)| part.len() + 1).sum();
+    &a[..length.saturating_sub(1)]
 }
 
 /// Where the checkpoint has the parts that hold the recorded layers. A layer n fields below a part puts

@@ -13,6 +13,7 @@
 use crate::linalg::gaussian;
 use crate::traits::{Trainable, trainable};
 use crate::{Error, LoraModule, Result, manage, ops};
+use candle_core::backprop::GradStore;
 use candle_core::{DType, Tensor, Var};
 use rand::rngs::ChaCha8Rng;
 use rand::{RngExt, SeedableRng};
@@ -57,8 +58,8 @@ pub(crate) fn check_gradients<M: LoraModule>(
     model: &M,
     mut loss: impl FnMut(&M) -> Result<Tensor>,
 ) -> Result<GradientCheck> {
-    let layers = layers(model);
-    if layers.is_empty() {
+    let trainable = trainable(model);
+    if trainable.is_empty() {
         let problem = "the model has nothing to train, so there is no gradient to check";
         return Err(Error::Adapter(vec![problem.into()]));
     }
@@ -72,6 +73,7 @@ pub(crate) fn check_gradients<M: LoraModule>(
     };
     let first = pass()?;
     let grads = manage::backward(model, &first)?;
+    let layers = layers(trainable, &grads);
     let numbers = Numbers::of(model, &first)?;
     drop(first);
     let mut loss = || value(&pass()?);
@@ -86,12 +88,6 @@ pub(crate) fn check_gradients<M: LoraModule>(
             checked: layers.len(),
         });
     }
-    let mut gradients = Vec::new();
-    for layer in &layers {
-        let of_layer = layer.vars.iter().map(|var| grads.get(var).cloned());
-        gradients.push(of_layer.collect::<Vec<_>>());
-    }
-    let layers: Vec<_> = layers.into_iter().zip(gradients).collect();
     let mut worst: f64 = 0.0;
     let mut wrong = Vec::new();
     let count = layers.len().min(GROUPS);
@@ -123,26 +119,27 @@ pub(crate) fn check_gradients<M: LoraModule>(
     })
 }
 
-/// A layer's variables.
-struct Vars {
+/// A layer's variables, each with its gradient.
+struct Checked {
     path: String,
-    vars: Vec<Var>,
+    vars: Vec<(Var, Tensor)>,
 }
 
-/// A layer with the gradients of its variables. A variable that a batch did not reach has none.
-type Checked = (Vars, Vec<Option<Tensor>>);
-
-fn layers<M: LoraModule>(model: &M) -> Vec<Vars> {
-    let mut layers: Vec<Vars> = Vec::new();
+fn layers(trainable: Vec<Trainable>, grads: &GradStore) -> Vec<Checked> {
+    let mut layers: Vec<Checked> = Vec::new();
     for Trainable {
         path, layer, var, ..
-    } in trainable(model)
+    } in trainable
     {
+        // The backward pass gave each variable a gradient.
+        let Some(grad) = grads.get(&var).cloned() else {
+            continue;
+        };
         match layers.last_mut().filter(|last| last.path == path[..layer]) {
-            Some(last) => last.vars.push(var),
-            None => layers.push(Vars {
+            Some(last) => last.vars.push((var, grad)),
+            None => layers.push(Checked {
                 path: path[..layer].to_string(),
-                vars: vec![var],
+                vars: vec![(var, grad)],
             }),
         }
     }
@@ -165,14 +162,14 @@ fn suspects(
                 wrong.push(format!(
                     "{}: by the gradient the loss changes by {expected:.3e}, it changes by \
                      {measured:.3e}",
-                    layer.0.path
+                    layer.path
                 ));
                 break;
             }
         }
     }
     if wrong.is_empty() {
-        let (first, last) = (&group[0].0.path, &group[group.len() - 1].0.path);
+        let (first, last) = (&group[0].path, &group[group.len() - 1].path);
         wrong.push(format!("one or more of the layers from {first} to {last}"));
     }
     Ok(wrong)
@@ -235,12 +232,12 @@ impl<'a> Probe<'a> {
             expected: 0.0,
             contribution: 0.0,
         };
-        for (layer, grads) in group {
+        for layer in group {
             let share = aim * rng.random_range(0.5..1.5) / layer.vars.len() as f64;
             let mut of_layer: f64 = 0.0;
-            for (var, grad) in layer.vars.iter().zip(grads) {
+            for (var, grad) in &layer.vars {
                 let random = (0..var.elem_count()).map(|_| gaussian(&mut rng)).collect();
-                let (step, change) = step(var, grad.as_ref(), share, random)?;
+                let (step, change) = step(var, grad, share, random)?;
                 of_layer += change;
                 probe
                     .steps
@@ -301,13 +298,10 @@ impl Drop for Restore<'_> {
 
 /// A step of a variable along its gradient and a random direction of the same length, and the change
 /// of the loss that the gradient says, about `aim`.
-fn step(var: &Var, grad: Option<&Tensor>, aim: f64, random: Vec<f64>) -> Result<(Tensor, f64)> {
+fn step(var: &Var, grad: &Tensor, aim: f64, random: Vec<f64>) -> Result<(Tensor, f64)> {
     let random = Tensor::from_vec(random, var.shape(), var.device())?;
     let random = (&random / norm(&random)?.max(f64::MIN_POSITIVE))?;
-    let grad = match grad {
-        Some(grad) => grad.detach().to_dtype(DType::F64)?,
-        None => random.zeros_like()?,
-    };
+    let grad = grad.detach().to_dtype(DType::F64)?;
     let slope = norm(&grad)?;
     // A variable of zeros, such as B at first, has no length of its own.
     let typical = 0.02 * (var.elem_count() as f64).sqrt();

@@ -182,7 +182,7 @@ fn alphas<'a>(layers: &[(&'a str, Settings)]) -> (bool, Vec<(&'a str, Settings)>
 }
 
 /// The value that occurs most often; the first, if several do.
-fn most_common<T: PartialEq + Copy>(values: impl Iterator<Item = T>) -> Option<T> {
+pub(super) fn most_common<T: PartialEq + Copy>(values: impl Iterator<Item = T>) -> Option<T> {
     let mut counts: Vec<(T, usize)> = Vec::new();
     for value in values {
         match counts.iter_mut().find(|(known, _)| *known == value) {

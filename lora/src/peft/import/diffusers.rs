@@ -1,13 +1,13 @@
 //! diffusers' files: the components of a pipeline, each with PEFT's keys or those of before PEFT.
 
-use super::layers::scaled;
+use super::layers::{number, scaled};
 use super::{Found, Layer, Options};
 use crate::config::selection::{Overrides, Selection};
 use crate::error::shorten;
 use crate::file::{self, TensorFile};
 use crate::peft::{AdapterConfig, keys};
 use crate::{LoraConfig, Part, Result};
-use candle_core::{DType, Tensor};
+use candle_core::Tensor;
 use indexmap::IndexMap;
 use serde_json::{Map, Value};
 use std::collections::HashMap;
@@ -137,16 +137,13 @@ pub(super) fn read(file: &TensorFile, options: &Options) -> Result<Found<Vec<Lay
         };
         let rank = a.dims().first().copied().unwrap_or(0);
         let alpha = match (tensors.get(&None), &mut selection) {
-            (Some(key), _) => {
-                let alpha = file.tensor(key)?.to_dtype(DType::F64)?.flatten_all()?;
-                match alpha.dims() {
-                    [1] => alpha.get(0)?.to_scalar::<f64>()?,
-                    other => {
-                        problems.push(format!("`{}` has shape {other:?}", shorten(key)));
-                        continue;
-                    }
+            (Some(key), _) => match number(file, key)? {
+                Ok(alpha) => alpha,
+                Err(problem) => {
+                    problems.push(problem);
+                    continue;
                 }
-            }
+            },
             (None, Some(selection)) => {
                 let settings = selection.settings(&path, Overrides::default())?;
                 settings.scaling * rank as f64

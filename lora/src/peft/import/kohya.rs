@@ -1,11 +1,12 @@
 //! kohya's files: `lora_unet_mid_block_to_q.lora_down.weight`, `.lora_up.weight`, `.alpha`.
 
+use super::layers::number;
 use super::{Found, Layer, Options};
 use crate::Result;
 use crate::error::shorten;
 use crate::file::TensorFile;
 use crate::peft::merge::Base;
-use candle_core::{DType, Device, Tensor};
+use candle_core::{Device, Tensor};
 use indexmap::IndexMap;
 use std::collections::HashMap;
 
@@ -79,16 +80,13 @@ pub(super) fn read(file: &TensorFile, options: &Options) -> Result<Found<Vec<Lay
         }
         let rank = a.dims().first().copied().unwrap_or(0) as f64;
         let alpha = match tensors.get(ALPHA) {
-            Some(key) => {
-                let alpha = file.tensor(key)?.to_dtype(DType::F64)?.flatten_all()?;
-                match alpha.dims() {
-                    [1] => alpha.get(0)?.to_scalar::<f64>()?,
-                    other => {
-                        problems.push(format!("`{}` has shape {other:?}", shorten(key)));
-                        continue;
-                    }
+            Some(key) => match number(file, key)? {
+                Ok(alpha) => alpha,
+                Err(problem) => {
+                    problems.push(problem);
+                    continue;
                 }
-            }
+            },
             None => rank,
         };
         layers.push(Layer {

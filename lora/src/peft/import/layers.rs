@@ -3,7 +3,8 @@
 use super::Found;
 use crate::config::selection::{Overrides, Selection};
 use crate::error::shorten;
-use crate::file;
+use crate::file::{self, TensorFile};
+use crate::peft::save::most_common;
 use crate::peft::tensors::Tensors;
 use crate::peft::weights::Weights;
 use crate::peft::{AdapterConfig, AdapterDir, files, keys, replace};
@@ -98,20 +99,6 @@ pub(super) fn write(dir: &Path, layers: &[Layer]) -> Result<()> {
     let tensors = tensors.into_iter().map(|(key, tensor)| Ok((key, tensor?)));
     let bytes = serialized(dir, tensors.collect::<Result<Vec<_>>>()?)?;
     replace::write(dir, &config(layers).to_json()?, &bytes)
-}
-
-/// The most common of these values; the first of several.
-fn most_common<T: PartialEq + Copy>(values: impl Iterator<Item = T>) -> Option<T> {
-    let mut counts: Vec<(T, usize)> = Vec::new();
-    for value in values {
-        match counts.iter_mut().find(|(known, _)| *known == value) {
-            Some((_, count)) => *count += 1,
-            None => counts.push((value, 1)),
-        }
-    }
-    let most = counts.iter().map(|(_, count)| *count).max()?;
-    let found = counts.into_iter().find(|(_, count)| *count == most);
-    found.map(|(value, _)| value)
 }
 
 fn config(layers: &[Layer]) -> AdapterConfig {
@@ -236,6 +223,18 @@ fn unsupported(file: &AdapterConfig) -> Vec<String> {
     let on = on.into_iter().filter(|(_, on)| *on);
     on.map(|(key, _)| format!("`{key}` is set to a value that the format cannot hold"))
         .collect()
+}
+
+/// The number that a file holds under this key, such as an alpha, or the problem.
+pub(super) fn number(
+    file: &TensorFile,
+    key: &str,
+) -> candle_core::Result<std::result::Result<f64, String>> {
+    let number = file.tensor(key)?.to_dtype(DType::F64)?.flatten_all()?;
+    match number.dims() {
+        [1] => Ok(Ok(number.get(0)?.to_scalar::<f64>()?)),
+        other => Ok(Err(format!("`{}` has shape {other:?}", shorten(key)))),
+    }
 }
 
 /// B with the scaling in it, so that a scaling of 1 does the same.

@@ -10,8 +10,9 @@ use crate::path::join;
 use crate::peft::TokenIndices;
 use crate::peft::keys::{self, is_embedding, without_wrappers};
 use crate::peft::rounding::same_values;
-use candle_core::{DType, Tensor};
-use safetensors::tensor::{Dtype, TensorInfo};
+use crate::peft::weights::check_dtype;
+use candle_core::Tensor;
+use safetensors::tensor::TensorInfo;
 use std::collections::HashSet;
 
 impl Planner<'_> {
@@ -41,7 +42,7 @@ impl Planner<'_> {
             return self.replace_if_new(&bare, key, sorted);
         }
         // Some tools write all of a model's state.
-        if self.is_own(&bare, key)? {
+        if self.is_own(&self.locate(&bare), key)? {
             return Ok(());
         }
         self.problems.push(match is_bias(&bare) {
@@ -54,17 +55,11 @@ impl Planner<'_> {
     }
 
     /// Whether the tensor is the base's own, but for rounding.
-    fn is_own(&self, bare: &str, key: &str) -> Result<bool> {
-        let name = self.locate(bare);
-        let is_float = |dtype: Option<Dtype>| {
-            let floats = [Dtype::F64, Dtype::F32, Dtype::F16, Dtype::BF16];
-            dtype.is_some_and(|dtype| floats.contains(&dtype))
-        };
-        let own = self.adapter.tensors().get(key).map(|info| info.dtype);
-        let base = self.base.info(&name).map(|info| info.dtype);
-        Ok(is_float(own)
-            && is_float(base)
-            && same_values(&self.base.tensor(&name)?, &self.adapter.tensor(key)?)?)
+    fn is_own(&self, name: &str, key: &str) -> Result<bool> {
+        let infos = [self.adapter.tensors().get(key), self.base.info(name)];
+        let is_float = |info: Option<&TensorInfo>| info.is_some_and(|i| check_dtype(i).is_ok());
+        Ok(infos.into_iter().all(is_float)
+            && same_values(&self.base.tensor(name)?, &self.adapter.tensor(key)?)?)
     }
 
     /// The module, trained in full, that holds a tensor. By PEFT's rule for `modules_to_save`: the
@@ -182,14 +177,11 @@ impl Planner<'_> {
         Ok(())
     }
 
-    /// Whether a tensor of the file is the base's own, also when one of them was rounded.
+    /// As [`is_own`](Self::is_own). A tensor of the base's shape that is no float is a problem.
     pub fn is_base(&mut self, key: &str, name: &str) -> Result<bool> {
         let shape = self.shape_of(key).to_vec();
-        if self.base.shape(name) != Some(&shape) || !self.are_floats(name, &[key]) {
-            return Ok(false);
-        }
-        let (base, own) = (self.base.tensor(name)?, self.adapter.tensor(key)?);
-        same_values(&base, &own)
+        let fits = self.base.shape(name) == Some(&shape) && self.are_floats(name, &[key]);
+        Ok(fits && self.is_own(name, key)?)
     }
 
     /// Whether an embedding of the file has the same values and a place in the base: both modules
@@ -345,9 +337,5 @@ fn has_more_rows(theirs: &[usize], mine: &[usize]) -> bool {
 
 /// The same shape, dtype and values.
 pub(super) fn equal(a: &Tensor, b: &Tensor) -> Result<bool> {
-    if a.dims() != b.dims() || a.dtype() != b.dtype() {
-        return Ok(false);
-    }
-    let same = a.eq(b)?.flatten_all()?;
-    Ok(same.elem_count() == 0 || same.min(0)?.to_dtype(DType::U32)?.to_scalar::<u32>()? == 1)
+    Ok(a.dtype() == b.dtype() && same_values(a, b)?)
 }

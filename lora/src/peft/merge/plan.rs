@@ -17,7 +17,7 @@ use crate::peft::fused::Fused;
 use crate::peft::import::Format;
 use crate::peft::keys::{without_wrappers, wrappers_behind};
 use crate::peft::tensors::Tensors;
-use crate::peft::weights::Weights;
+use crate::peft::weights::{Weights, check_dtype};
 use crate::peft::{AdapterConfig, AdapterDir, CONFIG_FILE, keys};
 use crate::{Error, LoraConfig, Result, ops};
 use candle_core::{DType, Tensor};
@@ -325,18 +325,16 @@ impl Planner<'_> {
 
     /// Whether the base's tensor and the adapter's are floats. Adds a problem for each that is not.
     pub fn are_floats(&mut self, name: &str, keys: &[&str]) -> bool {
-        use safetensors::Dtype::{BF16, F16, F32, F64};
         let mut all = true;
-        let base = self.base.info(name).map(|info| (name, info.dtype));
+        let base = self.base.info(name).map(|info| (name, info));
         let adapter = keys.iter().filter_map(|key| {
             let info = self.adapter.tensors().get(*key)?;
-            Some((*key, info.dtype))
+            Some((*key, info))
         });
-        for (name, dtype) in base.into_iter().chain(adapter) {
-            if !matches!(dtype, F64 | F32 | F16 | BF16) {
-                self.problems.push(format!(
-                    "`{name}` is {dtype:?}: it must be F64, F32, F16 or BF16 to be merged"
-                ));
+        for (name, info) in base.into_iter().chain(adapter) {
+            if let Err(problem) = check_dtype(info) {
+                self.problems
+                    .push(format!("`{name}` {problem} to be merged"));
                 all = false;
             }
         }
