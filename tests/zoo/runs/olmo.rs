@@ -1,0 +1,23 @@
+//! OLMo: two layers of width 16, four tokens.
+use crate::prelude::*;
+use zoo_olmo::models::olmo::{self, Config};
+
+type Model = olmo::Model;
+
+pub fn build(vb: VarBuilder) -> Result<Model> {
+    let config: Config = serde_json::from_str(
+        r#"{
+            "vocab_size": 12, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2,
+            "num_attention_heads": 2, "num_key_value_heads": 1, "max_position_embeddings": 16,
+            "attention_bias": false, "hidden_act": "silu", "rope_theta": 10000.0,
+            "tie_word_embeddings": false, "clip_qkv": null
+        }"#,
+    )?;
+    Ok(Model::new(&config, vb)?)
+}
+
+run!(|model| {
+    model.clear_kv_cache();
+    let ids = Tensor::new(&[[1u32, 5, 3, 2]], &Device::Cpu)?;
+    mean_square(&model.forward(&ids, 0)?)
+});

@@ -1,0 +1,23 @@
+//! Phi: two layers of width 16, four tokens.
+use crate::prelude::*;
+use zoo_phi::models::phi::{self, Config};
+
+type Model = phi::Model;
+
+pub fn build(vb: VarBuilder) -> Result<Model> {
+    let config: Config = serde_json::from_str(
+        r#"{
+            "vocab_size": 12, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2,
+            "num_attention_heads": 2, "num_key_value_heads": 1, "max_position_embeddings": 16,
+            "hidden_act": "gelu_new", "layer_norm_eps": 1e-5, "tie_word_embeddings": false,
+            "rope_theta": 10000.0, "partial_rotary_factor": 0.5, "qk_layernorm": false
+        }"#,
+    )?;
+    Ok(Model::new(&config, vb)?)
+}
+
+run!(|model| {
+    model.clear_kv_cache();
+    let ids = Tensor::new(&[[1u32, 5, 3, 2]], &Device::Cpu)?;
+    mean_square(&model.forward(&ids)?)
+});

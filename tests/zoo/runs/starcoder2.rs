@@ -1,0 +1,23 @@
+//! StarCoder 2: two layers of width 16, four tokens.
+use crate::prelude::*;
+use zoo_starcoder2::models::starcoder2::{self, Config};
+
+type Model = starcoder2::Model;
+
+pub fn build(vb: VarBuilder) -> Result<Model> {
+    let config: Config = serde_json::from_str(
+        r#"{
+            "vocab_size": 12, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2,
+            "num_attention_heads": 2, "num_key_value_heads": 1, "max_position_embeddings": 16,
+            "hidden_act": "gelu_pytorch_tanh", "norm_epsilon": 1e-5, "rope_theta": 10000.0,
+            "use_bias": true
+        }"#,
+    )?;
+    Ok(Model::new(&config, vb)?)
+}
+
+run!(|model| {
+    model.clear_kv_cache();
+    let ids = Tensor::new(&[[1u32, 5, 3, 2]], &Device::Cpu)?;
+    mean_square(&model.forward(&ids, 0)?)
+});

@@ -1,0 +1,16 @@
+//! The prior of Würstchen: a block of 8 channels, a latent of 4 by 4, three tokens.
+use crate::prelude::*;
+use zoo_wuerstchen::models::wuerstchen::prior::WPrior;
+
+type Model = WPrior;
+
+pub fn build(vb: VarBuilder) -> Result<Model> {
+    Ok(WPrior::new(4, 8, 6, 4, 1, 2, false, vb)?)
+}
+
+run!(|model| {
+    let latent = Tensor::arange(0f32, 64., &Device::Cpu)?.sin()?.reshape((1, 4, 4, 4))?;
+    let text = Tensor::arange(0f32, 18., &Device::Cpu)?.cos()?.reshape((1, 3, 6))?;
+    let ratio = Tensor::new(&[0.3f32], &Device::Cpu)?;
+    mean_square(&model.forward(&latent, &ratio, &text)?)
+});
