@@ -1,5 +1,7 @@
 //! Chinese CLIP: a layer of width 16 for texts and images, two texts and two images.
 use crate::prelude::*;
+use candle_core::Shape;
+use candle_nn::{Init, var_builder::SimpleBackend};
 use zoo_chinese_clip::models::chinese_clip::{
     ChineseClipConfig, ChineseClipModel, text_model::ChineseClipTextConfig,
     vision_model::ChineseClipVisionConfig,
@@ -7,7 +9,25 @@ use zoo_chinese_clip::models::chinese_clip::{
 
 type Model = ChineseClipModel;
 
+/// Checkpoints have no pooler, and candle's cannot run.
+struct NoPooler<'a>(VarBuilder<'a>);
+
+impl SimpleBackend for NoPooler<'_> {
+    fn get(&self, s: Shape, name: &str, h: Init, _: DType, _: &Device) -> candle_core::Result<Tensor> {
+        self.0.get_with_hints(s, name, h)
+    }
+
+    fn get_unchecked(&self, name: &str, _: DType, _: &Device) -> candle_core::Result<Tensor> {
+        self.0.get_unchecked(name)
+    }
+
+    fn contains_tensor(&self, name: &str) -> bool {
+        !name.contains("pooler") && self.0.contains_tensor(name)
+    }
+}
+
 pub fn build(vb: VarBuilder) -> Result<Model> {
+    let vb = VarBuilder::from_backend(Box::new(NoPooler(vb)), DType::F32, Device::Cpu);
     let text_config = ChineseClipTextConfig {
         vocab_size: 12,
         hidden_size: 16,

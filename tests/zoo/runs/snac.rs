@@ -1,5 +1,5 @@
 //! SNAC: encoder, quantizer and decoder with 4 to 8 channels, without noise.
-//! No attention, which candle has not completed. `in_proj` of the quantizers makes codes, which have no
+//! No attention and no convolutions by channel, which candle has not completed. `in_proj` of the quantizers makes codes, which have no
 //! gradient.
 use crate::prelude::*;
 use zoo_snac::models::snac::{self, Config};
@@ -11,7 +11,7 @@ pub fn build(vb: VarBuilder) -> Result<Model> {
         r#"{
             "sampling_rate": 24000, "encoder_dim": 4, "encoder_rates": [2], "decoder_dim": 8,
             "decoder_rates": [2], "attn_window_size": null, "codebook_size": 5, "codebook_dim": 3,
-            "vq_strides": [2, 1], "noise": false, "depthwise": true
+            "vq_strides": [2, 1], "noise": false, "depthwise": false
         }"#,
     )?;
     Ok(Model::new(&config, vb)?)

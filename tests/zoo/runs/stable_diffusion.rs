@@ -1,4 +1,5 @@
-//! The UNet of Stable Diffusion: one block with attention and one without, 8 and 16 channels.
+//! The UNet of Stable Diffusion: one block with attention and one without, 32 channels each, as candle
+//! has 32 groups in some norms, whatever the configuration says.
 use crate::prelude::*;
 use zoo_stable_diffusion::models::stable_diffusion::unet_2d::{
     BlockConfig, UNet2DConditionModel, UNet2DConditionModelConfig,
@@ -13,10 +14,9 @@ pub fn build(vb: VarBuilder) -> Result<Model> {
         attention_head_dim: 2,
     };
     let config = UNet2DConditionModelConfig {
-        blocks: vec![block(8, Some(1)), block(16, None)],
+        blocks: vec![block(32, Some(1)), block(32, None)],
         layers_per_block: 1,
-        norm_num_groups: 4,
-        cross_attention_dim: 12,
+            cross_attention_dim: 12,
         ..Default::default()
     };
     Ok(UNet2DConditionModel::new(vb, 4, 4, false, config)?)

@@ -1,4 +1,5 @@
-//! TrOCR: a layer of width 16 in encoder and decoder, one image and three tokens.
+//! TrOCR: a layer of width 16 in encoder and decoder, one image and three tokens, one after the
+//! other: candle masks the image as if it was the text.
 use crate::prelude::*;
 use zoo_trocr::models::{
     trocr::{TrOCRConfig, TrOCRModel},
@@ -32,7 +33,11 @@ pub fn build(vb: VarBuilder) -> Result<Model> {
 run!(|model| {
     model.reset_kv_cache();
     let image = Tensor::arange(0f32, 192., &Device::Cpu)?.sin()?.reshape((1, 3, 8, 8))?;
-    let ids = Tensor::new(&[[1u32, 5, 3]], &Device::Cpu)?;
     let seen = model.encoder().forward(&image)?;
-    mean_square(&model.decode(&ids, &seen, 0)?)
+    let mut logits = Vec::new();
+    for (place, id) in [1u32, 5, 3].into_iter().enumerate() {
+        let ids = Tensor::new(&[[id]], &Device::Cpu)?;
+        logits.push(model.decode(&ids, &seen, place)?);
+    }
+    mean_square(&Tensor::cat(&logits, 1)?)
 });
