@@ -1,5 +1,5 @@
-//! Based: a layer of each of the three mixers, width 16, four tokens.
-//! Its cache cannot be cleared from outside, so each run has a copy.
+//! Based: a layer of each of the three mixers, width 16, four tokens. Its cache cannot be cleared
+//! from outside, so each run has a copy.
 use crate::prelude::*;
 use zoo_based::models::based::{self, Config};
 

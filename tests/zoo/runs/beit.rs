@@ -9,6 +9,8 @@ pub fn build(vb: VarBuilder) -> Result<Model> {
 }
 
 run!(|model| {
-    let image = Tensor::arange(0f32, 442368., &Device::Cpu)?.sin()?.reshape((1, 3, 384, 384))?;
+    let image = Tensor::arange(0f32, 442368., &Device::Cpu)?
+        .sin()?
+        .reshape((1, 3, 384, 384))?;
     mean_square(&model.forward(&image)?)
 });

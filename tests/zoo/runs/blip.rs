@@ -26,7 +26,9 @@ pub fn build(vb: VarBuilder) -> Result<Model> {
 
 run!(|model| {
     model.reset_kv_cache();
-    let image = Tensor::arange(0f32, 192., &Device::Cpu)?.sin()?.reshape((1, 3, 8, 8))?;
+    let image = Tensor::arange(0f32, 192., &Device::Cpu)?
+        .sin()?
+        .reshape((1, 3, 8, 8))?;
     let ids = Tensor::new(&[[1u32, 5, 3, 2]], &Device::Cpu)?;
     let seen = model.vision_model().forward(&image)?;
     mean_square(&model.text_decoder().forward(&ids, &seen)?)

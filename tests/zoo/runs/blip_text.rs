@@ -19,6 +19,8 @@ pub fn build(vb: VarBuilder) -> Result<Model> {
 run!(|model| {
     model.reset_kv_cache();
     let ids = Tensor::new(&[[1u32, 5, 3, 2]], &Device::Cpu)?;
-    let seen = Tensor::arange(0f32, 36., &Device::Cpu)?.sin()?.reshape((1, 3, 12))?;
+    let seen = Tensor::arange(0f32, 36., &Device::Cpu)?
+        .sin()?
+        .reshape((1, 3, 12))?;
     mean_square(&model.forward(&ids, &seen)?)
 });

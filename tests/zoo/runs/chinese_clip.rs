@@ -13,7 +13,14 @@ type Model = ChineseClipModel;
 struct NoPooler<'a>(VarBuilder<'a>);
 
 impl SimpleBackend for NoPooler<'_> {
-    fn get(&self, s: Shape, name: &str, h: Init, _: DType, _: &Device) -> candle_core::Result<Tensor> {
+    fn get(
+        &self,
+        s: Shape,
+        name: &str,
+        h: Init,
+        _: DType,
+        _: &Device,
+    ) -> candle_core::Result<Tensor> {
         self.0.get_with_hints(s, name, h)
     }
 
@@ -59,7 +66,9 @@ pub fn build(vb: VarBuilder) -> Result<Model> {
 
 run!(|model| {
     let ids = Tensor::new(&[[1u32, 5, 3], [2, 4, 6]], &Device::Cpu)?;
-    let images = Tensor::arange(0f32, 384., &Device::Cpu)?.sin()?.reshape((2, 3, 8, 8))?;
+    let images = Tensor::arange(0f32, 384., &Device::Cpu)?
+        .sin()?
+        .reshape((2, 3, 8, 8))?;
     let (per_text, _) = model.forward(&images, &ids, None, None)?;
     mean_square(&per_text)
 });

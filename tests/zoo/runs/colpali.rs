@@ -1,9 +1,6 @@
 //! ColPali: a layer of width 16 for images and texts, one image and four tokens.
 use crate::prelude::*;
-use zoo_colpali::models::{
-    colpali,
-    paligemma::Config,
-};
+use zoo_colpali::models::{colpali, paligemma::Config};
 
 type Model = colpali::Model;
 
@@ -27,7 +24,9 @@ pub fn build(vb: VarBuilder) -> Result<Model> {
 }
 
 run!(|model| {
-    let image = Tensor::arange(0f32, 192., &Device::Cpu)?.sin()?.reshape((1, 3, 8, 8))?;
+    let image = Tensor::arange(0f32, 192., &Device::Cpu)?
+        .sin()?
+        .reshape((1, 3, 8, 8))?;
     let ids = Tensor::new(&[[1u32, 5, 3, 2]], &Device::Cpu)?;
     mean_square(&model.forward_images(&image, &ids)?)
 });

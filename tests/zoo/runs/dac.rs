@@ -1,5 +1,5 @@
-//! DAC: encoder, quantizer and decoder with 4 to 8 channels.
-//! `Model::new` has fixed sizes, its parts have not. No function uses the quantizers' `in_proj`.
+//! DAC: encoder, quantizer and decoder with 4 to 8 channels. `Model::new` has fixed sizes, its
+//! parts have not. No function uses the quantizers' `in_proj`.
 use crate::prelude::*;
 use zoo_dac::models::dac::{self, Decoder, Encoder, ResidualVectorQuantizer};
 
@@ -14,9 +14,18 @@ pub fn build(vb: VarBuilder) -> Result<Model> {
 }
 
 run!(|model| {
-    let audio = Tensor::arange(0f32, 16., &Device::Cpu)?.sin()?.reshape((1, 1, 16))?;
+    let audio = Tensor::arange(0f32, 16., &Device::Cpu)?
+        .sin()?
+        .reshape((1, 1, 16))?;
     let latent = model.encoder.forward(&audio)?;
-    let codes = Tensor::new(&[[[1u32, 4, 2, 0, 3, 1, 2], [0, 3, 1, 4, 2, 0, 1]]], &Device::Cpu)?;
+    let codes = Tensor::new(
+        &[[[1u32, 4, 2, 0, 3, 1, 2], [0, 3, 1, 4, 2, 0, 1]]],
+        &Device::Cpu,
+    )?;
     let quantized = model.quantizer.from_codes(&codes)?;
-    mean_square(&model.decoder.forward(&Tensor::cat(&[latent, quantized], 2)?)?)
+    mean_square(
+        &model
+            .decoder
+            .forward(&Tensor::cat(&[latent, quantized], 2)?)?,
+    )
 });

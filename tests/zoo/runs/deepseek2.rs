@@ -1,5 +1,5 @@
-//! DeepSeek 2: a dense layer and one with two experts, width 16, four tokens.
-//! Both experts take each token, so that no choice among them changes.
+//! DeepSeek 2: a dense layer and one with two experts, width 16, four tokens. Both experts take
+//! each token, so that no choice among them changes.
 use crate::prelude::*;
 use zoo_deepseek2::models::deepseek2::{DeepSeekV2, DeepSeekV2Config};
 

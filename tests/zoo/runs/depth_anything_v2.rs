@@ -1,5 +1,5 @@
-//! Depth Anything 2: a DINOv2 of four layers of width 8 and a head of 4 to 8 channels.
-//! The size of DINOv2's images, 518 by 518, and of its classifier are fixed; nothing uses the latter here.
+//! Depth Anything 2: a DINOv2 of four layers of width 8 and a head of 4 to 8 channels. The size
+//! of DINOv2's images, 518 by 518, and of its classifier are fixed; nothing uses the latter here.
 use crate::prelude::*;
 use std::sync::Arc;
 use zoo_depth_anything_v2::models::{
@@ -16,6 +16,8 @@ pub fn build(vb: VarBuilder) -> Result<Model> {
 }
 
 run!(|model| {
-    let image = Tensor::arange(0f32, 2352., &Device::Cpu)?.sin()?.reshape((1, 3, 28, 28))?;
+    let image = Tensor::arange(0f32, 2352., &Device::Cpu)?
+        .sin()?
+        .reshape((1, 3, 28, 28))?;
     mean_square(&model.forward(&image)?)
 });

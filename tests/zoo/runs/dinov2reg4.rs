@@ -9,6 +9,8 @@ pub fn build(vb: VarBuilder) -> Result<Model> {
 }
 
 run!(|model| {
-    let image = Tensor::arange(0f32, 804972., &Device::Cpu)?.sin()?.reshape((1, 3, 518, 518))?;
+    let image = Tensor::arange(0f32, 804972., &Device::Cpu)?
+        .sin()?
+        .reshape((1, 3, 518, 518))?;
     mean_square(&model.forward(&image)?)
 });

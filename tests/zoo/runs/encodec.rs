@@ -19,8 +19,13 @@ pub fn build(vb: VarBuilder) -> Result<Model> {
 }
 
 run!(|model| {
-    let audio = Tensor::arange(0f32, 8., &Device::Cpu)?.sin()?.reshape((1, 1, 8))?;
-    let encoded = model.0.forward(&audio)?;
-    let decoded = model.1.forward(&encoded)?;
-    mean_square(&decoded)
+    let audio = Tensor::arange(0f32, 8., &Device::Cpu)?
+        .sin()?
+        .reshape((1, 1, 8))?;
+    let latent = Tensor::arange(0f32, 24., &Device::Cpu)?
+        .cos()?
+        .reshape((1, 6, 4))?;
+    let encoded = model.0.forward(&audio)?.flatten_all()?;
+    let decoded = model.1.forward(&latent)?.flatten_all()?;
+    mean_square(&Tensor::cat(&[encoded, decoded], 0)?)
 });

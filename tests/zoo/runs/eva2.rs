@@ -9,6 +9,8 @@ pub fn build(vb: VarBuilder) -> Result<Model> {
 }
 
 run!(|model| {
-    let image = Tensor::arange(0f32, 602112., &Device::Cpu)?.sin()?.reshape((1, 3, 448, 448))?;
+    let image = Tensor::arange(0f32, 602112., &Device::Cpu)?
+        .sin()?
+        .reshape((1, 3, 448, 448))?;
     mean_square(&model.forward(&image)?)
 });

@@ -1,4 +1,5 @@
-//! Flux: one block of two streams and one of a single stream, width 16, four patches, three tokens.
+//! Flux: one block of two streams and one of a single stream, width 16, four patches, three
+//! tokens.
 use crate::prelude::*;
 use zoo_flux::models::flux::{
     WithForward,
@@ -37,6 +38,14 @@ run!(|model| {
     let guidance = Tensor::new(&[0.7f32], &Device::Cpu)?;
     let pooled = wave(1, 5)?.squeeze(0)?;
     let (image, text) = (wave(4, 6)?, wave(3, 7)?);
-    let image = model.forward(&image, &image_ids, &text, &text_ids, &time, &pooled, Some(&guidance))?;
+    let image = model.forward(
+        &image,
+        &image_ids,
+        &text,
+        &text_ids,
+        &time,
+        &pooled,
+        Some(&guidance),
+    )?;
     mean_square(&image)
 });

@@ -1,5 +1,5 @@
-//! Gemma 3: two layers of width 16, one with a sliding window, four tokens.
-//! Its caches are candle's `KvCache` and `RotatingKvCache`, which copy into a buffer without a gradient.
+//! Gemma 3: two layers of width 16, one with a sliding window, four tokens. Its caches are
+//! candle's `KvCache` and `RotatingKvCache`, which copy into a buffer without a gradient.
 use crate::prelude::*;
 use zoo_gemma3::models::gemma3::{self, Config};
 

@@ -1,5 +1,5 @@
-//! Gemma 4: two layers of width 16 for texts, one for images; a patch of an image and three tokens.
-//! Its caches are those of Gemma 3.
+//! Gemma 4: two layers of width 16 for texts, one for images; an image of four patches, which
+//! candle always puts first, and three tokens. Its caches are those of Gemma 3.
 use crate::prelude::*;
 use zoo_gemma4::models::gemma4::{self, config::Gemma4Config};
 
@@ -27,7 +27,9 @@ pub fn build(vb: VarBuilder) -> Result<Model> {
 
 run!(|model| {
     model.clear_kv_cache();
-    let image = Tensor::arange(0f32, 48., &Device::Cpu)?.sin()?.reshape((1, 3, 4, 4))?;
-    let ids = Tensor::new(&[[1u32, 10, 3, 2]], &Device::Cpu)?;
+    let image = Tensor::arange(0f32, 48., &Device::Cpu)?
+        .sin()?
+        .reshape((1, 3, 4, 4))?;
+    let ids = Tensor::new(&[[10u32, 1, 3, 2]], &Device::Cpu)?;
     mean_square(&model.forward_multimodal(&ids, Some(&[image]), None, None, 0)?)
 });

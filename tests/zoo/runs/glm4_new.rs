@@ -1,5 +1,5 @@
-//! GLM 4 of 2025: two layers of width 16, four tokens.
-//! Its cache is candle's `KvCache`, which copies into a buffer without a gradient.
+//! GLM 4 of 2025: two layers of width 16, four tokens. Its cache is candle's `KvCache`, which
+//! copies into a buffer without a gradient.
 use crate::prelude::*;
 use zoo_glm4_new::models::glm4_new::{Config, ModelForCausalLM};
 

@@ -1,8 +1,7 @@
 //! Granite 4: two layers with attention, which are all that candle has, width 16, four tokens.
 use crate::prelude::*;
 use zoo_granitemoehybrid::models::granitemoehybrid::{
-    GraniteMoeHybrid, GraniteMoeHybridCache, GraniteMoeHybridConfig,
-    GraniteMoeHybridInternalConfig,
+    GraniteMoeHybrid, GraniteMoeHybridCache, GraniteMoeHybridConfig, GraniteMoeHybridInternalConfig,
 };
 
 type Model = GraniteMoeHybrid;

@@ -1,4 +1,5 @@
-//! LFM 2: a layer with a convolution and one with attention, width 16, four tokens, without a cache.
+//! LFM 2: a layer with a convolution and one with attention, width 16, four tokens, without a
+//! cache.
 use crate::prelude::*;
 use zoo_lfm2::models::lfm2::{self, Cache, Config, LayerType};
 

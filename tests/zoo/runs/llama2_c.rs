@@ -1,5 +1,5 @@
-//! Llama 2 in C: two layers of width 16, four tokens, without a cache.
-//! The cache takes its rotations from the checkpoint, or computes the same if the checkpoint has none.
+//! Llama 2 in C: two layers of width 16, four tokens, without a cache. The cache takes its
+//! rotations from the checkpoint, or computes the same if the checkpoint has none.
 use crate::prelude::*;
 use std::collections::HashMap;
 use zoo_llama2_c::models::llama2_c::{Cache, Config, Llama};

@@ -1,4 +1,5 @@
-//! LLaVA: a layer of width 16 for images and texts, an image of four patches, without a cache.
+//! LLaVA: a layer of width 16 for images and texts, an image of four patches between two tokens,
+//! without a cache.
 use crate::prelude::*;
 use zoo_llava::models::{
     clip::{text_model::Activation, vision_model::ClipVisionConfig},
@@ -39,8 +40,16 @@ pub fn build(vb: VarBuilder) -> Result<Model> {
 }
 
 run!(|model| {
-    let image = Tensor::arange(0f32, 192., &Device::Cpu)?.sin()?.reshape((1, 3, 8, 8))?;
-    let seen = model.encode_images(&image)?;
-    let mut cache = Cache::new(false, DType::F32, &config()?.to_llama_config(), &Device::Cpu)?;
-    mean_square(&model.forward(&seen, 0, &mut cache)?)
+    let image = Tensor::arange(0f32, 192., &Device::Cpu)?
+        .sin()?
+        .reshape((1, 3, 8, 8))?;
+    let ids = Tensor::new(&[[1i64, -200, 3]], &Device::Cpu)?;
+    let xs = model.prepare_inputs_labels_for_multimodal(&ids, &[image], &[(8, 8)])?;
+    let mut cache = Cache::new(
+        false,
+        DType::F32,
+        &config()?.to_llama_config(),
+        &Device::Cpu,
+    )?;
+    mean_square(&model.forward(&xs, 0, &mut cache)?)
 });

@@ -1,5 +1,5 @@
-//! MetaVoice: a layer of each of its two transformers, width 16, three tokens.
-//! Without the speaker encoder, which divides by a norm that is zero where all of `relu` is.
+//! MetaVoice: a layer of each of its two transformers, width 16, three tokens. Without the
+//! speaker encoder, which divides by a norm that is zero where all of `relu` is.
 use crate::prelude::*;
 use zoo_metavoice::models::metavoice::{gpt, transformer};
 
@@ -34,7 +34,9 @@ pub fn build(vb: VarBuilder) -> Result<Model> {
 run!(|model| {
     model.0.clear_kv_cache();
     let ids = Tensor::new(&[[1u32, 5, 3], [1, 5, 3]], &Device::Cpu)?;
-    let speaker = Tensor::arange(0f32, 6., &Device::Cpu)?.sin()?.reshape((1, 1, 6))?;
+    let speaker = Tensor::arange(0f32, 6., &Device::Cpu)?
+        .sin()?
+        .reshape((1, 1, 6))?;
     let first = model.0.forward(&ids, &speaker, 0)?.flatten_all()?;
     let codes = Tensor::new(&[[[1u32, 5, 3], [2, 4, 6]]], &Device::Cpu)?;
     let second = Tensor::stack(&model.1.forward(&codes)?, 0)?.flatten_all()?;

@@ -1,6 +1,6 @@
-//! Mimi: one layer of width 8 in each transformer, two filters.
-//! A window of two frames has no need of the buffer of candle's `RotatingKvCache`, which has no gradient.
-//! Its positions cannot be set back from outside, so each run has a copy.
+//! Mimi: one layer of width 8 in each transformer, two filters. A window of two frames has no
+//! need of the buffer of candle's `RotatingKvCache`, which has no gradient. Its positions cannot
+//! be set back from outside, so each run has a copy.
 use crate::prelude::*;
 use candle_core::Shape;
 use candle_nn::{Init, var_builder::SimpleBackend};
@@ -17,7 +17,14 @@ type Model = mimi::Model;
 struct Used<'a>(VarBuilder<'a>);
 
 impl SimpleBackend for Used<'_> {
-    fn get(&self, s: Shape, name: &str, h: Init, _: DType, _: &Device) -> candle_core::Result<Tensor> {
+    fn get(
+        &self,
+        s: Shape,
+        name: &str,
+        h: Init,
+        _: DType,
+        _: &Device,
+    ) -> candle_core::Result<Tensor> {
         let tensor = self.0.get_with_hints(s, name, h)?;
         match name.ends_with("cluster_usage") {
             true => tensor.abs()? + 1.,
@@ -82,9 +89,14 @@ pub fn build(vb: VarBuilder) -> Result<Model> {
 
 run!(|model| {
     let mut model = model.clone();
-    let audio = Tensor::arange(0f32, 16., &Device::Cpu)?.sin()?.reshape((1, 1, 16))?;
+    let audio = Tensor::arange(0f32, 16., &Device::Cpu)?
+        .sin()?
+        .reshape((1, 1, 16))?;
     let encoded = model.encode_pre_quantize(&audio)?;
     let codes = Tensor::new(&[[[1u32, 4, 2], [0, 3, 1]]], &Device::Cpu)?;
     let decoded = model.decode(&codes)?;
-    mean_square(&Tensor::cat(&[encoded.flatten_all()?, decoded.flatten_all()?], 0)?)
+    mean_square(&Tensor::cat(
+        &[encoded.flatten_all()?, decoded.flatten_all()?],
+        0,
+    )?)
 });

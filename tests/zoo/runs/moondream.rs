@@ -1,5 +1,5 @@
-//! Moondream: a layer of each kind for texts of width 16, for an image of two patches.
-//! Patches are of 14 by 14 and 1152 wide, always.
+//! Moondream: a layer of each kind for texts of width 16, for an image of two patches. Patches
+//! are of 14 by 14 and 1152 wide, always.
 use crate::prelude::*;
 use zoo_moondream::models::moondream::{self, Config};
 
@@ -24,7 +24,9 @@ pub fn build(vb: VarBuilder) -> Result<Model> {
 }
 
 run!(|model| {
-    let image = Tensor::arange(0f32, 588., &Device::Cpu)?.sin()?.reshape((1, 3, 14, 14))?;
+    let image = Tensor::arange(0f32, 588., &Device::Cpu)?
+        .sin()?
+        .reshape((1, 3, 14, 14))?;
     let seen = model.vision_encoder().forward(&image)?;
     let start = Tensor::new(&[[0u32]], &Device::Cpu)?;
     let ids = Tensor::new(&[[1u32, 5, 3, 2]], &Device::Cpu)?;

@@ -1,5 +1,5 @@
-//! The Mistral inside of NV-Embed 2: two layers of width 16, four tokens.
-//! The model around it has fixed sizes.
+//! The Mistral inside of NV-Embed 2: two layers of width 16, four tokens. The model around it has
+//! fixed sizes.
 use crate::prelude::*;
 use zoo_nvembed_v2::models::{mistral::Config, nvembed_v2::embedding};
 

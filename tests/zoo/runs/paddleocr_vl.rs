@@ -1,4 +1,5 @@
-//! PaddleOCR-VL: a layer of width 16 for images and texts, an image of 4 by 4 patches, six tokens.
+//! PaddleOCR-VL: a layer of width 16 for images and texts, an image of 4 by 4 patches, six
+//! tokens.
 use crate::prelude::*;
 use zoo_paddleocr_vl::models::paddleocr_vl::{Config, PaddleOCRVLModel};
 
@@ -22,7 +23,9 @@ pub fn build(vb: VarBuilder) -> Result<Model> {
 
 run!(|model| {
     model.clear_kv_cache();
-    let image = Tensor::arange(0f32, 192., &Device::Cpu)?.sin()?.reshape((1, 3, 8, 8))?;
+    let image = Tensor::arange(0f32, 192., &Device::Cpu)?
+        .sin()?
+        .reshape((1, 3, 8, 8))?;
     let grid = Tensor::new(&[[1u32, 4, 4]], &Device::Cpu)?;
     let ids = Tensor::new(&[[1u32, 10, 10, 10, 10, 3]], &Device::Cpu)?;
     mean_square(&model.forward(&ids, Some(&image), Some(&grid), 0)?)

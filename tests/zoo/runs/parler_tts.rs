@@ -1,5 +1,5 @@
-//! The decoder of Parler-TTS: two layers of width 16, two codebooks, three frames.
-//! The DAC beside it has fixed sizes.
+//! The decoder of Parler-TTS: two layers of width 16, two codebooks, three frames. The DAC beside
+//! it has fixed sizes.
 use crate::prelude::*;
 use zoo_parler_tts::models::parler_tts::{Decoder, DecoderConfig};
 
@@ -22,7 +22,9 @@ pub fn build(vb: VarBuilder) -> Result<Model> {
 run!(|model| {
     model.clear_kv_cache();
     let codes = Tensor::new(&[[[1u32, 5, 3], [2, 4, 6]]], &Device::Cpu)?;
-    let text = Tensor::arange(0f32, 64., &Device::Cpu)?.sin()?.reshape((1, 4, 16))?;
+    let text = Tensor::arange(0f32, 64., &Device::Cpu)?
+        .sin()?
+        .reshape((1, 4, 16))?;
     let logits = model.forward(&codes, None, None, &text, None, 0)?;
     mean_square(&Tensor::stack(&logits, 0)?)
 });

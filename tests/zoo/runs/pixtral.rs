@@ -25,7 +25,9 @@ pub fn build(vb: VarBuilder) -> Result<Model> {
 
 run!(|model| {
     model.clear_kv_cache();
-    let image = Tensor::arange(0f32, 192., &Device::Cpu)?.sin()?.reshape((1, 3, 8, 8))?;
+    let image = Tensor::arange(0f32, 192., &Device::Cpu)?
+        .sin()?
+        .reshape((1, 3, 8, 8))?;
     let seen = model.encode_image(&image)?;
     let logits = model.lm_forward_embeds(&seen)?;
     let next = Tensor::new(&[[3u32]], &Device::Cpu)?;

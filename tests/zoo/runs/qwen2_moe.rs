@@ -1,5 +1,6 @@
-//! Qwen 2 with experts: two layers of width 16 with two experts, one a token, eight tokens.
-//! candle takes the weights of the routing out of the graph; with one expert a token they are constant.
+//! Qwen 2 with experts: two layers of width 16 with two experts, one a token, twelve times two
+//! tokens, so that each expert has some. candle takes the weights of the routing out of the
+//! graph; with one expert a token they are constant.
 use crate::prelude::*;
 use zoo_qwen2_moe::models::qwen2_moe::{self, Config};
 
@@ -8,8 +9,8 @@ type Model = qwen2_moe::Model;
 pub fn build(vb: VarBuilder) -> Result<Model> {
     let config: Config = serde_json::from_str(
         r#"{
-            "vocab_size": 12, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2,
-            "num_attention_heads": 2, "num_key_value_heads": 1, "max_position_embeddings": 16,
+            "vocab_size": 24, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2,
+            "num_attention_heads": 2, "num_key_value_heads": 1, "max_position_embeddings": 24,
             "sliding_window": 16, "max_window_layers": 2, "tie_word_embeddings": false,
             "rope_theta": 10000.0, "rms_norm_eps": 1e-5, "use_sliding_window": false,
             "hidden_act": "silu", "decoder_sparse_step": 1, "moe_intermediate_size": 12,
@@ -22,6 +23,6 @@ pub fn build(vb: VarBuilder) -> Result<Model> {
 
 run!(|model| {
     model.clear_kv_cache();
-    let ids = Tensor::new(&[[1u32, 5, 3, 2, 7, 9, 4, 8]], &Device::Cpu)?;
+    let ids = Tensor::arange(0u32, 24, &Device::Cpu)?.reshape((12, 2))?;
     mean_square(&model.forward(&ids, 0)?)
 });

@@ -1,5 +1,5 @@
-//! Qwen 3: two layers of width 16, four tokens.
-//! Its cache is candle's `ConcatKvCache`, which detaches, and on a CPU its attention is a kernel without a gradient.
+//! Qwen 3: two layers of width 16, four tokens. Its cache is candle's `ConcatKvCache`, which
+//! detaches, and on a CPU its attention is a kernel without a gradient.
 use crate::prelude::*;
 use zoo_qwen3::models::qwen3::{Config, ModelForCausalLM};
 

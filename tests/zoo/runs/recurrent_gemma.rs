@@ -1,5 +1,5 @@
-//! RecurrentGemma: a recurrent layer and one with attention, width 16, four tokens.
-//! Its cache cannot be cleared from outside, so each run has a copy.
+//! RecurrentGemma: a recurrent layer and one with attention, width 16, four tokens. Its cache
+//! cannot be cleared from outside, so each run has a copy.
 use crate::prelude::*;
 use zoo_recurrent_gemma::models::recurrent_gemma::{self, Config};
 

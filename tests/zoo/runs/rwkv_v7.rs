@@ -22,7 +22,14 @@ fn config() -> Config {
 struct Ranks<'a>(VarBuilder<'a>);
 
 impl SimpleBackend for Ranks<'_> {
-    fn get(&self, s: Shape, name: &str, h: Init, _: DType, _: &Device) -> candle_core::Result<Tensor> {
+    fn get(
+        &self,
+        s: Shape,
+        name: &str,
+        h: Init,
+        _: DType,
+        _: &Device,
+    ) -> candle_core::Result<Tensor> {
         self.0.get_with_hints(s, name, h)
     }
 

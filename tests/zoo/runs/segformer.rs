@@ -17,6 +17,8 @@ pub fn build(vb: VarBuilder) -> Result<Model> {
 }
 
 run!(|model| {
-    let image = Tensor::arange(0f32, 768., &Device::Cpu)?.sin()?.reshape((1, 3, 16, 16))?;
+    let image = Tensor::arange(0f32, 768., &Device::Cpu)?
+        .sin()?
+        .reshape((1, 3, 16, 16))?;
     mean_square(&model.forward(&image)?)
 });

@@ -22,7 +22,9 @@ pub fn build(vb: VarBuilder) -> Result<Model> {
 
 run!(|model| {
     let ids = Tensor::new(&[[1u32, 5, 3, 1], [2, 4, 6, 1]], &Device::Cpu)?;
-    let images = Tensor::arange(0f32, 384., &Device::Cpu)?.sin()?.reshape((2, 3, 8, 8))?;
+    let images = Tensor::arange(0f32, 384., &Device::Cpu)?
+        .sin()?
+        .reshape((2, 3, 8, 8))?;
     let (per_text, _) = model.forward(&images, &ids)?;
     mean_square(&per_text)
 });

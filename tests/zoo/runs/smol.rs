@@ -1,5 +1,5 @@
-//! SmolLM 3: two layers of width 16, one without rotations, four tokens.
-//! Its cache is candle's `KvCache`, which copies into a buffer without a gradient.
+//! SmolLM 3: two layers of width 16, one without rotations, four tokens. Its cache is candle's
+//! `KvCache`, which copies into a buffer without a gradient.
 use crate::prelude::*;
 use zoo_smol::models::smol::smollm3::{Config, ModelForCausalLM};
 

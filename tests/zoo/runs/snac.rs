@@ -1,6 +1,6 @@
-//! SNAC: encoder, quantizer and decoder with 4 to 8 channels, without noise.
-//! No attention and no convolutions by channel, which candle has not completed. `in_proj` of the quantizers makes codes, which have no
-//! gradient.
+//! SNAC: encoder, quantizer and decoder with 4 to 8 channels, without noise. No attention and no
+//! convolutions by channel, which candle has not completed. `in_proj` of the quantizers makes
+//! codes, which have no gradient.
 use crate::prelude::*;
 use zoo_snac::models::snac::{self, Config};
 
@@ -18,10 +18,15 @@ pub fn build(vb: VarBuilder) -> Result<Model> {
 }
 
 run!(|model| {
-    let audio = Tensor::arange(0f32, 16., &Device::Cpu)?.sin()?.reshape((1, 1, 16))?;
+    let audio = Tensor::arange(0f32, 16., &Device::Cpu)?
+        .sin()?
+        .reshape((1, 1, 16))?;
     let latent = model.encoder.forward(&audio)?;
     let coarse = Tensor::new(&[[1u32, 4]], &Device::Cpu)?;
     let fine = Tensor::new(&[[0u32, 3, 1, 2]], &Device::Cpu)?;
     let decoded = model.decode(&[&coarse, &fine])?;
-    mean_square(&Tensor::cat(&[latent.flatten_all()?, decoded.flatten_all()?], 0)?)
+    mean_square(&Tensor::cat(
+        &[latent.flatten_all()?, decoded.flatten_all()?],
+        0,
+    )?)
 });

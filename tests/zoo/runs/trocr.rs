@@ -32,7 +32,9 @@ pub fn build(vb: VarBuilder) -> Result<Model> {
 
 run!(|model| {
     model.reset_kv_cache();
-    let image = Tensor::arange(0f32, 192., &Device::Cpu)?.sin()?.reshape((1, 3, 8, 8))?;
+    let image = Tensor::arange(0f32, 192., &Device::Cpu)?
+        .sin()?
+        .reshape((1, 3, 8, 8))?;
     let seen = model.encoder().forward(&image)?;
     let mut logits = Vec::new();
     for (place, id) in [1u32, 5, 3].into_iter().enumerate() {

@@ -16,6 +16,8 @@ pub fn build(vb: VarBuilder) -> Result<Model> {
 }
 
 run!(|model| {
-    let image = Tensor::arange(0f32, 192., &Device::Cpu)?.sin()?.reshape((1, 3, 8, 8))?;
+    let image = Tensor::arange(0f32, 192., &Device::Cpu)?
+        .sin()?
+        .reshape((1, 3, 8, 8))?;
     mean_square(&model.forward(&image)?)
 });

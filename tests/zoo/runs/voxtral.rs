@@ -46,7 +46,9 @@ pub fn build(vb: VarBuilder) -> Result<Model> {
 }
 
 run!(|model| {
-    let mel = Tensor::arange(0f32, 32., &Device::Cpu)?.sin()?.reshape((1, 4, 8))?;
+    let mel = Tensor::arange(0f32, 32., &Device::Cpu)?
+        .sin()?
+        .reshape((1, 4, 8))?;
     let ids = Tensor::new(&[[1u32, 9, 9, 3]], &Device::Cpu)?;
     let mut cache = VoxtralCache::new(false, DType::F32, &text(), &Device::Cpu)?;
     mean_square(&model.forward(&ids, Some(&mel), &mut cache, 0)?)

@@ -16,7 +16,9 @@ pub fn build(vb: VarBuilder) -> Result<Model> {
 }
 
 run!(|model| {
-    let mel = Tensor::arange(0f32, 48., &Device::Cpu)?.sin()?.reshape((1, 4, 12))?;
+    let mel = Tensor::arange(0f32, 48., &Device::Cpu)?
+        .sin()?
+        .reshape((1, 4, 12))?;
     let ids = Tensor::new(&[[1u32, 5, 3]], &Device::Cpu)?;
     let audio = model.encoder.forward(&mel, true)?;
     let xs = model.decoder.forward(&ids, &audio, true)?;

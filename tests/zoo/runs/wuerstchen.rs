@@ -9,8 +9,12 @@ pub fn build(vb: VarBuilder) -> Result<Model> {
 }
 
 run!(|model| {
-    let latent = Tensor::arange(0f32, 64., &Device::Cpu)?.sin()?.reshape((1, 4, 4, 4))?;
-    let text = Tensor::arange(0f32, 18., &Device::Cpu)?.cos()?.reshape((1, 3, 6))?;
+    let latent = Tensor::arange(0f32, 64., &Device::Cpu)?
+        .sin()?
+        .reshape((1, 4, 4, 4))?;
+    let text = Tensor::arange(0f32, 18., &Device::Cpu)?
+        .cos()?
+        .reshape((1, 3, 6))?;
     let ratio = Tensor::new(&[0.3f32], &Device::Cpu)?;
     mean_square(&model.forward(&latent, &ratio, &text)?)
 });

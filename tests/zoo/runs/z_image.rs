@@ -31,11 +31,17 @@ pub fn build(vb: VarBuilder) -> Result<Model> {
 }
 
 run!(|model| {
-    let image = Tensor::arange(0f32, 192., &Device::Cpu)?.sin()?.reshape((1, 3, 8, 8))?;
+    let image = Tensor::arange(0f32, 192., &Device::Cpu)?
+        .sin()?
+        .reshape((1, 3, 8, 8))?;
     let latent = model.1.forward(&image)?.narrow(1, 0, 4)?;
     let time = Tensor::new(&[0.3f32], &Device::Cpu)?;
-    let text = Tensor::arange(0f32, 18., &Device::Cpu)?.cos()?.reshape((1, 3, 6))?;
+    let text = Tensor::arange(0f32, 18., &Device::Cpu)?
+        .cos()?
+        .reshape((1, 3, 6))?;
     let valid = Tensor::ones((1, 3), DType::U8, &Device::Cpu)?;
-    let latent = model.0.forward(&latent.unsqueeze(2)?, &time, &text, &valid)?;
+    let latent = model
+        .0
+        .forward(&latent.unsqueeze(2)?, &time, &text, &valid)?;
     mean_square(&model.2.forward(&latent.squeeze(2)?)?)
 });
