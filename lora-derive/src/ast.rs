@@ -116,10 +116,14 @@ impl Kind {
 const KEPT: &[&str] = &["allow", "cfg", "deprecated", "doc"];
 
 /// Names in types that are models for sure.
-const MODELS: &[&str] = &[
+const VALUES: &[&str] = &[
+    "Box", "Option", "Tensor", "Vec", "bool", "f32", "f64", "usize",
+];
+
+/// Names that are models where they are candle's, which most are.
+const LAYERS: &[&str] = &[
     "Activation",
     "BatchNorm",
-    "Box",
     "Conv1d",
     "Conv2d",
     "Dropout",
@@ -127,16 +131,9 @@ const MODELS: &[&str] = &[
     "GroupNorm",
     "LayerNorm",
     "Linear",
-    "Option",
     "RmsNorm",
-    "Tensor",
-    "Vec",
-    "bool",
     "candle_core",
     "candle_nn",
-    "f32",
-    "f64",
-    "usize",
 ];
 
 impl<'a> Item<'a> {
@@ -251,16 +248,41 @@ impl<'a> Field<'a> {
     }
 }
 
+/// How sure a field's type is to have a LoRA type, by its names alone. Serves messages only.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Trust {
+    Unknown,
+    /// The user calls the type a layer, by a `rank` or as `trainable`.
+    Marked,
+    /// The name is that of a layer of candle's.
+    Layer,
+    Sure,
+}
+
 impl Field<'_> {
-    /// True for a field that is not converted, or whose type is known by name to be a model. Serves
-    /// messages only.
-    pub fn is_known(&self) -> bool {
+    /// How sure the field is to have a type in the LoRA struct.
+    pub fn trust(&self) -> Trust {
         let tokens = self.ty.to_token_stream().into_iter();
-        let mut names = tokens.filter_map(|token| match token {
+        let names = tokens.filter_map(|token| match token {
             TokenTree::Ident(name) => Some(name.to_string()),
             _ => None,
         });
-        !self.kind.is_model() || names.all(|name| MODELS.contains(&name.as_str()))
+        let of = |name: String| match &*name {
+            name if VALUES.contains(&name) => Trust::Sure,
+            name if LAYERS.contains(&name) => Trust::Layer,
+            _ => Trust::Unknown,
+        };
+        match names.map(of).min() {
+            _ if !self.kind.is_model() => Trust::Sure,
+            Some(Trust::Unknown) if self.kind != Kind::Model => Trust::Marked,
+            trust => trust.unwrap_or(Trust::Sure),
+        }
+    }
+
+    /// True for a field that is not converted, or whose type is known by name to be a model. Serves
+    /// messages only.
+    pub fn is_known(&self) -> bool {
+        self.trust() >= Trust::Layer
     }
 }
 

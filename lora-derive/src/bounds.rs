@@ -1,6 +1,6 @@
 //! The where clauses of the generated items.
 
-use crate::ast::{Data, Field, Item, Kind, Style};
+use crate::ast::{Data, Item, Kind, Style};
 use crate::params::uses;
 use proc_macro2::TokenStream;
 use quote::{ToTokens, quote};
@@ -26,15 +26,15 @@ impl Bounds {
         }
         let mut layers = Once::default();
         let mut models = Once::default();
-        let mut values = Once::default();
+        let mut skipped = Once::default();
+        let mut configs = Once::default();
         for field in item.fields() {
             let used = uses(field.ty, item.generics);
             match field.kind {
                 Kind::Rank { .. } => layers.extend(used),
                 Kind::Model | Kind::Trainable => models.extend(used),
-                Kind::Skip | Kind::Config { .. } if !used.is_empty() => {
-                    values.extend([field.ty.clone()]);
-                }
+                Kind::Skip if !used.is_empty() => skipped.extend([field.ty.clone()]),
+                Kind::Config { .. } if !used.is_empty() => configs.extend([field.ty.clone()]),
                 Kind::Skip | Kind::Config { .. } => {}
             }
         }
@@ -45,11 +45,11 @@ impl Bounds {
         let models = models.map(|ty| parse_quote!(#ty: #krate::LoraModel));
         extend(&mut lora, layers.chain(models));
         let mut impls = lora.clone();
-        let values = values.types.iter();
-        extend(
-            &mut impls,
-            values.map(|ty| parse_quote!(#ty: _lora::Clone + _lora::Debug)),
-        );
+        let skipped = skipped.types.iter();
+        let skipped = skipped.map(|ty| parse_quote!(#ty: _lora::Clone));
+        let configs = configs.types.iter();
+        let configs = configs.map(|ty| parse_quote!(#ty: _lora::Clone + _lora::Debug));
+        extend(&mut impls, skipped.chain(configs));
         let assumed = assumed(item).into_iter();
         extend(
             &mut impls,
@@ -60,7 +60,7 @@ impl Bounds {
 }
 
 /// The type of a struct's last field, where it is a name without parameters that is not known to be
-/// a model.
+/// a model, and no other field can stand in its place.
 ///
 /// Whether a struct has a size hangs on its last field: if that is no model, every mention of the
 /// LoRA type in an impl is an error of its own. The impls take it for granted that it is one; what
@@ -71,13 +71,13 @@ fn assumed(item: &Item<'_>) -> Option<Type> {
         return None;
     };
     let last = fields.fields.last()?;
-    let named = fields.style == Style::Named && fields.fields.iter().any(Field::is_known);
+    let movable = fields.style == Style::Named && fields.fields.len() > 1;
     let Type::Path(path) = last.ty else {
         return None;
     };
     let plain = path.qself.is_none() && path.path.segments.iter().all(|s| s.arguments.is_empty());
     let own = path.path.is_ident(item.ident) || path.path.is_ident("Self");
-    let foreign = !named && !last.is_known() && plain && !own;
+    let foreign = !movable && !last.is_known() && plain && !own;
     (foreign && uses(last.ty, item.generics).is_empty()).then(|| last.ty.clone())
 }
 

@@ -17,6 +17,12 @@ pub use crate::ops::recorded_values;
 
 pub use crate::ops::{Candle, Function, Other};
 
+/// The value of a field under `#[lora(skip)]`. All copies go through this function: where the type is
+/// not `Clone`, rustc says the same at each, and shows one error.
+pub fn skipped<T: Clone>(value: &T) -> T {
+    value.clone()
+}
+
 /// The type of a field under `#[lora(skip)]`. Its constant is true for a layer of candle's: rustc
 /// takes the inherent constant where `T` is a model, and that of [`NotAModel`] elsewhere.
 pub struct Skipped<T>(core::marker::PhantomData<T>);

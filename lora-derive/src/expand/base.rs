@@ -45,7 +45,7 @@ fn adapt(place: &Place<'_>, field: &Field<'_>) -> TokenStream {
         _ => value,
     };
     let (method, args) = match (mark(&field.kind), &field.segment) {
-        _ if field.kind == Kind::Skip => return quote!(_lora::Clone::clone(#value)),
+        _ if field.kind == Kind::Skip => return quote!(_lora::skipped(#value)),
         _ if !field.kind.is_model() => return quote!(#cx.config(#value)),
         (None, None) => return quote!(_lora::LoraModel::adapt(#value, #cx)?),
         (Some(mark), Some(name)) => (quote!(marked), quote!(#name, #mark, #value)),

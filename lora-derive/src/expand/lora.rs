@@ -29,7 +29,8 @@ pub fn expand(item: &Item<'_>, bounds: &Bounds) -> TokenStream {
     };
     let f = local("f");
     let clone = clone(item);
-    let debug = body(item, |_| true, |place| debug(lora, place));
+    let is_shown = |field: &Field<'_>| field.kind != Kind::Skip;
+    let debug = body(item, is_shown, |place| debug(lora, place));
     quote! {
         #[automatically_derived]
         impl #params _lora::LoraModule for #lora #args #clause {
@@ -69,7 +70,7 @@ pub fn expand(item: &Item<'_>, bounds: &Bounds) -> TokenStream {
 fn to_base(place: &Place<'_>, field: &Field<'_>) -> TokenStream {
     let value = place.get(field);
     match &field.kind {
-        Kind::Skip => quote!(_lora::Clone::clone(#value)),
+        Kind::Skip => quote!(_lora::skipped(#value)),
         Kind::Config { .. } => quote!(_lora::Clone::clone(_lora::WithLora::base(#value))),
         _ => quote!(_lora::LoraModule::to_base(#value)?),
     }
@@ -109,26 +110,35 @@ fn clone(item: &Item<'_>) -> TokenStream {
             let this = Ident::new("Self", proc_macro2::Span::call_site());
             place.construct(&this, |field| {
                 let value = place.get(field);
-                quote!(_lora::Clone::clone(#value))
+                match field.kind {
+                    Kind::Skip => quote!(_lora::skipped(#value)),
+                    _ => quote!(_lora::Clone::clone(#value)),
+                }
             })
         },
     )
 }
 
+/// Fields under `skip` need no `Debug`: they are left out.
 fn debug(lora: &Ident, place: &Place<'_>) -> TokenStream {
     let f = local("f");
     let name = place.variant.unwrap_or(lora).unraw().to_string();
     let fields = place.fields.fields.iter();
-    let values = fields.clone().map(|field| place.get(field));
+    let shown: Vec<_> = fields.filter(|field| field.kind != Kind::Skip).collect();
+    let finish = match shown.len() < place.fields.fields.len() {
+        true => quote!(finish_non_exhaustive),
+        false => quote!(finish),
+    };
+    let values = shown.iter().map(|field| place.get(field));
     match place.fields.style {
         Style::Unit => quote!(#f.write_str(#name)),
-        Style::Tuple => quote!(#f.debug_tuple(#name) #(.field(#values))* .finish()),
+        Style::Tuple => quote!(#f.debug_tuple(#name) #(.field(#values))* .#finish()),
         Style::Named => {
-            let names = fields.map(|field| match &field.member {
+            let names = shown.iter().map(|field| match &field.member {
                 Member::Named(name) => name.unraw().to_string(),
                 Member::Unnamed(index) => index.index.to_string(),
             });
-            quote!(#f.debug_struct(#name) #(.field(#names, #values))* .finish())
+            quote!(#f.debug_struct(#name) #(.field(#names, #values))* .#finish())
         }
     }
 }

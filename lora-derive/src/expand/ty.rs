@@ -64,14 +64,19 @@ fn definition<'a>(
     }
 }
 
-/// The fields, with one that surely has a size at the end where the last one may be no model.
+/// The fields, with the one that most likely has a size at the end.
 ///
 /// Whether a struct has a size hangs on its last field. If that is no model, every mention of the
 /// struct is an error of its own, beside the one that counts.
 fn ordered<'a>(fields: &'a Fields<'a>) -> impl Iterator<Item = &'a Field<'a>> {
     let all = &fields.fields;
     let end = match (fields.style, all.last()) {
-        (Style::Named, Some(last)) if !last.is_known() => all.iter().rposition(Field::is_known),
+        (Style::Named, Some(last)) if !last.is_known() => {
+            // Among equals the first: what a model begins with is a layer, what it ends with is often
+            // a configuration.
+            let by_trust = |i: &usize| (all[*i].trust(), usize::MAX - i);
+            (0..all.len()).max_by_key(by_trust)
+        }
         _ => None,
     };
     let others = all.iter().enumerate().filter(move |(i, _)| Some(*i) != end);
