@@ -1,10 +1,14 @@
-//! Containers of models are models: `Vec`, arrays, `Option`, `Box`, `Arc`, tuples, maps.
+//! Containers of models are models: `Vec`, arrays, `Option`, `Box`, `Arc`, `Rc`, tuples, maps.
 
+use crate::config::Kind;
+use crate::error::warn;
+use crate::traits::each_layer;
 use crate::{Builder, Cursor, CursorMut, Error, LoraLayer, LoraModel, LoraModule, Result};
 use std::collections::{BTreeMap, HashMap};
 use std::fmt::{Debug, Display};
 use std::hash::{BuildHasher, Hash};
 use std::marker::PhantomData;
+use std::rc::Rc;
 use std::sync::Arc;
 
 /// Each item adds its index to the path.
@@ -82,12 +86,38 @@ fn array<T, const N: usize>(items: Vec<T>) -> Result<[T; N]> {
 }
 
 /// Adds nothing to the path.
+///
+/// A cache of keys and values, `Option<(Tensor, Tensor)>`, is `None` in a fresh model, and needs no
+/// attribute. While the model holds keys and values, they count as parameters. So empty the cache before
+/// you convert, list, save or compare a model; a warning names a cache that a conversion finds filled.
 impl<M: LoraModel> LoraModel for Option<M> {
     type Lora = Option<M::Lora>;
     const IS_LAYER: bool = M::IS_LAYER;
 
     fn adapt(&self, cx: &mut Builder<'_>) -> Result<Self::Lora> {
-        self.as_ref().map(|inner| inner.adapt(cx)).transpose()
+        let lora = self.as_ref().map(|inner| inner.adapt(cx)).transpose()?;
+        lora.iter().for_each(|lora| warn_of_cache(cx.path(), lora));
+        Ok(lora)
+    }
+}
+
+/// Two tensors of three dimensions and more look like a cache that was not emptied: keys and values.
+/// Parameters they are all the same, as no type says otherwise.
+fn warn_of_cache<M: LoraModule>(path: &str, lora: &M) {
+    let mut tensors = Vec::new();
+    each_layer(lora, |path, layer| {
+        let dims = layer
+            .params()
+            .first()
+            .map_or(0, |param| param.tensor.rank());
+        tensors.push((path.to_string(), layer.kind() == Kind::Tensor && dims >= 3));
+    });
+    let is_pair = tensors.iter().map(|(path, _)| path.as_str()).eq(["0", "1"]);
+    if is_pair && tensors.iter().all(|(_, is_large)| *is_large) {
+        warn(&format!(
+            "`{path}` holds two tensors, which become frozen parameters; if they are a cache of keys and \
+             values, empty it before the conversion, or mark the field `#[lora(skip)]`"
+        ));
     }
 }
 
@@ -141,34 +171,41 @@ impl<M: LoraModule> LoraModule for Box<M> {
 
 impl<M: LoraLayer> LoraLayer for Box<M> {}
 
-/// Adds nothing to the path. A module that several places share is copied for each place on the
-/// first change; its tensors stay shared.
-impl<M: LoraModel> LoraModel for Arc<M> {
-    type Lora = Arc<M::Lora>;
-    const IS_LAYER: bool = M::IS_LAYER;
+macro_rules! shared {
+    ($shared:ident) => {
+        /// Adds nothing to the path. A module that several places share becomes a LoRA module for each
+        /// place, with adapters of its own under the place's path. The frozen tensors stay shared.
+        impl<M: LoraModel> LoraModel for $shared<M> {
+            type Lora = $shared<M::Lora>;
+            const IS_LAYER: bool = M::IS_LAYER;
 
-    fn adapt(&self, cx: &mut Builder<'_>) -> Result<Self::Lora> {
-        M::adapt(self, cx).map(Arc::new)
-    }
+            fn adapt(&self, cx: &mut Builder<'_>) -> Result<Self::Lora> {
+                M::adapt(self, cx).map($shared::new)
+            }
+        }
+
+        impl<M: LoraModule> LoraModule for $shared<M> {
+            type Base = $shared<M::Base>;
+
+            fn to_base(&self) -> Result<Self::Base> {
+                M::to_base(self).map($shared::new)
+            }
+
+            fn visit(&self, cursor: &mut Cursor<'_>) {
+                M::visit(self, cursor);
+            }
+
+            fn visit_mut(&mut self, cursor: &mut CursorMut<'_>) {
+                M::visit_mut($shared::make_mut(self), cursor);
+            }
+        }
+
+        impl<M: LoraLayer> LoraLayer for $shared<M> {}
+    };
 }
 
-impl<M: LoraModule> LoraModule for Arc<M> {
-    type Base = Arc<M::Base>;
-
-    fn to_base(&self) -> Result<Self::Base> {
-        M::to_base(self).map(Arc::new)
-    }
-
-    fn visit(&self, cursor: &mut Cursor<'_>) {
-        M::visit(self, cursor);
-    }
-
-    fn visit_mut(&mut self, cursor: &mut CursorMut<'_>) {
-        M::visit_mut(Arc::make_mut(self), cursor);
-    }
-}
-
-impl<M: LoraLayer> LoraLayer for Arc<M> {}
+shared!(Arc);
+shared!(Rc);
 
 macro_rules! map {
     ($map:ident<$key:ident: $($bound:path),* $(; $hasher:ident: $($hash:path),*)?>, $sorted:ident) => {

@@ -23,28 +23,43 @@
 //! ```
 
 mod activation;
+mod any;
 mod batch_norm;
+mod cache;
 mod containers;
 mod conv;
+mod conv_transpose;
 mod dropout;
 mod embedding;
 mod group_norm;
+mod hidden;
 mod layer_norm;
 mod linear;
 mod plain;
+mod prelu;
 mod recompute;
+mod rnn;
+mod sequential;
 mod tensor;
 mod transposed_linear;
 mod weight;
 
 pub use activation::LoraActivation;
+pub use any::{AnyModule, LoraAnyModule};
 pub use batch_norm::LoraBatchNorm;
+pub use cache::{CandleCache, LoraCache};
 pub use conv::{LoraConv1d, LoraConv2d};
+pub use conv_transpose::{LoraConvTranspose1d, LoraConvTranspose2d};
 pub use dropout::LoraDropout;
 pub use embedding::LoraEmbedding;
 pub use group_norm::LoraGroupNorm;
+#[doc(hidden)]
+pub use hidden::{Hidden, KnowsTypes, ShowsLayers, ShowsParameters};
 pub use layer_norm::{LoraLayerNorm, LoraRmsNorm};
 pub use linear::LoraLinear;
+pub use prelu::LoraPReLU;
 pub use recompute::{LoraRecompute, Recompute};
+pub use rnn::{GRU, LSTM, LoraGRU, LoraLSTM, gru, lstm};
+pub use sequential::{LoraSequential, Sequential, seq};
 pub use transposed_linear::{LoraTransposedLinear, TransposedLinear};
 pub use weight::{LoraWeight, Weight};
