@@ -199,3 +199,62 @@ fn paths_are_the_checkpoints() {
     let paths = model.named_params().into_iter().map(|param| param.path);
     assert!(paths.into_iter().any(|path| path == "rnn.bias_hh_l0"));
 }
+
+/// PEFT wraps the module once for each of its weights.
+#[test]
+fn adapters_are_pefts() {
+    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/fixtures/rnn");
+    for name in ["lstm", "gru"] {
+        let folder = std::path::Path::new(folder).join(name);
+        let device = &candle_core::Device::Cpu;
+        let file = folder.join("model.safetensors");
+        let tensors = candle_core::safetensors::load(file, device).unwrap();
+        let xs = &tensors["xs"];
+        let vb = VarBuilder::from_tensors(tensors.clone(), F32, device);
+        let head = candle_nn::linear(4, 2, vb.pp("head")).unwrap();
+        let outputs = if name == "lstm" {
+            let rnn = lstm(3, 4, LSTMConfig::default(), vb.pp("rnn")).unwrap();
+            outputs_with(&Tagger { rnn, head }, &folder, |model| {
+                all(&model.rnn, xs)?.apply(&model.head)
+            })
+        } else {
+            let rnn = gru(3, 4, GRUConfig::default(), vb.pp("rnn")).unwrap();
+            outputs_with(&Counter { rnn, head }, &folder, |model| {
+                // Candle's, and so ours, joins the states of all times into one row.
+                let states = all(&model.rnn, xs)?.reshape((2, 5, 4))?;
+                states.apply(&model.head)
+            })
+        };
+        for (output, expected) in outputs.iter().zip(["base", "adapted"]) {
+            assert_close(
+                &format!("{name} {expected}"),
+                output,
+                &tensors[expected],
+                1e-5,
+            );
+        }
+    }
+}
+
+/// The outputs without and with the folder's adapter, and of the adapter saved and loaded again.
+fn outputs_with<M: LoraModel>(
+    net: &M,
+    folder: &std::path::Path,
+    forward: impl Fn(&M::Lora) -> Result<Tensor>,
+) -> [Tensor; 2] {
+    let model = net.with_adapter(folder).unwrap();
+    let adapted = forward(&model).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    model.save_adapter(dir.path()).unwrap();
+    let again = net.with_adapter(dir.path()).unwrap();
+    assert_close("again", &forward(&again).unwrap(), &adapted, 0.0);
+    let keys = |folder: &std::path::Path| {
+        let file = folder.join("adapter_model.safetensors");
+        let tensors = candle_core::safetensors::load(file, &candle_core::Device::Cpu).unwrap();
+        tensors
+            .into_keys()
+            .collect::<std::collections::BTreeSet<_>>()
+    };
+    assert_eq!(keys(dir.path()), keys(folder));
+    [forward(&net.to_frozen().unwrap()).unwrap(), adapted]
+}

@@ -133,6 +133,7 @@ impl Module for LoraAnyModule {
 
 impl LoraModel for AnyModule {
     type Lora = LoraAnyModule;
+    const IS_LAYER: bool = true;
 
     fn adapt(&self, cx: &mut Builder<'_>) -> Result<LoraAnyModule> {
         self.0.adapt(cx)

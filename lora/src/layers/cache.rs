@@ -83,6 +83,8 @@ macro_rules! cache {
 
         impl LoraModel for kv_cache::$cache {
             type Lora = LoraCache<Self>;
+            // Under `skip` candle's cache would cut the gradient.
+            const IS_LAYER: bool = true;
 
             fn adapt(&self, cx: &mut Builder<'_>) -> Result<LoraCache<Self>> {
                 warn_of(self.current_seq_len(), cx.path());

@@ -5,43 +5,39 @@
 //! bound. The bound has a lifetime of its own, as rustc refuses one that is plainly false.
 
 use crate::{Builder, Cursor, CursorMut, Error, LoraModel, LoraModule, Result};
-use candle_nn::{Func, FuncT, GRU, LSTM, Module, Sequential};
+use candle_nn::{Func, FuncT, GRU, LSTM, Sequential};
 use std::convert::Infallible;
 use std::fmt;
 use std::fmt::Debug;
 use std::marker::PhantomData;
 
-/// No closure implements this trait.
+/// Neither `Func` nor `FuncT` implements this trait.
 #[diagnostic::on_unimplemented(
     message = "`{Self}` is a closure, which hides its layers",
     label = "holds a closure",
     note = "make the closure a struct of its layers with `#[derive(LoraModel)]`, and call the layers in a method under `#[lora::forward]`",
     note = "if the closure holds no layers, mark the field `#[lora(skip)]`: its value is cloned"
 )]
-#[doc(hidden)]
-pub trait ShowsLayers<'a> {}
+pub trait NotAClosure<'a> {}
 
-/// Neither candle's `Sequential` nor a `Box<dyn Module>` implements this trait.
+/// Candle's `Sequential` does not implement this trait.
 #[diagnostic::on_unimplemented(
     message = "`{Self}` hides the types of its layers",
     label = "holds layers of types that nothing knows",
-    note = "`lora::layers::Sequential` and `lora::layers::seq` have the methods of candle's and can be adapted; `lora::layers::AnyModule` can stand for a `Box<dyn Module>`"
+    note = "`lora::layers::Sequential` and `lora::layers::seq` have the methods of candle's, and their layers can be adapted"
 )]
-#[doc(hidden)]
 pub trait KnowsTypes<'a> {}
 
 /// Neither candle's `LSTM` nor its `GRU` implements this trait.
 #[diagnostic::on_unimplemented(
-    message = "candle's `{Self}` hides its parameters",
+    message = "`{Self}` hides its parameters",
     label = "keeps its tensors private",
     note = "`lora::layers::LSTM` and `lora::layers::GRU` have the methods of candle's and can be adapted and trained",
     note = "under `#[lora(skip)]` the layer stays as it is and passes the gradient, but is neither counted, moved nor trained"
 )]
-#[doc(hidden)]
 pub trait ShowsParameters<'a> {}
 
 /// The LoRA type of a type that has none: without a value.
-#[doc(hidden)]
 pub struct Hidden<M>(Infallible, PhantomData<fn() -> M>);
 
 impl<M> Clone for Hidden<M> {
@@ -73,7 +69,7 @@ impl<M: LoraModel<Lora = Self>> LoraModule for Hidden<M> {
 }
 
 macro_rules! hidden {
-    ($($ty:ty: $bound:ident),* $(,)?) => {$(
+    ($ty:ty: $bound:ident) => {
         impl LoraModel for $ty
         where
             for<'x> Self: $bound<'x>,
@@ -85,16 +81,11 @@ macro_rules! hidden {
                 Err(Error::layer(cx.path(), "has no LoRA counterpart"))
             }
         }
-    )*};
+    };
 }
 
-hidden!(
-    Func<'_>: ShowsLayers,
-    FuncT<'_>: ShowsLayers,
-    Sequential: KnowsTypes,
-    Box<dyn Module>: KnowsTypes,
-    Box<dyn Module + Send>: KnowsTypes,
-    Box<dyn Module + Send + Sync>: KnowsTypes,
-    LSTM: ShowsParameters,
-    GRU: ShowsParameters,
-);
+hidden!(Func<'_>: NotAClosure);
+hidden!(FuncT<'_>: NotAClosure);
+hidden!(Sequential: KnowsTypes);
+hidden!(LSTM: ShowsParameters);
+hidden!(GRU: ShowsParameters);

@@ -123,6 +123,7 @@ sequential!(LoraSequential);
 
 impl LoraModel for Sequential {
     type Lora = LoraSequential;
+    const IS_LAYER: bool = true;
 
     fn adapt(&self, cx: &mut Builder<'_>) -> Result<LoraSequential> {
         let layers = self.layers.adapt(cx)?;
