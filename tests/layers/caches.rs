@@ -3,7 +3,8 @@
 use super::{F32, whole_life};
 use candle_core::{Result, Tensor};
 use candle_nn::kv_cache::{ConcatKvCache, KvCache, RotatingKvCache};
-use candle_nn::{Linear, Module};
+use candle_nn::{Linear, Module, Optimizer, ParamsAdamW};
+use lora::optim::{AdamW, load_state, save_state};
 use lora::{LoraConfig, LoraModel, LoraModule};
 use lora_tests::{assert_close, fill_adapters, fixed, values};
 
@@ -168,20 +169,72 @@ fn a_conversion_begins_a_new_sequence() {
     assert_eq!(again.kv_cache.k_cache().max_seq_len(), 16);
 }
 
-/// Two tensors are parameters to every walk as long as they are there: nothing tells them from weights.
+/// Keys and values are state, which a conversion takes along; two matrices are parameters.
 #[test]
-fn a_filled_pair_counts_until_it_is_emptied() {
+fn a_pair_of_keys_and_values_is_no_parameter() {
     let mut net = Pair {
         qkv: qkv(),
         kv_cache: None,
     };
-    let model = net.to_frozen().unwrap();
-    assert_eq!(model.named_params().len(), 2);
-    net.forward(&fixed((1, 3, 4), F32, 5)).unwrap();
-    let model = net.to_frozen().unwrap();
-    let paths = model.named_params().into_iter().map(|param| param.path);
-    let expected = ["qkv.weight", "qkv.bias", "kv_cache.0", "kv_cache.1"];
-    assert_eq!(paths.collect::<Vec<_>>(), expected);
-    net.clear();
-    assert_eq!(net.to_frozen().unwrap().named_params().len(), 2);
+    let xs = fixed((1, 3, 4), F32, 5);
+    net.forward(&xs).unwrap();
+    let mut model = net.to_lora(&LoraConfig::new(2).seed(1)).unwrap();
+    let paths = |params: Vec<lora::NamedParam>| -> Vec<String> {
+        params.into_iter().map(|param| param.path).collect()
+    };
+    let expected = ["qkv.weight", "qkv.bias", "qkv.lora_A.default.weight"];
+    assert_eq!(paths(model.named_params())[..3], expected);
+    assert_eq!(model.named_params().len(), 4);
+    let next = fixed((1, 1, 4), F32, 6);
+    let (y, expected) = (model.forward(&next).unwrap(), net.forward(&next).unwrap());
+    assert_close("the next position", &y, &expected, 1e-6);
+    let base = model.to_base().unwrap();
+    assert_eq!(base.kv_cache.unwrap().0.dims(), [1, 4, 4]);
+
+    let pair = Some((fixed((3, 4), F32, 1), fixed((3, 4), F32, 2)));
+    let params = vec![pair].to_frozen().unwrap().named_params();
+    assert_eq!(paths(params), ["0.0", "0.1"]);
+}
+
+/// A model in the midst of a sequence is saved, resumed, merged and changed as any other.
+#[test]
+fn a_filled_pair_is_in_nobodys_way() {
+    let net = Pair {
+        qkv: qkv(),
+        kv_cache: None,
+    };
+    let xs = fixed((1, 3, 4), F32, 5);
+    let config = LoraConfig::new(2).seed(1);
+    let mut model = net.to_lora(&config).unwrap();
+    fill_adapters(&model);
+    let params = ParamsAdamW::default();
+    let mut optimizer = AdamW::for_model(&model, params.clone()).unwrap();
+    let loss = model
+        .forward(&xs)
+        .unwrap()
+        .sqr()
+        .unwrap()
+        .sum_all()
+        .unwrap();
+    optimizer.backward_step(&loss).unwrap();
+    assert!(model.kv_cache.is_some());
+    assert_eq!(model.trainable_vars().len(), 2);
+
+    let dir = tempfile::tempdir().unwrap();
+    model.save_adapter(dir.path()).unwrap();
+    let state = dir.path().join("state");
+    save_state(&state, &model, &optimizer).unwrap();
+    let mut again = net.to_lora(&config).unwrap();
+    load_state(&state, &mut again, |model| {
+        AdamW::for_model(model, params.clone())
+    })
+    .unwrap();
+    let mut loaded = net.with_adapter(dir.path()).unwrap();
+    model.add_adapter("other", &config).unwrap();
+    model.merge().unwrap();
+    model.clear();
+    let expected = model.forward(&xs).unwrap();
+    for model in [&mut again, &mut loaded] {
+        assert_close("again", &model.forward(&xs).unwrap(), &expected, 1e-5);
+    }
 }

@@ -1,9 +1,8 @@
 //! Containers of models are models: `Vec`, arrays, `Option`, `Box`, `Arc`, `Rc`, tuples, maps.
 
-use crate::config::Kind;
 use crate::error::warn;
-use crate::traits::each_layer;
 use crate::{Builder, Cursor, CursorMut, Error, LoraLayer, LoraModel, LoraModule, Result};
+use candle_core::Tensor;
 use std::collections::{BTreeMap, HashMap};
 use std::fmt::{Debug, Display};
 use std::hash::{BuildHasher, Hash};
@@ -87,37 +86,24 @@ fn array<T, const N: usize>(items: Vec<T>) -> Result<[T; N]> {
 
 /// Adds nothing to the path.
 ///
-/// A cache of keys and values, `Option<(Tensor, Tensor)>`, is `None` in a fresh model, and needs no
-/// attribute. While the model holds keys and values, they count as parameters. So empty the cache before
-/// you convert, list, save or compare a model; a warning names a cache that a conversion finds filled.
+/// `Option<(Tensor, Tensor)>` with tensors of three dimensions and more is a cache of keys and values,
+/// as models keep it: state, not parameters. The value is cloned, and no walk lists, counts, moves or
+/// saves it. A conversion that finds such a cache filled says so in a warning, in case that the tensors
+/// are weights. Two matrices are parameters.
 impl<M: LoraModel> LoraModel for Option<M> {
     type Lora = Option<M::Lora>;
     const IS_LAYER: bool = M::IS_LAYER;
 
     fn adapt(&self, cx: &mut Builder<'_>) -> Result<Self::Lora> {
         let lora = self.as_ref().map(|inner| inner.adapt(cx)).transpose()?;
-        lora.iter().for_each(|lora| warn_of_cache(cx.path(), lora));
+        if lora.as_ref().is_some_and(LoraModule::is_cache) {
+            warn(&format!(
+                "`{}` holds two tensors of three or more dimensions, which count as a cache of keys and \
+                 values, not as parameters; if they are weights, give each a field of its own",
+                cx.path()
+            ));
+        }
         Ok(lora)
-    }
-}
-
-/// Two tensors of three dimensions and more look like a cache that was not emptied: keys and values.
-/// Parameters they are all the same, as no type says otherwise.
-fn warn_of_cache<M: LoraModule>(path: &str, lora: &M) {
-    let mut tensors = Vec::new();
-    each_layer(lora, |path, layer| {
-        let dims = layer
-            .params()
-            .first()
-            .map_or(0, |param| param.tensor.rank());
-        tensors.push((path.to_string(), layer.kind() == Kind::Tensor && dims >= 3));
-    });
-    let is_pair = tensors.iter().map(|(path, _)| path.as_str()).eq(["0", "1"]);
-    if is_pair && tensors.iter().all(|(_, is_large)| *is_large) {
-        warn(&format!(
-            "`{path}` holds two tensors, which become frozen parameters; if they are a cache of keys and \
-             values, empty it before the conversion, or mark the field `#[lora(skip)]`"
-        ));
     }
 }
 
@@ -129,13 +115,13 @@ impl<M: LoraModule> LoraModule for Option<M> {
     }
 
     fn visit(&self, cursor: &mut Cursor<'_>) {
-        if let Some(inner) = self {
+        if let Some(inner) = self.as_ref().filter(|inner| !inner.is_cache()) {
             inner.visit(cursor);
         }
     }
 
     fn visit_mut(&mut self, cursor: &mut CursorMut<'_>) {
-        if let Some(inner) = self {
+        if let Some(inner) = self.as_mut().filter(|inner| !inner.is_cache()) {
             inner.visit_mut(cursor);
         }
     }
@@ -299,6 +285,12 @@ macro_rules! tuple {
 
             fn visit_mut(&mut self, cursor: &mut CursorMut<'_>) {
                 $(cursor.field(stringify!($index), &mut self.$index);)*
+            }
+
+            fn is_cache(&self) -> bool {
+                let tensors = [$(self.$index.as_tensor()),*];
+                let is_large = |tensor: &Tensor| tensor.rank() >= 3;
+                tensors.len() == 2 && tensors.iter().all(|tensor| tensor.is_some_and(is_large))
             }
         }
 

@@ -34,7 +34,7 @@
 //! | `Func`, `FuncT`, `Arc<dyn Fn(..)>` that call none | `#[lora(skip)]`: the closure is shared |
 //! | `KvCache`, `RotatingKvCache`, `ConcatKvCache` of candle's | nothing: a [`LoraCache`] takes its place |
 //! | `Cache`, `ScatteredKvCache` and other caches of candle's | nothing; they serve generation and pass no gradient |
-//! | `Option<(Tensor, Tensor)>` as a cache | nothing; empty it before you convert, list, save or compare the model |
+//! | `Option<(Tensor, Tensor)>` as a cache | nothing: two tensors of three dimensions and more are state, which is cloned, not parameters. Weights of such shapes need a field each |
 //! | `Arc<M>`, `Rc<M>` of a model | nothing: each place gets adapters of its own, frozen tensors stay shared |
 //! | `RefCell<T>`, `OnceCell<T>` of plain values | `#[lora(skip)]`: the value is cloned |
 //! | `Mutex<T>`, `RwLock<T>` of plain values | `Arc<Mutex<T>>` under `#[lora(skip)]`: base and LoRA model share the value. A lock itself cannot be cloned |

@@ -56,7 +56,7 @@ pub fn seq() -> Sequential {
 
 impl Sequential {
     /// Appends a module after all the present ones.
-    #[allow(clippy::should_implement_trait)] // as candle's
+    #[allow(clippy::should_implement_trait, reason = "candle's name")]
     pub fn add<M>(mut self, layer: M) -> Self
     where
         M: LoraModel + Module + Send + Sync + 'static,
@@ -150,9 +150,11 @@ impl LoraModule for LoraSequential {
     }
 }
 
+type Call = dyn Fn(&Tensor) -> candle_core::Result<Tensor> + Send + Sync;
+
 /// A closure that holds no layers: its own LoRA type.
 #[derive(Clone)]
-struct Closure(Arc<dyn Fn(&Tensor) -> candle_core::Result<Tensor> + Send + Sync>);
+struct Closure(Arc<Call>);
 
 impl Debug for Closure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

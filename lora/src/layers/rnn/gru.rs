@@ -11,7 +11,7 @@ use candle_nn::{RNN, VarBuilder};
 /// type instead. Constructors, configuration, state and parameters' names are the same. See
 /// [`LSTM`](super::LSTM) for an example.
 #[derive(Clone, Debug)]
-#[allow(clippy::upper_case_acronyms)] // as candle's
+#[allow(clippy::upper_case_acronyms, reason = "candle's name")]
 pub struct GRU {
     gates: Gates,
     config: GRUConfig,
@@ -62,7 +62,6 @@ impl GRU {
 /// As in PEFT its weights take an adapter each through
 /// [`target_parameters`](crate::LoraConfig::target_parameters). Weights and biases can be trained in full.
 #[derive(Clone, Debug)]
-#[allow(clippy::upper_case_acronyms)] // as candle's
 pub struct LoraGRU {
     gates: LoraGates,
     config: GRUConfig,

@@ -30,7 +30,7 @@ use candle_nn::{RNN, VarBuilder};
 /// # Ok::<(), lora::Error>(())
 /// ```
 #[derive(Clone, Debug)]
-#[allow(clippy::upper_case_acronyms)] // as candle's
+#[allow(clippy::upper_case_acronyms, reason = "candle's name")]
 pub struct LSTM {
     gates: Gates,
     config: LSTMConfig,
@@ -86,7 +86,6 @@ impl LSTM {
 /// As in PEFT its weights take an adapter each through
 /// [`target_parameters`](crate::LoraConfig::target_parameters). Weights and biases can be trained in full.
 #[derive(Clone, Debug)]
-#[allow(clippy::upper_case_acronyms)] // as candle's
 pub struct LoraLSTM {
     gates: LoraGates,
     config: LSTMConfig,
