@@ -8,6 +8,7 @@ mod pass {
     pub mod enums;
     pub mod forward;
     pub mod generics;
+    pub mod methods;
     pub mod names;
     pub mod recursive;
     pub mod structs;
@@ -23,11 +24,12 @@ fn pass() {
     enums::main();
     forward::main();
     generics::main();
+    methods::main();
     names::main();
     recursive::main();
     structs::main();
     let files = std::fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/pass"));
-    assert_eq!(files.unwrap().count(), 8, "a file is not listed here");
+    assert_eq!(files.unwrap().count(), 9, "a file is not listed here");
 }
 
 #[test]

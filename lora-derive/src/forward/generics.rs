@@ -70,7 +70,9 @@ pub fn generics(rename: &mut Rename, base: &Generics) -> Generics {
         if lora == bounded {
             continue;
         }
-        let bounds = bounds.iter().filter(|bound| !is_relaxed(bound));
+        let bounds = bounds
+            .iter()
+            .filter(|bound| !is_relaxed(bound) && !is_of_base(bound));
         let mut bounds: Vec<TypeParamBound> = bounds.cloned().collect();
         for bound in &mut bounds {
             rename.visit_type_param_bound_mut(bound);
@@ -89,4 +91,13 @@ pub fn generics(rename: &mut Rename, base: &Generics) -> Generics {
 /// `?Sized`
 fn is_relaxed(bound: &TypeParamBound) -> bool {
     bound.to_token_stream().to_string().starts_with('?')
+}
+
+/// A bound that says that a type has a LoRA type, which the LoRA type itself has not.
+fn is_of_base(bound: &TypeParamBound) -> bool {
+    let TypeParamBound::Trait(bound) = bound else {
+        return false;
+    };
+    let last = bound.path.segments.last();
+    last.is_some_and(|last| last.ident == "LoraLayer" || last.ident == "LoraModel")
 }

@@ -17,7 +17,10 @@ use proc_macro2::TokenStream;
 use quote::{ToTokens, quote};
 use rename::{Also, Rename};
 use syn::visit_mut::VisitMut;
-use syn::{Ident, ImplItem, Item, ItemImpl, Path, Type, TypePath, parse_quote, parse2};
+use syn::{
+    GenericArgument, Ident, ImplItem, Item, ItemImpl, Path, PathArguments, PathSegment, Type,
+    TypePath, parse_quote, parse2,
+};
 
 /// The arguments of `#[lora::forward(..)]`.
 #[derive(Default)]
@@ -132,28 +135,52 @@ fn head(item: &Item) -> TokenStream {
     }
 }
 
-fn copy(cx: &Ctxt, args: &Args, base: &ItemImpl, krate: &TokenStream) -> Option<TokenStream> {
-    let path = match &*base.self_ty {
+/// What a model may be wrapped in where a trait is implemented for it.
+const WRAPPERS: &[&str] = &["Arc", "Box", "Pin", "Rc"];
+
+/// The model's name in the type of an impl block, as in `Net`, `&Net` and `Box<Net>`.
+fn model(ty: &mut Type) -> Option<&mut PathSegment> {
+    let path = match ty {
         Type::Path(TypePath {
             qself: None, path, ..
         }) => path,
-        other => {
-            cx.error(
-                other,
-                "`#[lora::forward]` is for a type with a name, one that derives `LoraModel`",
-            );
-            return None;
-        }
+        Type::Reference(reference) => return model(&mut reference.elem),
+        _ => return None,
     };
-    let ident = &path.segments.last()?.ident;
+    let last = path.segments.last_mut()?;
+    let is_wrapper = WRAPPERS.iter().any(|wrapper| last.ident == wrapper);
+    if !is_wrapper || last.arguments.is_empty() {
+        return Some(last);
+    }
+    let PathArguments::AngleBracketed(arguments) = &mut last.arguments else {
+        return None;
+    };
+    match arguments.args.first_mut()? {
+        GenericArgument::Type(inner) => model(inner),
+        _ => None,
+    }
+}
+
+fn copy(cx: &Ctxt, args: &Args, base: &ItemImpl, krate: &TokenStream) -> Option<TokenStream> {
+    let mut copy = base.clone();
+    let Some(own) = model(&mut copy.self_ty) else {
+        cx.error(
+            &base.self_ty,
+            "`#[lora::forward]` is for a type with a name, one that derives `LoraModel`",
+        );
+        return None;
+    };
+    let ident = &own.ident.clone();
     let lora = match &args.name {
         Some(name) => name.value.clone(),
         None => name::lora(ident),
     };
+    own.ident = lora.clone();
+    own.ident.set_span(ident.span());
     let skipped = args.skip.as_ref().map_or(&[][..], |given| &given.value);
     let also = args.also.iter().flat_map(|given| &given.value);
     let mut rename = Rename {
-        own: (ident.clone(), lora.clone()),
+        own: (ident.clone(), lora),
         also: also.filter_map(Also::new).collect(),
         kept: skipped.to_vec(),
         layers: layers(cx, skipped, base),
@@ -161,15 +188,8 @@ fn copy(cx: &Ctxt, args: &Args, base: &ItemImpl, krate: &TokenStream) -> Option<
         krate: krate.clone(),
     };
 
-    let mut copy = base.clone();
+    rename.near.take(&base.generics);
     copy.generics = generics(&mut rename, &base.generics);
-    if let Type::Path(ty) = &mut *copy.self_ty
-        && let Some(last) = ty.path.segments.last_mut()
-    {
-        let span = last.ident.span();
-        last.ident = lora;
-        last.ident.set_span(span);
-    }
     if let Some((path, _)) = &mut copy.trait_ {
         for segment in &mut path.segments {
             rename.visit_path_arguments_mut(&mut segment.arguments);
@@ -180,7 +200,6 @@ fn copy(cx: &Ctxt, args: &Args, base: &ItemImpl, krate: &TokenStream) -> Option<
     copy.items = items
         .filter(|item| !only_base(cx, item, ident, is_trait))
         .collect();
-    rename.near.take(&base.generics);
     for item in &copy.items {
         if let ImplItem::Fn(item) = item {
             rename.near.take_from(item);
