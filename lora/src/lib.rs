@@ -3,7 +3,8 @@
 //! Low-rank adaptation, <https://arxiv.org/abs/2106.09685>, freezes a model's weights and trains a
 //! small update B·A beside some of them. This crate maps a model's type to the type of its LoRA
 //! model: [`LoraModel`] is that map, and [`#[derive(LoraModel)]`](derive@LoraModel) writes it for
-//! structs and enums of candle's layers.
+//! structs and enums of candle's layers. The guide [`annotate`] takes four models from the file as written
+//! for candle to a trained adapter.
 //!
 //! ```
 //! use candle_core::{DType, Device, Result, Tensor};
@@ -87,6 +88,8 @@
 extern crate self as lora;
 
 mod adapter;
+#[doc = include_str!("../docs/annotate.md")]
+pub mod annotate {}
 pub mod blocks;
 #[doc = include_str!("../docs/coming-from-peft.md")]
 pub mod coming_from_peft {}
