@@ -1,6 +1,9 @@
 trait Double {}
 
 #[lora::forward]
-impl Double for &u8 {}
+impl Double for (u8, u8) {}
+
+#[lora::forward]
+impl Double for Box<dyn Double> {}
 
 fn main() {}
