@@ -11,19 +11,23 @@ use syn::{
     parse_quote,
 };
 
-/// The layers of candle-nn. A signature that names one is about a field, which has the LoRA type.
+/// The layers of candle-nn, and its caches. A signature that names one is about a field, which has the
+/// LoRA type.
 pub const LAYERS: &[&str] = &[
     "BatchNorm",
+    "ConcatKvCache",
     "Conv1d",
     "Conv2d",
     "ConvTranspose1d",
     "ConvTranspose2d",
     "Embedding",
     "GroupNorm",
+    "KvCache",
     "LayerNorm",
     "Linear",
     "PReLU",
     "RmsNorm",
+    "RotatingKvCache",
 ];
 
 /// What becomes what.

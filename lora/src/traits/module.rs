@@ -490,4 +490,23 @@ pub trait LoraModule: Sized + Clone + Debug {
     fn hot_swap(&mut self, name: &str, dir: impl Into<AdapterDir>) -> Result<()> {
         peft::swap(self, name, dir.into())
     }
+
+    /// Never callable: says in the compiler's message what a LoRA model has in place of
+    /// [`LoraModel::to_lora`].
+    #[doc(hidden)]
+    fn to_lora(&mut self, _: &LoraConfig) -> Result<Self>
+    where
+        Self: WithoutAdapter,
+    {
+        Ok(self.clone())
+    }
 }
+
+/// What has no adapter yet. No type is one: see [`LoraModule::to_lora`].
+#[doc(hidden)]
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` is a LoRA model already",
+    label = "converted before",
+    note = "`add_adapter` gives the model another adapter; `to_lora` is for its base: see `to_base`"
+)]
+pub trait WithoutAdapter {}

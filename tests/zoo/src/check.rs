@@ -19,7 +19,7 @@ pub struct Failure {
 impl Failure {
     /// The type whose field the message tells the user to skip, by its last name.
     pub fn skip(&self) -> Option<&str> {
-        if !self.rendered.contains("mark the field `#[lora(skip)]`") {
+        if !self.rendered.contains("`#[lora(skip)]`") {
             return None;
         }
         let name = self.rendered.split('`').nth(1)?;
