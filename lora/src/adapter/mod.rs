@@ -11,6 +11,7 @@ pub(crate) mod merging;
 mod name;
 mod parked;
 mod part;
+pub(crate) mod places;
 pub(crate) mod reading;
 mod recorder;
 mod rows;

@@ -3,8 +3,9 @@
 use super::names::name_of;
 use super::paths::{Found, Paths};
 use super::{Attach, Values};
+use crate::adapter::places::Places;
 use crate::adapter::{Access, Adapters};
-use crate::config::Mark;
+use crate::config::{Kind, Mark};
 use crate::config::selection::Selection;
 use crate::manage;
 use crate::path::Path;
@@ -73,7 +74,7 @@ impl<'a, L: LoraModule> Conversion<'a, L> {
         config.validate()?;
         let mut builder = Builder::new(config, Selection::new(config)?);
         let mut lora = model.adapt(&mut builder)?;
-        builder.place(&mut lora);
+        builder.place(&mut lora)?;
         Ok(Self { builder, lora })
     }
 
@@ -275,20 +276,30 @@ impl<'a> Builder<'a> {
     }
 
     /// Gives each layer the path that the names of its tensors say, if any were recorded.
-    fn place<L: LoraModule>(&mut self, lora: &mut L) {
+    fn place<L: LoraModule>(&mut self, lora: &mut L) -> Result<()> {
         let Some(paths) = self.paths() else {
-            return;
+            return Ok(());
         };
+        let places = Arc::<Places>::default();
+        let mut has_keeper = false;
+        each_layer(lora, |_, layer| has_keeper |= layer.copies().is_some());
         let mut marks = HashMap::new();
-        each_layer_mut(lora, |path, layer| {
+        try_each_layer_mut(lora, |path, layer| {
             let Some(mark) = self.marks.remove(path) else {
-                return;
+                return Ok(());
             };
             let mut place: Arc<str> = paths.layer(path).into();
-            match layer.copies_mut(Access::new()) {
-                Some(copies) => copies.path = Some(place.clone()),
-                // A tensor that is a field has no room for a path.
-                None => place = path.into(),
+            if let Some(copies) = layer.copies_mut(Access::new()) {
+                copies.path = Some(place.clone());
+                copies.places = Some(places.clone());
+            } else if layer.kind() == Kind::Tensor && has_keeper {
+                for param in layer.params_mut(Access::new()) {
+                    // The same values as another tensor: this one is of this model alone.
+                    *param.tensor = param.tensor.unsqueeze(0)?.squeeze(0)?;
+                    places.put(param.tensor, place.clone());
+                }
+            } else {
+                place = path.into();
             }
             if let Some(adapted) = layer.adapted_mut() {
                 adapted.parts_mut(Access::new()).adapters.path = place.to_string();
@@ -297,8 +308,10 @@ impl<'a> Builder<'a> {
                 let problem = format!("two layers are called `{place}` by the checkpoint's names");
                 self.problems.push(problem);
             }
-        });
+            Ok(())
+        })?;
         self.marks = marks;
+        Ok(())
     }
 
     /// The paths by the names that the layers' tensors have in a checkpoint, if any were recorded. A

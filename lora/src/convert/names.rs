@@ -23,7 +23,7 @@ static RECORDED: LazyLock<RwLock<HashMap<TensorId, Arc<str>>>> = LazyLock::new(D
 ///   below the path that the layers beside it have in the checkpoint.
 /// - A layer that shares another layer's tensors, such as a tied head, does so, too.
 /// - `#[lora(name = "..")]` wins over the record, for the field and all below it.
-/// - A tensor that is a field keeps the path of the struct.
+/// - A tensor that is a field has its own name, and the path of the struct where a layer shares it.
 ///
 /// ```
 /// use candle_core::{DType, Device, Result};

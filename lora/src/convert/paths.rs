@@ -28,9 +28,14 @@ impl Paths {
     pub(super) fn new(found: &[Found]) -> Self {
         let mut paths = Self::default();
         let (mut taken, mut tied) = (HashSet::new(), Vec::new());
+        let holders = found.iter().flat_map(|layer| &layer.names);
+        let mut held = HashMap::<&str, usize>::new();
+        holders.for_each(|name| *held.entry(name).or_default() += 1);
         for layer in found {
+            // A tensor that is a field and a layer's parameter, too, is the latter's.
+            let is_shared = layer.is_bare && layer.names.iter().any(|name| held[&**name] > 1);
             match layer.recorded() {
-                Some(own) if taken.insert(own.clone()) => {
+                Some(own) if !is_shared && taken.insert(own.clone()) => {
                     paths.layers.insert(layer.path.clone(), own);
                 }
                 Some(_) => tied.push(layer.path.clone()),
