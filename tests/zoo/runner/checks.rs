@@ -52,13 +52,15 @@ pub fn check<R: Run>(report: &mut Report) {
 
 fn base<R: Run>() -> Result<Base<R>> {
     let (names, asked) = (Names::new(), Asked::default());
-    let mut model = R::build(names.record(asked.builder()))?;
+    let mut model = R::build(asked.builder())?;
     let loss = value(&R::base(&mut model)?)?;
     let again = value(&R::base(&mut model)?)?;
     ensure!(
         loss == again,
         "the loss is {loss} at first and {again} then"
     );
+    // A fresh model, without anything in its caches.
+    let model = R::build(names.record(asked.builder()))?;
     let asked = asked.names();
     Ok(Base {
         model,

@@ -103,8 +103,8 @@ fn program(workspace: &Workspace, room: &Path, group: &str) -> Result<()> {
 fn start(workspace: &Workspace, group: &str) -> Result<Ran> {
     let program = workspace.root.join(format!("target/debug/run_{group}"));
     let mut command = Command::new(&program);
-    // The fast path of one thread; models are tiny.
-    command.env("RAYON_NUM_THREADS", "2").stdout(Stdio::piped());
+    // candle adds the stack to its errors otherwise.
+    command.env_remove("RUST_BACKTRACE").env("RUST_LIB_BACKTRACE", "0").stdout(Stdio::piped());
     let mut child = match command.stderr(Stdio::null()).spawn() {
         Ok(child) => child,
         Err(error) => return Ok(Ran::failed(group, "compiles", error.to_string())),
