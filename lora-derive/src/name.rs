@@ -13,3 +13,9 @@ pub fn lora(ident: &Ident) -> Ident {
         false => format_ident!("Lora{}", base, span = ident.span()),
     }
 }
+
+/// The name under which the derive leaves a type's LoRA type, for copies of impl blocks that mention
+/// the type.
+pub fn left(ident: &Ident) -> Ident {
+    format_ident!("__lora_of_{}", ident.unraw(), span = ident.span())
+}

@@ -27,7 +27,7 @@ pub fn expand(item: &Item<'_>, bounds: &Bounds) -> TokenStream {
         impl #params _lora::LoraModel for #ident #args #clause {
             type Lora = #lora #args;
 
-            fn adapt(&self, #cx: &mut _lora::Builder<'_>) -> _lora::Result<Self::Lora> {
+            fn adapt(&self, #cx: &mut _lora::Builder<'_>) -> _lora::Result<#lora #args> {
                 #adapt
             }
         }

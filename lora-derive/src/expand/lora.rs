@@ -36,7 +36,7 @@ pub fn expand(item: &Item<'_>, bounds: &Bounds) -> TokenStream {
         impl #params _lora::LoraModule for #lora #args #clause {
             type Base = #ident #args;
 
-            fn to_base(&self) -> _lora::Result<Self::Base> {
+            fn to_base(&self) -> _lora::Result<#ident #args> {
                 #to_base
             }
 

@@ -36,7 +36,7 @@ pub fn expand(item: &Item<'_>) -> (TokenStream, TokenStream) {
         impl #params _lora::LoraModel for #ident #args #clause {
             type Lora = #lora #args;
 
-            fn adapt(&self, _: &mut _lora::Builder<'_>) -> _lora::Result<Self::Lora> {
+            fn adapt(&self, _: &mut _lora::Builder<'_>) -> _lora::Result<#lora #args> {
                 loop {}
             }
         }
@@ -44,7 +44,7 @@ pub fn expand(item: &Item<'_>) -> (TokenStream, TokenStream) {
         impl #params _lora::LoraModule for #lora #args #clause {
             type Base = #ident #args;
 
-            fn to_base(&self) -> _lora::Result<Self::Base> {
+            fn to_base(&self) -> _lora::Result<#ident #args> {
                 loop {}
             }
 

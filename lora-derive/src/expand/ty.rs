@@ -3,6 +3,7 @@
 use crate::ast::{Data, Field, Fields, Item, Kind, Style};
 use crate::bounds::Bounds;
 use crate::expand::span::spread;
+use crate::name;
 use proc_macro2::TokenStream;
 use quote::{ToTokens, quote};
 use syn::Member;
@@ -41,7 +42,16 @@ pub fn expand(item: &Item<'_>, bounds: &Bounds, krate: &TokenStream) -> TokenStr
         }
     };
     let aliases = item.fields().filter_map(|field| alias(item, field, krate));
-    quote!(#definition #(#aliases)*)
+    let left = name::left(ident);
+    let cfgs = kept.iter().filter(|attr| attr.path().is_ident("cfg"));
+    quote! {
+        #definition
+        #(#cfgs)*
+        #[doc(hidden)]
+        #[allow(unused_imports)]
+        #vis use #lora as #left;
+        #(#aliases)*
+    }
 }
 
 fn definition<'a>(

@@ -1,7 +1,7 @@
 //! The parameters of the copy, and their bounds.
 
 use super::items::mentions;
-use super::rename::Rename;
+use super::rename::{LAYERS, Rename};
 use crate::ctxt::Ctxt;
 use quote::ToTokens;
 use syn::visit_mut::VisitMut;
@@ -12,7 +12,8 @@ use syn::{Generics, Ident, ItemImpl, Type, TypeParamBound, WherePredicate, parse
 pub fn layers(cx: &Ctxt, skipped: &[Ident], base: &ItemImpl) -> Vec<Type> {
     let params = || base.generics.type_params();
     for name in skipped {
-        if !params().any(|param| param.ident == *name) {
+        let is_layer = LAYERS.iter().any(|layer| name == layer);
+        if !is_layer && !params().any(|param| param.ident == *name) {
             let message = format!("`{name}` is not a type parameter of this impl block");
             cx.error(name, message);
         }

@@ -3,6 +3,7 @@
 mod calls;
 mod generics;
 mod items;
+mod near;
 mod rename;
 
 use crate::attr::{Entry, Given, parse_entries, set, value};
@@ -10,9 +11,10 @@ use crate::ctxt::Ctxt;
 use crate::{krate, name};
 use generics::{generics, layers};
 use items::{finish, makes, only_base};
+use near::Near;
 use proc_macro2::TokenStream;
 use quote::{ToTokens, quote};
-use rename::Rename;
+use rename::{Also, Rename};
 use syn::visit_mut::VisitMut;
 use syn::{Ident, ImplItem, Item, ItemImpl, Path, Type, TypePath, parse_quote, parse2};
 
@@ -22,7 +24,7 @@ struct Args {
     krate: Option<Given<Path>>,
     name: Option<Given<Ident>>,
     skip: Option<Given<Vec<Ident>>>,
-    also: Option<Given<Vec<Ident>>>,
+    also: Option<Given<Vec<Path>>>,
 }
 
 const ARGS: &[&str] = &["crate", "name", "skip", "also"];
@@ -95,16 +97,14 @@ fn copy(cx: &Ctxt, args: &Args, base: &ItemImpl) -> Option<TokenStream> {
         Some(name) => name.value.clone(),
         None => name::lora(ident),
     };
-    let mut types = vec![(ident.clone(), lora.clone())];
+    let skipped = args.skip.as_ref().map_or(&[][..], |given| &given.value);
     let also = args.also.iter().flat_map(|given| &given.value);
-    types.extend(also.map(|ty| (ty.clone(), name::lora(ty))));
     let mut rename = Rename {
-        types,
-        layers: layers(
-            cx,
-            args.skip.as_ref().map_or(&[], |given| &given.value),
-            base,
-        ),
+        own: (ident.clone(), lora.clone()),
+        also: also.filter_map(Also::new).collect(),
+        kept: skipped.to_vec(),
+        layers: layers(cx, skipped, base),
+        near: Near::default(),
         krate: krate::path(args.krate.as_ref().map(|given| &given.value)),
     };
 
@@ -127,6 +127,12 @@ fn copy(cx: &Ctxt, args: &Args, base: &ItemImpl) -> Option<TokenStream> {
     copy.items = items
         .filter(|item| !only_base(cx, item, ident, is_trait))
         .collect();
+    rename.near.take(&base.generics);
+    for item in &copy.items {
+        if let ImplItem::Fn(item) = item {
+            rename.near.take_from(item);
+        }
+    }
     for item in &mut copy.items {
         if let ImplItem::Fn(item) = item
             && makes(&item.sig.output, ident)
@@ -136,6 +142,7 @@ fn copy(cx: &Ctxt, args: &Args, base: &ItemImpl) -> Option<TokenStream> {
         }
         rename.visit_impl_item_mut(item);
         if let ImplItem::Fn(item) = item {
+            rename.alias(&mut item.block);
             calls::differentiate(item, &rename.krate);
         }
     }
@@ -144,9 +151,9 @@ fn copy(cx: &Ctxt, args: &Args, base: &ItemImpl) -> Option<TokenStream> {
     }
     // The user sees each lint once, in the block as written.
     let derived = is_trait.then(|| quote!(#[automatically_derived]));
-    Some(quote! {
+    Some(rename.near.wrap(quote! {
         #derived
         #[allow(warnings, clippy::all)]
         #copy
-    })
+    }))
 }

@@ -1,32 +1,113 @@
 //! Turns code for a base type into code for its LoRA type.
 
+use super::near::Near;
+use crate::name;
 use proc_macro2::{Group, Ident, TokenStream, TokenTree};
 use quote::{ToTokens, quote};
+use syn::ext::IdentExt;
 use syn::visit_mut::{self, VisitMut};
 use syn::{
-    ExprPath, Macro, Path, PathArguments, QSelf, Type, UseName, UsePath, UseRename, parse_quote,
+    Block, ExprPath, Macro, Pat, Path, PathArguments, QSelf, Type, UseName, UsePath, UseRename,
+    parse_quote,
 };
+
+/// The layers of candle-nn. A signature that names one is about a field, which has the LoRA type.
+pub const LAYERS: &[&str] = &[
+    "BatchNorm",
+    "Conv1d",
+    "Conv2d",
+    "ConvTranspose1d",
+    "ConvTranspose2d",
+    "Embedding",
+    "GroupNorm",
+    "LayerNorm",
+    "Linear",
+    "PReLU",
+    "RmsNorm",
+];
 
 /// What becomes what.
 pub struct Rename {
-    /// Types to rename, with their new names. Their arguments stay: a LoRA type has its base
+    /// The type of the impl block, and its LoRA type. The arguments stay: a LoRA type has its base
     /// type's.
-    pub types: Vec<(Ident, Ident)>,
+    pub own: (Ident, Ident),
+    /// Other types that become their LoRA types.
+    pub also: Vec<Also>,
+    /// Names of layers that stay.
+    pub kept: Vec<Ident>,
     /// Type parameters and their associated types that become `Lora<T>`.
     pub layers: Vec<Type>,
+    /// Types that the copy finds by itself.
+    pub near: Near,
     /// The path of the crate.
     pub krate: TokenStream,
 }
 
+/// A type of `also(..)`.
+pub struct Also {
+    path: Path,
+    ident: Ident,
+    /// What the LoRA type is called where only a name can stand, as in a pattern.
+    lora: Ident,
+    /// The name is used, and the path says where the type is.
+    is_aliased: bool,
+}
+
+impl Also {
+    pub fn new(path: &Path) -> Option<Self> {
+        let ident = path.segments.last()?.ident.clone();
+        Some(Self {
+            lora: name::lora(&ident),
+            ident,
+            path: path.clone(),
+            is_aliased: false,
+        })
+    }
+
+    /// True if the name alone does not lead to the LoRA type.
+    fn is_elsewhere(&self) -> bool {
+        self.path.segments.len() > 1
+    }
+}
+
 impl Rename {
-    fn ident(&self, ident: &mut Ident) -> bool {
-        let renamed = self.types.iter().find(|(old, _)| old == ident);
-        if let Some((_, new)) = renamed {
-            let mut new = new.clone();
-            new.set_span(ident.span());
-            *ident = new;
+    /// The new name of a type that a path names, where no other type stands before it in the path.
+    fn name(&mut self, ident: &Ident, before: &[String]) -> Option<Ident> {
+        let is_near = |name: &String| matches!(&**name, "self" | "super" | "crate");
+        let mut new = if self.own.0 == *ident && before.iter().all(is_near) {
+            self.own.1.clone()
+        } else {
+            let also = self.also.iter_mut().find(|also| also.ident == *ident)?;
+            also.is_aliased |= also.is_elsewhere();
+            also.lora.clone()
+        };
+        new.set_span(ident.span());
+        Some(new)
+    }
+
+    /// Names in the block the LoRA types whose path was given.
+    pub fn alias(&mut self, block: &mut Block) {
+        let krate = &self.krate;
+        for also in &mut self.also {
+            if std::mem::take(&mut also.is_aliased) {
+                let (name, path) = (&also.lora, &also.path);
+                block
+                    .stmts
+                    .insert(0, parse_quote!(type #name = #krate::Lora<#path>;));
+            }
         }
-        renamed.is_some()
+    }
+
+    /// True for a type that the user's or candle's code calls a layer: it becomes `Lora<..>`, which
+    /// holds wherever the type is from.
+    fn is_layer(&self, path: &Path) -> bool {
+        let Some(last) = path.segments.last() else {
+            return false;
+        };
+        let is_own = path.segments.len() == 1 && last.ident == self.own.0;
+        let is_candle = LAYERS.iter().any(|name| last.ident == name);
+        let is_also = self.also.iter().any(|also| also.ident == last.ident);
+        !is_own && !self.kept.contains(&last.ident) && (is_candle || is_also)
     }
 
     /// `Lora<T>`, if this is such a `T`.
@@ -45,49 +126,159 @@ impl Rename {
         self.lora(ty)
     }
 
+    /// Where a path begins with a type of the user's, asks for the LoRA type.
+    fn ask(&mut self, path: &mut Path) {
+        let names: Vec<String> = path.segments.iter().map(|s| s.ident.to_string()).collect();
+        let Some(at) = names.iter().position(|name| is_type(name)) else {
+            return;
+        };
+        let ident = &path.segments[at].ident;
+        let also = self.also.iter().map(|also| &also.lora);
+        let mut known = also.chain([&self.own.0, &self.own.1]).chain(&self.kept);
+        let is_foreign = matches!(
+            &*names[0],
+            "candle_core" | "candle_nn" | "candle" | "std" | "core"
+        );
+        if !is_foreign && !known.any(|known| known == ident) {
+            self.near.rename(path, at);
+        }
+    }
+
+    /// The same of the path of a variant. A name alone may be that of an imported variant, or of a
+    /// constant.
+    fn ask_of_variant(&mut self, path: &mut Path) {
+        let names = path
+            .segments
+            .iter()
+            .map(|segment| segment.ident.to_string());
+        if names.filter(|name| is_type(name)).count() > 1 {
+            self.ask(path);
+        }
+    }
+
+    /// The name of a type in a `use`, which takes no alias.
+    fn used(&mut self, ident: &mut Ident) {
+        let also = self.also.iter().map(|also| (&also.ident, &also.lora));
+        let mut all = also.chain([(&self.own.0, &self.own.1)]);
+        let new = all
+            .find(|(old, _)| *old == ident)
+            .map(|(_, new)| new.clone());
+        if let Some(mut new) = new {
+            new.set_span(ident.span());
+            *ident = new;
+        }
+    }
+
     /// Macros are renamed by their tokens.
-    fn tokens(&self, tokens: TokenStream) -> TokenStream {
+    fn tokens(&mut self, tokens: TokenStream) -> TokenStream {
         let mut renamed = TokenStream::new();
         let mut tokens = tokens.into_iter().peekable();
+        // The names of the present path before the present token.
+        let mut before: Vec<String> = Vec::new();
+        let mut colons = 0;
         while let Some(token) = tokens.next() {
             match token {
                 TokenTree::Group(group) => {
                     let mut new = Group::new(group.delimiter(), self.tokens(group.stream()));
                     new.set_span(group.span());
                     renamed.extend([TokenTree::Group(new)]);
+                    before.clear();
                 }
-                TokenTree::Ident(mut ident) => {
+                TokenTree::Ident(ident) => {
+                    if colons != 2 {
+                        before.clear();
+                    }
                     let path = matches!(
                         tokens.peek(),
                         Some(TokenTree::Punct(next)) if next.as_char() == ':'
                     );
-                    match self.layer(&ident) {
-                        _ if self.ident(&mut ident) => ident.to_tokens(&mut renamed),
-                        Some(lora) if path => renamed.extend(quote!(<#lora>)),
-                        Some(lora) => lora.to_tokens(&mut renamed),
-                        None => ident.to_tokens(&mut renamed),
+                    let in_type = before.last().is_some_and(|name| is_type(name));
+                    let new = (!in_type).then(|| self.name(&ident, &before)).flatten();
+                    match (new, self.layer(&ident)) {
+                        (Some(new), _) => new.to_tokens(&mut renamed),
+                        (None, Some(lora)) if path => renamed.extend(quote!(<#lora>)),
+                        (None, Some(lora)) => lora.to_tokens(&mut renamed),
+                        (None, None) => ident.to_tokens(&mut renamed),
                     }
+                    before.push(ident.to_string());
+                    colons = 0;
                 }
-                other => renamed.extend([other]),
+                other => {
+                    let is_colon = matches!(&other, TokenTree::Punct(p) if p.as_char() == ':');
+                    colons = if is_colon { colons + 1 } else { 0 };
+                    renamed.extend([other]);
+                }
             }
         }
         renamed
     }
 }
 
+/// True if a name is written as a type's. What follows in the path is the type's own.
+fn is_type(name: &str) -> bool {
+    name.starts_with(|first: char| first.is_uppercase())
+}
+
 impl VisitMut for Rename {
     fn visit_type_mut(&mut self, ty: &mut Type) {
-        match self.lora(ty) {
-            Some(lora) => *ty = lora,
-            None => visit_mut::visit_type_mut(self, ty),
+        if let Some(lora) = self.lora(ty) {
+            *ty = lora;
+            return;
+        }
+        match ty {
+            Type::Path(path) if path.qself.is_none() && self.is_layer(&path.path) => {
+                let krate = &self.krate;
+                *ty = parse_quote!(#krate::Lora<#path>);
+            }
+            Type::Path(path) if path.qself.is_none() => {
+                self.visit_path_mut(&mut path.path);
+                self.ask(&mut path.path);
+            }
+            _ => visit_mut::visit_type_mut(self, ty),
+        }
+    }
+
+    fn visit_pat_mut(&mut self, pat: &mut Pat) {
+        visit_mut::visit_pat_mut(self, pat);
+        match pat {
+            Pat::Struct(pat) => self.ask_of_variant(&mut pat.path),
+            Pat::TupleStruct(pat) => self.ask_of_variant(&mut pat.path),
+            Pat::Path(pat) => self.ask_of_variant(&mut pat.path),
+            _ => {}
         }
     }
 
     fn visit_path_mut(&mut self, path: &mut Path) {
-        for segment in &mut path.segments {
-            if !self.ident(&mut segment.ident) && segment.arguments != PathArguments::None {
-                self.visit_path_arguments_mut(&mut segment.arguments);
+        let names: Vec<String> = path
+            .segments
+            .iter()
+            .map(|s| s.ident.unraw().to_string())
+            .collect();
+        let ty = names.iter().position(|name| is_type(name));
+        for (i, segment) in path.segments.iter_mut().enumerate() {
+            let renamed = match ty == Some(i) {
+                true => self.name(&segment.ident, &names[..i]),
+                false => None,
+            };
+            match renamed {
+                Some(new) => segment.ident = new,
+                None if segment.arguments != PathArguments::None => {
+                    self.visit_path_arguments_mut(&mut segment.arguments);
+                }
+                None => {}
             }
+        }
+        let place = ty
+            .and_then(|i| path.segments.get(i))
+            .map(|segment| &segment.ident);
+        let elsewhere = self
+            .also
+            .iter()
+            .any(|also| also.is_aliased && place.is_some_and(|name| *name == also.lora));
+        if let (true, Some(ty)) = (elsewhere, ty) {
+            // The alias stands in the block, wherever the type is.
+            path.leading_colon = None;
+            path.segments = path.segments.iter().skip(ty).cloned().collect();
         }
     }
 
@@ -115,19 +306,20 @@ impl VisitMut for Rename {
     }
 
     fn visit_macro_mut(&mut self, call: &mut Macro) {
-        call.tokens = self.tokens(std::mem::take(&mut call.tokens));
+        let tokens = std::mem::take(&mut call.tokens);
+        call.tokens = self.tokens(tokens);
     }
 
     fn visit_use_path_mut(&mut self, path: &mut UsePath) {
-        self.ident(&mut path.ident);
+        self.used(&mut path.ident);
         visit_mut::visit_use_path_mut(self, path);
     }
 
     fn visit_use_name_mut(&mut self, name: &mut UseName) {
-        self.ident(&mut name.ident);
+        self.used(&mut name.ident);
     }
 
     fn visit_use_rename_mut(&mut self, rename: &mut UseRename) {
-        self.ident(&mut rename.ident);
+        self.used(&mut rename.ident);
     }
 }

@@ -42,6 +42,15 @@ impl LoraBatchNorm {
     pub fn weight_and_bias(&self) -> Option<(&Tensor, &Tensor)> {
         self.weight_and_bias.as_ref().map(|(w, b)| (w, b))
     }
+
+    /// The same as [`forward_t`](ModuleT::forward_t): the running statistics are frozen with the rest of
+    /// the layer, also where the base model's own code trains.
+    ///
+    /// # Errors
+    /// If the input has another number of channels.
+    pub fn forward_train(&self, xs: &Tensor) -> candle_core::Result<Tensor> {
+        self.forward_t(xs, true)
+    }
 }
 
 impl ModuleT for LoraBatchNorm {

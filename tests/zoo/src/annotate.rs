@@ -1,7 +1,7 @@
 //! The rules by which a newcomer would annotate a model.
 //!
-//! 1. A struct or enum that holds layers, or tensors that its constructor takes from a `VarBuilder`,
-//!    derives `LoraModel`.
+//! 1. A struct or enum that holds layers, or tensors that its constructor takes from a `VarBuilder`, or
+//!    that has a forward pass, derives `LoraModel`.
 //! 2. A field of a linear layer, a convolution or an embedding carries `#[lora(rank)]`.
 //! 3. An impl block of such a type carries `#[lora::forward]`, except where a trait of the standard
 //!    library is implemented.
@@ -17,7 +17,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use syn::spanned::Spanned;
 use syn::visit::{self, Visit};
-use syn::{Field, ImplItem, Item, ItemEnum, ItemImpl, ItemMod, ItemStruct, Type};
+use syn::{Field, ImplItem, ItemEnum, ItemImpl, ItemMod, ItemStruct, Type};
 
 /// The layers of candle-nn.
 const LAYERS: &[&str] = &[
@@ -57,8 +57,11 @@ const STANDARD: &[&str] = &[
     "TryFrom",
 ];
 
-/// A field: file, type, variant, index.
+/// A field: file, type with its module in the file, variant, index.
 pub type Place = (PathBuf, String, String, usize);
+
+/// A type: file, and name with the modules of the file before it.
+type Key = (PathBuf, String);
 
 /// The files of a model, with attributes.
 pub struct Model<'a> {
@@ -70,8 +73,8 @@ pub struct Model<'a> {
 }
 
 impl Model<'_> {
-    /// The annotated files.
-    pub fn annotate(&self) -> Result<BTreeMap<PathBuf, String>> {
+    /// The annotated files, and how many types derive.
+    pub fn annotate(&self) -> Result<(BTreeMap<PathBuf, String>, usize)> {
         let parsed = self.files.iter().map(|(path, text)| {
             let file = syn::parse_file(text);
             Ok((
@@ -80,11 +83,17 @@ impl Model<'_> {
             ))
         });
         let parsed: Vec<_> = parsed.collect::<Result<_>>()?;
-        let models = layered(parsed.iter().map(|(_, file)| file));
+        let mut types = Types::default();
+        for (path, file) in &parsed {
+            types.path = path.to_path_buf();
+            types.visit_file(file);
+        }
+        let models = types.layered();
         let files = parsed.iter().map(|(path, file)| {
             let mut writer = Writer {
                 model: self,
                 path,
+                module: Vec::new(),
                 models: &models,
                 inserted: Vec::new(),
             };
@@ -96,7 +105,7 @@ impl Model<'_> {
             }
             ((*path).clone(), text)
         });
-        Ok(files.collect())
+        Ok((files.collect(), models.len()))
     }
 }
 
@@ -111,60 +120,96 @@ pub fn field_at(
     let at = LineColumn { line, column };
     let mut search = Search {
         path,
+        module: Vec::new(),
         at,
         ty,
+        aliases: Vec::new(),
         found: None,
     };
     search.visit_file(&file);
     search.found
 }
 
-/// The names of the types that hold layers, in themselves or in each other.
-fn layered<'a>(files: impl Iterator<Item = &'a syn::File>) -> BTreeSet<String> {
-    let mut types = Types::default();
-    for file in files {
-        types.visit_file(file);
-    }
-    let holds = |fields: &Vec<String>, models: &BTreeSet<String>| {
-        fields
-            .iter()
-            .any(|name| LAYERS.contains(&name.as_str()) || models.contains(name))
-    };
-    let loaded = types.loaded.iter().filter(|name| {
-        types
-            .fields
-            .get(*name)
-            .is_some_and(|fields| fields.iter().any(|field| field == "Tensor"))
-    });
-    let mut models: BTreeSet<String> = loaded.cloned().collect();
-    loop {
-        let more = types
-            .fields
-            .iter()
-            .filter(|(name, fields)| !models.contains(*name) && holds(fields, &models));
-        let more: Vec<_> = more.map(|(name, _)| name.clone()).collect();
-        if more.is_empty() {
-            return models;
-        }
-        models.extend(more);
-    }
-}
-
-/// The types of a model: the names in their fields, and which are loaded from a `VarBuilder`.
+/// The types of a model: the names in their fields, and which are loaded or have a forward pass.
 #[derive(Default)]
 struct Types {
-    fields: BTreeMap<String, Vec<String>>,
-    loaded: BTreeSet<String>,
+    path: PathBuf,
+    module: Vec<String>,
+    fields: BTreeMap<Key, Vec<String>>,
+    loaded: BTreeSet<Key>,
+    computing: BTreeSet<Key>,
+    /// Other names of types, by file and name.
+    aliases: BTreeMap<Key, String>,
 }
 
 impl Types {
+    fn key(&self, name: &str) -> Key {
+        (self.path.clone(), scoped(&self.module, name))
+    }
+
     fn add<'a>(&mut self, name: &syn::Ident, fields: impl Iterator<Item = &'a Field>) {
         let names = fields.flat_map(|field| names(&field.ty));
-        self.fields
-            .entry(name.to_string())
-            .or_default()
-            .extend(names);
+        let key = self.key(&name.to_string());
+        self.fields.entry(key).or_default().extend(names);
     }
+
+    /// The types that hold layers, in themselves or in each other, or that compute.
+    fn layered(&self) -> BTreeSet<Key> {
+        let has_tensor = |key: &&Key| {
+            self.fields
+                .get(*key)
+                .is_some_and(|fields| fields.iter().any(|name| name == "Tensor"))
+        };
+        let mut models: BTreeSet<Key> = self.loaded.iter().filter(has_tensor).cloned().collect();
+        models.extend(
+            self.computing
+                .iter()
+                .filter(|key| self.fields.contains_key(*key))
+                .cloned(),
+        );
+        loop {
+            let more = self.fields.iter().filter(|(key, fields)| {
+                !models.contains(*key) && fields.iter().any(|name| self.holds(key, name, &models))
+            });
+            let more: Vec<_> = more.map(|(key, _)| key.clone()).collect();
+            if more.is_empty() {
+                return models;
+            }
+            models.extend(more);
+        }
+    }
+
+    /// True if a name in a type's field means a layer, or one of the models. The type's own file
+    /// decides, where it has a type of that name.
+    fn holds(&self, (path, of): &Key, name: &str, models: &BTreeSet<Key>) -> bool {
+        let name = self
+            .aliases
+            .get(&(path.clone(), name.to_string()))
+            .map_or(name, String::as_str);
+        let module = of.rsplit_once("::").map_or("", |(module, _)| module);
+        let near = [format!("{module}::{name}"), name.to_string()];
+        for name in near {
+            let key = (path.clone(), name);
+            if self.fields.contains_key(&key) {
+                return models.contains(&key);
+            }
+        }
+        let known = self.fields.keys().any(|(_, other)| other == name);
+        match known {
+            true => models.iter().any(|(_, other)| other == name),
+            false => LAYERS.contains(&name),
+        }
+    }
+}
+
+/// A name with the modules before it.
+fn scoped(module: &[String], name: &str) -> String {
+    module
+        .iter()
+        .map(String::as_str)
+        .chain([name])
+        .collect::<Vec<_>>()
+        .join("::")
 }
 
 impl<'ast> Visit<'ast> for Types {
@@ -173,29 +218,56 @@ impl<'ast> Visit<'ast> for Types {
     }
 
     fn visit_item_enum(&mut self, item: &'ast ItemEnum) {
-        self.add(
-            &item.ident,
-            item.variants.iter().flat_map(|variant| &variant.fields),
-        );
+        // Without fields there is nothing to convert.
+        if item
+            .variants
+            .iter()
+            .any(|variant| !variant.fields.is_empty())
+        {
+            self.add(
+                &item.ident,
+                item.variants.iter().flat_map(|variant| &variant.fields),
+            );
+        }
     }
 
     fn visit_item_impl(&mut self, item: &'ast ItemImpl) {
-        let loads = item.items.iter().any(|item| match item {
-            ImplItem::Fn(method) => method
-                .sig
-                .inputs
-                .iter()
-                .any(|input| mentions(&input.to_token_stream(), "VarBuilder")),
-            _ => false,
-        });
-        if loads && let Some(name) = self_name(item) {
-            self.loaded.insert(name);
+        let Some(key) = self_name(item).map(|name| self.key(&name)) else {
+            return;
+        };
+        for part in &item.items {
+            let ImplItem::Fn(method) = part else {
+                continue;
+            };
+            let mut inputs = method.sig.inputs.iter();
+            if inputs.any(|input| mentions(&input.to_token_stream(), "VarBuilder")) {
+                self.loaded.insert(key.clone());
+            }
+            if method.sig.ident == "forward" {
+                self.computing.insert(key.clone());
+            }
         }
+    }
+
+    fn visit_item_type(&mut self, item: &'ast syn::ItemType) {
+        if let Some(name) = names(&item.ty).pop() {
+            self.aliases
+                .insert((self.path.clone(), item.ident.to_string()), name);
+        }
+    }
+
+    fn visit_use_rename(&mut self, item: &'ast syn::UseRename) {
+        self.aliases.insert(
+            (self.path.clone(), item.rename.to_string()),
+            item.ident.to_string(),
+        );
     }
 
     fn visit_item_mod(&mut self, item: &'ast ItemMod) {
         if item.ident != "tests" {
+            self.module.push(item.ident.to_string());
             visit::visit_item_mod(self, item);
+            self.module.pop();
         }
     }
 }
@@ -204,7 +276,8 @@ impl<'ast> Visit<'ast> for Types {
 struct Writer<'a> {
     model: &'a Model<'a>,
     path: &'a Path,
-    models: &'a BTreeSet<String>,
+    module: Vec<String>,
+    models: &'a BTreeSet<Key>,
     inserted: Vec<(LineColumn, String)>,
 }
 
@@ -213,12 +286,21 @@ impl Writer<'_> {
         self.inserted.push((at.start(), text.into()));
     }
 
-    fn derive(&mut self, name: &syn::Ident, start: Span) {
-        let attribute = match self.model.more.of(self.path, &name.to_string(), "") {
-            Some(given) => format!("#[derive(LoraModel)] {given} "),
-            None => "#[derive(LoraModel)] ".to_string(),
-        };
-        self.insert(start, attribute);
+    fn is_model(&self, name: &str) -> bool {
+        self.models
+            .contains(&(self.path.to_path_buf(), scoped(&self.module, name)))
+    }
+
+    /// The derive of a model, and what else an owner writes on a type.
+    fn item(&mut self, name: &syn::Ident, start: Span) -> bool {
+        let is_model = self.is_model(&name.to_string());
+        let name = scoped(&self.module, &name.to_string());
+        let given = self.model.more.of(self.path, &name, "");
+        let derive = is_model.then_some("#[derive(LoraModel)]");
+        for attribute in derive.into_iter().chain(given) {
+            self.insert(start, format!("{attribute} "));
+        }
+        is_model
     }
 
     fn fields<'a>(
@@ -234,25 +316,21 @@ impl Writer<'_> {
                 (None, true) => index.to_string(),
                 (None, false) => format!("{variant}.{index}"),
             };
-            let place = (
-                self.path.to_path_buf(),
-                ty.to_string(),
-                variant.to_string(),
-                index,
-            );
-            let attribute =
-                if let Some(given) = self.model.more.of(self.path, &ty.to_string(), &name) {
-                    given.to_string()
-                } else if self.model.skipped.contains(&place) {
-                    "#[lora(skip)]".to_string()
-                } else if names(&field.ty)
-                    .iter()
-                    .any(|name| RANKED.contains(&name.as_str()))
-                {
-                    "#[lora(rank)]".to_string()
-                } else {
-                    continue;
-                };
+            let ty = scoped(&self.module, &ty.to_string());
+            let path = self.path.to_path_buf();
+            let place = (path, ty.clone(), variant.to_string(), index);
+            let attribute = if let Some(given) = self.model.more.of(self.path, &ty, &name) {
+                given.to_string()
+            } else if self.model.skipped.contains(&place) {
+                "#[lora(skip)]".to_string()
+            } else if names(&field.ty)
+                .iter()
+                .any(|name| RANKED.contains(&name.as_str()))
+            {
+                "#[lora(rank)]".to_string()
+            } else {
+                continue;
+            };
             self.insert(start(field), format!("{attribute} "));
         }
     }
@@ -260,17 +338,13 @@ impl Writer<'_> {
 
 impl<'ast> Visit<'ast> for Writer<'_> {
     fn visit_item_struct(&mut self, item: &'ast ItemStruct) {
-        if self.models.contains(&item.ident.to_string()) {
-            let start = first(&item.vis, item.struct_token.span);
-            self.derive(&item.ident, start);
+        if self.item(&item.ident, first(&item.vis, item.struct_token.span)) {
             self.fields(&item.ident, "", item.fields.iter());
         }
     }
 
     fn visit_item_enum(&mut self, item: &'ast ItemEnum) {
-        if self.models.contains(&item.ident.to_string()) {
-            let start = first(&item.vis, item.enum_token.span);
-            self.derive(&item.ident, start);
+        if self.item(&item.ident, first(&item.vis, item.enum_token.span)) {
             for variant in &item.variants {
                 self.fields(
                     &item.ident,
@@ -282,7 +356,7 @@ impl<'ast> Visit<'ast> for Writer<'_> {
     }
 
     fn visit_item_impl(&mut self, item: &'ast ItemImpl) {
-        let Some(name) = self_name(item).filter(|name| self.models.contains(name)) else {
+        let Some(name) = self_name(item).filter(|name| self.is_model(name)) else {
             return;
         };
         let of = item
@@ -295,7 +369,10 @@ impl<'ast> Visit<'ast> for Writer<'_> {
         if STANDARD.contains(&of.as_str()) {
             return;
         }
-        let given = self.model.more.of(self.path, &format!("impl {of}"), &name);
+        let given = self
+            .model
+            .more
+            .of(self.path, format!("impl {of}").trim_end(), &name);
         let text = given.unwrap_or("#[lora::forward]");
         self.insert(item.impl_token.span, format!("{text} "));
         for part in &item.items {
@@ -310,21 +387,30 @@ impl<'ast> Visit<'ast> for Writer<'_> {
     }
 
     fn visit_item_mod(&mut self, item: &'ast ItemMod) {
-        if item.ident != "tests" {
-            visit::visit_item_mod(self, item);
+        if item.ident == "tests" {
+            return;
         }
-    }
-
-    fn visit_item(&mut self, item: &'ast Item) {
-        visit::visit_item(self, item);
+        let before = self.inserted.len();
+        self.module.push(item.ident.to_string());
+        visit::visit_item_mod(self, item);
+        self.module.pop();
+        if let (true, Some((_, items))) = (self.inserted.len() > before, &item.content)
+            && let Some(last) = items.last()
+        {
+            let end = last.span().end();
+            self.inserted
+                .push((end, " #[allow(unused_imports)] use lora::LoraModel;".into()));
+        }
     }
 }
 
 /// Looks for the field around a place.
 struct Search<'a> {
     path: &'a Path,
+    module: Vec<String>,
     at: LineColumn,
     ty: &'a str,
+    aliases: Vec<(String, String)>,
     found: Option<Place>,
 }
 
@@ -338,9 +424,13 @@ impl Search<'_> {
         for (index, field) in fields.enumerate() {
             let span = field.span();
             let is_here = span.start() <= self.at && self.at < span.end();
-            if is_here && (names(&field.ty).iter().any(|name| name == self.ty)) {
-                let path = self.path.to_path_buf();
-                self.found = Some((path, ty.to_string(), variant.to_string(), index));
+            let is_named = |name: &String| {
+                let alias = self.aliases.iter().find(|(alias, _)| alias == name);
+                name == self.ty || alias.is_some_and(|(_, name)| name == self.ty)
+            };
+            if is_here && names(&field.ty).iter().any(is_named) {
+                let ty = scoped(&self.module, &ty.to_string());
+                self.found = Some((self.path.to_path_buf(), ty, variant.to_string(), index));
             }
         }
     }
@@ -359,6 +449,23 @@ impl<'ast> Visit<'ast> for Search<'_> {
                 variant.fields.iter(),
             );
         }
+    }
+
+    fn visit_item_type(&mut self, item: &'ast syn::ItemType) {
+        if let Some(name) = names(&item.ty).pop() {
+            self.aliases.push((item.ident.to_string(), name));
+        }
+    }
+
+    fn visit_use_rename(&mut self, item: &'ast syn::UseRename) {
+        self.aliases
+            .push((item.rename.to_string(), item.ident.to_string()));
+    }
+
+    fn visit_item_mod(&mut self, item: &'ast ItemMod) {
+        self.module.push(item.ident.to_string());
+        visit::visit_item_mod(self, item);
+        self.module.pop();
     }
 }
 

@@ -43,6 +43,8 @@ struct Outcome {
     group: Group,
     text: BTreeMap<PathBuf, String>,
     skipped: BTreeSet<Place>,
+    /// How many types derive. None do where a model is made of closures.
+    derived: usize,
     /// The errors that are left after the rules; none if the model compiles.
     naive: Vec<Failure>,
     /// The same with the attributes beyond the rules.
@@ -74,6 +76,7 @@ fn main() -> Result<()> {
             text: text.collect::<Result<_>>()?,
             group,
             skipped: BTreeSet::new(),
+            derived: 0,
             naive: Vec::new(),
             attributed: Vec::new(),
         });
@@ -116,8 +119,9 @@ fn compile(
                 skipped: &outcome.skipped,
                 more,
             };
-            let files = model.annotate()?;
+            let (files, derived) = model.annotate()?;
             workspace.write(&outcome.group, &files)?;
+            outcomes[index].derived = derived;
             annotated.insert(index, files);
         }
         let names: Vec<_> = open
@@ -156,23 +160,32 @@ fn place(group: &Group, error: &Failure, files: &BTreeMap<PathBuf, String>) -> O
 }
 
 fn report(outcomes: &[Outcome], errors: bool) {
+    let (models, closures): (Vec<_>, Vec<_>) =
+        outcomes.iter().partition(|outcome| outcome.derived > 0);
+    let names = closures.iter().map(|outcome| outcome.group.name.as_str());
+    let names = names.collect::<Vec<_>>().join(", ");
+    println!(
+        "{} models, {} of closures: {names}",
+        outcomes.len(),
+        closures.len()
+    );
     let failing = |pick: fn(&Outcome) -> &Vec<Failure>| {
-        let names = outcomes.iter().filter(|outcome| !pick(outcome).is_empty());
+        let names = models.iter().filter(|outcome| !pick(outcome).is_empty());
         let names =
             names.map(|outcome| format!("{} ({})", outcome.group.name, pick(outcome).len()));
         names.collect::<Vec<_>>()
     };
     let naive = failing(|outcome| &outcome.naive);
     let attributed = failing(|outcome| &outcome.attributed);
-    println!("{} models", outcomes.len());
+    let count = models.len();
     println!(
-        "compile by rules: {}; not: {}",
-        outcomes.len() - naive.len(),
+        "compile by rules: {} of {count}; not: {}",
+        count - naive.len(),
         naive.join(", ")
     );
     println!(
-        "compile by attributes: {}; not: {}",
-        outcomes.len() - attributed.len(),
+        "compile by attributes: {} of {count}; not: {}",
+        count - attributed.len(),
         attributed.join(", ")
     );
     if errors {

@@ -100,7 +100,7 @@ tracing = "0.1"
         for (path, text) in files {
             write(&folder.join("src").join(path), text)?;
         }
-        write(&folder.join("src/lib.rs"), &root(group))
+        write(&folder.join("src/lib.rs"), &root(group, files))
     }
 
     /// Writes the crate that the programs share, around the project's sources.
@@ -144,7 +144,7 @@ tracing = "0.1"
 }
 
 /// The crate's root, with the modules that the group has.
-fn root(group: &Group) -> String {
+fn root(group: &Group, files: &BTreeMap<PathBuf, String>) -> String {
     let module = |path: &Path, room: &str| {
         let below = path.strip_prefix(room).ok()?;
         let first = below.iter().next()?.to_str()?;
@@ -170,11 +170,13 @@ fn root(group: &Group) -> String {
         .iter()
         .filter(|path| is_model(path))
         .filter_map(|p| module(p, "models"));
+    let has = |text: &str| files.values().any(|file| file.contains(text));
+    let macros = has("crate::serde_default_fn") && !has("macro_rules! serde_default_fn");
     format!(
         "#![allow(warnings)]\n{}\npub mod models {{ {} }}\n{}",
         list(rooms.collect()),
         list(models.collect()),
-        SERDE_DEFAULT
+        if macros { SERDE_DEFAULT } else { "" }
     )
 }
 
