@@ -18,10 +18,10 @@ static RECORDED: LazyLock<RwLock<HashMap<TensorId, Arc<str>>>> = LazyLock::new(D
 /// value lives, every conversion of the model takes the layers' paths from those names: patterns,
 /// adapters from other tools, and saved files then have the checkpoint's paths.
 ///
-/// - A layer's path is the name of its tensors without their last part.
+/// - A layer's path is the name of its weight without the last part.
 /// - A layer whose tensors the constructor changed, such as a transposed weight, keeps its field's name,
 ///   below the path that the layers beside it have in the checkpoint.
-/// - A layer that shares another layer's tensors, such as a tied head, does so, too.
+/// - A layer that shares another layer's tensors, such as a tied head, keeps the path by its fields.
 /// - `#[lora(name = "..")]` wins over the record, for the field and all below it.
 /// - A tensor that is a field has its own name, and the path of the struct where a layer shares it.
 ///
