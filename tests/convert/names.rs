@@ -169,6 +169,21 @@ fn a_tensor_that_is_a_field_has_its_name() {
     );
 }
 
+/// The merged model goes on with the names that its weights had.
+#[test]
+fn a_merged_model_keeps_the_names() {
+    let names = Names::new();
+    let config = LoraConfig::new(2)
+        .target_modules(["q_proj", "embed_tokens"])
+        .modules_to_save(["input_layernorm", "table"]);
+    let model = load(&names).to_lora(&config).unwrap();
+    fill_adapters(&model);
+    let tuned = model.to_base().unwrap();
+    drop(model);
+    assert_eq!(paths(&tuned.to_frozen().unwrap()), PATHS);
+    assert_eq!(paths(&tuned.to_lora(&config).unwrap()), PATHS);
+}
+
 /// From memory, from variables, with a prefix of its own, and cast on the way.
 #[test]
 fn any_builder_records() {

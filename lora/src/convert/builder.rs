@@ -1,12 +1,11 @@
 //! [`Builder`]: the walk over a base model that builds its LoRA model.
 
-use super::names::name_of;
 use super::paths::{Found, Paths};
 use super::{Attach, Values};
-use crate::adapter::places::Places;
+use crate::adapter::places::{PLACED, RECORDED};
 use crate::adapter::{Access, Adapters};
-use crate::config::{Kind, Mark};
 use crate::config::selection::Selection;
+use crate::config::{Kind, Mark};
 use crate::manage;
 use crate::path::Path;
 use crate::traits::{each_layer, each_layer_mut, try_each_layer_mut};
@@ -270,7 +269,7 @@ impl<'a> Builder<'a> {
         if !self.devices.iter().any(|known| known.same_device(device)) {
             self.devices.push(device.clone());
         }
-        self.recorded.extend(name_of(tensor));
+        self.recorded.extend(RECORDED.name_of(tensor));
         let frozen = self.frozen.entry(tensor.id());
         frozen.or_insert_with(|| tensor.detach()).clone()
     }
@@ -280,7 +279,7 @@ impl<'a> Builder<'a> {
         let Some(paths) = self.paths() else {
             return Ok(());
         };
-        let places = Arc::<Places>::default();
+        let places = PLACED.owner();
         let mut has_keeper = false;
         each_layer(lora, |_, layer| has_keeper |= layer.copies().is_some());
         let mut marks = HashMap::new();
@@ -294,9 +293,12 @@ impl<'a> Builder<'a> {
                 copies.places = Some(places.clone());
             } else if layer.kind() == Kind::Tensor && has_keeper {
                 for param in layer.params_mut(Access::new()) {
-                    // The same values as another tensor: this one is of this model alone.
+                    // Other models may hold the tensor: this one gets a tensor of its own, which
+                    // shares the values.
+                    let before = param.tensor.id();
                     *param.tensor = param.tensor.unsqueeze(0)?.squeeze(0)?;
                     places.put(param.tensor, place.clone());
+                    RECORDED.replace(before, param.tensor);
                 }
             } else {
                 place = path.into();

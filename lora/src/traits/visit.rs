@@ -1,6 +1,6 @@
 //! The walk over a model's layers, with the path of each.
 
-use crate::adapter::places;
+use crate::adapter::places::PLACED;
 use crate::config::Kind;
 use crate::path::Path;
 use crate::{Layer, LoraModule};
@@ -68,7 +68,7 @@ impl<'a> Cursor<'a> {
 /// The path that the checkpoint gives a layer, if it is known.
 fn place(layer: &dyn Layer) -> Option<Arc<str>> {
     match field(layer) {
-        Some(tensor) => places::place_of(tensor),
+        Some(tensor) => PLACED.name_of(tensor),
         None => layer.copies()?.path.clone(),
     }
 }
@@ -110,10 +110,8 @@ impl<'a> CursorMut<'a> {
         let place = place(layer);
         let before = field(layer).map(Tensor::id);
         (self.visit)(place.as_deref().unwrap_or(self.path.as_str()), layer);
-        if let (Some(before), Some(tensor)) = (before, field(layer))
-            && before != tensor.id()
-        {
-            places::replaced(before, tensor);
+        if let (Some(before), Some(tensor)) = (before, field(layer)) {
+            PLACED.replace(before, tensor);
         }
     }
 }

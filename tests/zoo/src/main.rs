@@ -97,7 +97,9 @@ fn main() -> Result<()> {
     let mut outcomes: Vec<_> = concerned.into_iter().chain(rest).collect();
     outcomes.sort_by(|a, b| a.group.name.cmp(&b.group.name));
     report(&outcomes, args.errors);
-    let compile = outcomes.iter().filter(|outcome| outcome.attributed.is_empty());
+    let compile = outcomes
+        .iter()
+        .filter(|outcome| outcome.attributed.is_empty());
     runs::run(&workspace, compile.map(|outcome| &*outcome.group.name))
 }
 

@@ -18,7 +18,10 @@ const LIMIT: Duration = Duration::from_secs(120);
 const STAGES: [(&str, &str); 9] = [
     ("compiles", "the run compiles for the LoRA model"),
     ("base", "the base model runs"),
-    ("adapted", "a fresh adapter changes nothing, a random one does"),
+    (
+        "adapted",
+        "a fresh adapter changes nothing, a random one does",
+    ),
     ("reached", "every adapter gets a gradient"),
     ("gradients", "gradients agree with differences of the loss"),
     ("merged", "merged and unmerged give the same"),
@@ -56,13 +59,15 @@ pub fn run<'a>(workspace: &Workspace, groups: impl Iterator<Item = &'a str>) -> 
         command.args(["-p", &format!("run_{group}")]);
     }
     let mut failures = errors(command, "run_")?;
-    let ran = groups.into_iter().map(|group| match failures.remove(group) {
-        Some(errors) => {
-            let errors: Vec<_> = errors.into_iter().map(|error| error.rendered).collect();
-            Ok(Ran::failed(group, "compiles", errors.join("\n")))
-        }
-        None => start(workspace, group),
-    });
+    let ran = groups
+        .into_iter()
+        .map(|group| match failures.remove(group) {
+            Some(errors) => {
+                let errors: Vec<_> = errors.into_iter().map(|error| error.rendered).collect();
+                Ok(Ran::failed(group, "compiles", errors.join("\n")))
+            }
+            None => start(workspace, group),
+        });
     let ran: Vec<_> = ran.collect::<Result<_>>()?;
     report(&ran);
     save(&ran, workspace)
@@ -72,7 +77,9 @@ pub fn run<'a>(workspace: &Workspace, groups: impl Iterator<Item = &'a str>) -> 
 pub fn again(workspace: &Workspace, only: &[String]) -> Result<()> {
     let text = fs::read_to_string(file_of(workspace)).context("nothing ran before")?;
     let before: BTreeMap<String, serde_json::Value> = serde_json::from_str(&text)?;
-    let groups = before.keys().filter(|group| only.is_empty() || only.contains(group));
+    let groups = before
+        .keys()
+        .filter(|group| only.is_empty() || only.contains(group));
     run(workspace, groups.map(String::as_str))
 }
 
@@ -104,7 +111,10 @@ fn start(workspace: &Workspace, group: &str) -> Result<Ran> {
     let program = workspace.root.join(format!("target/debug/run_{group}"));
     let mut command = Command::new(&program);
     // candle adds the stack to its errors otherwise.
-    command.env_remove("RUST_BACKTRACE").env("RUST_LIB_BACKTRACE", "0").stdout(Stdio::piped());
+    command
+        .env_remove("RUST_BACKTRACE")
+        .env("RUST_LIB_BACKTRACE", "0")
+        .stdout(Stdio::piped());
     let mut child = match command.stderr(Stdio::null()).spawn() {
         Ok(child) => child,
         Err(error) => return Ok(Ran::failed(group, "compiles", error.to_string())),
@@ -144,13 +154,23 @@ fn wait(child: &mut Child) -> Result<Option<String>> {
 fn report(all: &[Ran]) {
     println!("{} models run at a tiny size", all.len());
     for (stage, passes) in STAGES {
-        let tried = all.iter().filter(|ran| ran.stages.contains_key(stage) || stage == "compiles");
+        let tried = all
+            .iter()
+            .filter(|ran| ran.stages.contains_key(stage) || stage == "compiles");
         let tried: Vec<_> = tried.collect();
-        let failing = tried.iter().filter(|ran| matches!(ran.stages.get(stage), Some(Some(_))));
-        println!("  {passes}: {} of {}", tried.len() - failing.count(), tried.len());
+        let failing = tried
+            .iter()
+            .filter(|ran| matches!(ran.stages.get(stage), Some(Some(_))));
+        println!(
+            "  {passes}: {} of {}",
+            tried.len() - failing.count(),
+            tried.len()
+        );
     }
     let right = all.iter().filter(|ran| {
-        ["reached", "gradients", "merged", "back"].iter().all(|&stage| ran.stages.get(stage) == Some(&None))
+        ["reached", "gradients", "merged", "back"]
+            .iter()
+            .all(|&stage| ran.stages.get(stage) == Some(&None))
     });
     println!("  all but paths: {} of {}", right.count(), all.len());
     for (stage, passes) in STAGES {
