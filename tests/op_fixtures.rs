@@ -2,7 +2,7 @@
 
 use crate::{absolute_error, fixed, relative_error, values};
 use candle_core::{DType, Device, Result, Tensor, Var, bail};
-use candle_nn::{Conv1dConfig, Conv2dConfig};
+use candle_nn::{Conv1dConfig, Conv2dConfig, ConvTranspose1dConfig, ConvTranspose2dConfig};
 use lora::ops;
 use serde::Deserialize;
 use std::collections::BTreeMap;
@@ -13,10 +13,12 @@ pub const THEMES: &[&str] = &[
     "activation",
     "attention",
     "conv",
+    "conv_transpose",
     "embedding",
     "group_norm",
     "linear",
     "norm",
+    "prelu",
     "residual",
     "rope",
     "softmax",
@@ -42,23 +44,43 @@ pub struct Case {
 #[expect(missing_docs, reason = "named as in PyTorch")]
 pub enum Call {
     Linear,
-    LoraLinear { scale: f64 },
+    LoraLinear {
+        scale: f64,
+    },
     Conv1d(Convolution),
     Conv2d(Convolution),
+    ConvTranspose1d(Convolution),
+    ConvTranspose2d(Convolution),
+    #[serde(rename = "prelu")]
+    PReLU,
     Embedding,
-    LayerNorm { eps: f32 },
-    RmsNorm { eps: f32 },
+    LayerNorm {
+        eps: f32,
+    },
+    RmsNorm {
+        eps: f32,
+    },
     GeluErf,
     Gelu,
     Silu,
     Relu,
-    Softmax { dim: usize },
+    Softmax {
+        dim: usize,
+    },
     Rope,
     RopeI,
     RopeThd,
-    Attention { scale: f32, causal: bool },
-    GroupNorm { groups: usize, eps: f64 },
-    Residual { dim: usize },
+    Attention {
+        scale: f32,
+        causal: bool,
+    },
+    GroupNorm {
+        groups: usize,
+        eps: f64,
+    },
+    Residual {
+        dim: usize,
+    },
 }
 
 /// The arguments of a convolution.
@@ -70,6 +92,8 @@ pub struct Convolution {
     pub padding: usize,
     pub dilation: usize,
     pub groups: usize,
+    /// Of transposed convolutions.
+    pub output_padding: usize,
 }
 
 impl Default for Convolution {
@@ -79,6 +103,7 @@ impl Default for Convolution {
             padding: 0,
             dilation: 1,
             groups: 1,
+            output_padding: 0,
         }
     }
 }
@@ -153,6 +178,7 @@ impl Call {
                 padding,
                 dilation,
                 groups,
+                ..
             }) => {
                 let config = Conv1dConfig {
                     stride,
@@ -168,6 +194,7 @@ impl Call {
                 padding,
                 dilation,
                 groups,
+                ..
             }) => {
                 let config = Conv2dConfig {
                     stride,
@@ -177,6 +204,43 @@ impl Call {
                     cudnn_fwd_algo: None,
                 };
                 ops::conv2d(get("x")?, get("weight")?, bias, &config)
+            }
+            Self::ConvTranspose1d(Convolution {
+                stride,
+                padding,
+                dilation,
+                groups,
+                output_padding,
+            }) => {
+                let config = ConvTranspose1dConfig {
+                    stride,
+                    padding,
+                    dilation,
+                    groups,
+                    output_padding,
+                };
+                ops::conv_transpose1d(get("x")?, get("weight")?, bias, &config)
+            }
+            Self::ConvTranspose2d(Convolution {
+                stride,
+                padding,
+                dilation,
+                output_padding,
+                ..
+            }) => {
+                let config = ConvTranspose2dConfig {
+                    stride,
+                    padding,
+                    dilation,
+                    output_padding,
+                };
+                ops::conv_transpose2d(get("x")?, get("weight")?, bias, &config)
+            }
+            Self::PReLU => {
+                let (x, weight) = (get("x")?, get("weight")?);
+                let mut shape = vec![1; x.rank()];
+                shape[1] = weight.elem_count();
+                ops::prelu(x, &weight.reshape(shape)?)
             }
             Self::Embedding => ops::embedding(get("ids")?, get("table")?),
             Self::LayerNorm { eps } => {

@@ -1,12 +1,12 @@
 //! What concerns the whole process, one test at a time: the vector instructions that the kernels
-//! use, and that graphs leave nothing behind.
+//! use, that graphs leave nothing behind, and what the logger is told.
 
 use candle_core::{DType, Device, Tensor, Var};
 use candle_nn::{Activation, LayerNorm, Linear};
 use lora::__private::{Level, force_simd, recorded_values};
 use lora::blocks::Mlp;
 use lora::layers::LoraLinear;
-use lora::{LoraConfig, LoraModule, ops};
+use lora::{LoraConfig, LoraModel, LoraModule, ops};
 use lora_tests::op_fixtures::{THEMES, cases};
 use lora_tests::{assert_close, fixed};
 use std::collections::HashMap;
@@ -169,4 +169,61 @@ fn mlp_values_and_gradients_are_pytorchs_at_every_level() {
         }
     }
     force_simd(Level::Avx512);
+}
+
+/// Keeps what is logged.
+struct Log(Mutex<Vec<String>>);
+
+impl log::Log for Log {
+    fn enabled(&self, _: &log::Metadata<'_>) -> bool {
+        true
+    }
+
+    fn log(&self, record: &log::Record<'_>) {
+        let mut lines = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        lines.push(record.args().to_string());
+    }
+
+    fn flush(&self) {}
+}
+
+#[test]
+fn conversions_warn_of_filled_caches() {
+    static LOG: Log = Log(Mutex::new(Vec::new()));
+    let _alone = alone();
+    log::set_logger(&LOG).unwrap();
+    log::set_max_level(log::LevelFilter::Warn);
+    let warnings = || std::mem::take(&mut *LOG.0.lock().unwrap());
+
+    let key = fixed((1, 3, 4), DType::F32, 1);
+    let mut cache = candle_nn::kv_cache::KvCache::new(1, 8);
+    let mut model = vec![(cache.clone(), None::<(Tensor, Tensor)>)];
+    model.to_frozen().unwrap();
+    assert_eq!(warnings(), [""; 0], "of empty caches");
+    cache.append(&key, &key).unwrap();
+    model[0] = (cache, Some((key.clone(), key.clone())));
+    let mut lora = model.to_frozen().unwrap();
+    assert_eq!(
+        warnings(),
+        [
+            "the cache of keys and values `0.0` holds 3 positions, which the converted model does not: \
+             it begins a new sequence",
+            "`0.1` holds two tensors of three or more dimensions, which count as a cache of keys and \
+             values, not as parameters; if they are weights, give each a field of its own",
+        ]
+    );
+    lora[0].0.append(&key, &key).unwrap();
+    lora.to_base().unwrap();
+    assert_eq!(
+        warnings(),
+        [
+            "the cache of keys and values `KvCache` holds 3 positions, which the converted model does \
+             not: it begins a new sequence"
+        ]
+    );
+    // Parameters look otherwise.
+    let pair = fixed((3, 4), DType::F32, 1);
+    Some((pair.clone(), pair)).to_frozen().unwrap();
+    log::set_max_level(log::LevelFilter::Off);
+    assert_eq!(warnings(), [""; 0], "of matrices");
 }

@@ -63,6 +63,8 @@ pub struct Field<'a> {
     pub kind: Kind,
     /// What the field adds to the path; nothing if it is flattened or the only one of a tuple.
     pub segment: Option<String>,
+    /// How sure the field is to have a type in the LoRA struct.
+    pub trust: Trust,
 }
 
 /// What a field is to the LoRA type.
@@ -235,13 +237,15 @@ impl<'a> Field<'a> {
             (None, Member::Named(name)) => Some(name.unraw().to_string()),
             (None, Member::Unnamed(index)) => Some(index.index.to_string()),
         };
+        let kind = Kind::new(&attrs);
         Self {
             member,
             vis: &field.vis,
             ty: &field.ty,
             ends: ends(&field.ty),
             kept: attr::kept(&field.attrs, KEPT),
-            kind: Kind::new(&attrs),
+            trust: Trust::new(&field.ty, &kind),
+            kind,
             attrs,
             segment,
         }
@@ -259,30 +263,30 @@ pub enum Trust {
     Sure,
 }
 
-impl Field<'_> {
-    /// How sure the field is to have a type in the LoRA struct.
-    pub fn trust(&self) -> Trust {
-        let tokens = self.ty.to_token_stream().into_iter();
-        let names = tokens.filter_map(|token| match token {
-            TokenTree::Ident(name) => Some(name.to_string()),
+impl Trust {
+    fn new(ty: &Type, kind: &Kind) -> Self {
+        if !kind.is_model() {
+            return Self::Sure;
+        }
+        let tokens = ty.to_token_stream().into_iter();
+        let of = tokens.filter_map(|token| match token {
+            TokenTree::Ident(name) if VALUES.iter().any(|known| name == known) => Some(Self::Sure),
+            TokenTree::Ident(name) if LAYERS.iter().any(|known| name == known) => Some(Self::Layer),
+            TokenTree::Ident(_) => Some(Self::Unknown),
             _ => None,
         });
-        let of = |name: String| match &*name {
-            name if VALUES.contains(&name) => Trust::Sure,
-            name if LAYERS.contains(&name) => Trust::Layer,
-            _ => Trust::Unknown,
-        };
-        match names.map(of).min() {
-            _ if !self.kind.is_model() => Trust::Sure,
-            Some(Trust::Unknown) if self.kind != Kind::Model => Trust::Marked,
-            trust => trust.unwrap_or(Trust::Sure),
+        match of.min() {
+            Some(Self::Unknown) if *kind != Kind::Model => Self::Marked,
+            trust => trust.unwrap_or(Self::Sure),
         }
     }
+}
 
+impl Field<'_> {
     /// True for a field that is not converted, or whose type is known by name to be a model. Serves
     /// messages only.
     pub fn is_known(&self) -> bool {
-        self.trust() >= Trust::Layer
+        self.trust >= Trust::Layer
     }
 }
 

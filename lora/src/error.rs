@@ -137,7 +137,8 @@ macro_rules! cuts {
         "candle's layer_norm, rms_norm, softmax_last_dim, rope, rope_i, rope_thd, sdpa and flash_attn \
 record no gradient, nor do candle's own norms in a `skip` field; those of lora::ops take the same \
 arguments and do
-  - KvCache and RotatingKvCache of candle copy into a buffer; those of lora::ops pass the gradient
+  - KvCache, RotatingKvCache and ConcatKvCache of candle cut the gradient where a method makes one; those \
+of lora::ops pass the gradient, and so does a field of the model
   - detach() cuts the gradient, and so does reading values to the CPU (to_vec1, to_vec2, to_scalar) and \
 building a tensor from them; lora::ops::top_k chooses experts with a gradient for the gate"
     };

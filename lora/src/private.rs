@@ -23,6 +23,40 @@ pub fn skipped<T: Clone>(value: &T) -> T {
     value.clone()
 }
 
+/// Shows a struct. Without `all` there are fields that cannot be shown.
+pub fn debug_struct(
+    f: &mut Formatter<'_>,
+    name: &str,
+    fields: &[(&str, &dyn Debug)],
+    all: bool,
+) -> FmtResult {
+    let mut shown = f.debug_struct(name);
+    for (name, value) in fields {
+        shown.field(name, value);
+    }
+    match all {
+        true => shown.finish(),
+        false => shown.finish_non_exhaustive(),
+    }
+}
+
+/// The same of a tuple.
+pub fn debug_tuple(
+    f: &mut Formatter<'_>,
+    name: &str,
+    fields: &[&dyn Debug],
+    all: bool,
+) -> FmtResult {
+    let mut shown = f.debug_tuple(name);
+    for value in fields {
+        shown.field(value);
+    }
+    match all {
+        true => shown.finish(),
+        false => shown.finish_non_exhaustive(),
+    }
+}
+
 /// The type of a field under `#[lora(skip)]`. Its constant is true for a layer of candle's: rustc
 /// takes the inherent constant where `T` is a model, and that of [`NotAModel`] elsewhere.
 pub struct Skipped<T>(core::marker::PhantomData<T>);

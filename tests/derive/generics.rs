@@ -25,6 +25,7 @@ where
     #[lora(rank)]
     projs: [P; N],
     act: A,
+    #[lora(skip)]
     func: candle_nn::Func<'a>,
     #[lora(skip)]
     label: &'a str,

@@ -119,26 +119,27 @@ fn clone(item: &Item<'_>) -> TokenStream {
     )
 }
 
-/// Fields under `skip` need no `Debug`: they are left out.
+/// Fields under `skip` need no `Debug`: they are left out. One call of a function, as a chain of calls
+/// takes the compiler longer.
 fn debug(lora: &Ident, place: &Place<'_>) -> TokenStream {
     let f = local("f");
     let name = place.variant.unwrap_or(lora).unraw().to_string();
-    let fields = place.fields.fields.iter();
-    let shown: Vec<_> = fields.filter(|field| field.kind != Kind::Skip).collect();
-    let finish = match shown.len() < place.fields.fields.len() {
-        true => quote!(finish_non_exhaustive),
-        false => quote!(finish),
-    };
+    let fields = &place.fields.fields;
+    let shown: Vec<_> = fields
+        .iter()
+        .filter(|field| field.kind != Kind::Skip)
+        .collect();
+    let all = shown.len() == fields.len();
     let values = shown.iter().map(|field| place.get(field));
     match place.fields.style {
         Style::Unit => quote!(#f.write_str(#name)),
-        Style::Tuple => quote!(#f.debug_tuple(#name) #(.field(#values))* .#finish()),
+        Style::Tuple => quote!(_lora::debug_tuple(#f, #name, &[#(#values),*], #all)),
         Style::Named => {
             let names = shown.iter().map(|field| match &field.member {
                 Member::Named(name) => name.unraw().to_string(),
                 Member::Unnamed(index) => index.index.to_string(),
             });
-            quote!(#f.debug_struct(#name) #(.field(#names, #values))* .#finish())
+            quote!(_lora::debug_struct(#f, #name, &[#((#names, #values)),*], #all))
         }
     }
 }

@@ -84,7 +84,7 @@ fn ordered<'a>(fields: &'a Fields<'a>) -> impl Iterator<Item = &'a Field<'a>> {
         (Style::Named, Some(last)) if !last.is_known() => {
             // Among equals the first: what a model begins with is a layer, what it ends with is often
             // a configuration.
-            let by_trust = |i: &usize| (all[*i].trust(), usize::MAX - i);
+            let by_trust = |i: &usize| (all[*i].trust, usize::MAX - i);
             (0..all.len()).max_by_key(by_trust)
         }
         _ => None,

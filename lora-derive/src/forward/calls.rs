@@ -1,17 +1,17 @@
-//! Calls of candle's functions that record no backward pass: the copy asks the library for each.
+//! Calls of candle's functions that record no backward pass: the rewritten code asks the library for each.
 //!
 //! The macro sees spellings only. So a path that ends in the name of such a function is handed to the
 //! library as a value, whose type says which function it is. The function of candle is replaced by its
 //! differentiable counterpart; any other function of that name stays.
 
-use proc_macro2::TokenStream;
+use proc_macro2::{TokenStream, TokenTree};
 use quote::ToTokens;
 use std::collections::HashSet;
 use syn::punctuated::Punctuated;
 use syn::visit::{self, Visit};
 use syn::visit_mut::{self, VisitMut};
 use syn::{
-    Block, Expr, ExprPath, Ident, ImplItemFn, ItemConst, ItemStatic, Local, Macro, Pat, PatIdent,
+    Block, Expr, ExprPath, Ident, ItemConst, ItemStatic, Local, Macro, Pat, PatIdent, Signature,
     Token, parse_quote,
 };
 
@@ -29,22 +29,36 @@ const NAMES: &[&str] = &[
     "softmax_last_dim",
 ];
 
-/// Rewrites the calls in a method of the copy.
-pub fn differentiate(method: &mut ImplItemFn, krate: &TokenStream) {
-    if method.sig.constness.is_some() {
+/// Rewrites the calls in a method or function.
+pub fn differentiate(sig: &Signature, block: &mut Block, krate: &TokenStream) {
+    if sig.constness.is_some() || loads(sig) {
         return;
     }
     let mut locals = Locals::default();
-    locals.visit_impl_item_fn(method);
+    locals.visit_signature(sig);
+    locals.visit_block(block);
     let mut calls = Calls {
         locals,
         krate,
         found: false,
     };
-    calls.visit_block_mut(&mut method.block);
+    calls.visit_block_mut(block);
     if calls.found {
-        import(&mut method.block, krate);
+        import(block, krate);
     }
+}
+
+/// True for what takes a `VarBuilder`: a constructor computes nothing, and candle's constructors have the
+/// names of its functions, `candle_nn::layer_norm` among them.
+fn loads(sig: &Signature) -> bool {
+    fn any(tokens: TokenStream) -> bool {
+        tokens.into_iter().any(|token| match token {
+            TokenTree::Ident(name) => name == "VarBuilder",
+            TokenTree::Group(group) => any(group.stream()),
+            _ => false,
+        })
+    }
+    any(sig.inputs.to_token_stream())
 }
 
 /// Brings the traits that decide into scope, under no name that could meet one of the user's.

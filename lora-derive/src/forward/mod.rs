@@ -1,4 +1,5 @@
-//! `#[lora::forward]`: an impl block, and its copy for the LoRA type.
+//! `#[lora::forward]`: an impl block, and its copy for the LoRA type; or a function, or the impl block of a
+//! type that is no model, with a gradient where candle's own calls have none.
 
 mod calls;
 mod generics;
@@ -6,7 +7,7 @@ mod items;
 mod near;
 mod rename;
 
-use crate::attr::{Entry, Given, parse_entries, set, value};
+use crate::attr::{Entry, Given, key, parse_entries, set, value};
 use crate::ctxt::Ctxt;
 use crate::{krate, name};
 use generics::{generics, layers};
@@ -23,11 +24,12 @@ use syn::{Ident, ImplItem, Item, ItemImpl, Path, Type, TypePath, parse_quote, pa
 struct Args {
     krate: Option<Given<Path>>,
     name: Option<Given<Ident>>,
+    plain: Option<Given<()>>,
     skip: Option<Given<Vec<Ident>>>,
     also: Option<Given<Vec<Path>>>,
 }
 
-const ARGS: &[&str] = &["crate", "name", "skip", "also"];
+const ARGS: &[&str] = &["crate", "name", "plain", "skip", "also"];
 
 impl Args {
     fn parse(cx: &Ctxt, tokens: TokenStream) -> Self {
@@ -36,6 +38,7 @@ impl Args {
             match entry.key.to_string().as_str() {
                 "crate" => set(cx, &mut all.krate, &entry, |e| krate::parse(&e.value()?)),
                 "name" => set(cx, &mut all.name, &entry, |e| value::ty(&e.value()?)),
+                "plain" => set(cx, &mut all.plain, &entry, Entry::flag),
                 "skip" => set(cx, &mut all.skip, &entry, Entry::list),
                 "also" => set(cx, &mut all.also, &entry, Entry::list),
                 _ => entry.unknown(cx, ARGS, &[], ""),
@@ -43,34 +46,84 @@ impl Args {
         }
         all
     }
+
+    /// A function has no copy that arguments could shape.
+    fn of_function(&self, cx: &Ctxt) {
+        let keys = [
+            key(&self.name),
+            key(&self.plain),
+            key(&self.skip),
+            key(&self.also),
+        ];
+        for key in keys.into_iter().flatten() {
+            cx.error(
+                key,
+                format!("`{key}` has no use on a function: the function has no copy"),
+            );
+        }
+    }
+
+    /// Nor has the impl block of a plain type.
+    fn of_plain(&self, cx: &Ctxt) {
+        for key in [key(&self.name), key(&self.skip), key(&self.also)]
+            .into_iter()
+            .flatten()
+        {
+            cx.error(
+                key,
+                format!("`{key}` does not go with `plain`: the block has no copy"),
+            );
+        }
+    }
 }
 
 /// The whole expansion: the errors, the impl block, and the copy.
 pub fn expand(args: TokenStream, input: TokenStream) -> TokenStream {
     let cx = Ctxt::default();
     let args = Args::parse(&cx, args);
+    let krate = krate::path(args.krate.as_ref().map(|given| &given.value));
     let mut base = match parse2(input.clone()) {
         Ok(Item::Impl(base)) => base,
+        Ok(Item::Fn(mut function)) => {
+            args.of_function(&cx);
+            calls::differentiate(&function.sig, &mut function.block, &krate);
+            let errors = cx.into_errors();
+            return quote!(#errors #function);
+        }
         Ok(other) => {
-            cx.error(head(&other), NOT_AN_IMPL);
+            cx.error(head(&other), NEITHER_IMPL_NOR_FN);
             let errors = cx.into_errors();
             return quote!(#errors #input);
         }
         Err(error) => return error.into_compile_error(),
     };
-    let copy = copy(&cx, &args, &base);
+    if args.plain.is_some() {
+        args.of_plain(&cx);
+        in_place(&mut base, &krate);
+        let errors = cx.into_errors();
+        return quote!(#errors #base);
+    }
+    let copy = copy(&cx, &args, &base, &krate);
     finish(&mut base);
     let errors = cx.into_errors();
     quote!(#errors #base #copy)
 }
 
-const NOT_AN_IMPL: &str = "`#[lora::forward]` goes on an impl block, such as `impl Module for Net` \
-                           or `impl Net`";
+const NEITHER_IMPL_NOR_FN: &str = "`#[lora::forward]` goes on an impl block, such as \
+                                   `impl Module for Net` or `impl Net`, or on a function";
+
+/// Rewrites the methods of a type that is its own LoRA type.
+fn in_place(block: &mut ItemImpl, krate: &TokenStream) {
+    for item in &mut block.items {
+        if let ImplItem::Fn(method) = item {
+            calls::differentiate(&method.sig, &mut method.block, krate);
+        }
+    }
+}
 
 /// What to underline of an item.
 fn head(item: &Item) -> TokenStream {
     match item {
-        Item::Fn(item) => item.sig.ident.to_token_stream(),
         Item::Struct(item) => item.ident.to_token_stream(),
         Item::Enum(item) => item.ident.to_token_stream(),
         Item::Trait(item) => item.ident.to_token_stream(),
@@ -79,7 +132,7 @@ fn head(item: &Item) -> TokenStream {
     }
 }
 
-fn copy(cx: &Ctxt, args: &Args, base: &ItemImpl) -> Option<TokenStream> {
+fn copy(cx: &Ctxt, args: &Args, base: &ItemImpl, krate: &TokenStream) -> Option<TokenStream> {
     let path = match &*base.self_ty {
         Type::Path(TypePath {
             qself: None, path, ..
@@ -105,7 +158,7 @@ fn copy(cx: &Ctxt, args: &Args, base: &ItemImpl) -> Option<TokenStream> {
         kept: skipped.to_vec(),
         layers: layers(cx, skipped, base),
         near: Near::default(),
-        krate: krate::path(args.krate.as_ref().map(|given| &given.value)),
+        krate: krate.clone(),
     };
 
     let mut copy = base.clone();
@@ -143,7 +196,7 @@ fn copy(cx: &Ctxt, args: &Args, base: &ItemImpl) -> Option<TokenStream> {
         rename.visit_impl_item_mut(item);
         if let ImplItem::Fn(item) = item {
             rename.alias(&mut item.block);
-            calls::differentiate(item, &rename.krate);
+            calls::differentiate(&item.sig, &mut item.block, krate);
         }
     }
     if !is_trait && copy.items.is_empty() {

@@ -26,6 +26,12 @@ pub enum Kind {
     GroupNorm,
     /// [`BatchNorm`](candle_nn::BatchNorm).
     BatchNorm,
+    /// [`ConvTranspose1d`](candle_nn::ConvTranspose1d).
+    ConvTranspose1d,
+    /// [`ConvTranspose2d`](candle_nn::ConvTranspose2d).
+    ConvTranspose2d,
+    /// [`PReLU`](candle_nn::PReLU).
+    PReLU,
     /// A [`Tensor`](candle_core::Tensor) that is a field.
     Tensor,
     /// A layer of another crate, by its name.
@@ -62,6 +68,9 @@ impl Kind {
             Self::RmsNorm => "RmsNorm",
             Self::GroupNorm => "GroupNorm",
             Self::BatchNorm => "BatchNorm",
+            Self::ConvTranspose1d => "ConvTranspose1d",
+            Self::ConvTranspose2d => "ConvTranspose2d",
+            Self::PReLU => "PReLU",
             Self::Tensor => "Tensor",
             Self::Other(name) => name,
         }

@@ -17,9 +17,11 @@ pub(crate) fn is_or_starts_with(path: &str, module: &str) -> bool {
         .is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
 }
 
-/// True if PEFT takes the parameter with this path for a bias: if its name ends in `bias`.
+/// True if PEFT takes the parameter with this path for a bias: if its name ends in `bias`, or is one
+/// of a recurrent layer's, `bias_ih_l0`.
 pub(crate) fn is_bias(path: &str) -> bool {
-    path.ends_with("bias")
+    let name = path.rsplit_once('.').map_or(path, |(_, name)| name);
+    path.ends_with("bias") || name.starts_with("bias_ih_l") || name.starts_with("bias_hh_l")
 }
 
 /// The paths of the modules that hold this path: `a` and `a.b` for `a.b.c`.

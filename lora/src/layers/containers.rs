@@ -1,10 +1,13 @@
-//! Containers of models are models: `Vec`, arrays, `Option`, `Box`, `Arc`, tuples, maps.
+//! Containers of models are models: `Vec`, arrays, `Option`, `Box`, `Arc`, `Rc`, tuples, maps.
 
+use crate::error::warn;
 use crate::{Builder, Cursor, CursorMut, Error, LoraLayer, LoraModel, LoraModule, Result};
+use candle_core::Tensor;
 use std::collections::{BTreeMap, HashMap};
 use std::fmt::{Debug, Display};
 use std::hash::{BuildHasher, Hash};
 use std::marker::PhantomData;
+use std::rc::Rc;
 use std::sync::Arc;
 
 /// Each item adds its index to the path.
@@ -82,12 +85,25 @@ fn array<T, const N: usize>(items: Vec<T>) -> Result<[T; N]> {
 }
 
 /// Adds nothing to the path.
+///
+/// `Option<(Tensor, Tensor)>` with tensors of three dimensions and more is a cache of keys and values,
+/// as models keep it: state, not parameters. The value is cloned, and no walk lists, counts, moves or
+/// saves it. A conversion that finds such a cache filled says so in a warning, in case that the tensors
+/// are weights. Two matrices are parameters.
 impl<M: LoraModel> LoraModel for Option<M> {
     type Lora = Option<M::Lora>;
     const IS_LAYER: bool = M::IS_LAYER;
 
     fn adapt(&self, cx: &mut Builder<'_>) -> Result<Self::Lora> {
-        self.as_ref().map(|inner| inner.adapt(cx)).transpose()
+        let lora = self.as_ref().map(|inner| inner.adapt(cx)).transpose()?;
+        if lora.as_ref().is_some_and(LoraModule::is_cache) {
+            warn(&format!(
+                "`{}` holds two tensors of three or more dimensions, which count as a cache of keys and \
+                 values, not as parameters; if they are weights, give each a field of its own",
+                cx.path()
+            ));
+        }
+        Ok(lora)
     }
 }
 
@@ -99,13 +115,13 @@ impl<M: LoraModule> LoraModule for Option<M> {
     }
 
     fn visit(&self, cursor: &mut Cursor<'_>) {
-        if let Some(inner) = self {
+        if let Some(inner) = self.as_ref().filter(|inner| !inner.is_cache()) {
             inner.visit(cursor);
         }
     }
 
     fn visit_mut(&mut self, cursor: &mut CursorMut<'_>) {
-        if let Some(inner) = self {
+        if let Some(inner) = self.as_mut().filter(|inner| !inner.is_cache()) {
             inner.visit_mut(cursor);
         }
     }
@@ -141,34 +157,41 @@ impl<M: LoraModule> LoraModule for Box<M> {
 
 impl<M: LoraLayer> LoraLayer for Box<M> {}
 
-/// Adds nothing to the path. A module that several places share is copied for each place on the
-/// first change; its tensors stay shared.
-impl<M: LoraModel> LoraModel for Arc<M> {
-    type Lora = Arc<M::Lora>;
-    const IS_LAYER: bool = M::IS_LAYER;
+macro_rules! shared {
+    ($shared:ident) => {
+        /// Adds nothing to the path. A module that several places share becomes a LoRA module for each
+        /// place, with adapters of its own under the place's path. The frozen tensors stay shared.
+        impl<M: LoraModel> LoraModel for $shared<M> {
+            type Lora = $shared<M::Lora>;
+            const IS_LAYER: bool = M::IS_LAYER;
 
-    fn adapt(&self, cx: &mut Builder<'_>) -> Result<Self::Lora> {
-        M::adapt(self, cx).map(Arc::new)
-    }
+            fn adapt(&self, cx: &mut Builder<'_>) -> Result<Self::Lora> {
+                M::adapt(self, cx).map($shared::new)
+            }
+        }
+
+        impl<M: LoraModule> LoraModule for $shared<M> {
+            type Base = $shared<M::Base>;
+
+            fn to_base(&self) -> Result<Self::Base> {
+                M::to_base(self).map($shared::new)
+            }
+
+            fn visit(&self, cursor: &mut Cursor<'_>) {
+                M::visit(self, cursor);
+            }
+
+            fn visit_mut(&mut self, cursor: &mut CursorMut<'_>) {
+                M::visit_mut($shared::make_mut(self), cursor);
+            }
+        }
+
+        impl<M: LoraLayer> LoraLayer for $shared<M> {}
+    };
 }
 
-impl<M: LoraModule> LoraModule for Arc<M> {
-    type Base = Arc<M::Base>;
-
-    fn to_base(&self) -> Result<Self::Base> {
-        M::to_base(self).map(Arc::new)
-    }
-
-    fn visit(&self, cursor: &mut Cursor<'_>) {
-        M::visit(self, cursor);
-    }
-
-    fn visit_mut(&mut self, cursor: &mut CursorMut<'_>) {
-        M::visit_mut(Arc::make_mut(self), cursor);
-    }
-}
-
-impl<M: LoraLayer> LoraLayer for Arc<M> {}
+shared!(Arc);
+shared!(Rc);
 
 macro_rules! map {
     ($map:ident<$key:ident: $($bound:path),* $(; $hasher:ident: $($hash:path),*)?>, $sorted:ident) => {
@@ -262,6 +285,12 @@ macro_rules! tuple {
 
             fn visit_mut(&mut self, cursor: &mut CursorMut<'_>) {
                 $(cursor.field(stringify!($index), &mut self.$index);)*
+            }
+
+            fn is_cache(&self) -> bool {
+                let tensors = [$(self.$index.as_tensor()),*];
+                let is_large = |tensor: &Tensor| tensor.rank() >= 3;
+                tensors.len() == 2 && tensors.iter().all(|tensor| tensor.is_some_and(is_large))
             }
         }
 

@@ -1,9 +1,13 @@
 //! Values without parameters: each is its own LoRA type.
 
-use crate::ops::{KvCache, RotatingKvCache};
 use crate::{Builder, Cursor, CursorMut, LoraModel, LoraModule, Result};
 use candle_core::{DType, Device};
-use candle_nn::{Conv1dConfig, Conv2dConfig, Func, FuncT};
+use candle_nn::kv_cache::{
+    Cache, IndicesAndMask, InterleavedKvCache, RawInterleavedKvCache, RotatingCache,
+    ScatteredCacheBuilder, ScatteredKvCache,
+};
+use candle_nn::rnn::{GRUConfig, GRUState, LSTMConfig, LSTMState};
+use candle_nn::{Conv1dConfig, Conv2dConfig, ConvTranspose1dConfig, ConvTranspose2dConfig};
 
 macro_rules! plain {
     ($($ty:ty),* $(,)?) => {$(
@@ -51,8 +55,20 @@ plain!(
     Device,
     Conv1dConfig,
     Conv2dConfig,
-    Func<'_>,
-    FuncT<'_>,
-    KvCache,
-    RotatingKvCache,
+    ConvTranspose1dConfig,
+    ConvTranspose2dConfig,
+    GRUConfig,
+    GRUState,
+    LSTMConfig,
+    LSTMState,
+    // Caches that only serve generation: what candle appends to them loses its graph.
+    Cache,
+    IndicesAndMask,
+    InterleavedKvCache,
+    RawInterleavedKvCache,
+    RotatingCache,
+    ScatteredCacheBuilder,
+    ScatteredKvCache,
 );
+
+pub(super) use plain;

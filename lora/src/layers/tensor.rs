@@ -34,6 +34,10 @@ impl LoraModule for Tensor {
     fn visit_mut(&mut self, cursor: &mut CursorMut<'_>) {
         cursor.layer(self);
     }
+
+    fn as_tensor(&self) -> Option<&Tensor> {
+        Some(self)
+    }
 }
 
 impl Layer for Tensor {

@@ -1,8 +1,8 @@
 //! Caches of keys and values that pass the gradient.
 //!
-//! Candle's caches copy into a buffer, which cuts the gradient of all keys and values. The caches here
-//! do the same with values that are not tracked. Beside the buffer they keep what the graph needs,
-//! from the first tracked value to the next reset.
+//! Candle's caches copy into a buffer or detach what they hold, which cuts the gradient of all keys and
+//! values. The caches with a buffer do the same here with values that are not tracked. Beside the buffer
+//! they keep what the graph needs, from the first tracked value to the next reset.
 
 use candle_core::{Device, Result, Tensor};
 use candle_nn::kv_cache;
@@ -47,10 +47,17 @@ struct Tracking<B> {
     tracked: Option<(Tensor, Tensor)>,
 }
 
-impl<B: Buffer> Tracking<B> {
+impl<B: Buffer + Clone> Tracking<B> {
     fn new(buffer: B) -> Self {
         let tracked = None;
         Self { buffer, tracked }
+    }
+
+    /// An empty buffer of the same kind. A clone would write into the same memory.
+    fn empty(&self) -> B {
+        let mut buffer = self.buffer.clone();
+        buffer.reset();
+        buffer
     }
 
     fn k(&self) -> Result<Option<Tensor>> {
@@ -99,7 +106,8 @@ impl<B: Buffer> Tracking<B> {
 /// costs one copy. Call [`reset`](Self::reset) between sequences; in training a cache that is not
 /// reset also keeps the graph of earlier steps.
 ///
-/// The cache is its own LoRA type: a field of this type needs no attribute.
+/// The cache is its own LoRA type: a field of this type needs no attribute. Neither does one of candle's
+/// type, which becomes a [`LoraCache`](crate::layers::LoraCache) around this one.
 ///
 /// ```
 /// use candle_core::{Device, Tensor, Var};
@@ -125,6 +133,31 @@ impl KvCache {
     pub fn new(dim: usize, max_seq_len: usize) -> Self {
         let cache = Tracking::new(kv_cache::KvCache::new(dim, max_seq_len));
         Self { cache, dim }
+    }
+
+    /// An empty cache with the settings of candle's.
+    pub(crate) fn like(cache: &kv_cache::KvCache) -> Self {
+        let mut empty = cache.clone();
+        empty.reset();
+        Self {
+            cache: Tracking::new(empty),
+            dim: cache.k_cache().dim(),
+        }
+    }
+
+    /// An empty cache of candle's with these settings.
+    pub(crate) fn candle(&self) -> kv_cache::KvCache {
+        self.cache.empty()
+    }
+
+    /// The buffer of keys. It holds their values, without a graph.
+    pub fn k_cache(&self) -> &kv_cache::Cache {
+        self.cache.buffer.k_cache()
+    }
+
+    /// The buffer of values, as [`k_cache`](Self::k_cache).
+    pub fn v_cache(&self) -> &kv_cache::Cache {
+        self.cache.buffer.v_cache()
     }
 
     /// The keys so far.
@@ -186,6 +219,32 @@ impl RotatingKvCache {
         }
     }
 
+    /// An empty cache with the settings of candle's.
+    pub(crate) fn like(cache: &kv_cache::RotatingKvCache) -> Self {
+        let mut empty = cache.clone();
+        empty.reset();
+        Self {
+            cache: Tracking::new(empty),
+            dim: cache.k_cache().dim(),
+            window: cache.k_cache().max_seq_len(),
+        }
+    }
+
+    /// An empty cache of candle's with these settings.
+    pub(crate) fn candle(&self) -> kv_cache::RotatingKvCache {
+        self.cache.empty()
+    }
+
+    /// The buffer of keys. It holds their values, without a graph.
+    pub fn k_cache(&self) -> &kv_cache::RotatingCache {
+        self.cache.buffer.k_cache()
+    }
+
+    /// The buffer of values, as [`k_cache`](Self::k_cache).
+    pub fn v_cache(&self) -> &kv_cache::RotatingCache {
+        self.cache.buffer.v_cache()
+    }
+
     /// The keys in the window, in the order of the buffer.
     ///
     /// # Errors
@@ -244,6 +303,102 @@ impl RotatingKvCache {
     /// Forgets all keys and values.
     pub fn reset(&mut self) {
         self.cache.reset();
+    }
+}
+
+/// Keys and values of earlier steps, as [`candle_nn::kv_cache::ConcatKvCache`], with a gradient. In
+/// training a cache that is not reset keeps the graph of earlier steps.
+///
+/// ```
+/// use candle_core::{Device, Tensor, Var};
+/// use lora::ops::ConcatKvCache;
+///
+/// let mut cache = ConcatKvCache::new(1);
+/// let k = Var::new(&[[1f32, 2.]], &Device::Cpu)?;
+/// cache.append(&k, &k)?;
+/// let (keys, values) = cache.append(&k, &k)?;
+/// assert_eq!(keys.to_vec2::<f32>()?, [[1., 2., 1., 2.]]);
+/// let grads = keys.mul(&values)?.sum_all()?.backward()?;
+/// assert_eq!(grads.get(&k).unwrap().to_vec2::<f32>()?, [[4., 8.]]);
+/// # Ok::<(), candle_core::Error>(())
+/// ```
+#[derive(Clone, Debug)]
+pub struct ConcatKvCache {
+    held: Option<(Tensor, Tensor)>,
+    dim: usize,
+}
+
+impl ConcatKvCache {
+    /// An empty cache along this dimension.
+    pub fn new(dim: usize) -> Self {
+        Self { held: None, dim }
+    }
+
+    /// An empty cache with the dimension of candle's.
+    pub(crate) fn like(cache: &kv_cache::ConcatKvCache) -> Self {
+        Self::new(cache.dim())
+    }
+
+    /// An empty cache of candle's along this dimension.
+    pub(crate) fn candle(&self) -> kv_cache::ConcatKvCache {
+        kv_cache::ConcatKvCache::new(self.dim)
+    }
+
+    /// Adds keys and values, and returns all so far.
+    ///
+    /// # Errors
+    /// If the shapes do not fit those of earlier calls.
+    pub fn append(&mut self, k: &Tensor, v: &Tensor) -> Result<(Tensor, Tensor)> {
+        let all = match &self.held {
+            None => (k.contiguous()?, v.contiguous()?),
+            Some((held_k, held_v)) => (
+                Tensor::cat(&[held_k, k], self.dim)?,
+                Tensor::cat(&[held_v, v], self.dim)?,
+            ),
+        };
+        self.held = Some(all.clone());
+        Ok(all)
+    }
+
+    /// The length of the sequence so far.
+    pub fn current_seq_len(&self) -> usize {
+        let k = self.k();
+        k.and_then(|k| k.dims().get(self.dim).copied()).unwrap_or(0)
+    }
+
+    /// True if nothing was added since the last reset.
+    pub fn is_empty(&self) -> bool {
+        self.held.is_none()
+    }
+
+    /// The dimension of the sequence.
+    pub fn dim(&self) -> usize {
+        self.dim
+    }
+
+    /// The keys so far.
+    pub fn k(&self) -> Option<&Tensor> {
+        self.held.as_ref().map(|(k, _)| k)
+    }
+
+    /// The values so far.
+    pub fn v(&self) -> Option<&Tensor> {
+        self.held.as_ref().map(|(_, v)| v)
+    }
+
+    /// The keys so far, to be changed.
+    pub fn k_mut(&mut self) -> Option<&mut Tensor> {
+        self.held.as_mut().map(|(k, _)| k)
+    }
+
+    /// The values so far, to be changed.
+    pub fn v_mut(&mut self) -> Option<&mut Tensor> {
+        self.held.as_mut().map(|(_, v)| v)
+    }
+
+    /// Forgets all keys and values.
+    pub fn reset(&mut self) {
+        self.held = None;
     }
 }
 

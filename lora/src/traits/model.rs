@@ -18,13 +18,14 @@ pub type Lora<M> = <M as LoraModel>::Lora;
     label = "not a `LoraModel`",
     note = "if `{Self}` is a layer of candle's, it is of another version: this crate knows candle 0.11, see `cargo tree -d`",
     note = "if `{Self}` is yours, add `#[derive(LoraModel)]` to it",
-    note = "if it is not, or holds nothing to adapt, mark the field `#[lora(skip)]`: its value is cloned"
+    note = "if it is not, or holds nothing to adapt, mark the field `#[lora(skip)]`: its value is cloned",
+    note = "a `dyn Module` hides its layers: `lora::layers::AnyModule` can take the place of a `Box<dyn Module>`"
 )]
 pub trait LoraModel: Sized {
     /// The LoRA architecture of this type.
     type Lora: LoraModule<Base = Self>;
 
-    /// True for a layer of candle's and for containers of such layers: types that no field should
+    /// True for a layer or cache of candle's and for containers of such: types that no field should
     /// [skip](macro@crate::LoraModel).
     #[doc(hidden)]
     const IS_LAYER: bool = false;

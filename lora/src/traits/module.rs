@@ -43,6 +43,18 @@ pub trait LoraModule: Sized + Clone + Debug {
     /// Walks the layers, which may be changed.
     fn visit_mut(&mut self, cursor: &mut CursorMut<'_>);
 
+    /// The tensor, for a tensor that is a field.
+    #[doc(hidden)]
+    fn as_tensor(&self) -> Option<&Tensor> {
+        None
+    }
+
+    /// True for two tensors that look like a cache of keys and values.
+    #[doc(hidden)]
+    fn is_cache(&self) -> bool {
+        false
+    }
+
     /// Every parameter with its path, in a stable order: the walk's.
     fn named_params(&self) -> Vec<NamedParam> {
         super::named(self)

@@ -24,6 +24,7 @@ where
     again: Option<<F as Family>::Norm>,
     #[lora(rank)]
     projs: [P; N],
+    #[lora(skip)]
     func: Func<'a>,
     #[lora(skip)]
     name: &'a S,

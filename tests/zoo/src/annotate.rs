@@ -6,6 +6,8 @@
 //! 3. An impl block of such a type carries `#[lora::forward]`, except where a trait of the standard
 //!    library is implemented.
 //! 4. A field whose type the compiler says has no LoRA counterpart carries `#[lora(skip)]`.
+//! 5. A function that computes, and an impl block of any other type, that calls one of candle's fused
+//!    functions carries `#[lora::forward]` or `#[lora::forward(plain)]`.
 //!
 //! The rules insert attributes and change nothing else.
 
@@ -17,7 +19,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use syn::spanned::Spanned;
 use syn::visit::{self, Visit};
-use syn::{Field, ImplItem, ItemEnum, ItemImpl, ItemMod, ItemStruct, Type};
+use syn::{Field, ImplItem, ItemEnum, ItemFn, ItemImpl, ItemMod, ItemStruct, Type};
 
 /// The layers of candle-nn.
 const LAYERS: &[&str] = &[
@@ -39,6 +41,18 @@ const LAYERS: &[&str] = &[
 
 /// The layers that a newcomer gives a rank.
 const RANKED: &[&str] = &["Conv1d", "Conv2d", "Embedding", "Linear"];
+
+/// Candle's functions that record no backward pass.
+const FUSED: &[&str] = &[
+    "layer_norm",
+    "rms_norm",
+    "rope",
+    "rope_i",
+    "rope_thd",
+    "run_flash_attn_cpu",
+    "sdpa",
+    "softmax_last_dim",
+];
 
 /// Traits whose impls have no layers to speak of.
 const STANDARD: &[&str] = &[
@@ -357,6 +371,9 @@ impl<'ast> Visit<'ast> for Writer<'_> {
 
     fn visit_item_impl(&mut self, item: &'ast ItemImpl) {
         let Some(name) = self_name(item).filter(|name| self.is_model(name)) else {
+            if calls_fused(&item.to_token_stream()) {
+                self.insert(item.impl_token.span, "#[lora::forward(plain)] ");
+            }
             return;
         };
         let of = item
@@ -383,6 +400,14 @@ impl<'ast> Visit<'ast> for Writer<'_> {
                     self.insert(start, format!("{given} "));
                 }
             }
+        }
+    }
+
+    fn visit_item_fn(&mut self, item: &'ast ItemFn) {
+        let loads = mentions(&item.sig.inputs.to_token_stream(), "VarBuilder");
+        if !loads && calls_fused(&item.block.to_token_stream()) {
+            let start = first(&item.vis, item.sig.span());
+            self.insert(start, "#[lora::forward] ");
         }
     }
 
@@ -515,6 +540,10 @@ fn mentions(tokens: &proc_macro2::TokenStream, name: &str) -> bool {
         TokenTree::Group(group) => mentions(&group.stream(), name),
         _ => false,
     })
+}
+
+fn calls_fused(tokens: &proc_macro2::TokenStream) -> bool {
+    FUSED.iter().any(|name| mentions(tokens, name))
 }
 
 /// The text with insertions.

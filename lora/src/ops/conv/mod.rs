@@ -2,6 +2,9 @@
 
 mod cpu;
 mod tensors;
+mod transposed;
+
+pub use transposed::{conv_transpose1d, conv_transpose2d};
 
 use super::{Compute, record, working};
 use crate::kernels::conv::Conv;
@@ -336,6 +339,8 @@ impl Convolution {
     fn is_pointwise(&self) -> bool {
         let Conv { groups, window, .. } = self.conv;
         (window.kernel, window.padding, window.stride, groups) == ((1, 1), (0, 0), 1, 1)
+            // The padding of a transposed convolution's result is visited by no window.
+            && window.input == window.output
     }
 
     fn is_empty(&self) -> bool {

@@ -18,14 +18,17 @@ pub(super) fn forward(
     } else {
         let (x, padding) = padded(shapes, x)?;
         let config = &shapes.config;
-        x.conv2d_with_algo(
+        let y = x.conv2d_with_algo(
             w,
             padding,
             config.stride,
             config.dilation,
             config.groups,
             config.cudnn_fwd_algo,
-        )?
+        )?;
+        // A transposed convolution may pad its result by a stride and more: those windows see nothing.
+        let [_, _, height, width] = shape;
+        y.narrow(2, 0, height)?.narrow(3, 0, width)?.contiguous()?
     };
     match bias {
         Some(bias) => y.broadcast_add(&bias.reshape((1, (), 1, 1))?),

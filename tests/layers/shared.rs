@@ -1,0 +1,144 @@
+//! Fields behind pointers and locks.
+
+use super::{F32, whole_life};
+use candle_core::{Result, Tensor};
+use candle_nn::rnn::LSTMConfig;
+use candle_nn::{Func, LSTM, Linear, Module, RNN, VarBuilder};
+use lora::{LoraConfig, LoraModel, LoraModule};
+use lora_tests::{fixed, values};
+use std::cell::{OnceCell, RefCell};
+use std::rc::Rc;
+use std::sync::{Arc, Mutex, RwLock};
+
+fn linear(seed: usize) -> Linear {
+    Linear::new(fixed((4, 4), F32, seed), None)
+}
+
+/// One layer at two places.
+#[derive(Clone, Debug, LoraModel)]
+struct Twice {
+    #[lora(rank)]
+    first: Rc<Linear>,
+    #[lora(rank)]
+    second: Rc<Linear>,
+    third: Arc<Linear>,
+}
+
+#[lora::forward]
+impl Twice {
+    fn forward(&self, xs: &Tensor) -> Result<Tensor> {
+        let xs = self.first.forward(xs)?.gelu()?;
+        self.third.forward(&self.second.forward(&xs)?)
+    }
+}
+
+/// Each place has adapters of its own. The frozen weight stays one tensor, and counts once.
+#[test]
+fn a_shared_layer_is_adapted_where_it_stands() {
+    let shared = Rc::new(linear(1));
+    let net = Twice {
+        first: shared.clone(),
+        second: shared,
+        third: Arc::new(linear(2)),
+    };
+    let xs = fixed((3, 4), F32, 5);
+    let config = LoraConfig::new(2).seed(1);
+    let model = whole_life(
+        "Rc",
+        &net,
+        &config,
+        |net| net.forward(&xs),
+        |model| model.forward(&xs),
+    );
+    let adapted: Vec<_> = (model.layer_status().into_iter())
+        .map(|layer| layer.name)
+        .collect();
+    assert_eq!(adapted, ["first", "second"]);
+    let weight = |layer: &lora::layers::LoraLinear| {
+        use lora::Adapted;
+        layer.unmerged_weight().id()
+    };
+    assert_eq!(weight(&model.first), weight(&model.second));
+    let params = model.named_params();
+    let param = |path: &str| {
+        let param = params.iter().find(|param| param.path == path).unwrap();
+        values(&param.tensor).unwrap()
+    };
+    assert_ne!(
+        param("first.lora_B.default.weight"),
+        param("second.lora_B.default.weight")
+    );
+}
+
+/// What holds no layers is skipped: its value is cloned, and what a pointer points to is shared.
+#[derive(Clone, Debug, LoraModel)]
+struct Stateful {
+    #[lora(rank)]
+    fc: Linear,
+    #[lora(skip)]
+    calls: RefCell<usize>,
+    #[lora(skip)]
+    table: OnceCell<Tensor>,
+    #[lora(skip)]
+    log: Arc<Mutex<Vec<usize>>>,
+    #[lora(skip)]
+    scale: Arc<RwLock<f64>>,
+    #[lora(skip)]
+    act: Func<'static>,
+    /// Candle's, which stays as it is.
+    #[lora(skip)]
+    rnn: LSTM,
+}
+
+#[lora::forward]
+impl Stateful {
+    fn forward(&self, xs: &Tensor) -> Result<Tensor> {
+        *self.calls.borrow_mut() += 1;
+        self.log.lock().unwrap().push(xs.dims()[0]);
+        let table = self.table.get_or_init(|| fixed(4, F32, 9));
+        let xs = (self.fc.forward(xs)? * *self.scale.read().unwrap())?;
+        let xs = self.act.forward(&xs.broadcast_add(table)?)?;
+        let states = self.rnn.seq(&xs.unsqueeze(1)?)?;
+        self.rnn.states_to_tensor(&states)
+    }
+}
+
+#[test]
+fn state_is_skipped() {
+    let map = candle_nn::VarMap::new();
+    let vb = VarBuilder::from_varmap(&map, F32, &candle_core::Device::Cpu);
+    let net = Stateful {
+        fc: linear(1),
+        calls: RefCell::default(),
+        table: OnceCell::new(),
+        log: Arc::default(),
+        scale: Arc::new(RwLock::new(2.0)),
+        act: candle_nn::func(|xs| xs.tanh()),
+        rnn: candle_nn::lstm(4, 2, LSTMConfig::default(), vb).unwrap(),
+    };
+    let xs = fixed((3, 4), F32, 5);
+    let config = LoraConfig::new(2).seed(1);
+    // The gradient passes candle's layer, which is neither listed nor trained.
+    let model = whole_life(
+        "state",
+        &net,
+        &config,
+        |net| net.forward(&xs),
+        |model| model.forward(&xs),
+    );
+    assert_eq!(model.trainable_vars().len(), 2);
+    assert!(
+        model
+            .named_params()
+            .iter()
+            .all(|p| p.path.starts_with("fc."))
+    );
+    let (own, shared) = (*net.calls.borrow(), net.log.lock().unwrap().len());
+    model.forward(&xs).unwrap();
+    assert_eq!(*net.calls.borrow(), own, "a value is cloned");
+    assert_eq!(
+        net.log.lock().unwrap().len(),
+        shared + 1,
+        "a pointer is shared"
+    );
+}
