@@ -4,6 +4,7 @@ use candle_core::{DType, Device, Tensor};
 use candle_nn::{LayerNorm, Linear};
 use lora::{Lora, LoraConfig, LoraModel, LoraModule};
 
+mod follow;
 mod forward;
 mod generics;
 mod names;

@@ -258,3 +258,43 @@ fn outputs_with<M: LoraModel>(
     assert_eq!(keys(dir.path()), keys(folder));
     [forward(&net.to_frozen().unwrap()).unwrap(), adapted]
 }
+
+#[derive(Clone, Debug, LoraModel)]
+struct Marked {
+    #[lora(rank = 3)]
+    adapted: LSTM,
+    #[lora(trainable)]
+    trained: Option<GRU>,
+    frozen: GRU,
+}
+
+/// A rank is for both weights, as `target_parameters` that name both.
+#[test]
+fn attributes_reach_the_weights() {
+    let gru = || gru(3, 4, GRUConfig::default(), builder(3, "_l0", F32)).unwrap();
+    let net = Marked {
+        adapted: lstm(3, 4, LSTMConfig::default(), builder(4, "_l0", F32)).unwrap(),
+        trained: Some(gru()),
+        frozen: gru(),
+    };
+    let model = net.to_lora(&LoraConfig::new(2)).unwrap();
+    let adapted: Vec<_> = (model.layer_status().into_iter())
+        .map(|layer| layer.name)
+        .collect();
+    assert_eq!(adapted, ["adapted.weight_ih_l0", "adapted.weight_hh_l0"]);
+    let trained = model.named_params().into_iter();
+    let trained = trained.filter(|param| param.is_trainable());
+    let paths: Vec<_> = trained.map(|param| param.path).collect();
+    let expected = [
+        "adapted.weight_ih_l0.lora_A.default.weight",
+        "adapted.weight_ih_l0.lora_B.default.weight",
+        "adapted.weight_hh_l0.lora_A.default.weight",
+        "adapted.weight_hh_l0.lora_B.default.weight",
+        "trained.weight_ih_l0",
+        "trained.weight_hh_l0",
+        "trained.bias_ih_l0",
+        "trained.bias_hh_l0",
+    ];
+    assert_eq!(paths, expected);
+    assert_eq!(model.trainable_vars()[0].dims(), [3, 3]);
+}

@@ -72,6 +72,21 @@ fn is_marked(cx: &Ctxt, attrs: &[Attribute]) -> bool {
     marked
 }
 
+/// True for an item under `#[cfg]`.
+pub fn is_conditional(item: &ImplItem) -> bool {
+    attrs(item).is_some_and(|attrs| attrs.iter().any(|attr| attr.path().is_ident("cfg")))
+}
+
+fn attrs(item: &ImplItem) -> Option<&Vec<Attribute>> {
+    match item {
+        ImplItem::Fn(item) => Some(&item.attrs),
+        ImplItem::Const(item) => Some(&item.attrs),
+        ImplItem::Type(item) => Some(&item.attrs),
+        ImplItem::Macro(item) => Some(&item.attrs),
+        _ => None,
+    }
+}
+
 /// Takes `#[lora(..)]` off the items, as rustc does not know it there. A method that only the LoRA
 /// type's users call is no dead code.
 pub fn finish(base: &mut ItemImpl) {

@@ -11,7 +11,7 @@ use crate::attr::{Entry, Given, key, parse_entries, set, value};
 use crate::ctxt::Ctxt;
 use crate::{krate, name};
 use generics::{generics, layers};
-use items::{finish, makes, only_base};
+use items::{finish, is_conditional, makes, only_base};
 use near::Near;
 use proc_macro2::TokenStream;
 use quote::{ToTokens, quote};
@@ -193,6 +193,8 @@ fn copy(cx: &Ctxt, args: &Args, base: &ItemImpl, krate: &TokenStream) -> Option<
             // There is an error for it, which is enough.
             item.block = parse_quote!({ loop {} });
         }
+        // Types in what is left out of a build need not exist.
+        rename.near.rest(is_conditional(item));
         rename.visit_impl_item_mut(item);
         if let ImplItem::Fn(item) = item {
             rename.alias(&mut item.block);
@@ -202,11 +204,18 @@ fn copy(cx: &Ctxt, args: &Args, base: &ItemImpl, krate: &TokenStream) -> Option<
     if !is_trait && copy.items.is_empty() {
         return None;
     }
+    let conditions: Vec<_> = copy
+        .attrs
+        .iter()
+        .filter(|attr| attr.path().is_ident("cfg"))
+        .cloned()
+        .collect();
     // The user sees each lint once, in the block as written.
     let derived = is_trait.then(|| quote!(#[automatically_derived]));
-    Some(rename.near.wrap(quote! {
+    let copy = quote! {
         #derived
         #[allow(warnings, clippy::all)]
         #copy
-    }))
+    };
+    Some(rename.near.wrap(&conditions, copy))
 }

@@ -10,7 +10,7 @@ use proc_macro2::{Ident, TokenStream};
 use quote::quote;
 use std::collections::{BTreeMap, HashSet};
 use syn::visit::{self, Visit};
-use syn::{Generics, ImplItemFn, Item, Path, PathArguments, UseName, UseRename};
+use syn::{Attribute, Generics, ImplItemFn, Item, Path, PathArguments, UseName, UseRename};
 
 /// Names that have no LoRA type for sure, which would only make the expansion longer.
 const PLAIN: &[&str] = &[
@@ -49,9 +49,15 @@ pub struct Near {
     found: BTreeMap<String, Path>,
     /// Names that mean something else in the block: parameters, and what methods declare.
     taken: HashSet<String>,
+    is_resting: bool,
 }
 
 impl Near {
+    /// Asks for nothing, until told otherwise.
+    pub fn rest(&mut self, rest: bool) {
+        self.is_resting = rest;
+    }
+
     /// Names that are no types of the module: the parameters.
     pub fn take(&mut self, generics: &Generics) {
         let names = generics.params.iter().filter_map(|param| match param {
@@ -73,7 +79,11 @@ impl Near {
     pub fn rename(&mut self, path: &mut Path, at: usize) {
         let ident = path.segments[at].ident.clone();
         let name = ident.to_string();
-        if path.leading_colon.is_some() || PLAIN.contains(&&*name) || self.taken.contains(&name) {
+        if self.is_resting
+            || path.leading_colon.is_some()
+            || PLAIN.contains(&&*name)
+            || self.taken.contains(&name)
+        {
             return;
         }
         let mut written = path.clone();
@@ -90,8 +100,15 @@ impl Near {
         path.segments[0].ident = name::left(&ident);
     }
 
-    /// The copy, in the blocks that give the names their meaning.
-    pub fn wrap(&self, copy: TokenStream) -> TokenStream {
+    /// The same for a type in a macro's tokens, where nothing stands before the type.
+    pub fn name(&mut self, ident: &Ident) -> Ident {
+        let mut path = Path::from(ident.clone());
+        self.rename(&mut path, 0);
+        path.segments[0].ident.clone()
+    }
+
+    /// The copy, in the blocks that give the names their meaning, under the same conditions.
+    pub fn wrap(&self, conditions: &[Attribute], copy: TokenStream) -> TokenStream {
         if self.found.is_empty() {
             return copy;
         }
@@ -121,6 +138,7 @@ impl Near {
             inner = block(&rooms, &inner);
         }
         quote! {
+            #(#conditions)*
             #[allow(unused_imports)]
             const _: () = {
                 #(#names)*

@@ -172,11 +172,11 @@ impl Rename {
     /// Macros are renamed by their tokens.
     fn tokens(&mut self, tokens: TokenStream) -> TokenStream {
         let mut renamed = TokenStream::new();
-        let mut tokens = tokens.into_iter().peekable();
+        let tokens: Vec<TokenTree> = tokens.into_iter().collect();
         // The names of the present path before the present token.
         let mut before: Vec<String> = Vec::new();
         let mut colons = 0;
-        while let Some(token) = tokens.next() {
+        for (i, token) in tokens.iter().enumerate() {
             match token {
                 TokenTree::Group(group) => {
                     let mut new = Group::new(group.delimiter(), self.tokens(group.stream()));
@@ -189,12 +189,16 @@ impl Rename {
                         before.clear();
                     }
                     let path = matches!(
-                        tokens.peek(),
+                        tokens.get(i + 1),
                         Some(TokenTree::Punct(next)) if next.as_char() == ':'
                     );
                     let in_type = before.last().is_some_and(|name| is_type(name));
-                    let new = (!in_type).then(|| self.name(&ident, &before)).flatten();
-                    match (new, self.layer(&ident)) {
+                    let mut new = (!in_type).then(|| self.name(ident, &before)).flatten();
+                    let is_asked = before.is_empty() && !self.kept.contains(ident);
+                    if new.is_none() && is_asked && is_variant(&tokens[i..]) {
+                        new = Some(self.near.name(ident));
+                    }
+                    match (new, self.layer(ident)) {
                         (Some(new), _) => new.to_tokens(&mut renamed),
                         (None, Some(lora)) if path => renamed.extend(quote!(<#lora>)),
                         (None, Some(lora)) => lora.to_tokens(&mut renamed),
@@ -204,9 +208,9 @@ impl Rename {
                     colons = 0;
                 }
                 other => {
-                    let is_colon = matches!(&other, TokenTree::Punct(p) if p.as_char() == ':');
+                    let is_colon = matches!(other, TokenTree::Punct(p) if p.as_char() == ':');
                     colons = if is_colon { colons + 1 } else { 0 };
-                    renamed.extend([other]);
+                    renamed.extend([other.clone()]);
                 }
             }
         }
@@ -217,6 +221,20 @@ impl Rename {
 /// True if a name is written as a type's. What follows in the path is the type's own.
 fn is_type(name: &str) -> bool {
     name.starts_with(|first: char| first.is_uppercase())
+}
+
+/// True for tokens that begin with `Type::Variant`.
+fn is_variant(tokens: &[TokenTree]) -> bool {
+    let is_camel = |name: &Ident| {
+        let name = name.to_string();
+        is_type(&name) && name.contains(|letter: char| letter.is_lowercase())
+    };
+    let is_colon = |punct: &proc_macro2::Punct| punct.as_char() == ':';
+    matches!(
+        tokens,
+        [TokenTree::Ident(ty), TokenTree::Punct(a), TokenTree::Punct(b), TokenTree::Ident(variant), ..]
+            if is_type(&ty.to_string()) && is_colon(a) && is_colon(b) && is_camel(variant)
+    )
 }
 
 impl VisitMut for Rename {

@@ -116,7 +116,8 @@ lora_conv_transpose!(
 
 lora_conv_transpose!(
     /// A [`ConvTranspose2d`] layer whose gradient is right for every padding of the result, and is
-    /// computed for trained parameters only. As in PEFT it takes no adapter; it is frozen, or trained in full.
+    /// computed for trained parameters only. As in PEFT it takes no adapter; it is frozen, or trained
+    /// in full.
     ///
     /// With x of shape (batch, in, height, width): W (in, out, kh, kw).
     LoraConvTranspose2d, ConvTranspose2d, ConvTranspose2dConfig, ops::conv_transpose2d

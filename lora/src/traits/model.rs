@@ -159,8 +159,9 @@ pub trait LoraModel: Sized {
 /// A layer that may carry `#[lora(rank)]`: [`Linear`](candle_nn::Linear),
 /// [`Conv1d`](candle_nn::Conv1d), [`Conv2d`](candle_nn::Conv2d),
 /// [`Embedding`](candle_nn::Embedding), [`TransposedLinear`](crate::layers::TransposedLinear),
-/// [`Weight`](crate::layers::Weight), containers of them, and every type that derives [`LoraModel`]: a
-/// rank there is for all layers below that take one.
+/// [`Weight`](crate::layers::Weight), [`LSTM`](crate::layers::LSTM), [`GRU`](crate::layers::GRU),
+/// [`Sequential`](crate::layers::Sequential), containers of them, and every type that derives
+/// [`LoraModel`]: a rank there is for all layers below that take one.
 #[diagnostic::on_unimplemented(
     message = "`{Self}` cannot carry `#[lora(rank)]`",
     label = "takes no low-rank update",

@@ -15,4 +15,12 @@ impl<T> Net<T> {
     fn second(&self) {}
 }
 
+#[lora::forward(also(Other), name = "Adapted")]
+fn third() {}
+
+#[lora::forward(plain, skip(T))]
+impl<T> Net<T> {
+    fn fourth(&self) {}
+}
+
 fn main() {}

@@ -2,6 +2,6 @@
 struct Net;
 
 #[lora::forward]
-fn forward() {}
+mod forward {}
 
 fn main() {}
