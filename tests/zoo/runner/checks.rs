@@ -4,9 +4,9 @@ use crate::numbers::{difference, largest, value};
 use crate::random::{Asked, part};
 use crate::{Report, Run, paths};
 use anyhow::{Result, bail, ensure};
-use candle_core::Var;
+use candle_core::{TensorId, Var};
 use lora::{Lora, LoraConfig, LoraModel, LoraModule, NamedParam, Names};
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 
 /// How far merged and unmerged models may be apart.
 const TOLERANCE: f64 = 1e-4;
@@ -16,7 +16,7 @@ struct Base<R: Run> {
     model: R::Model,
     loss: f64,
     names: Names,
-    asked: BTreeSet<String>,
+    asked: BTreeMap<String, TensorId>,
 }
 
 /// A LoRA model with random adapters, and its loss.

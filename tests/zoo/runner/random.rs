@@ -1,14 +1,14 @@
 //! A checkpoint of random values for any name and shape, which notes the names.
 
-use candle_core::{DType, Device, Result, Shape, Tensor};
+use candle_core::{DType, Device, Result, Shape, Tensor, TensorId};
 use candle_nn::var_builder::SimpleBackend;
 use candle_nn::{Init, VarBuilder};
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// The names that were asked for.
+/// The names that were asked for, and the tensor that was last given for each.
 #[derive(Clone, Default)]
-pub struct Asked(Arc<Mutex<BTreeSet<String>>>);
+pub struct Asked(Arc<Mutex<BTreeMap<String, TensorId>>>);
 
 impl Asked {
     /// A builder whose values depend on the names alone, not on their order.
@@ -16,7 +16,7 @@ impl Asked {
         VarBuilder::from_backend(Box::new(Random(self.clone())), DType::F32, Device::Cpu)
     }
 
-    pub fn names(&self) -> BTreeSet<String> {
+    pub fn names(&self) -> BTreeMap<String, TensorId> {
         let names = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         names.clone()
     }
@@ -33,14 +33,15 @@ impl SimpleBackend for Random {
         dtype: DType,
         device: &Device,
     ) -> Result<Tensor> {
-        let mut asked = self.0.0.lock().unwrap_or_else(PoisonError::into_inner);
-        asked.insert(name.to_string());
         let normal = normal(name, &shape)?;
         let values = match is_positive(name, &shape) {
             true => (normal.tanh()? * 0.2)? + 1.,
             false => normal * spread(&shape),
         };
-        values?.to_dtype(dtype)?.to_device(device)
+        let tensor = values?.to_dtype(dtype)?.to_device(device)?;
+        let mut asked = self.0.0.lock().unwrap_or_else(PoisonError::into_inner);
+        asked.insert(name.to_string(), tensor.id());
+        Ok(tensor)
     }
 
     fn get_unchecked(&self, name: &str, _: DType, _: &Device) -> Result<Tensor> {
