@@ -190,7 +190,13 @@ fn file_of(workspace: &Workspace) -> PathBuf {
 /// Writes that file.
 fn save(all: &[Ran], workspace: &Workspace) -> Result<()> {
     let file = file_of(workspace);
-    let all: BTreeMap<_, _> = all.iter().map(|ran| (&ran.group, &ran.stages)).collect();
-    let text = serde_json::to_string_pretty(&all)?;
+    // What ran before stays: a later call may run it again.
+    let before = fs::read_to_string(&file).unwrap_or_default();
+    let before: serde_json::Value = serde_json::from_str(&before).unwrap_or_default();
+    let mut known = before.as_object().cloned().unwrap_or_default();
+    for ran in all {
+        known.insert(ran.group.clone(), serde_json::to_value(&ran.stages)?);
+    }
+    let text = serde_json::to_string_pretty(&known)?;
     fs::write(&file, text).with_context(|| format!("cannot write {}", file.display()))
 }
