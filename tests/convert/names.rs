@@ -123,7 +123,7 @@ const PATHS: [&str; 11] = [
     "model.layers.1.self_attn.own_name",
     "model.layers.1.input_layernorm",
     "head",
-    "table",
+    "model.table",
 ];
 
 #[test]
@@ -135,6 +135,53 @@ fn paths_are_the_checkpoints() {
     // The names go with what recorded them.
     drop(names);
     assert_eq!(paths(&net.to_frozen().unwrap())[1], "blocks.0.attn.q");
+}
+
+/// The path goes wherever the tensor goes, and is the model's own.
+#[test]
+fn a_tensor_that_is_a_field_has_its_name() {
+    let names = Names::new();
+    let net = load(&names);
+    let config = LoraConfig::new(2)
+        .target_modules(["q_proj"])
+        .modules_to_save(["table"]);
+    let model = net.to_lora(&config).unwrap();
+    drop(names);
+    // The same tensors, without a record.
+    assert_eq!(paths(&net.to_frozen().unwrap())[10], "table");
+    let is_trained = |model: &LoraNet| {
+        let params = model.named_params();
+        let found = params.iter().find(|param| param.path == "model.table");
+        found.unwrap().is_trainable()
+    };
+    assert!(is_trained(&model));
+    let moved = model.to_dtype(DType::F64).unwrap().deep_clone().unwrap();
+    drop(model);
+    assert!(is_trained(&moved));
+    let directory = tempfile::tempdir().unwrap();
+    moved.save_adapter(directory.path()).unwrap();
+    let file = directory.path().join("adapter_model.safetensors");
+    let saved = candle_core::safetensors::load(file, &Device::Cpu).unwrap();
+    assert!(
+        saved.contains_key("base_model.model.model.table"),
+        "{:?}",
+        saved.keys()
+    );
+}
+
+/// The merged model goes on with the names that its weights had.
+#[test]
+fn a_merged_model_keeps_the_names() {
+    let names = Names::new();
+    let config = LoraConfig::new(2)
+        .target_modules(["q_proj", "embed_tokens"])
+        .modules_to_save(["input_layernorm", "table"]);
+    let model = load(&names).to_lora(&config).unwrap();
+    fill_adapters(&model);
+    let tuned = model.to_base().unwrap();
+    drop(model);
+    assert_eq!(paths(&tuned.to_frozen().unwrap()), PATHS);
+    assert_eq!(paths(&tuned.to_lora(&config).unwrap()), PATHS);
 }
 
 /// From memory, from variables, with a prefix of its own, and cast on the way.

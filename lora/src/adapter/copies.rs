@@ -1,5 +1,6 @@
 //! [`Copies`]: the adapters' copies of a layer's own parameters.
 
+use super::places::Owner;
 use super::{Parked, Tie};
 use crate::adapter::Access;
 use crate::config::Mark;
@@ -18,6 +19,8 @@ pub struct Copies {
     pub(crate) mark: Option<Mark>,
     /// The layer's path in the checkpoint, where the names of its tensors are known.
     pub(crate) path: Option<Arc<str>>,
+    /// Keeps the paths of the model's tensors that are fields.
+    pub(crate) places: Option<Arc<Owner>>,
     /// The base's tensors, while a copy is in the layer.
     base: Vec<Tensor>,
     list: Vec<Copied>,

@@ -1,5 +1,6 @@
 //! Merges adapters into the weight of one layer, and takes them out again.
 
+use super::places::RECORDED;
 use super::{
     Access, Adapted, AdaptedMut, Adapter, Adapters, LayerParts, LayerPartsMut, Merged, Tokens,
 };
@@ -73,7 +74,11 @@ pub(crate) fn base_parts(layer: &dyn Adapted) -> Result<(Tensor, Option<Tensor>)
     }
     let (weight, bias) = merged_parts(layer, &adapters.to_merge())?;
     let bias = bias.as_ref().map(release).transpose()?;
-    Ok((release(&weight)?, bias))
+    let weight = release(&weight)?;
+    let original = adapters.copies.base_weight();
+    let original = original.unwrap_or(layer.unmerged_weight());
+    RECORDED.replace(original.id(), &weight);
+    Ok((weight, bias))
 }
 
 /// Weight and bias with these adapters in them, in this order: they compute what the forward pass

@@ -11,6 +11,7 @@ pub(crate) mod merging;
 mod name;
 mod parked;
 mod part;
+pub(crate) mod places;
 pub(crate) mod reading;
 mod recorder;
 mod rows;
@@ -220,9 +221,10 @@ pub(crate) fn seen(tensor: &Tensor, training: bool) -> Tensor {
 /// training does not reach the base layer.
 pub(crate) fn release(tensor: &Tensor) -> Result<Tensor> {
     let detached = tensor.detach();
-    Ok(if tensor.is_variable() {
-        detached.copy()?
-    } else {
-        detached
-    })
+    if !tensor.is_variable() {
+        return Ok(detached);
+    }
+    let copy = detached.copy()?;
+    places::RECORDED.replace(tensor.id(), &copy);
+    Ok(copy)
 }

@@ -3,6 +3,7 @@
 
 use super::fresh;
 use crate::adapter::AdaptedMut;
+use crate::adapter::places::RECORDED;
 use crate::adapter::{Parked, Tie, Tokens, copies};
 use crate::config::matching::{is_bias, modules_above};
 use crate::config::selection::Selection;
@@ -221,6 +222,7 @@ impl<'a> Attach<'a> {
                 None => param.tensor.detach(),
             };
             Parked::default().set_trainable(0, &mut tensor, is_trained)?;
+            RECORDED.replace(param.tensor.id(), &tensor);
             tensors.push(tensor);
             trained.push(is_trained);
         }

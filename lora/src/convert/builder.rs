@@ -1,11 +1,11 @@
 //! [`Builder`]: the walk over a base model that builds its LoRA model.
 
-use super::names::name_of;
 use super::paths::{Found, Paths};
 use super::{Attach, Values};
+use crate::adapter::places::{PLACED, RECORDED};
 use crate::adapter::{Access, Adapters};
-use crate::config::Mark;
 use crate::config::selection::Selection;
+use crate::config::{Kind, Mark};
 use crate::manage;
 use crate::path::Path;
 use crate::traits::{each_layer, each_layer_mut, try_each_layer_mut};
@@ -73,7 +73,7 @@ impl<'a, L: LoraModule> Conversion<'a, L> {
         config.validate()?;
         let mut builder = Builder::new(config, Selection::new(config)?);
         let mut lora = model.adapt(&mut builder)?;
-        builder.place(&mut lora);
+        builder.place(&mut lora)?;
         Ok(Self { builder, lora })
     }
 
@@ -269,26 +269,39 @@ impl<'a> Builder<'a> {
         if !self.devices.iter().any(|known| known.same_device(device)) {
             self.devices.push(device.clone());
         }
-        self.recorded.extend(name_of(tensor));
+        self.recorded.extend(RECORDED.name_of(tensor));
         let frozen = self.frozen.entry(tensor.id());
         frozen.or_insert_with(|| tensor.detach()).clone()
     }
 
     /// Gives each layer the path that the names of its tensors say, if any were recorded.
-    fn place<L: LoraModule>(&mut self, lora: &mut L) {
+    fn place<L: LoraModule>(&mut self, lora: &mut L) -> Result<()> {
         let Some(paths) = self.paths() else {
-            return;
+            return Ok(());
         };
+        let places = PLACED.owner();
+        let mut has_keeper = false;
+        each_layer(lora, |_, layer| has_keeper |= layer.copies().is_some());
         let mut marks = HashMap::new();
-        each_layer_mut(lora, |path, layer| {
+        try_each_layer_mut(lora, |path, layer| {
             let Some(mark) = self.marks.remove(path) else {
-                return;
+                return Ok(());
             };
             let mut place: Arc<str> = paths.layer(path).into();
-            match layer.copies_mut(Access::new()) {
-                Some(copies) => copies.path = Some(place.clone()),
-                // A tensor that is a field has no room for a path.
-                None => place = path.into(),
+            if let Some(copies) = layer.copies_mut(Access::new()) {
+                copies.path = Some(place.clone());
+                copies.places = Some(places.clone());
+            } else if layer.kind() == Kind::Tensor && has_keeper {
+                for param in layer.params_mut(Access::new()) {
+                    // Other models may hold the tensor: this one gets a tensor of its own, which
+                    // shares the values.
+                    let before = param.tensor.id();
+                    *param.tensor = param.tensor.unsqueeze(0)?.squeeze(0)?;
+                    places.put(param.tensor, place.clone());
+                    RECORDED.replace(before, param.tensor);
+                }
+            } else {
+                place = path.into();
             }
             if let Some(adapted) = layer.adapted_mut() {
                 adapted.parts_mut(Access::new()).adapters.path = place.to_string();
@@ -297,8 +310,10 @@ impl<'a> Builder<'a> {
                 let problem = format!("two layers are called `{place}` by the checkpoint's names");
                 self.problems.push(problem);
             }
-        });
+            Ok(())
+        })?;
         self.marks = marks;
+        Ok(())
     }
 
     /// The paths by the names that the layers' tensors have in a checkpoint, if any were recorded. A

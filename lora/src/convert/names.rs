@@ -1,14 +1,10 @@
 //! [`Names`]: the names by which a checkpoint knows a model's tensors, taken while the model loads.
 
-use candle_core::{DType, Device, Result, Shape, Tensor, TensorId};
+use crate::adapter::places::{Owner, RECORDED};
+use candle_core::{DType, Device, Result, Shape, Tensor};
 use candle_nn::var_builder::SimpleBackend;
 use candle_nn::{Init, VarBuilder};
-use std::collections::HashMap;
-use std::sync::{Arc, LazyLock, Mutex, PoisonError, RwLock};
-
-/// The names of all recorded tensors of the process. An id is never used twice, so that a name can
-/// only be found for the very tensor that had it.
-static RECORDED: LazyLock<RwLock<HashMap<TensorId, Arc<str>>>> = LazyLock::new(Default::default);
+use std::sync::Arc;
 
 /// The names by which a checkpoint knows a model's tensors.
 ///
@@ -18,12 +14,13 @@ static RECORDED: LazyLock<RwLock<HashMap<TensorId, Arc<str>>>> = LazyLock::new(D
 /// value lives, every conversion of the model takes the layers' paths from those names: patterns,
 /// adapters from other tools, and saved files then have the checkpoint's paths.
 ///
-/// - A layer's path is the name of its tensors without their last part.
+/// - A layer's path is the name of its weight without the last part.
 /// - A layer whose tensors the constructor changed, such as a transposed weight, keeps its field's name,
 ///   below the path that the layers beside it have in the checkpoint.
-/// - A layer that shares another layer's tensors, such as a tied head, does so, too.
+/// - A layer that shares another layer's tensors, such as a tied head, keeps the path by its fields.
 /// - `#[lora(name = "..")]` wins over the record, for the field and all below it.
-/// - A tensor that is a field keeps the path of the struct.
+/// - What [`to_base`](crate::LoraModule::to_base) merges, and what training replaces, keeps its name.
+/// - A tensor that is a field has its own name, and the path of the struct where a layer shares it.
 ///
 /// ```
 /// use candle_core::{DType, Device, Result};
@@ -50,20 +47,12 @@ static RECORDED: LazyLock<RwLock<HashMap<TensorId, Arc<str>>>> = LazyLock::new(D
 /// assert_eq!(adapted.collect::<Vec<_>>(), ["model.layers.0.self_attn.q_proj"]);
 /// # Ok::<(), lora::Error>(())
 /// ```
-#[derive(Clone, Debug, Default)]
-pub struct Names(Arc<Ids>);
+#[derive(Clone, Debug)]
+pub struct Names(Arc<Owner>);
 
-/// The tensors whose names are recorded on behalf of one [`Names`].
-#[derive(Debug, Default)]
-struct Ids(Mutex<Vec<TensorId>>);
-
-impl Drop for Ids {
-    fn drop(&mut self) {
-        let ids = self.0.get_mut().unwrap_or_else(PoisonError::into_inner);
-        let mut recorded = RECORDED.write().unwrap_or_else(PoisonError::into_inner);
-        for id in ids {
-            recorded.remove(id);
-        }
+impl Default for Names {
+    fn default() -> Self {
+        Self(RECORDED.owner())
     }
 }
 
@@ -87,28 +76,13 @@ impl Names {
 
     /// How many tensors have a name.
     pub fn len(&self) -> usize {
-        let ids = self.0.0.lock();
-        ids.unwrap_or_else(PoisonError::into_inner).len()
+        self.0.len()
     }
 
     /// True if nothing was recorded.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
-
-    fn note(&self, tensor: &Tensor, name: String) {
-        let ids = self.0.0.lock();
-        ids.unwrap_or_else(PoisonError::into_inner)
-            .push(tensor.id());
-        let mut recorded = RECORDED.write().unwrap_or_else(PoisonError::into_inner);
-        recorded.insert(tensor.id(), name.into());
-    }
-}
-
-/// The recorded name of a tensor.
-pub(super) fn name_of(tensor: &Tensor) -> Option<Arc<str>> {
-    let recorded = RECORDED.read().unwrap_or_else(PoisonError::into_inner);
-    recorded.get(&tensor.id()).cloned()
 }
 
 /// A backend that hands out the tensors of another builder and notes their names.
@@ -120,8 +94,8 @@ struct Recording<'a> {
 
 impl Recording<'_> {
     fn noted(&self, tensor: Tensor, name: &str) -> Tensor {
-        self.names
-            .note(&tensor, crate::path::join(&self.prefix, name));
+        let name = crate::path::join(&self.prefix, name);
+        self.names.0.put(&tensor, name.into());
         tensor
     }
 

@@ -27,14 +27,19 @@ pub(super) struct Paths {
 impl Paths {
     pub(super) fn new(found: &[Found]) -> Self {
         let mut paths = Self::default();
+        let owners = owners(found);
         let (mut taken, mut tied) = (HashSet::new(), Vec::new());
-        for layer in found {
-            match layer.recorded() {
-                Some(own) if taken.insert(own.clone()) => {
-                    paths.layers.insert(layer.path.clone(), own);
+        for (index, layer) in found.iter().enumerate() {
+            let mut names = layer.recorded().iter();
+            match names.find(|name| owners.get(&***name) == Some(&index)) {
+                Some(own) => {
+                    let own = layer.place(own);
+                    if taken.insert(own) {
+                        paths.layers.insert(layer.path.clone(), own.to_string());
+                    }
                 }
-                Some(_) => tied.push(layer.path.clone()),
-                None => {}
+                None if layer.recorded().is_empty() => {}
+                None => tied.push(layer.path.clone()),
             }
         }
         paths.parts = parts(&paths.layers);
@@ -77,21 +82,56 @@ impl Paths {
 }
 
 impl Found {
-    /// The path by the recorded names: what they have in common, without the parameter's own name.
-    fn recorded(&self) -> Option<String> {
-        if self.above_name.is_some() {
-            return None;
+    /// The recorded names, unless an attribute names the layer.
+    fn recorded(&self) -> &[Arc<str>] {
+        match self.above_name {
+            Some(_) => &[],
+            None => &self.names,
         }
-        let modules = self.names.iter().map(|name| match self.is_bare {
-            true => &**name,
+    }
+
+    /// Where a tensor of this name puts the layer.
+    fn place<'a>(&self, name: &'a str) -> &'a str {
+        match self.is_bare {
+            true => name,
             false => name.rsplit_once('.').map_or("", |(module, _)| module),
-        });
-        modules.reduce(common).map(str::to_string)
+        }
+    }
+
+    /// True if the field is called as the checkpoint calls the tensor's module.
+    fn is_called_as(&self, name: &str) -> bool {
+        last(&self.path) == last(self.place(name))
     }
 }
 
+/// Which layer a tensor belongs to that several layers may hold, by the tensor's name: the first one, or
+/// one whose field has the name of the tensor's module. A tensor that is a field has no module.
+fn owners(found: &[Found]) -> HashMap<&str, usize> {
+    let mut owners = HashMap::new();
+    let layers = found.iter().enumerate();
+    for (index, layer) in layers.clone().filter(|(_, layer)| !layer.is_bare) {
+        for name in layer.recorded() {
+            let owner = owners.entry(&**name).or_insert(index);
+            if layer.is_called_as(name) && !found[*owner].is_called_as(name) {
+                *owner = index;
+            }
+        }
+    }
+    for (index, layer) in layers.filter(|(_, layer)| layer.is_bare) {
+        for name in layer.recorded() {
+            owners.entry(&**name).or_insert(index);
+        }
+    }
+    owners
+}
+
+/// The last part of a dotted path.
+fn last(path: &str) -> &str {
+    path.rsplit('.').next().unwrap_or(path)
+}
+
 /// What two dotted paths begin with.
-fn common<'a>(a: &'a str, b: &'a str) -> &'a str {
+fn common<'a>(a: &'a str, b: &str) -> &'a str {
     let same = a.split('.').zip(b.split('.'));
     let same = same.take_while(|(part, other)| part == other);
     // Each part with the dot behind it; there is none behind the last.
@@ -100,7 +140,8 @@ fn common<'a>(a: &'a str, b: &'a str) -> &'a str {
 }
 
 /// Where the checkpoint has the parts that hold the recorded layers. A layer n fields below a part puts
-/// the part n segments above the layer. Layers right below a part count first, then the many.
+/// the part n segments above the layer. Layers right below a part count first, then the many, and where
+/// they are at odds what they have in common.
 fn parts(layers: &HashMap<String, String>) -> HashMap<String, String> {
     let mut votes: HashMap<&str, HashMap<&str, (usize, usize)>> = HashMap::new();
     for (path, recorded) in layers {
@@ -126,10 +167,10 @@ fn parts(layers: &HashMap<String, String>) -> HashMap<String, String> {
         }
     }
     let best = votes.into_iter().filter_map(|(part, votes)| {
-        let order = |(place, (depth, count)): &(&str, (usize, usize))| {
-            (*depth, usize::MAX - *count, place.to_string())
-        };
-        let (place, _) = votes.into_iter().min_by_key(order)?;
+        let order = |(depth, count): &(usize, usize)| (*depth, usize::MAX - *count);
+        let first = votes.values().map(order).min()?;
+        let votes = votes.into_iter().filter(|(_, vote)| order(vote) == first);
+        let place = votes.map(|(place, _)| place).reduce(|a, b| common(a, b))?;
         Some((part.to_string(), place.to_string()))
     });
     best.collect()
@@ -203,6 +244,48 @@ mod tests {
         ]);
         assert_eq!(paths.layer("embed"), "model.embed_tokens");
         assert_eq!(paths.layer("lm_head"), "lm_head");
+    }
+
+    /// candle's constructors give a head the embedding's weight, or the embedding the head's.
+    #[test]
+    fn a_shared_tensor_belongs_to_the_layer_of_its_name() {
+        let paths = Paths::new(&[
+            found("embed_tokens", &["model.lm_head.weight"]),
+            found("lm_head", &["model.lm_head.weight"]),
+            found("decoder", &["model.lm_head.weight", "head.decoder.bias"]),
+            Found {
+                is_bare: true,
+                ..found("table", &["model.lm_head.weight"])
+            },
+        ]);
+        assert_eq!(paths.layer("lm_head"), "model.lm_head");
+        assert_eq!(paths.layer("embed_tokens"), "embed_tokens");
+        assert_eq!(paths.layer("decoder"), "head.decoder");
+        assert_eq!(paths.layer("table"), "table");
+    }
+
+    /// The bias of some heads lies outside of the head's module.
+    #[test]
+    fn a_layer_is_where_its_weight_is() {
+        let names = ["cls.predictions.decoder.weight", "cls.predictions.bias"];
+        let paths = Paths::new(&[found("head", &names)]);
+        assert_eq!(paths.layer("head"), "cls.predictions.decoder");
+    }
+
+    /// Fields that are called as module and parameter at once say nothing about the part's own place.
+    #[test]
+    fn tensors_of_several_modules_in_one_part() {
+        let bare = |path: &str, name: &str| Found {
+            is_bare: true,
+            ..found(path, &[name])
+        };
+        let paths = Paths::new(&[
+            bare("blocks.0.ln1_weight", "blocks.0.ln1.weight"),
+            bare("blocks.0.ln2_weight", "blocks.0.ln2.weight"),
+            found("blocks.0.ffn.changed", &[]),
+        ]);
+        assert_eq!(paths.layer("blocks.0.ln1_weight"), "blocks.0.ln1.weight");
+        assert_eq!(paths.layer("blocks.0.ffn.changed"), "blocks.0.ffn.changed");
     }
 
     #[test]

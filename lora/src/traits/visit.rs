@@ -1,7 +1,11 @@
 //! The walk over a model's layers, with the path of each.
 
+use crate::adapter::places::PLACED;
+use crate::config::Kind;
 use crate::path::Path;
 use crate::{Layer, LoraModule};
+use candle_core::Tensor;
+use std::sync::Arc;
 
 /// A walk over the layers of a LoRA model, handed to [`LoraModule::visit`].
 ///
@@ -55,12 +59,25 @@ impl<'a> Cursor<'a> {
 
     /// Shows a layer at the present path. Called by layers, the leaves of the walk.
     pub fn layer(&mut self, layer: &dyn Layer) {
-        let recorded = layer.copies().and_then(|copies| copies.path.as_deref());
-        (self.visit)(
-            recorded.unwrap_or(self.path.as_str()),
-            layer,
-            self.is_routed,
-        );
+        let place = place(layer);
+        let path = place.as_deref().unwrap_or(self.path.as_str());
+        (self.visit)(path, layer, self.is_routed);
+    }
+}
+
+/// The path that the checkpoint gives a layer, if it is known.
+fn place(layer: &dyn Layer) -> Option<Arc<str>> {
+    match field(layer) {
+        Some(tensor) => PLACED.name_of(tensor),
+        None => layer.copies()?.path.clone(),
+    }
+}
+
+/// The tensor, if the layer is a tensor that is a field.
+fn field(layer: &dyn Layer) -> Option<&Tensor> {
+    match layer.kind() {
+        Kind::Tensor => layer.params().first().map(|param| param.tensor),
+        _ => None,
     }
 }
 
@@ -90,7 +107,11 @@ impl<'a> CursorMut<'a> {
 
     /// Shows a layer at the present path. Called by layers, the leaves of the walk.
     pub fn layer(&mut self, layer: &mut dyn Layer) {
-        let recorded = layer.copies().and_then(|copies| copies.path.clone());
-        (self.visit)(recorded.as_deref().unwrap_or(self.path.as_str()), layer);
+        let place = place(layer);
+        let before = field(layer).map(Tensor::id);
+        (self.visit)(place.as_deref().unwrap_or(self.path.as_str()), layer);
+        if let (Some(before), Some(tensor)) = (before, field(layer)) {
+            PLACED.replace(before, tensor);
+        }
     }
 }

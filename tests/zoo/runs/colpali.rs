@@ -29,4 +29,4 @@ run!(|model| {
         .reshape((1, 3, 8, 8))?;
     let ids = Tensor::new(&[[1u32, 5, 3, 2]], &Device::Cpu)?;
     mean_square(&model.forward_images(&image, &ids)?)
-});
+}, unreached: ["model.language_model.lm_head"]);

@@ -24,4 +24,4 @@ run!(|model| {
     let started = Tensor::new(&[[0u32, 4, 2]], &Device::Cpu)?;
     let encoded = model.encoder().forward(&ids, 0)?;
     mean_square(&model.decode(&started, &encoded, 0)?)
-});
+}, unreached: ["model.shared"]);

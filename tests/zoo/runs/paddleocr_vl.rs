@@ -29,4 +29,4 @@ run!(|model| {
     let grid = Tensor::new(&[[1u32, 4, 4]], &Device::Cpu)?;
     let ids = Tensor::new(&[[1u32, 10, 10, 10, 10, 3]], &Device::Cpu)?;
     mean_square(&model.forward(&ids, Some(&image), Some(&grid), 0)?)
-});
+}, unreached: ["*.packing_position_embedding"]);

@@ -20,4 +20,4 @@ run!(|model| {
     let ids = Tensor::new(&[[1u32, 5, 3, 2]], &Device::Cpu)?;
     let started = Tensor::new(&[[0u32, 4, 2]], &Device::Cpu)?;
     mean_square(&model.forward(&ids, &started)?)
-});
+}, unreached: ["shared.inner"]);

@@ -17,4 +17,4 @@ run!(|model| {
         .reshape((1, 3, 6))?;
     let ratio = Tensor::new(&[0.3f32], &Device::Cpu)?;
     mean_square(&model.forward(&latent, &ratio, &text)?)
-});
+}, unreached: ["*.depthwise"]);

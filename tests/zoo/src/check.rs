@@ -1,9 +1,10 @@
 //! `cargo check` over all crates, and its messages.
 
+use crate::workspace::Workspace;
 use anyhow::{Context, Result, bail};
 use serde::Deserialize;
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
 /// An error of the compiler.
@@ -56,22 +57,23 @@ struct Span {
 }
 
 /// The errors of each crate that has some.
-pub fn check(root: &Path, names: &[String]) -> Result<BTreeMap<String, Vec<Failure>>> {
-    let mut command = Command::new("cargo");
-    command
-        .args(["check", "--keep-going", "--message-format=json"])
-        .current_dir(root);
-    command.env("CARGO_TARGET_DIR", root.join("target"));
+pub fn check(workspace: &Workspace, names: &[String]) -> Result<BTreeMap<String, Vec<Failure>>> {
+    let mut command = workspace.cargo("check");
     for name in names {
         command.args(["-p", &format!("zoo_{name}")]);
     }
+    errors(command, "zoo_")
+}
+
+/// The errors of each crate that has some, by its name behind the prefix.
+pub fn errors(mut command: Command, prefix: &str) -> Result<BTreeMap<String, Vec<Failure>>> {
     let output = command
         .stderr(Stdio::inherit())
         .output()
         .context("cannot run cargo")?;
     let stdout = String::from_utf8_lossy(&output.stdout);
     if !stdout.contains("\"build-finished\"") {
-        bail!("`cargo check` did not run");
+        bail!("cargo did not run");
     }
     let mut failures: BTreeMap<String, Vec<Failure>> = BTreeMap::new();
     for line in stdout.lines() {
@@ -81,7 +83,7 @@ pub fn check(root: &Path, names: &[String]) -> Result<BTreeMap<String, Vec<Failu
         let (Some(target), Some(message)) = (line.target, line.message) else {
             continue;
         };
-        let Some(name) = target.name.strip_prefix("zoo_") else {
+        let Some(name) = target.name.strip_prefix(prefix) else {
             continue;
         };
         if line.reason == "compiler-message" && message.level == "error" {

@@ -10,6 +10,7 @@
 mod annotate;
 mod attributes;
 mod check;
+mod runs;
 mod sources;
 mod workspace;
 
@@ -32,6 +33,9 @@ struct Args {
     /// Print the compiler's errors.
     #[arg(long)]
     errors: bool,
+    /// Only run the models, as the last call annotated them.
+    #[arg(long)]
+    again: bool,
 }
 
 /// What became of a group.
@@ -54,6 +58,9 @@ fn main() -> Result<()> {
         .canonicalize()?;
     let sources = Sources::find()?;
     let workspace = Workspace::create(&project)?;
+    if args.again {
+        return runs::again(&workspace, &args.only);
+    }
     let more = Attributes::parse(include_str!("../attributes.txt"))?;
 
     let mut outcomes = Vec::new();
@@ -90,7 +97,10 @@ fn main() -> Result<()> {
     let mut outcomes: Vec<_> = concerned.into_iter().chain(rest).collect();
     outcomes.sort_by(|a, b| a.group.name.cmp(&b.group.name));
     report(&outcomes, args.errors);
-    Ok(())
+    let compile = outcomes
+        .iter()
+        .filter(|outcome| outcome.attributed.is_empty());
+    runs::run(&workspace, compile.map(|outcome| &*outcome.group.name))
 }
 
 /// Compiles all, and skips fields where the compiler says so, until it says so no more. Returns the
@@ -120,7 +130,7 @@ fn compile(
             .iter()
             .map(|&index| outcomes[index].group.name.clone())
             .collect();
-        let mut failures = check(&workspace.root, &names)?;
+        let mut failures = check(workspace, &names)?;
         let mut again = Vec::new();
         for (index, files) in annotated {
             let outcome = &mut outcomes[index];

@@ -5,6 +5,7 @@ use anyhow::{Context, Result};
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 /// A folder of generated crates that share dependencies and build folder.
 pub struct Workspace {
@@ -15,7 +16,7 @@ pub struct Workspace {
 
 const MANIFEST: &str = r#"[workspace]
 resolver = "3"
-members = ["models/*"]
+members = ["models/*", "runs/*"]
 
 # Models are tiny where they run: what computes is optimised, the models are not.
 [profile.dev]
@@ -32,6 +33,14 @@ gemm-f64 = { opt-level = 3 }
 lora-candle = { opt-level = 2 }
 "#;
 
+/// What the programs that run models need, beside the model.
+const RUNNER: &str = r#"anyhow = "1.0"
+candle-core = "0.11.1"
+candle-nn = "0.11.1"
+serde_json = "1.0"
+tempfile = "3.27"
+"#;
+
 impl Workspace {
     pub fn create(project: &Path) -> Result<Self> {
         let root = project.join("target/zoo");
@@ -42,10 +51,10 @@ impl Workspace {
         if !lock.exists() {
             fs::copy(project.join("Cargo.lock"), &lock).context("cannot copy Cargo.lock")?;
         }
-        Ok(Self {
-            root,
-            project: project.to_path_buf(),
-        })
+        let project = project.to_path_buf();
+        let workspace = Self { root, project };
+        workspace.write_runner()?;
+        Ok(workspace)
     }
 
     /// The folder of a model's crate.
@@ -92,6 +101,45 @@ tracing = "0.1"
             write(&folder.join("src").join(path), text)?;
         }
         write(&folder.join("src/lib.rs"), &root(group, files))
+    }
+
+    /// Writes the crate that the programs share, around the project's sources.
+    fn write_runner(&self) -> Result<()> {
+        let lib = self.project.join("tests/zoo/runner/lib.rs");
+        let lib = format!("[lib]\npath = {lib:?}\n\n");
+        let manifest = self.manifest("runner", &lib, "");
+        write(&self.root.join("runs/runner/Cargo.toml"), &manifest)
+    }
+
+    /// Writes the program that runs a model.
+    pub fn write_program(&self, group: &str, text: &str) -> Result<()> {
+        let folder = self.root.join("runs").join(group);
+        let model = format!(
+            "runner = {{ path = \"../runner\" }}\nzoo_{group} = {{ path = {:?} }}\n",
+            self.folder(group)
+        );
+        let manifest = self.manifest(&format!("run_{group}"), "", &model);
+        write(&folder.join("Cargo.toml"), &manifest)?;
+        write(&folder.join("src/main.rs"), text)
+    }
+
+    fn manifest(&self, name: &str, target: &str, more: &str) -> String {
+        let lora = self.project.join("lora");
+        format!(
+            "[package]\nname = \"{name}\"\nversion = \"0.0.0\"\nedition = \"2024\"\n\n{target}\
+             [dependencies]\nlora = {{ package = \"lora-candle\", path = {lora:?}, \
+             default-features = false }}\n{RUNNER}{more}"
+        )
+    }
+
+    /// A command of cargo's here, whose messages are JSON and which goes on after errors.
+    pub fn cargo(&self, what: &str) -> Command {
+        let mut command = Command::new("cargo");
+        command
+            .args([what, "--keep-going", "--message-format=json"])
+            .current_dir(&self.root);
+        command.env("CARGO_TARGET_DIR", self.root.join("target"));
+        command
     }
 }
 
