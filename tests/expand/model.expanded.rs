@@ -18,12 +18,15 @@ pub struct LoraMlp {
     fc2: ::lora::Lora<Linear>,
     act: ::lora::Lora<Activation>,
 }
+#[doc(hidden)]
+#[allow(unused_imports)]
+pub use LoraMlp as __lora_of_Mlp;
 const _: () = {
     use ::lora::__private as _lora;
     #[automatically_derived]
     impl _lora::LoraModel for Mlp {
         type Lora = LoraMlp;
-        fn adapt(&self, cx: &mut _lora::Builder<'_>) -> _lora::Result<Self::Lora> {
+        fn adapt(&self, cx: &mut _lora::Builder<'_>) -> _lora::Result<LoraMlp> {
             _lora::Ok(LoraMlp {
                 fc1: cx.marked("fc1", _lora::Mark::rank(), _lora::layer(&self.fc1))?,
                 fc2: cx
@@ -40,7 +43,7 @@ const _: () = {
     #[automatically_derived]
     impl _lora::LoraModule for LoraMlp {
         type Base = Mlp;
-        fn to_base(&self) -> _lora::Result<Self::Base> {
+        fn to_base(&self) -> _lora::Result<Mlp> {
             _lora::Ok(Mlp {
                 fc1: _lora::LoraModule::to_base(&self.fc1)?,
                 fc2: _lora::LoraModule::to_base(&self.fc2)?,
@@ -72,11 +75,12 @@ const _: () = {
     #[automatically_derived]
     impl _lora::Debug for LoraMlp {
         fn fmt(&self, f: &mut _lora::Formatter<'_>) -> _lora::FmtResult {
-            f.debug_struct("LoraMlp")
-                .field("fc1", &self.fc1)
-                .field("fc2", &self.fc2)
-                .field("act", &self.act)
-                .finish()
+            _lora::debug_struct(
+                f,
+                "LoraMlp",
+                &[("fc1", &self.fc1), ("fc2", &self.fc2), ("act", &self.act)],
+                true,
+            )
         }
     }
 };
@@ -111,6 +115,9 @@ where
     },
     Identity,
 }
+#[doc(hidden)]
+#[allow(unused_imports)]
+use LoraFeedForward as __lora_of_FeedForward;
 const _: () = {
     use ::lora::__private as _lora;
     #[automatically_derived]
@@ -119,7 +126,10 @@ const _: () = {
         N: ::lora::LoraModel,
     {
         type Lora = LoraFeedForward<N>;
-        fn adapt(&self, cx: &mut _lora::Builder<'_>) -> _lora::Result<Self::Lora> {
+        fn adapt(
+            &self,
+            cx: &mut _lora::Builder<'_>,
+        ) -> _lora::Result<LoraFeedForward<N>> {
             match self {
                 Self::Dense(f0) => {
                     _lora::Ok(LoraFeedForward::Dense(_lora::LoraModel::adapt(f0, cx)?))
@@ -145,7 +155,7 @@ const _: () = {
         N: ::lora::LoraModel,
     {
         type Base = FeedForward<N>;
-        fn to_base(&self) -> _lora::Result<Self::Base> {
+        fn to_base(&self) -> _lora::Result<FeedForward<N>> {
             match self {
                 Self::Dense(f0) => {
                     _lora::Ok(FeedForward::Dense(_lora::LoraModule::to_base(f0)?))
@@ -214,13 +224,14 @@ const _: () = {
     {
         fn fmt(&self, f: &mut _lora::Formatter<'_>) -> _lora::FmtResult {
             match self {
-                Self::Dense(f0) => f.debug_tuple("Dense").field(f0).finish(),
+                Self::Dense(f0) => _lora::debug_tuple(f, "Dense", &[f0], true),
                 Self::Experts { gate, experts, norm } => {
-                    f.debug_struct("Experts")
-                        .field("gate", gate)
-                        .field("experts", experts)
-                        .field("norm", norm)
-                        .finish()
+                    _lora::debug_struct(
+                        f,
+                        "Experts",
+                        &[("gate", gate), ("experts", experts), ("norm", norm)],
+                        true,
+                    )
                 }
                 Self::Identity => f.write_str("Identity"),
             }
@@ -268,6 +279,9 @@ pub struct LoraNet {
     last: ::lora::Lora<Mlp>,
     positions: Vec<u32>,
 }
+#[doc(hidden)]
+#[allow(unused_imports)]
+pub use LoraNet as __lora_of_Net;
 /// The configuration of [`LoraNet`] and that of its conversion.
 pub type LoraNetConfig = ::lora::WithLora<NetConfig>;
 const _: () = {
@@ -275,13 +289,13 @@ const _: () = {
     #[automatically_derived]
     impl _lora::LoraModel for Net {
         type Lora = LoraNet;
-        fn adapt(&self, cx: &mut _lora::Builder<'_>) -> _lora::Result<Self::Lora> {
+        fn adapt(&self, cx: &mut _lora::Builder<'_>) -> _lora::Result<LoraNet> {
             _lora::Ok(LoraNet {
                 config: cx.config(&self.config),
                 embed: cx.named().field("embed_tokens", &self.embed)?,
                 layers: _lora::Builder::field(cx, "layers", &self.layers)?,
                 last: _lora::LoraModel::adapt(&self.last, cx)?,
-                positions: _lora::Clone::clone(&self.positions),
+                positions: _lora::skipped(&self.positions),
             })
         }
     }
@@ -289,13 +303,13 @@ const _: () = {
     #[automatically_derived]
     impl _lora::LoraModule for LoraNet {
         type Base = Net;
-        fn to_base(&self) -> _lora::Result<Self::Base> {
+        fn to_base(&self) -> _lora::Result<Net> {
             _lora::Ok(Net {
                 config: _lora::Clone::clone(_lora::WithLora::base(&self.config)),
                 embed: _lora::LoraModule::to_base(&self.embed)?,
                 layers: _lora::LoraModule::to_base(&self.layers)?,
                 last: _lora::LoraModule::to_base(&self.last)?,
-                positions: _lora::Clone::clone(&self.positions),
+                positions: _lora::skipped(&self.positions),
             })
         }
         fn visit(&self, cursor: &mut _lora::Cursor<'_>) {
@@ -318,20 +332,24 @@ const _: () = {
                 embed: _lora::Clone::clone(&self.embed),
                 layers: _lora::Clone::clone(&self.layers),
                 last: _lora::Clone::clone(&self.last),
-                positions: _lora::Clone::clone(&self.positions),
+                positions: _lora::skipped(&self.positions),
             }
         }
     }
     #[automatically_derived]
     impl _lora::Debug for LoraNet {
         fn fmt(&self, f: &mut _lora::Formatter<'_>) -> _lora::FmtResult {
-            f.debug_struct("LoraNet")
-                .field("config", &self.config)
-                .field("embed", &self.embed)
-                .field("layers", &self.layers)
-                .field("last", &self.last)
-                .field("positions", &self.positions)
-                .finish()
+            _lora::debug_struct(
+                f,
+                "LoraNet",
+                &[
+                    ("config", &self.config),
+                    ("embed", &self.embed),
+                    ("layers", &self.layers),
+                    ("last", &self.last),
+                ],
+                false,
+            )
         }
     }
     use _lora::NotAModel as _;
