@@ -9,7 +9,7 @@ use anyhow::{Context, Result, bail};
 use clap::Parser;
 use std::fmt::Write;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -95,7 +95,7 @@ fn check(root: &Path, kind: &str) -> Result<Duration> {
     Ok(start.elapsed())
 }
 
-fn write(project: &Path, folder: &PathBuf, kind: &str) -> Result<()> {
+fn write(project: &Path, folder: &Path, kind: &str) -> Result<()> {
     fs::create_dir_all(folder.join("src"))?;
     let lora = project.join("lora");
     let manifest = format!(
