@@ -21,9 +21,10 @@ use syn::spanned::Spanned;
 use syn::visit::{self, Visit};
 use syn::{Field, ImplItem, ItemEnum, ItemFn, ItemImpl, ItemMod, ItemStruct, Type};
 
-/// The layers of candle-nn.
+/// The layers of candle-nn, and its caches, which need a gradient as well.
 const LAYERS: &[&str] = &[
     "BatchNorm",
+    "ConcatKvCache",
     "Conv1d",
     "Conv2d",
     "ConvTranspose1d",
@@ -31,11 +32,13 @@ const LAYERS: &[&str] = &[
     "Embedding",
     "GRU",
     "GroupNorm",
+    "KvCache",
     "LSTM",
     "LayerNorm",
     "Linear",
     "PReLU",
     "RmsNorm",
+    "RotatingKvCache",
     "Sequential",
 ];
 
