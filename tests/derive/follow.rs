@@ -59,9 +59,11 @@ struct Block {
     norm: LayerNorm,
 }
 
+type Function = dyn Fn(&Tensor) -> Result<Tensor> + Send + Sync;
+
 /// What `skip` holds need not be `Debug`.
 #[derive(Clone)]
-struct Closure(Arc<dyn Fn(&Tensor) -> Result<Tensor> + Send + Sync>);
+struct Closure(Arc<Function>);
 
 #[derive(LoraModel)]
 struct Model {
