@@ -67,11 +67,32 @@ fn node(
     weight: &Tensor,
     bias: Option<&Tensor>,
 ) -> Result<Tensor> {
-    let span = profile::forward("conv2d");
+    recorded(
+        "conv2d",
+        [xs, weight],
+        bias,
+        |x, w| shapes.forward(order, x, w, bias),
+        move |grad, w| shapes.grad_input(order, grad, w),
+        move |grad, x| shapes.grad_weight(order, grad, x),
+        move |grad| shapes.grad_bias(order, grad),
+    )
+}
+
+/// Computes a result and records it: the gradient of the input comes from that of the result and the
+/// weight, the gradient of the weight from that of the result and the input.
+fn recorded(
+    name: &'static str,
+    [xs, weight]: [&Tensor; 2],
+    bias: Option<&Tensor>,
+    forward: impl FnOnce(&Tensor, &Tensor) -> Result<Tensor>,
+    grad_input: impl Fn(&Tensor, &Tensor) -> Result<Tensor> + Send + Sync + 'static,
+    grad_weight: impl Fn(&Tensor, &Tensor) -> Result<Tensor> + Send + Sync + 'static,
+    grad_bias: impl Fn(&Tensor) -> Result<Tensor> + Send + Sync + 'static,
+) -> Result<Tensor> {
+    let span = profile::forward(name);
     let dtype = xs.dtype();
     let (x, w) = (xs.detach(), weight.detach());
-    let y = shapes.forward(order, &working(&x)?, &working(&w)?, bias)?;
-    let y = y.to_dtype(dtype)?;
+    let y = forward(&working(&x)?, &working(&w)?)?.to_dtype(dtype)?;
     span.end([&y].into_iter());
 
     // The input is kept only for the gradient of the weight.
@@ -81,24 +102,66 @@ fn node(
     let bias_shape = bias.shape().clone();
     let args = [xs, weight, &bias];
     let w = w.clone();
-    record(
-        "conv2d",
-        args,
-        y,
-        move |grad, [on_xs, on_weight, on_bias]| {
-            let grad = working(grad)?;
-            let on_xs = on_xs.then(|| shapes.grad_input(order, &grad, &working(&w)?));
-            let on_weight = x.as_ref().filter(|_| on_weight);
-            let on_weight = on_weight.map(|x| shapes.grad_weight(order, &grad, &working(x)?));
-            let on_bias = on_bias.then(|| shapes.grad_bias(order, &grad)?.reshape(&bias_shape));
-            let cast = |grad: Option<Result<Tensor>>| {
-                grad.transpose()?
-                    .map(|grad| grad.to_dtype(dtype))
-                    .transpose()
-            };
-            Ok([cast(on_xs)?, cast(on_weight)?, cast(on_bias)?])
-        },
-    )
+    record(name, args, y, move |grad, [on_xs, on_weight, on_bias]| {
+        let grad = working(grad)?;
+        let on_xs = on_xs.then(|| grad_input(&grad, &working(&w)?));
+        let on_weight = x.as_ref().filter(|_| on_weight);
+        let on_weight = on_weight.map(|x| grad_weight(&grad, &working(x)?));
+        let on_bias = on_bias.then(|| grad_bias(&grad)?.reshape(&bias_shape));
+        let cast = |grad: Option<Result<Tensor>>| {
+            grad.transpose()?
+                .map(|grad| grad.to_dtype(dtype))
+                .transpose()
+        };
+        Ok([cast(on_xs)?, cast(on_weight)?, cast(on_bias)?])
+    })
+}
+
+/// Refuses what no convolution of either direction can have. `fits` says whether the channels of input and
+/// weight belong together, and `outputs` is how many channels the result has.
+fn check(
+    name: &str,
+    [xs, weight]: [&Tensor; 2],
+    bias: Option<&Tensor>,
+    config: &Conv2dConfig,
+    fits: bool,
+    outputs: usize,
+) -> Result<()> {
+    let Conv2dConfig {
+        stride,
+        dilation,
+        groups,
+        ..
+    } = *config;
+    let is_empty = weight.dims().iter().skip(2).any(|&side| side == 0);
+    if stride == 0 || dilation == 0 || groups == 0 || is_empty {
+        bail!("{name}: stride, dilation, groups and the kernel's sides must be at least 1");
+    }
+    if !fits {
+        bail!(
+            "{name}: an input of shape {:?} does not fit a weight of shape {:?} with {groups} groups",
+            xs.dims(),
+            weight.dims()
+        );
+    }
+    if xs.dtype() != weight.dtype() {
+        bail!(
+            "{name}: the input is {:?}, but the weight is {:?}",
+            xs.dtype(),
+            weight.dtype()
+        );
+    }
+    if let Some(bias) = bias
+        && (bias.elem_count() != outputs || bias.dtype() != xs.dtype())
+    {
+        bail!(
+            "{name}: the bias must be {outputs} values of {:?}, it is {:?} of {:?}",
+            xs.dtype(),
+            bias.dims(),
+            bias.dtype()
+        );
+    }
+    Ok(())
 }
 
 /// A one-dimensional convolution, as [`candle_nn::Conv1d`] computes it.
@@ -177,35 +240,8 @@ impl Convolution {
             groups,
             ..
         } = *config;
-        if stride == 0 || dilation == 0 || groups == 0 || kernel.2 == 0 || kernel.3 == 0 {
-            bail!("conv2d: stride, dilation, groups and the kernel's sides must be at least 1");
-        }
-        if input.1 != kernel.1 * groups || kernel.0 % groups != 0 {
-            bail!(
-                "conv2d: an input of shape {:?} does not fit a weight of shape {:?} with {groups} \
-                 groups",
-                xs.dims(),
-                weight.dims()
-            );
-        }
-        if xs.dtype() != weight.dtype() {
-            bail!(
-                "conv2d: the input is {:?}, but the weight is {:?}",
-                xs.dtype(),
-                weight.dtype()
-            );
-        }
-        if let Some(bias) = bias
-            && (bias.elem_count() != kernel.0 || bias.dtype() != xs.dtype())
-        {
-            bail!(
-                "conv2d: the bias must be {} values of {:?}, it is {:?} of {:?}",
-                kernel.0,
-                xs.dtype(),
-                bias.dims(),
-                bias.dtype()
-            );
-        }
+        let fits = input.1 == kernel.1 * groups && kernel.0.is_multiple_of(groups);
+        check("conv2d", [xs, weight], bias, config, fits, kernel.0)?;
         let side = |length: usize, kernel: usize, padding: usize| {
             let padded = padding.checked_mul(2).and_then(|p| p.checked_add(length));
             let span = dilation

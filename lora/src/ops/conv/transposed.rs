@@ -1,10 +1,9 @@
 //! Transposed convolutions: a convolution whose two passes have changed places.
 
-use super::{Channels, Convolution};
+use super::{Channels, Convolution, check, recorded};
 use crate::kernels::conv::Conv;
 use crate::kernels::window::Window;
-use crate::ops::{Compute, record, working};
-use crate::profile;
+use crate::ops::{Compute, working};
 use candle_core::{Result, Tensor, bail};
 use candle_nn::{Conv2dConfig, ConvTranspose1dConfig, ConvTranspose2dConfig};
 
@@ -138,39 +137,16 @@ impl Geometry {
             groups,
             ..
         } = *self;
-        if stride == 0 || dilation == 0 || groups == 0 || kernel.2 == 0 || kernel.3 == 0 {
-            bail!(
-                "transposed convolution: stride, dilation, groups and the kernel's sides must be at \
-                 least 1"
-            );
-        }
+        let config = Conv2dConfig {
+            stride,
+            dilation,
+            groups,
+            ..Default::default()
+        };
         let outputs = kernel.1.saturating_mul(groups);
-        if input.1 != kernel.0 || input.1 % groups != 0 {
-            bail!(
-                "transposed convolution: an input of shape {:?} does not fit a weight of shape {:?} \
-                 with {groups} groups",
-                xs.dims(),
-                weight.dims()
-            );
-        }
-        if xs.dtype() != weight.dtype() {
-            bail!(
-                "transposed convolution: the input is {:?}, but the weight is {:?}",
-                xs.dtype(),
-                weight.dtype()
-            );
-        }
-        if let Some(bias) = bias
-            && (bias.elem_count() != outputs || bias.dtype() != xs.dtype())
-        {
-            bail!(
-                "transposed convolution: the bias must be {outputs} values of {:?}, it is {:?} of \
-                 {:?}",
-                xs.dtype(),
-                bias.dims(),
-                bias.dtype()
-            );
-        }
+        let fits = input.1 == kernel.0 && input.1.is_multiple_of(groups);
+        let name = "transposed convolution";
+        check(name, [xs, weight], bias, &config, fits, outputs)?;
         let result = (
             self.side(input.2, kernel.2, self.padding.0, self.output_padding.0)?,
             self.side(input.3, kernel.3, self.padding.1, self.output_padding.1)?,
@@ -182,12 +158,6 @@ impl Geometry {
             stride,
             dilation,
             padding: (self.padding.0 as isize, self.padding.1 as isize),
-        };
-        let config = Conv2dConfig {
-            stride,
-            dilation,
-            groups,
-            ..Default::default()
         };
         Ok(Convolution {
             config,
@@ -211,42 +181,20 @@ fn transposed(
 ) -> Result<Tensor> {
     let shapes = geometry.reversed(xs, weight, bias)?;
     let order = Channels::First;
-    let span = profile::forward("conv_transpose2d");
-    let dtype = xs.dtype();
-    let (x, w) = (xs.detach(), weight.detach());
-    let y = shapes.grad_input(order, &working(&x)?.contiguous()?, &working(&w)?)?;
-    let y = match bias {
-        Some(bias) => y.broadcast_add(&working(bias)?.reshape((1, (), 1, 1))?)?,
-        None => y,
-    };
-    let y = y.to_dtype(dtype)?;
-    span.end([&y].into_iter());
-
-    // The input is kept only for the gradient of the weight.
-    let x = weight.track_op().then_some(x);
-    // The node has a fixed number of arguments: an untracked one stands for a missing bias.
-    let bias = bias.unwrap_or(&w).clone();
-    let bias_shape = bias.shape().clone();
-    let args = [xs, weight, &bias];
-    let w = w.clone();
-    record(
+    recorded(
         "conv_transpose2d",
-        args,
-        y,
-        move |grad, [on_xs, on_weight, on_bias]| {
-            let grad = working(grad)?;
-            let on_xs = on_xs.then(|| shapes.forward(order, &grad, &working(&w)?, None));
-            let on_weight = x.as_ref().filter(|_| on_weight);
-            let on_weight =
-                on_weight.map(|x| shapes.grad_weight(order, &working(x)?.contiguous()?, &grad));
-            let on_bias = on_bias.then(|| shapes.grad_bias(order, &grad)?.reshape(&bias_shape));
-            let cast = |grad: Option<Result<Tensor>>| {
-                grad.transpose()?
-                    .map(|grad| grad.to_dtype(dtype))
-                    .transpose()
-            };
-            Ok([cast(on_xs)?, cast(on_weight)?, cast(on_bias)?])
+        [xs, weight],
+        bias,
+        |x, w| {
+            let y = shapes.grad_input(order, &x.contiguous()?, w)?;
+            match bias {
+                Some(bias) => y.broadcast_add(&working(bias)?.reshape((1, (), 1, 1))?),
+                None => Ok(y),
+            }
         },
+        move |grad, w| shapes.forward(order, grad, w, None),
+        move |grad, x| shapes.grad_weight(order, &x.contiguous()?, grad),
+        move |grad| shapes.grad_bias(order, grad),
     )
 }
 
