@@ -1,11 +1,10 @@
 //! Long short-term memory.
 
-use super::gates::{Gates, Inits, LoraGates, Tensors};
-use crate::{Builder, Cursor, CursorMut, LoraLayer, LoraModel, LoraModule, Result};
+use super::gates::{Gates, Inits, Tensors};
 use candle_core::Tensor;
+use candle_nn::VarBuilder;
 use candle_nn::ops::sigmoid;
 use candle_nn::rnn::{Direction, LSTMConfig, LSTMState};
-use candle_nn::{RNN, VarBuilder};
 
 /// An LSTM layer as [`candle_nn::LSTM`], whose tensors candle keeps private: in your model, name this
 /// type instead. Constructors, configuration, state and parameters' names are the same.
@@ -74,28 +73,6 @@ impl LSTM {
         let gates = Gates::load((in_dim, hidden_dim, 4), suffix, inits, &vb)?;
         Ok(Self { gates, config })
     }
-
-    /// The configuration.
-    pub fn config(&self) -> &LSTMConfig {
-        &self.config
-    }
-}
-
-/// The LoRA counterpart of [`LSTM`].
-///
-/// As in PEFT its weights take an adapter each through
-/// [`target_parameters`](crate::LoraConfig::target_parameters). Weights and biases can be trained in full.
-#[derive(Clone, Debug)]
-pub struct LoraLSTM {
-    gates: LoraGates,
-    config: LSTMConfig,
-}
-
-impl LoraLSTM {
-    /// The configuration.
-    pub fn config(&self) -> &LSTMConfig {
-        &self.config
-    }
 }
 
 /// The next state, from what the gates see of the input.
@@ -108,68 +85,11 @@ fn step(tensors: &Tensors, of_input: &Tensor, state: &LSTMState) -> candle_core:
     Ok(LSTMState { h, c })
 }
 
-macro_rules! rnn {
-    ($ty:ty) => {
-        impl RNN for $ty {
-            type State = LSTMState;
-
-            fn zero_state(&self, batch_dim: usize) -> candle_core::Result<LSTMState> {
-                let zeros = self.gates.tensors()?.zeros(batch_dim)?;
-                Ok(LSTMState::new(zeros.clone(), zeros))
-            }
-
-            fn step(&self, input: &Tensor, state: &LSTMState) -> candle_core::Result<LSTMState> {
-                let tensors = self.gates.tensors()?;
-                step(&tensors, &tensors.of_input(input)?, state)
-            }
-
-            fn seq_init(
-                &self,
-                input: &Tensor,
-                init_state: &LSTMState,
-            ) -> candle_core::Result<Vec<LSTMState>> {
-                self.gates.tensors()?.states(input, init_state, step)
-            }
-
-            fn states_to_tensor(&self, states: &[LSTMState]) -> candle_core::Result<Tensor> {
-                let states: Vec<&Tensor> = states.iter().map(LSTMState::h).collect();
-                Tensor::stack(&states, 1)
-            }
-        }
-    };
-}
-
-rnn!(LSTM);
-rnn!(LoraLSTM);
-
-impl LoraModel for LSTM {
-    type Lora = LoraLSTM;
-
-    fn adapt(&self, cx: &mut Builder<'_>) -> Result<LoraLSTM> {
-        Ok(LoraLSTM {
-            gates: self.gates.adapt(cx)?,
-            config: self.config,
-        })
-    }
-}
-
-impl LoraLayer for LSTM {}
-
-impl LoraModule for LoraLSTM {
-    type Base = LSTM;
-
-    fn to_base(&self) -> Result<LSTM> {
-        Ok(LSTM {
-            gates: self.gates.to_base()?,
-            config: self.config,
-        })
-    }
-
-    fn visit(&self, cursor: &mut Cursor<'_>) {
-        self.gates.visit(cursor);
-    }
-
-    fn visit_mut(&mut self, cursor: &mut CursorMut<'_>) {
-        self.gates.visit_mut(cursor);
-    }
-}
+recurrent!(
+    LSTM,
+    LoraLSTM,
+    LSTMConfig,
+    LSTMState,
+    Tensor::stack,
+    |zeros| { LSTMState::new(Tensor::clone(&zeros), zeros) }
+);
