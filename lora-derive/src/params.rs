@@ -3,7 +3,7 @@
 use proc_macro2::{TokenStream, TokenTree};
 use quote::ToTokens;
 use syn::visit::{self, Visit};
-use syn::{Expr, GenericParam, Generics, Type, TypeFnPtr, TypePath};
+use syn::{Expr, GenericParam, Generics, Ident, Type, TypeFnPtr, TypePath};
 
 /// True if the type mentions any parameter.
 pub fn mentions(ty: &Type, generics: &Generics) -> bool {
@@ -16,14 +16,18 @@ pub fn mentions(ty: &Type, generics: &Generics) -> bool {
             GenericParam::Const(param) => param.ident.to_string(),
         })
         .collect();
-    fn any(tokens: TokenStream, params: &[String]) -> bool {
-        tokens.into_iter().any(|token| match token {
-            TokenTree::Ident(ident) => params.contains(&ident.to_string()),
-            TokenTree::Group(group) => any(group.stream(), params),
-            _ => false,
-        })
-    }
-    any(ty.to_token_stream(), &params)
+    has_any(ty.to_token_stream(), &|name| {
+        params.contains(&name.to_string())
+    })
+}
+
+/// True if an identifier among the tokens is one of those that are looked for.
+pub fn has_any(tokens: TokenStream, is_one: &impl Fn(&Ident) -> bool) -> bool {
+    tokens.into_iter().any(|token| match token {
+        TokenTree::Ident(ident) => is_one(&ident),
+        TokenTree::Group(group) => has_any(group.stream(), is_one),
+        _ => false,
+    })
 }
 
 /// The type parameters in a type, and their associated types.

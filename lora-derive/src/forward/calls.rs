@@ -4,7 +4,9 @@
 //! library as a value, whose type says which function it is. The function of candle is replaced by its
 //! differentiable counterpart; any other function of that name stays.
 
-use proc_macro2::{TokenStream, TokenTree};
+use super::rename::is_type;
+use crate::params::has_any;
+use proc_macro2::TokenStream;
 use quote::ToTokens;
 use std::collections::HashSet;
 use syn::punctuated::Punctuated;
@@ -51,14 +53,7 @@ pub fn differentiate(sig: &Signature, block: &mut Block, krate: &TokenStream) {
 /// True for what takes a `VarBuilder`: a constructor computes nothing, and candle's constructors have the
 /// names of its functions, `candle_nn::layer_norm` among them.
 fn loads(sig: &Signature) -> bool {
-    fn any(tokens: TokenStream) -> bool {
-        tokens.into_iter().any(|token| match token {
-            TokenTree::Ident(name) => name == "VarBuilder",
-            TokenTree::Group(group) => any(group.stream()),
-            _ => false,
-        })
-    }
-    any(sig.inputs.to_token_stream())
+    has_any(sig.inputs.to_token_stream(), &|name| name == "VarBuilder")
 }
 
 /// Brings the traits that decide into scope, under no name that could meet one of the user's.
@@ -84,10 +79,7 @@ impl Calls<'_> {
             return None;
         }
         let parent = segments.iter().rev().nth(1);
-        let is_method = parent.is_some_and(|parent| {
-            let name = parent.ident.to_string();
-            name.starts_with(|c: char| c.is_uppercase())
-        });
+        let is_method = parent.is_some_and(|parent| is_type(&parent.ident.to_string()));
         let is_local = parent.is_none() && self.locals.hide(&last.ident, is_called);
         if is_method || is_local {
             return None;

@@ -73,16 +73,16 @@ fn is_marked(cx: &Ctxt, attrs: &[Attribute]) -> bool {
 }
 
 /// True for an item under `#[cfg]`.
-pub fn is_conditional(item: &ImplItem) -> bool {
+pub fn is_conditional(item: &mut ImplItem) -> bool {
     attrs(item).is_some_and(|attrs| attrs.iter().any(|attr| attr.path().is_ident("cfg")))
 }
 
-fn attrs(item: &ImplItem) -> Option<&Vec<Attribute>> {
+fn attrs(item: &mut ImplItem) -> Option<&mut Vec<Attribute>> {
     match item {
-        ImplItem::Fn(item) => Some(&item.attrs),
-        ImplItem::Const(item) => Some(&item.attrs),
-        ImplItem::Type(item) => Some(&item.attrs),
-        ImplItem::Macro(item) => Some(&item.attrs),
+        ImplItem::Fn(item) => Some(&mut item.attrs),
+        ImplItem::Const(item) => Some(&mut item.attrs),
+        ImplItem::Type(item) => Some(&mut item.attrs),
+        ImplItem::Macro(item) => Some(&mut item.attrs),
         _ => None,
     }
 }
@@ -92,12 +92,8 @@ fn attrs(item: &ImplItem) -> Option<&Vec<Attribute>> {
 pub fn finish(base: &mut ItemImpl) {
     let is_trait = base.trait_.is_some();
     for item in &mut base.items {
-        let attrs = match item {
-            ImplItem::Fn(item) => &mut item.attrs,
-            ImplItem::Const(item) => &mut item.attrs,
-            ImplItem::Type(item) => &mut item.attrs,
-            ImplItem::Macro(item) => &mut item.attrs,
-            _ => continue,
+        let Some(attrs) = attrs(item) else {
+            continue;
         };
         let all = attrs.len();
         attrs.retain(|attr| !attr.path().is_ident("lora"));

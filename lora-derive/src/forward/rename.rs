@@ -223,7 +223,7 @@ impl Rename {
 }
 
 /// True if a name is written as a type's. What follows in the path is the type's own.
-fn is_type(name: &str) -> bool {
+pub fn is_type(name: &str) -> bool {
     name.starts_with(|first: char| first.is_uppercase())
 }
 
