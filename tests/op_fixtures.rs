@@ -14,6 +14,7 @@ pub const THEMES: &[&str] = &[
     "attention",
     "conv",
     "conv_transpose",
+    "cross_entropy",
     "embedding",
     "group_norm",
     "linear",
@@ -81,6 +82,38 @@ pub enum Call {
     Residual {
         dim: usize,
     },
+    CrossEntropy(Criterion),
+    LinearCrossEntropy(Criterion),
+}
+
+/// The settings of a cross-entropy.
+#[derive(Clone, Copy, Debug, Default, Deserialize)]
+#[serde(default)]
+#[expect(missing_docs, reason = "named as those of the op")]
+pub struct Criterion {
+    pub label_smoothing: f64,
+    pub soft_cap: Option<f64>,
+    pub logit_scale: Option<f64>,
+    pub sum: bool,
+}
+
+impl Criterion {
+    fn of(self, class_weights: Option<&Tensor>) -> ops::CrossEntropy {
+        let mut criterion = ops::CrossEntropy::new().label_smoothing(self.label_smoothing);
+        if let Some(weights) = class_weights {
+            criterion = criterion.class_weights(weights);
+        }
+        if let Some(cap) = self.soft_cap {
+            criterion = criterion.soft_cap(cap);
+        }
+        if let Some(scale) = self.logit_scale {
+            criterion = criterion.logit_scale(scale);
+        }
+        match self.sum {
+            true => criterion.sum(),
+            false => criterion,
+        }
+    }
 }
 
 /// The arguments of a convolution.
@@ -265,6 +298,14 @@ impl Call {
             Self::Residual { dim } => {
                 ops::residual(get("x")?, get("branch")?, inputs.get("gamma"), dim)
             }
+            Self::CrossEntropy(criterion) => {
+                let criterion = criterion.of(inputs.get("class_weights"));
+                criterion.of_logits(get("x")?, get("labels")?)
+            }
+            Self::LinearCrossEntropy(criterion) => {
+                let criterion = criterion.of(inputs.get("class_weights"));
+                criterion.of_linear(get("x")?, get("weight")?, bias, get("labels")?)
+            }
         }
     }
 }
@@ -303,7 +344,8 @@ impl Case {
             *input = view(input)?;
         }
         let output = self.call.apply(&inputs)?;
-        let upstream = convert(&fixed(output.shape(), DType::F32, 77))?;
+        // A loss of half values is f32.
+        let upstream = convert(&fixed(output.shape(), DType::F32, 77))?.to_dtype(output.dtype())?;
         let grads = (&output * upstream)?.sum_all()?.backward()?;
         let grads = vars.iter().map(|(name, var)| match grads.get(var) {
             Some(grad) => Ok((name.clone(), grad.clone())),
@@ -333,6 +375,14 @@ impl Case {
         let what = format!("{} {what}", self.name);
         let results = self.run(|input| input.to_dtype(dtype), view);
         let results = results.unwrap_or_else(|e| panic!("{what}: {e}"));
+        if self.output.rank() > 0 {
+            assert_eq!(results.output.dtype(), dtype, "{what}");
+        }
+        let dtypes = results.grads.values().map(Tensor::dtype);
+        assert!(
+            dtypes.into_iter().all(|of| of == dtype),
+            "{what}: gradients"
+        );
         results.assert_close(&what, &self.output, &self.grads, tolerance);
     }
 }
@@ -348,7 +398,6 @@ impl Results {
         tolerance: f64,
     ) {
         let close = |what: &str, actual: &Tensor, expected: &Tensor| {
-            assert_eq!(actual.dtype(), self.output.dtype(), "{what}");
             // What cancels to nothing is compared with what it came from, numbers of about one.
             let largest = values(expected).unwrap().into_iter();
             let largest = largest.fold(0.0, |largest: f64, value| largest.max(value.abs()));

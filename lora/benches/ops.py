@@ -107,6 +107,14 @@ def cases():
     ids = torch.arange(512).mul(2654435761).remainder(2**32).remainder(8192).reshape(2, 256)
     yield "embedding/language", [normal(8192, 896)], lambda x: F.embedding(ids, x)
 
+    words, head = torch.arange(512) * 96, normal(49152, 576)
+    yield "cross_entropy/language", [normal(512, 49152)], lambda x: F.cross_entropy(x, words)
+    yield (
+        "linear_cross_entropy/language",
+        [normal(512, 576)],
+        lambda x: F.cross_entropy(x @ head.t(), words),
+    )
+
 
 def milliseconds(run, budget=0.6):
     """The median time of a run, over about `budget` seconds."""

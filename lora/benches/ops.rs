@@ -39,6 +39,7 @@ fn main() {
         sums,
         attention,
         tables,
+        losses,
     ] {
         for case in family().unwrap() {
             case.run(&mut criterion);
@@ -371,5 +372,24 @@ fn tables() -> Result<Vec<Case>> {
             ops::embedding(&ids, &x[0])
         })
         .candle(move |x| x[0].index_select(&candle_ids, 0)?.reshape((2, 256, 896))),
+    ])
+}
+
+/// Of 512 tokens among 49,152 words.
+fn losses() -> Result<Vec<Case>> {
+    let (hidden, head) = (normal([512, 576])?, normal([49152, 576])?);
+    let logits = normal([512, 49152])?;
+    let words = Tensor::from_iter((0..512u32).map(|i| i * 96), &Device::Cpu)?;
+    let [of_linear, of_logits, candle] = [words.clone(), words.clone(), words.clone()];
+    let candle_head = head.clone();
+    Ok(vec![
+        case("cross_entropy", "language", [&logits], move |x| {
+            ops::cross_entropy(&x[0], &of_logits)
+        })
+        .candle(move |x| candle_nn::loss::cross_entropy(&x[0], &candle)),
+        case("linear_cross_entropy", "language", [&hidden], move |x| {
+            ops::CrossEntropy::new().of_linear(&x[0], &head, None, &of_linear)
+        })
+        .candle(move |x| candle_nn::loss::cross_entropy(&x[0].matmul(&candle_head.t()?)?, &words)),
     ])
 }

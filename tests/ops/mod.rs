@@ -9,6 +9,7 @@ mod fixtures;
 pub mod gradients;
 mod graph;
 mod halves;
+mod losses;
 mod norms;
 mod threads;
 mod views;

@@ -5,18 +5,23 @@ use super::matrix::Threads;
 /// Bytes of a block's widest rows: about the size of a core's own cache.
 const CACHE: usize = 3 << 19;
 
+/// Bytes of weights that stay in the cache that all cores share, from one block to the next.
+const SHARED_CACHE: usize = 8 << 20;
+
 /// Rows in a block, and whether the work inside a block may use all threads.
 ///
 /// `bytes` is the size of the widest row that a block holds, `weights` the size of the matrices
-/// that every block reads. Few rows with large weights are one block on all threads: reading the
-/// weights for each block would cost more time than staying in the cache saves.
+/// that every block reads. Few rows with large weights, and any rows with weights that no cache
+/// holds, are one block on all threads: reading the weights for each block would cost more time than
+/// staying in the cache saves.
 pub(crate) fn blocks(rows: usize, bytes: usize, weights: usize) -> (usize, Threads) {
     let threads = rayon::current_num_threads();
     let whole = rows * bytes;
     if threads == 1 {
         return ((CACHE / bytes.max(1)).clamp(1, rows.max(1)), Threads::One);
     }
-    if whole <= 1 << 16 || (whole <= 6 << 20 && weights > 2 << 20) {
+    let few_rows = whole <= 6 << 20 && weights > 2 << 20;
+    if whole <= 1 << 16 || few_rows || weights > SHARED_CACHE {
         return (rows.max(1), Threads::All);
     }
     // A multiple of the number of threads, so that no thread waits for a last block.

@@ -7,6 +7,7 @@ pub(crate) mod attention;
 pub(crate) mod blocks;
 pub(crate) mod buffer;
 pub(crate) mod conv;
+pub(crate) mod cross_entropy;
 pub(crate) mod depthwise;
 pub(crate) mod embedding;
 mod functions;
