@@ -6,7 +6,6 @@ pub mod checkpoint;
 pub mod finetune;
 pub mod images;
 pub mod interrupt;
-pub mod memory;
 pub mod pretrain;
 pub mod program;
 pub mod rank;

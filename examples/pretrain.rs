@@ -6,7 +6,6 @@ use crate::args::{any_number, count, positive};
 use crate::bundled::bundled;
 use crate::checkpoint::{Checkpoint, Input};
 use crate::images::{Dataset, HELD_OUT, read_folder};
-use crate::memory::keep_freed;
 use crate::program::say;
 use crate::training::{Recipe, accuracy, logits, predictions, train};
 use crate::{interrupt, program, threads};
@@ -51,7 +50,7 @@ struct Args {
 
 /// The program.
 pub fn main() -> ExitCode {
-    keep_freed();
+    lora::memory::keep();
     let args = Args::parse();
     program::run(|| {
         // With a model this small threads wait for each other longer than they compute.

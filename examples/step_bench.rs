@@ -8,7 +8,6 @@
 //! without `written`; `lora/benches/compare.py` runs both in turn.
 
 use crate::args::{any_number, count};
-use crate::memory::keep_freed;
 use crate::{program, rank, user_convnext};
 use anyhow::{Context, Result};
 use candle_core::{DType, Device, IndexOp, Module, Tensor};
@@ -120,7 +119,7 @@ enum Written {
 
 /// The program.
 pub fn main() -> ExitCode {
-    keep_freed();
+    lora::memory::keep();
     let args = Args::parse();
     program::run(|| match args.written {
         Written::Library => run::<ConvNext>(&args, "library"),

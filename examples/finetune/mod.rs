@@ -16,7 +16,6 @@ pub use picture::write_picture;
 pub use report::Report;
 
 use crate::checkpoint::Checkpoint;
-use crate::memory::keep_freed;
 use crate::program::say;
 use crate::training::{Recipe, train};
 use crate::{interrupt, program, rank, threads};
@@ -38,7 +37,7 @@ pub const FILES: [&str; 5] = [
 
 /// The program.
 pub fn main() -> ExitCode {
-    keep_freed();
+    lora::memory::keep();
     let options = Options::parse();
     program::run(|| {
         let checkpoint = options.checkpoint()?;

@@ -58,7 +58,8 @@
 //! - Adapters as files, and merged into checkpoints: [`peft`]. Weights from model to model:
 //!   [`transfer_weights`].
 //! - Chains of layers as one node: [`blocks`]. Parts that keep no inner values: [`checkpoint`].
-//! - Ready models: [`models`]. Where the time of a step goes: [`profile`].
+//! - Ready models: [`models`]. Where the time of a step goes: [`profile`]. Memory that a program keeps
+//!   from step to step: [`memory`].
 //! - PEFT's calls and their counterparts: [`coming_from_peft`].
 //!
 //! # The derive's attributes
@@ -82,7 +83,8 @@
 //!
 //! # Features
 //!
-//! `hub` adds pretrained weights from the Hugging Face hub; `cuda`, `metal`, `mkl` and `accelerate`
+//! `hub` adds pretrained weights from the Hugging Face hub; `mimalloc` is an allocator for [`memory`];
+//! `cuda`, `metal`, `mkl` and `accelerate`
 //! are candle's.
 
 extern crate self as lora;
@@ -102,6 +104,7 @@ mod kernels;
 pub mod layers;
 mod linalg;
 mod manage;
+pub mod memory;
 pub mod models;
 pub mod ops;
 pub mod optim;

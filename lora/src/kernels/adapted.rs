@@ -3,6 +3,7 @@
 
 use super::blocks::{blocks, take};
 use super::buffer::buffer;
+use super::dropout::Dropout;
 use super::layout::transpose_block;
 use super::low_rank::{add_outer, add_product, dots};
 use super::matrix::{Matrix, Threads, multiply};
@@ -410,9 +411,9 @@ impl<T: Element> UpdateKernel<'_, T> {
         match self.dropout {
             None => Cow::Borrowed(x),
             Some(dropout) => {
-                let mut x = x.to_vec();
-                dropout.apply(&mut x, first * width);
-                Cow::Owned(x)
+                let mut dropped = buffer(x.len());
+                dropout.apply(x, &mut dropped, first * width);
+                Cow::Owned(dropped)
             }
         }
     }
@@ -426,69 +427,8 @@ impl<T: Element> UpdateKernel<'_, T> {
             Some(dropout) => {
                 let mut branch = vec![T::ZERO; on_x.len()];
                 add_product(&mut branch, u, self.a, width);
-                dropout.apply(&mut branch, first * width);
-                for (on_x, branch) in on_x.iter_mut().zip(branch) {
-                    *on_x += branch;
-                }
+                dropout.add(&branch, on_x, first * width);
             }
         }
     }
-}
-
-/// Dropout that needs no memory: the seed and a number's place decide whether the number is
-/// dropped, so that the backward pass finds the same mask.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Dropout {
-    seed: u64,
-    /// A number whose hash is below is dropped.
-    threshold: u32,
-    /// The factor on kept numbers: 1 over the probability to be kept.
-    factor: f64,
-}
-
-impl Dropout {
-    /// `probability` is in 0..=1. With 1 every number becomes zero.
-    pub(crate) fn new(probability: f64, seed: u64) -> Self {
-        Self {
-            seed,
-            threshold: (probability * 2f64.powi(32)) as u32,
-            factor: match probability < 1.0 {
-                true => 1.0 / (1.0 - probability),
-                false => 0.0,
-            },
-        }
-    }
-
-    /// The factor on kept numbers.
-    pub(crate) fn factor(&self) -> f64 {
-        self.factor
-    }
-
-    /// 1 for each number of a tensor that is kept, else 0: for devices that have no kernel here.
-    pub(crate) fn kept(&self, count: usize) -> Vec<u8> {
-        let places = (0..count as u64).into_par_iter();
-        places.map(|place| u8::from(self.keeps(place))).collect()
-    }
-
-    /// Drops from numbers of which the first has this place in its tensor.
-    pub(crate) fn apply<T: Element>(&self, values: &mut [T], start: usize) {
-        let factor = T::of(self.factor);
-        for (value, place) in values.iter_mut().zip(start as u64..) {
-            let kept = self.keeps(place);
-            *value = if kept { *value * factor } else { T::ZERO };
-        }
-    }
-
-    #[inline(always)]
-    fn keeps(&self, place: u64) -> bool {
-        hash(self.seed ^ place) >= self.threshold
-    }
-}
-
-/// The finaliser of MurmurHash3, a bijection that mixes all bits.
-#[inline(always)]
-fn hash(mut x: u64) -> u32 {
-    x = (x ^ (x >> 33)).wrapping_mul(0xff51_afd7_ed55_8ccd);
-    x = (x ^ (x >> 33)).wrapping_mul(0xc4ce_b9fe_1a85_ec53);
-    (x >> 32) as u32
 }

@@ -3,8 +3,9 @@
 use super::contiguous::copy;
 use super::dropout::{drop_values, mask};
 use super::{Compute, affine, linear, record, wider, working};
-use crate::kernels::adapted::{Direction, Dropout, LinearKernel, UpdateGrads, UpdateKernel};
+use crate::kernels::adapted::{Direction, LinearKernel, UpdateGrads, UpdateKernel};
 use crate::kernels::buffer::{Cpu, CpuMatrix, buffer, tensor};
+use crate::kernels::dropout::Dropout;
 use crate::kernels::simd::Element;
 use crate::profile;
 use candle_core::{DType, Result, Tensor, bail};

@@ -5,8 +5,8 @@
 //! it.
 
 use super::{Compute, record, working};
-use crate::kernels::adapted::Dropout;
 use crate::kernels::buffer::{Cpu, tensor};
+use crate::kernels::dropout::Dropout;
 use crate::kernels::simd::Element;
 use candle_core::{Device, Result, Tensor, bail};
 use std::cell::Cell;
@@ -95,9 +95,7 @@ pub(crate) fn drop_values(xs: &Tensor, probability: f64) -> Result<Tensor> {
 
 fn on_cpu<T: Element>(xs: &Tensor, mask: Dropout) -> Result<Tensor> {
     let xs = xs.contiguous()?;
-    let mut values = Cpu::<T>::of(&xs)?.to_vec();
-    mask.apply(&mut values, 0);
-    tensor(values, xs.shape())
+    tensor(mask.of(&Cpu::<T>::of(&xs)?), xs.shape())
 }
 
 #[cfg(test)]

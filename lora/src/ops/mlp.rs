@@ -6,8 +6,9 @@ use super::{
     Compute, affine, dropout, gelu, gelu_erf, norm, record, relu, residual, silu, working,
 };
 use crate::kernels::activation::{Function, GeluErf, GeluTanh, Relu, Silu};
-use crate::kernels::adapted::{Direction, Dropout};
+use crate::kernels::adapted::Direction;
 use crate::kernels::buffer::{Cpu, buffer, tensor};
+use crate::kernels::dropout::Dropout;
 use crate::kernels::mlp::{self, Grads, Keep, Kept};
 use crate::kernels::simd::Element;
 use crate::profile;
