@@ -5,6 +5,7 @@
 //! the network, the compiler.
 
 mod convert;
+mod decoder;
 mod derive;
 mod gguf;
 mod gradients;

@@ -1,11 +1,13 @@
 //! Reading and writing whole files: written whole or not at all, read up to a limit and checked.
 
 mod bounded;
+mod checkpoint;
 mod json;
 mod safetensors;
 mod stage;
 
 pub(crate) use bounded::read_bounded;
+pub(crate) use checkpoint::Checkpoint;
 pub(crate) use json::parse as parse_json;
 pub(crate) use safetensors::TensorFile;
 pub(crate) use stage::{stage, sync, temporary};

@@ -3,9 +3,9 @@
 use super::loader::Loader;
 use super::random::Random;
 use super::shapes::{Placeholder, parameter_shapes};
-use super::{Architecture, Created, Options, Variant, Weights, names};
+use super::{Architecture, Created, Extra, Options, Variant, Weights, names};
 use crate::config::matching::is_or_starts_with;
-use crate::file::TensorFile;
+use crate::file::Checkpoint;
 use crate::{Error, Result};
 use candle_core::DType;
 use candle_core::Shape;
@@ -58,9 +58,9 @@ pub fn build<M: Architecture>(
     match weights {
         Weights::Random(seed) => {
             let fresh = parameter_shapes::<M>(&changed)?.into_keys().collect();
-            make(changed, Random::new(seed), fresh, options)
+            make(changed, Random::new(seed), fresh, Vec::new(), options)
         }
-        Weights::Placeholder => make(changed, Placeholder, Vec::new(), options),
+        Weights::Placeholder => make(changed, Placeholder, Vec::new(), Vec::new(), options),
         Weights::File(path) => load(config, &path, options),
         #[cfg(feature = "hub")]
         Weights::Hub(_) => Err(Error::Weights(vec![
@@ -75,6 +75,7 @@ fn make<M: Architecture>(
     config: M::Config,
     backend: impl SimpleBackend + 'static,
     fresh: Vec<String>,
+    ignored: Vec<String>,
     options: &Options,
 ) -> Result<Created<M>> {
     let vb = VarBuilder::from_backend(Box::new(backend), options.dtype, options.device.clone());
@@ -83,6 +84,7 @@ fn make<M: Architecture>(
         model,
         config,
         fresh,
+        ignored,
     })
 }
 
@@ -114,7 +116,7 @@ fn find<M: Architecture>(
 }
 
 fn load<M: Architecture>(config: &M::Config, path: &Path, options: &Options) -> Result<Created<M>> {
-    let checkpoint = TensorFile::open(path)?;
+    let checkpoint = open(path)?;
     let mut settings = options.clone();
     let classifier = checkpoint.shape(&format!("{}.weight", M::CLASSIFIER));
     let listed = |name: &str| {
@@ -154,26 +156,63 @@ fn load<M: Architecture>(config: &M::Config, path: &Path, options: &Options) -> 
             Some(_) => problems.extend(not_a_float(&checkpoint, name)),
         }
     }
-    let mut names: Vec<&String> = checkpoint.tensors().keys().collect();
+    let mut names: Vec<&str> = checkpoint.names().collect();
     names.sort_unstable();
+    let mut ignored = Vec::new();
     for name in names {
         let dropped = is_fresh(name) || (no_classes && of_classifier(name));
-        if !expected.contains_key(name) && !dropped {
-            problems.push(format!("`{name}` is not a parameter of the model"));
+        if expected.contains_key(name) || dropped {
+            continue;
+        }
+        match M::extra(&config, name) {
+            Extra::Unknown => problems.push(format!("`{name}` is not a parameter of the model")),
+            Extra::Harmless => ignored.push(name.into()),
+            Extra::CopyOf(other) => match is_copy(&checkpoint, name, other)? {
+                true => ignored.push(name.into()),
+                false => problems.push(format!(
+                    "`{name}` differs from `{other}`, but the configuration makes both one weight"
+                )),
+            },
         }
     }
     if !problems.is_empty() {
+        if let Some(scheme) = checkpoint.quantised() {
+            problems.push(format!(
+                "the weights are quantised by {scheme}: dequantise them first"
+            ));
+        }
         problems.push(format!("the file is {}", path.display()));
         return Err(Error::Weights(problems));
     }
     let random = Random::new(options.seed);
     let loader = Loader::new(checkpoint, random, fresh.iter().cloned());
-    make(config, loader, fresh, options)
+    make(config, loader, fresh, ignored, options)
+}
+
+/// Opens a file, an index, or a directory. In a directory the names that transformers gives come
+/// first: other files may lie beside them.
+fn open(path: &Path) -> Result<Checkpoint> {
+    let names = ["model.safetensors.index.json", "model.safetensors"];
+    let usual = names.iter().map(|name| path.join(name));
+    let usual = usual.into_iter().find(|file| file.is_file());
+    Checkpoint::open(usual.as_deref().unwrap_or(path))
+}
+
+/// Whether two tensors hold the same.
+fn is_copy(checkpoint: &Checkpoint, name: &str, other: &str) -> Result<bool> {
+    if checkpoint.info(name).map(|info| (info.dtype, &info.shape))
+        != checkpoint.info(other).map(|info| (info.dtype, &info.shape))
+    {
+        return Ok(false);
+    }
+    let (a, b) = (checkpoint.tensor(name)?, checkpoint.tensor(other)?);
+    let differences = a.ne(&b)?.to_dtype(DType::F32)?.max_all()?;
+    Ok(differences.to_scalar::<f32>()? == 0.0)
 }
 
 /// The problem with a tensor that holds no floating-point numbers.
-fn not_a_float(file: &TensorFile, name: &str) -> Option<String> {
-    let found = file.tensors().get(name)?.dtype;
+fn not_a_float(file: &Checkpoint, name: &str) -> Option<String> {
+    let found = file.info(name)?.dtype;
     let float = DType::try_from(found).is_ok_and(|dtype| dtype.is_float());
     (!float).then(|| format!("`{name}` is {found:?}, the model's is floating-point"))
 }

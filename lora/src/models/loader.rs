@@ -1,27 +1,27 @@
-//! The weights of a file, with fresh weights in place of some.
+//! The weights of a checkpoint, with fresh weights in place of some.
 
 use super::random::Random;
-use crate::file::TensorFile;
+use crate::file::Checkpoint;
 use candle_core::{DType, Device, Shape, Tensor, bail};
 use candle_nn::Init;
 use candle_nn::var_builder::SimpleBackend;
 use std::collections::HashSet;
 
-/// The weights of a file, with fresh weights in place of some.
+/// The weights of a checkpoint, with fresh weights in place of some.
 pub(super) struct Loader {
-    file: TensorFile,
+    checkpoint: Checkpoint,
     random: Random,
     fresh: HashSet<String>,
 }
 
 impl Loader {
     pub(super) fn new(
-        file: TensorFile,
+        checkpoint: Checkpoint,
         random: Random,
         fresh: impl Iterator<Item = String>,
     ) -> Self {
         Self {
-            file,
+            checkpoint,
             random,
             fresh: fresh.collect(),
         }
@@ -57,10 +57,13 @@ impl SimpleBackend for Loader {
         dtype: DType,
         device: &Device,
     ) -> candle_core::Result<Tensor> {
-        self.file.tensor(name)?.to_dtype(dtype)?.to_device(device)
+        self.checkpoint
+            .tensor(name)?
+            .to_dtype(dtype)?
+            .to_device(device)
     }
 
     fn contains_tensor(&self, name: &str) -> bool {
-        self.fresh.contains(name) || self.file.tensors().contains_key(name)
+        self.fresh.contains(name) || self.checkpoint.contains(name)
     }
 }

@@ -1,5 +1,8 @@
-//! Architectures with named variants, and how to create them: with random weights, from a
-//! safetensors file, or from the Hugging Face hub (feature `hub`).
+//! Architectures, and how to create them: with random weights, from a safetensors file, from a
+//! directory as transformers writes it, or from the Hugging Face hub (feature `hub`).
+//!
+//! [`create`] makes a variant with a name, [`build`] any configuration. [`auto`] reads a directory with
+//! a `config.json`, which says what the model is.
 //!
 //! Each architecture is written as any user of this crate would write it: with
 //! [`#[derive(LoraModel)]`](derive@crate::LoraModel) and
@@ -15,15 +18,19 @@
 //! # Ok::<(), lora::Error>(())
 //! ```
 
+mod auto;
 pub mod convnext;
 mod create;
+pub mod decoder;
 #[cfg(feature = "hub")]
 mod hub;
+mod keys;
 mod loader;
 mod names;
 mod random;
 mod shapes;
 
+pub use auto::{Auto, auto};
 pub use create::{build, create};
 #[cfg(feature = "hub")]
 pub use hub::Hub;
@@ -62,6 +69,24 @@ pub trait Architecture: LoraModel {
     /// # Errors
     /// If the configuration is not valid, or a weight is missing or has another shape.
     fn build(config: &Self::Config, vb: VarBuilder) -> candle_core::Result<Self>;
+
+    /// What a tensor of a file is for which the model has no parameter.
+    fn extra(config: &Self::Config, name: &str) -> Extra {
+        let _ = (config, name);
+        Extra::Unknown
+    }
+}
+
+/// What a tensor of a file is for which the model has no parameter.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Extra {
+    /// Something that the model lacks: an error.
+    Unknown,
+    /// Something that the model computes by itself.
+    Harmless,
+    /// Another name of this parameter: an error only if its values differ.
+    CopyOf(&'static str),
 }
 
 /// A variant of an architecture that has a name.
@@ -94,7 +119,8 @@ impl<C> Variant<C> {
 pub enum Weights {
     /// Fresh ones, drawn from this seed. They are the same on every device.
     Random(u64),
-    /// A safetensors file with exactly the model's parameters.
+    /// A safetensors file with exactly the model's parameters, the index of several such files
+    /// (`model.safetensors.index.json`), or a directory that holds either.
     File(PathBuf),
     /// timm's pretrained ones, from the Hugging Face hub or its local cache.
     #[cfg(feature = "hub")]
@@ -189,4 +215,6 @@ pub struct Created<M: Architecture> {
     /// The parameters that the weights did not hold. They have initial values and must be trained.
     /// With [`Weights::Random`] these are all parameters.
     pub fresh: Vec<String>,
+    /// The tensors of the weights that the model does not need: see [`Extra`].
+    pub ignored: Vec<String>,
 }

@@ -7,5 +7,4 @@ mod settings;
 mod write;
 
 pub use adapter_config::{AdapterConfig, InitWeights, OneOrMany, TaskType, TokenIndices};
-pub(super) use parse::show;
 pub(super) use write::to_vec as json_bytes;

@@ -290,7 +290,7 @@ fn targets(value: &Value) -> Option<Option<Targets>> {
 }
 
 /// A value in a message, cut where it is long.
-pub(in crate::peft) fn show(value: &Value) -> String {
+pub(super) fn show(value: &Value) -> String {
     shorten(&value.to_string())
 }
 

@@ -4,8 +4,8 @@ use super::layers::number;
 use super::{Found, Layer, Options};
 use crate::Result;
 use crate::error::shorten;
+use crate::file::Checkpoint;
 use crate::file::TensorFile;
-use crate::peft::merge::Base;
 use candle_core::{Device, Tensor};
 use indexmap::IndexMap;
 use std::collections::HashMap;
@@ -132,14 +132,14 @@ fn component<'a>(
 /// The base model's modules, by the names that kohya gives them.
 struct Names {
     paths: HashMap<String, Vec<String>>,
-    base: Option<Base>,
+    base: Option<Checkpoint>,
 }
 
 impl Names {
     fn of(options: &Options) -> Result<Result<Self, String>> {
         let mut paths: HashMap<String, Vec<String>> = HashMap::new();
-        let base = options.base.as_deref().map(Base::open).transpose()?;
-        let of_base = base.iter().flat_map(Base::names);
+        let base = options.base.as_deref().map(Checkpoint::open).transpose()?;
+        let of_base = base.iter().flat_map(Checkpoint::names);
         let of_base = of_base.filter_map(|name| name.strip_suffix(".weight"));
         let given = options.modules.iter().map(String::as_str);
         for path in of_base.chain(given) {

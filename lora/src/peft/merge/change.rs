@@ -1,8 +1,8 @@
 //! What an adapter does to one tensor of a checkpoint.
 
-use super::base::Base;
 use crate::Result;
 use crate::adapter::{Form, dora, update};
+use crate::file::Checkpoint;
 use crate::peft::tensors::Tensors;
 use candle_core::{DType, Tensor};
 use indexmap::IndexMap;
@@ -47,7 +47,7 @@ impl Change {
 pub(super) fn outcome(
     name: &str,
     changes: &IndexMap<String, Change>,
-    base: &Base,
+    base: &Checkpoint,
     adapter: &Tensors,
 ) -> Option<(Dtype, Vec<usize>)> {
     let of = |info: &TensorInfo| (info.dtype, info.shape.clone());

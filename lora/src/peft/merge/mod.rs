@@ -1,7 +1,6 @@
 //! Merging an adapter into a checkpoint without the model's code. The adapter's keys say which
 //! tensors it changes, the shapes say how.
 
-mod base;
 mod change;
 mod layers;
 mod modules;
@@ -13,7 +12,6 @@ mod tying;
 mod var_builder;
 mod write;
 
-pub(super) use base::Base;
 pub use var_builder::{MergeCheck, merged_var_builder, merged_var_builder_with};
 pub use write::{MergeReport, merge_checkpoint, merge_checkpoint_with};
 

@@ -1,7 +1,6 @@
 //! What an adapter does to each tensor of a checkpoint.
 
 use super::MergeOptions;
-use super::base::Base;
 use super::change::{Change, Start, outcome};
 use super::modules::Keys;
 use super::settings;
@@ -10,6 +9,7 @@ use crate::adapter::Part;
 use crate::adapter::update;
 use crate::config::naming::{Naming, strangers, with_modules};
 use crate::config::selection::{Selection, misfits};
+use crate::file::Checkpoint;
 use crate::peft::InitWeights;
 use crate::peft::experts::are_old;
 use crate::peft::files;
@@ -38,7 +38,7 @@ pub(super) struct Plan {
 }
 
 impl Plan {
-    pub fn new(base: &Base, dir: &AdapterDir, options: &MergeOptions) -> Result<Self> {
+    pub fn new(base: &Checkpoint, dir: &AdapterDir, options: &MergeOptions) -> Result<Self> {
         let (
             mut config,
             Weights {
@@ -143,7 +143,12 @@ impl Plan {
                 let stranger = || strangers(&paths, &base.names().collect::<Vec<_>>());
                 problems.push(foreign.unwrap_or_else(stranger));
             }
-            problems.extend(base.quantised());
+            problems.extend(base.quantised().map(|scheme| {
+                format!(
+                    "the base is quantised by {scheme}: an update cannot be added to such weights. \
+                     Merge into the checkpoint that was quantised, or into one that was dequantised"
+                )
+            }));
             return Err(failed(problems));
         }
         let mut plan = Self {
@@ -156,7 +161,7 @@ impl Plan {
     }
 
     /// The merged tensor, in the base's dtype.
-    pub fn apply(&self, name: &str, base: &Base) -> Result<Tensor> {
+    pub fn apply(&self, name: &str, base: &Checkpoint) -> Result<Tensor> {
         let start = self.start(name, base)?;
         let Some(change) = self.changes.get(name) else {
             return Ok(start);
@@ -211,7 +216,7 @@ impl Plan {
     }
 
     /// A tensor before its update.
-    fn start(&self, name: &str, base: &Base) -> Result<Tensor> {
+    fn start(&self, name: &str, base: &Checkpoint) -> Result<Tensor> {
         match self.changes.get(name).map(|change| &change.start) {
             None | Some(Start::Own) => base.tensor(name),
             Some(Start::File(key)) => self.adapter.tensor(key),
@@ -222,12 +227,12 @@ impl Plan {
     }
 
     /// The dtype and shape of a tensor of the result.
-    pub fn outcome(&self, name: &str, base: &Base) -> Option<(Dtype, Vec<usize>)> {
+    pub fn outcome(&self, name: &str, base: &Checkpoint) -> Option<(Dtype, Vec<usize>)> {
         outcome(name, &self.changes, base, &self.adapter)
     }
 
     /// The tensors that the base does not have.
-    pub fn new_tensors<'a>(&'a self, base: &'a Base) -> impl Iterator<Item = &'a str> {
+    pub fn new_tensors<'a>(&'a self, base: &'a Checkpoint) -> impl Iterator<Item = &'a str> {
         let names = self.changes.keys().map(String::as_str);
         names.filter(|name| !base.contains(name))
     }
@@ -243,7 +248,7 @@ pub(super) fn parts(tensor: &Tensor) -> Result<impl Iterator<Item = Result<Tenso
 
 /// A plan in the making.
 pub(super) struct Planner<'a> {
-    pub base: &'a Base,
+    pub base: &'a Checkpoint,
     pub adapter: &'a Tensors,
     pub config: &'a AdapterConfig,
     pub lora: &'a LoraConfig,

@@ -1,11 +1,11 @@
 //! What `config.json` must say of a merged model: the size of the vocabulary, and whether the head
 //! shares the embedding's weight.
 
-use super::base::Base;
 use super::change::Start;
 use super::plan::Plan;
 use super::tying::{Tie, is_head, says_tied};
 use crate::Result;
+use crate::file::Checkpoint;
 use crate::peft::keys::is_embedding;
 use indexmap::IndexMap;
 use serde_json::{Value, json};
@@ -16,7 +16,7 @@ const VOCABULARY: &str = "vocab_size";
 /// The entries that are true of the result and not of the base.
 pub(super) fn changed(
     plan: &Plan,
-    base: &Base,
+    base: &Checkpoint,
     tie: Option<&Tie>,
 ) -> Result<IndexMap<String, Value>> {
     let mut settings = IndexMap::new();

@@ -1,13 +1,13 @@
 //! A head that shares an embedding's weight: what the adapter was trained to do to each of the two,
 //! and whether they stay one.
 
-use super::base::Base;
 use super::change::{Change, Start};
 use super::modules::Keys;
 use super::plain::equal;
 use super::plan::Planner;
 use crate::Result;
 use crate::config::matching::is_or_ends_with;
+use crate::file::Checkpoint;
 use crate::path::join;
 use crate::peft::keys::{is_embedding, without_wrappers};
 use serde_json::Value;
@@ -49,7 +49,7 @@ pub(super) fn is_head(name: &str) -> bool {
 }
 
 /// The name of the head's weight, if the checkpoint is a masked language model's.
-fn masked_head(base: &Base) -> Option<&'static str> {
+fn masked_head(base: &Checkpoint) -> Option<&'static str> {
     let has = |prefix: &str| base.names().any(|name| name.starts_with(prefix));
     let mut heads = MASKED_HEADS.iter();
     heads.find(|(prefix, _)| has(prefix)).map(|(_, head)| *head)
@@ -64,7 +64,11 @@ pub(super) fn says_tied(config: &Value) -> Option<bool> {
 
 impl Tie {
     /// `locate` gives the path in the checkpoint of a path in the adapter.
-    pub fn find(base: &Base, keys: &Keys, locate: impl Fn(&str) -> String) -> Result<Option<Self>> {
+    pub fn find(
+        base: &Checkpoint,
+        keys: &Keys,
+        locate: impl Fn(&str) -> String,
+    ) -> Result<Option<Self>> {
         let Some(config) = base.model_config()? else {
             return Ok(None);
         };

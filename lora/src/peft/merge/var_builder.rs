@@ -1,9 +1,9 @@
 //! A `VarBuilder` whose tensors are merged when they are asked for.
 
 use super::MergeOptions;
-use super::base::Base;
 use super::change::{Change, Start};
 use super::plan::Plan;
+use crate::file::Checkpoint;
 use crate::peft::AdapterDir;
 use crate::{Error, Result};
 use candle_core::{DType, Device, Shape, Tensor};
@@ -73,7 +73,7 @@ pub fn merged_var_builder_with<P: AsRef<Path>>(
     options: &MergeOptions,
 ) -> Result<(VarBuilder<'static>, MergeCheck)> {
     let paths: Vec<PathBuf> = base.iter().map(|path| path.as_ref().into()).collect();
-    let base = Base::open_all(&paths)?;
+    let base = Checkpoint::open_all(&paths)?;
     let adapter = adapter.into();
     let plan = Plan::new(&base, &adapter, options)?;
     // A head that is the embedding's weight is not asked for by every model.
@@ -142,7 +142,7 @@ impl MergeCheck {
 }
 
 struct MergedBackend {
-    base: Base,
+    base: Checkpoint,
     plan: Plan,
     asked: Arc<Mutex<HashSet<String>>>,
 }

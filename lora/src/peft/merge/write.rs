@@ -1,9 +1,9 @@
 //! Writing a merged checkpoint.
 
 use super::MergeOptions;
-use super::base::Base;
 use super::plan::{Plan, parts};
 use super::settings;
+use crate::file::Checkpoint;
 use crate::file::TensorFile;
 use crate::file::{read_bounded, stage, sync, temporary};
 use crate::peft::AdapterDir;
@@ -80,7 +80,7 @@ pub fn merge_checkpoint_with(
     options: &MergeOptions,
 ) -> Result<MergeReport> {
     let (adapter, out) = (adapter.into(), out.as_ref());
-    let base = Base::open(base.as_ref())?;
+    let base = Checkpoint::open(base.as_ref())?;
     let plan = Plan::new(&base, &adapter, options)?;
     let dir = match &base.dir {
         Some(_) => out,
@@ -143,7 +143,7 @@ pub fn merge_checkpoint_with(
 
 /// A merge on its way.
 struct Work<'a> {
-    base: &'a Base,
+    base: &'a Checkpoint,
     plan: &'a Plan,
     options: &'a MergeOptions,
     done: usize,
@@ -222,7 +222,7 @@ fn bytes(tensor: &Tensor) -> Result<Vec<u8>> {
 }
 
 /// The index with the new tensors in it.
-fn updated(index: &Value, base: &Base, plan: &Plan) -> Value {
+fn updated(index: &Value, base: &Checkpoint, plan: &Plan) -> Value {
     let mut index = index.clone();
     let (mut added, mut removed) = (0, 0);
     for name in plan.changes.keys() {

@@ -1,8 +1,7 @@
-//! The base checkpoint: one file, or shards with their index.
+//! [`Checkpoint`]: the weights of a model, in one file or in shards with their index.
 
+use super::{TensorFile, parse_json, read_bounded};
 use crate::error::shorten;
-use crate::file::TensorFile;
-use crate::file::{self, read_bounded};
 use crate::{Error, Result};
 use candle_core::Tensor;
 use indexmap::IndexMap;
@@ -15,21 +14,21 @@ const INDEX: &str = ".safetensors.index.json";
 
 /// The tensors of a checkpoint, from all of its files.
 #[derive(Debug)]
-pub(in crate::peft) struct Base {
+pub(crate) struct Checkpoint {
     /// The path that was given.
-    pub path: PathBuf,
+    pub(crate) path: PathBuf,
     /// The directory of the files; `None` for a file that was given alone.
-    pub dir: Option<PathBuf>,
-    pub shards: Vec<TensorFile>,
+    pub(crate) dir: Option<PathBuf>,
+    pub(crate) shards: Vec<TensorFile>,
     /// Name and contents of the index.
-    pub index: Option<(String, Value)>,
+    pub(crate) index: Option<(String, Value)>,
     /// The shard of each tensor.
     places: IndexMap<String, usize>,
 }
 
-impl Base {
+impl Checkpoint {
     /// Opens a `.safetensors` file, an index, or a directory with either.
-    pub fn open(path: &Path) -> Result<Self> {
+    pub(crate) fn open(path: &Path) -> Result<Self> {
         if path.is_dir() {
             return Self::open_dir(path);
         }
@@ -42,7 +41,7 @@ impl Base {
     }
 
     /// Opens several files, each as [`open`](Self::open) does, as one checkpoint.
-    pub fn open_all(paths: &[PathBuf]) -> Result<Self> {
+    pub(crate) fn open_all(paths: &[PathBuf]) -> Result<Self> {
         let Some(first) = paths.first() else {
             return Err(Error::Config(vec!["no base files are given".into()]));
         };
@@ -84,7 +83,7 @@ impl Base {
 
     fn open_index(path: &Path, dir: &Path) -> Result<Self> {
         let wrong = |problem: String| Error::file(path, problem);
-        let index: Value = file::parse_json(&read_bounded(path)?)
+        let index: Value = parse_json(&read_bounded(path)?)
             .map_err(|error| wrong(format!("is not valid JSON: {error}")))?;
         let map = index.get("weight_map").and_then(Value::as_object);
         let map = map.ok_or_else(|| wrong("has no object `weight_map`".into()))?;
@@ -102,7 +101,7 @@ impl Base {
                 None => problems.push(format!(
                     "puts `{}` into {}, which is no plain file name",
                     shorten(tensor),
-                    crate::peft::config::show(file)
+                    shorten(&file.to_string())
                 )),
             }
         }
@@ -167,61 +166,57 @@ impl Base {
         }
     }
 
-    pub fn names(&self) -> impl Iterator<Item = &str> {
+    pub(crate) fn names(&self) -> impl Iterator<Item = &str> {
         self.places.keys().map(String::as_str)
     }
 
-    pub fn contains(&self, name: &str) -> bool {
+    pub(crate) fn contains(&self, name: &str) -> bool {
         self.places.contains_key(name)
     }
 
-    pub fn info(&self, name: &str) -> Option<&TensorInfo> {
+    pub(crate) fn info(&self, name: &str) -> Option<&TensorInfo> {
         self.shards[*self.places.get(name)?].tensors().get(name)
     }
 
-    pub fn shape(&self, name: &str) -> Option<&[usize]> {
+    pub(crate) fn shape(&self, name: &str) -> Option<&[usize]> {
         self.info(name).map(|info| info.shape.as_slice())
     }
 
-    pub fn tensor(&self, name: &str) -> Result<Tensor> {
+    pub(crate) fn tensor(&self, name: &str) -> Result<Tensor> {
         match self.places.get(name) {
             Some(&place) => self.shards[place].tensor(name),
             None => Err(Error::file(&self.path, format!("has no tensor `{name}`"))),
         }
     }
 
-    /// What to tell of a checkpoint whose weights are quantised, so that no update can be added.
-    pub fn quantised(&self) -> Option<String> {
+    /// The scheme by which the weights are quantised, if they are.
+    pub(crate) fn quantised(&self) -> Option<&'static str> {
         let has = |end: &str| self.names().any(|name| name.ends_with(end));
         let is_of = |dtypes: &[Dtype]| {
             let mut infos = self.names().filter_map(|name| self.info(name));
             infos.any(|info| dtypes.contains(&info.dtype))
         };
-        let what = if has(".qweight") {
-            "GPTQ or AWQ"
+        if has(".qweight") {
+            Some("GPTQ or AWQ")
         } else if has(".absmax") || has(".quant_map") {
-            "bitsandbytes, to 4 bits"
+            Some("bitsandbytes, to 4 bits")
         } else if has(".SCB") {
-            "bitsandbytes, to 8 bits"
+            Some("bitsandbytes, to 8 bits")
         } else if is_of(&[Dtype::F8_E4M3, Dtype::F8_E5M2]) {
-            "a scheme of 8-bit floats (fp8)"
+            Some("a scheme of 8-bit floats (fp8)")
         } else {
-            return None;
-        };
-        Some(format!(
-            "the base is quantised by {what}: an update cannot be added to such weights. Merge into \
-             the checkpoint that was quantised, or into one that was dequantised"
-        ))
+            None
+        }
     }
 
     /// `config.json` beside the files, if there is one.
-    pub fn model_config(&self) -> Result<Option<Value>> {
+    pub(crate) fn model_config(&self) -> Result<Option<Value>> {
         let dir = self.shards.first().and_then(|shard| shard.path().parent());
         let path = dir.map(|dir| dir.join("config.json"));
         let Some(path) = path.filter(|path| path.exists()) else {
             return Ok(None);
         };
-        let config = file::parse_json(&read_bounded(&path)?);
+        let config = parse_json(&read_bounded(&path)?);
         config
             .map(Some)
             .map_err(|error| Error::file(&path, format!("is not valid JSON: {error}")))

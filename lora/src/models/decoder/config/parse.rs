@@ -1,0 +1,370 @@
+//! Reading a `config.json`.
+
+use super::families::{FAMILIES, Family};
+use super::rope::{self, Surroundings};
+use super::{Biases, DecoderConfig, LayerConfig, NormPlacement, Rope};
+use crate::models::keys::Keys;
+use candle_nn::Activation;
+use serde_json::{Map, Value};
+
+/// More than any model has. A damaged file must not make us ask for all memory.
+const MAX_WIDTH: usize = 1 << 20;
+const MAX_COUNT: usize = 1 << 10;
+
+/// Which layers have a sliding window.
+pub(super) struct Layers {
+    window: Option<usize>,
+    slides: Box<dyn Fn(usize) -> bool>,
+    /// Whether the family reads `layer_types`.
+    has_types: bool,
+}
+
+/// One window, or none, for all layers.
+pub(super) fn window_of_all(window: Option<usize>) -> Layers {
+    Layers {
+        window,
+        slides: Box::new(move |_| window.is_some()),
+        has_types: false,
+    }
+}
+
+/// The layers slide by this rule, unless `layer_types` says which do.
+pub(super) fn every_layer(
+    window: Option<usize>,
+    slides: impl Fn(usize) -> bool + 'static,
+) -> Layers {
+    Layers {
+        window,
+        slides: Box::new(slides),
+        has_types: true,
+    }
+}
+
+/// Keys that say nothing about the result: of files, tokens, generation, training and outputs.
+const HARMLESS: &[&str] = &[
+    "_attn_implementation_autoset",
+    "_name_or_path",
+    "_sliding_window_pattern",
+    "architectures",
+    "auto_map",
+    "bos_token_id",
+    "cache_implementation",
+    "chunk_size_feed_forward",
+    "dtype",
+    "eos_token_id",
+    "hidden_activation",
+    "hidden_act",
+    "id2label",
+    "initializer_range",
+    "is_decoder",
+    "label2id",
+    "max_window_layers",
+    "model_type",
+    "output_attentions",
+    "output_hidden_states",
+    "output_router_logits",
+    "pad_token_id",
+    "pretraining_tp",
+    "return_dict",
+    "router_aux_loss_coef",
+    "tokenizer_class",
+    "torch_dtype",
+    "transformers_version",
+    "transformers.js_config",
+    "unk_token_id",
+    "use_cache",
+];
+
+/// Settings that act in training only. The model's forward pass has no dropout.
+const DROPOUTS: &[&str] = &[
+    "attention_dropout",
+    "resid_pdrop",
+    "embd_pdrop",
+    "router_jitter_noise",
+];
+
+impl DecoderConfig {
+    /// Reads a configuration, or tells everything wrong with it.
+    pub(in crate::models) fn parse(map: &Map<String, Value>) -> Result<Self, Vec<String>> {
+        let keys = Keys::new(map);
+        let family = match family(&keys) {
+            Ok(family) => family,
+            Err(problem) => return Err(vec![problem]),
+        };
+        let mut config = sizes(&keys, family);
+        let layers = (family.own)(&mut config, &keys);
+        slide(&mut config, &keys, &layers);
+        config.ropes = ropes(&config, &keys, family);
+        if config.ropes.len() > 1 {
+            for layer in &mut config.layers {
+                layer.rope = Some(usize::from(layer.window.is_some()));
+            }
+        }
+        check(&config, &keys);
+        config.without_effect = without_effect(&keys);
+        let problems = keys.into_problems();
+        match problems.is_empty() {
+            true => Ok(config),
+            false => Err(problems),
+        }
+    }
+
+    /// The values of `model_type` that are supported.
+    pub(in crate::models) fn model_types() -> impl Iterator<Item = &'static str> {
+        FAMILIES.iter().map(|family| family.name)
+    }
+}
+
+fn family(keys: &Keys<'_>) -> Result<&'static Family, String> {
+    let classes: Vec<String> = keys.get("architectures", Vec::new());
+    let of_class = |class: &str, family: &&Family| {
+        class.strip_prefix(family.class) == Some("ForCausalLM")
+            || class.strip_prefix(family.class) == Some("Model")
+    };
+    let name: Option<String> = keys.find("model_type");
+    let found = match &name {
+        Some(name) => FAMILIES.iter().find(|family| family.name == name),
+        None => FAMILIES
+            .iter()
+            .find(|f| classes.iter().any(|class| of_class(class, f))),
+    };
+    found.ok_or_else(|| {
+        let known: Vec<&str> = DecoderConfig::model_types().collect();
+        let is = match name {
+            Some(name) => format!("{name:?}"),
+            None => "missing".into(),
+        };
+        format!("`model_type` is {is}: decoders are {}", known.join(", "))
+    })
+}
+
+fn sizes(keys: &Keys<'_>, family: &Family) -> DecoderConfig {
+    let width = |key: &str, default: usize| bounded(keys, key, default, MAX_WIDTH);
+    let hidden_size = width("hidden_size", family.hidden_size);
+    let heads = width("num_attention_heads", family.num_attention_heads);
+    let kv_heads = match family.num_key_value_heads {
+        Some(default) if !keys.has_null("num_key_value_heads") => default,
+        _ => heads,
+    };
+    let head_dim = match family.head_dim {
+        Some(default) if !keys.has_null("head_dim") => default,
+        _ => hidden_size / heads.max(1),
+    };
+    let head_dim = width("head_dim", head_dim);
+    let count = bounded(
+        keys,
+        "num_hidden_layers",
+        family.num_hidden_layers,
+        MAX_COUNT,
+    );
+    let layer = LayerConfig {
+        rope: Some(0),
+        ..LayerConfig::default()
+    };
+    DecoderConfig {
+        model_type: family.name.into(),
+        vocab_size: bounded(keys, "vocab_size", family.vocab_size, 1 << 30),
+        hidden_size,
+        intermediate_size: width("intermediate_size", family.intermediate_size),
+        num_attention_heads: heads,
+        num_key_value_heads: width("num_key_value_heads", kv_heads),
+        head_dim,
+        max_position_embeddings: bounded(
+            keys,
+            "max_position_embeddings",
+            family.max_position_embeddings,
+            1 << 40,
+        ),
+        rms_norm_eps: keys.get("rms_norm_eps", family.rms_norm_eps),
+        hidden_act: activation(keys, family),
+        tie_word_embeddings: keys.get("tie_word_embeddings", family.tie_word_embeddings),
+        layers: vec![layer; count],
+        ropes: Vec::new(),
+        biases: Biases::default(),
+        joined: false,
+        norms: NormPlacement::Before,
+        norms_add_one: false,
+        qk_norm: None,
+        experts: None,
+        embedding_multiplier: 1.0,
+        residual_multiplier: 1.0,
+        attention_multiplier: (head_dim as f64).powf(-0.5),
+        logits_scaling: 1.0,
+        attn_logit_softcapping: None,
+        final_logit_softcapping: None,
+        attention_dropout: keys.get("attention_dropout", 0.0),
+        without_effect: Vec::new(),
+    }
+}
+
+/// A number of at least 1.
+fn bounded(keys: &Keys<'_>, key: &str, default: usize, most: usize) -> usize {
+    let value = keys.get(key, default);
+    if !(1..=most).contains(&value) {
+        keys.refuse(key, &format!("a number from 1 to {most} is expected"));
+    }
+    value.clamp(1, most)
+}
+
+/// The activation, under the key that the family reads.
+fn activation(keys: &Keys<'_>, family: &Family) -> Activation {
+    let (key, default) = match family.name {
+        "gemma2" | "gemma3_text" => ("hidden_activation", "gelu_pytorch_tanh"),
+        "gemma" => ("hidden_act", "gelu_pytorch_tanh"),
+        _ => ("hidden_act", "silu"),
+    };
+    let name: String = keys.get(key, default.into());
+    match name.as_str() {
+        // The first Gemma was published with a wrong name.
+        "gelu" if family.name == "gemma" => Activation::GeluPytorchTanh,
+        "silu" | "swish" => Activation::Silu,
+        "gelu" => Activation::Gelu,
+        "gelu_pytorch_tanh" | "gelu_new" => Activation::GeluPytorchTanh,
+        "relu" => Activation::Relu,
+        _ => {
+            keys.refuse(key, "supported are silu, gelu, gelu_pytorch_tanh, relu");
+            Activation::Silu
+        }
+    }
+}
+
+/// Gives the layers their windows.
+fn slide(config: &mut DecoderConfig, keys: &Keys<'_>, layers: &Layers) {
+    let types: Option<Vec<String>> = keys.find("layer_types");
+    let count = config.layers.len();
+    if types.as_ref().is_some_and(|types| types.len() != count) {
+        let expected = format!("{count} types are expected, one for each layer");
+        return keys.refuse("layer_types", &expected);
+    }
+    for (index, layer) in config.layers.iter_mut().enumerate() {
+        let by_rule = (layers.slides)(index);
+        let slides = match types.as_ref().map(|types| types[index].as_str()) {
+            None => by_rule,
+            Some("full_attention") => false,
+            Some("sliding_attention") => true,
+            Some(_) => {
+                let known = "supported are full_attention and sliding_attention";
+                return keys.refuse("layer_types", known);
+            }
+        };
+        if slides != by_rule && !layers.has_types {
+            let problem = format!(
+                "{} has one type of attention for all layers",
+                config.model_type
+            );
+            return keys.refuse("layer_types", &problem);
+        }
+        layer.window = layers.window.filter(|_| slides);
+        if slides && layer.window.is_none() {
+            return keys.refuse(
+                "sliding_window",
+                "layers with sliding attention need a window",
+            );
+        }
+    }
+    if layers.window == Some(0) {
+        keys.refuse("sliding_window", "a number above 0 is expected");
+    }
+}
+
+/// The ropes: one for all layers, or in Gemma 3 one for the full and one for the sliding layers.
+fn ropes(config: &DecoderConfig, keys: &Keys<'_>, family: &Family) -> Vec<Rope> {
+    const ORIGINAL: &str = "original_max_position_embeddings";
+    let is_phi3 = family.name == "phi3";
+    let original = keys.find(ORIGINAL).or(is_phi3.then_some(4096));
+    let around = Surroundings {
+        head_dim: config.head_dim,
+        max_position_embeddings: config.max_position_embeddings,
+        theta: rope::base(keys, "rope_theta", family.rope_theta),
+        partial: keys.get("partial_rotary_factor", 1.0),
+        original,
+        is_phi3,
+    };
+    let older = keys.object("rope_scaling");
+    let newer = keys.object("rope_parameters");
+    let empty = Map::new();
+    let read = |object: Option<Keys<'_>>, around: &Surroundings| {
+        let object = object.unwrap_or_else(|| keys.without(&empty));
+        let rope = rope::read(&object, around);
+        keys.close(object);
+        rope
+    };
+    if family.name != "gemma3_text" {
+        return vec![read(older.or(newer), &around)];
+    }
+    let local = Surroundings {
+        theta: rope::base(keys, "rope_local_base_freq", 1e4),
+        ..around
+    };
+    let of_type = |kind: &str| newer.as_ref().and_then(|newer| newer.object(kind));
+    let (full, sliding) = (of_type("full_attention"), of_type("sliding_attention"));
+    let ropes = vec![read(older.or(full), &around), read(sliding, &local)];
+    if let Some(newer) = newer {
+        keys.close(newer);
+    }
+    ropes
+}
+
+/// What no single key shows.
+fn check(config: &DecoderConfig, keys: &Keys<'_>) {
+    let (heads, kv_heads) = (config.num_attention_heads, config.num_key_value_heads);
+    if !heads.is_multiple_of(kv_heads) {
+        let reason = format!("it must divide the {heads} query heads (num_attention_heads)");
+        keys.refuse("num_key_value_heads", &reason);
+    }
+    if !config.head_dim.is_multiple_of(2) {
+        let reason = format!("heads of {} numbers cannot turn in pairs", config.head_dim);
+        keys.refuse("head_dim", &reason);
+    }
+    for (key, value) in [
+        ("attn_logit_softcapping", config.attn_logit_softcapping),
+        ("final_logit_softcapping", config.final_logit_softcapping),
+    ] {
+        // The attention takes a cap of 1 for none.
+        let of_attention = key.starts_with("attn");
+        if value.is_some_and(|cap| cap <= 0.0 || (cap == 1.0 && of_attention)) {
+            keys.refuse(key, "a number above 0, and other than 1, is expected");
+        }
+    }
+    if let Some(experts) = &config.experts {
+        if !(1..=MAX_COUNT).contains(&experts.count) {
+            keys.problem(format!(
+                "{} experts: 1 to {MAX_COUNT} are supported",
+                experts.count
+            ));
+        }
+        if !(1..=experts.count).contains(&experts.per_token) {
+            let reason = format!("a token has 1 to all {} experts", experts.count);
+            keys.refuse("num_experts_per_tok", &reason);
+        }
+        if !(1..=MAX_WIDTH).contains(&experts.intermediate_size) {
+            let reason = format!("a number from 1 to {MAX_WIDTH} is expected");
+            keys.refuse("moe_intermediate_size", &reason);
+        }
+    }
+    for key in ["is_encoder_decoder", "add_cross_attention"] {
+        keys.only(key, &Value::Bool(false));
+    }
+    if keys.find::<Value>("quantization_config").is_some() {
+        keys.refuse("quantization_config", "dequantise the checkpoint first");
+    }
+}
+
+/// What the file says that has no effect.
+fn without_effect(keys: &Keys<'_>) -> Vec<String> {
+    let mut found = Vec::new();
+    for key in DROPOUTS {
+        let value = keys.get(key, 0.0);
+        if value != 0.0 {
+            found.push(format!(
+                "`{key}` is {value}: training has no such dropout here"
+            ));
+        }
+    }
+    let unread = keys
+        .unread()
+        .into_iter()
+        .filter(|key| !HARMLESS.contains(key));
+    found.extend(unread.map(|key| format!("`{key}` is no setting of this family")));
+    found
+}

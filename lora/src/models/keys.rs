@@ -1,0 +1,138 @@
+//! Reading the settings of a `config.json`, with a list of everything wrong.
+
+use crate::error::shorten;
+use serde::de::DeserializeOwned;
+use serde_json::{Map, Value};
+use std::cell::RefCell;
+use std::collections::HashSet;
+
+/// The settings of a JSON object. Problems are collected, so that a reader can go on with a default
+/// and tell of all problems at once.
+pub(super) struct Keys<'a> {
+    map: &'a Map<String, Value>,
+    /// What stands before the keys in messages: `rope_scaling.` for those of an inner object.
+    prefix: String,
+    read: RefCell<HashSet<String>>,
+    problems: RefCell<Vec<String>>,
+}
+
+impl<'a> Keys<'a> {
+    pub(super) fn new(map: &'a Map<String, Value>) -> Self {
+        Self::within(map, String::new())
+    }
+
+    fn within(map: &'a Map<String, Value>, prefix: String) -> Self {
+        Self {
+            map,
+            prefix,
+            read: RefCell::default(),
+            problems: RefCell::default(),
+        }
+    }
+
+    /// The value of a key, unless it is missing or null.
+    fn value(&self, key: &str) -> Option<&'a Value> {
+        self.read.borrow_mut().insert(key.into());
+        self.map.get(key).filter(|value| !value.is_null())
+    }
+
+    /// A setting, unless it is missing or null.
+    pub(super) fn find<T: DeserializeOwned>(&self, key: &str) -> Option<T> {
+        let value = self.value(key)?;
+        match serde_json::from_value(value.clone()) {
+            Ok(value) => Some(value),
+            Err(error) => {
+                self.refuse(key, &error.to_string());
+                None
+            }
+        }
+    }
+
+    /// A setting; the default where the key is missing or null.
+    pub(super) fn get<T: DeserializeOwned>(&self, key: &str, default: T) -> T {
+        self.find(key).unwrap_or(default)
+    }
+
+    /// A setting that null switches off; the default where the key is missing.
+    pub(super) fn nullable<T: DeserializeOwned>(&self, key: &str, default: Option<T>) -> Option<T> {
+        match self.map.contains_key(key) {
+            true => self.find(key),
+            false => default,
+        }
+    }
+
+    /// A setting that has to be there.
+    pub(super) fn need<T: DeserializeOwned + Default>(&self, key: &str) -> T {
+        if self.value(key).is_none() {
+            self.problem(format!("`{}{key}` is missing", self.prefix));
+        }
+        self.get(key, T::default())
+    }
+
+    /// The settings of an inner object, if it is there and not null. Hand them to
+    /// [`close`](Self::close) in the end.
+    pub(super) fn object(&self, key: &str) -> Option<Keys<'a>> {
+        match self.value(key)? {
+            Value::Object(map) => Some(Keys::within(map, format!("{}{key}.", self.prefix))),
+            _ => {
+                self.refuse(key, "an object is expected");
+                None
+            }
+        }
+    }
+
+    /// Whether a key is there and null.
+    pub(super) fn has_null(&self, key: &str) -> bool {
+        self.map.get(key).is_some_and(Value::is_null)
+    }
+
+    /// The settings of an inner object that is missing.
+    pub(super) fn without<'b>(&self, empty: &'b Map<String, Value>) -> Keys<'b> {
+        Keys::within(empty, format!("{}rope_parameters.", self.prefix))
+    }
+
+    /// Ends the reading of an inner object. A key that was not read is a problem.
+    pub(super) fn close(&self, inner: Keys<'_>) {
+        for key in inner.unread() {
+            inner.refuse(key, "no such setting is known here");
+        }
+        self.problems
+            .borrow_mut()
+            .append(&mut inner.problems.borrow_mut());
+    }
+
+    /// A setting that must have this value, be missing, or be null.
+    pub(super) fn only(&self, key: &str, expected: &Value) {
+        if self.value(key).is_some_and(|value| value != expected) {
+            self.refuse(key, &format!("only {expected} is supported"));
+        }
+    }
+
+    /// Notes what is wrong with the value of a key.
+    pub(super) fn refuse(&self, key: &str, reason: &str) {
+        let value = self.map.get(key).map(|value| shorten(&value.to_string()));
+        let value = value.unwrap_or_else(|| "missing".into());
+        self.problem(format!("`{}{key}` is {value}: {reason}", self.prefix));
+    }
+
+    /// Notes a problem, once.
+    pub(super) fn problem(&self, problem: String) {
+        let mut problems = self.problems.borrow_mut();
+        if !problems.contains(&problem) {
+            problems.push(problem);
+        }
+    }
+
+    /// The keys that were not read, of those with a value.
+    pub(super) fn unread(&self) -> Vec<&'a str> {
+        let read = self.read.borrow();
+        let keys = self.map.iter().filter(|(_, value)| !value.is_null());
+        let keys = keys.map(|(key, _)| key.as_str());
+        keys.filter(|key| !read.contains(*key)).collect()
+    }
+
+    /// All problems, of which there may be none.
+    pub(super) fn into_problems(self) -> Vec<String> {
+        self.problems.into_inner()
+    }
+}

@@ -1,0 +1,270 @@
+//! Configurations: what is read, and what is refused.
+
+use candle_nn::Activation;
+use lora::models::decoder::{DecoderConfig, RopeScaling};
+
+fn parse(json: &str) -> Result<DecoderConfig, String> {
+    serde_json::from_str(json).map_err(|error| error.to_string())
+}
+
+/// A Llama with more settings.
+fn llama(more: &str) -> Result<DecoderConfig, String> {
+    parse(&format!(
+        r#"{{"model_type": "llama", "hidden_size": 64, "num_attention_heads": 4, "num_hidden_layers": 2{more}}}"#
+    ))
+}
+
+#[test]
+fn defaults_are_those_of_transformers() {
+    for (kind, width, head_dim, kv_heads, layers, theta, tied) in [
+        ("llama", 4096, 128, 32, 32, 1e4, false),
+        ("mistral", 4096, 128, 8, 32, 1e4, false),
+        ("qwen2", 4096, 128, 32, 32, 1e4, false),
+        ("qwen3", 4096, 128, 32, 32, 1e4, false),
+        ("smollm3", 2048, 128, 4, 36, 2e6, true),
+        ("gemma", 3072, 256, 16, 28, 1e4, true),
+        ("gemma2", 2304, 256, 4, 26, 1e4, true),
+        ("gemma3_text", 2304, 256, 4, 26, 1e6, true),
+        ("phi3", 3072, 96, 32, 32, 1e4, false),
+        ("olmo2", 4096, 128, 32, 32, 1e4, false),
+        ("granite", 4096, 128, 32, 32, 1e4, false),
+        ("mixtral", 4096, 128, 8, 32, 1e6, false),
+        ("qwen3_moe", 2048, 64, 4, 24, 1e4, false),
+    ] {
+        let config = parse(&format!(r#"{{"model_type": "{kind}"}}"#)).unwrap();
+        let found = (
+            config.hidden_size,
+            config.head_dim,
+            config.num_key_value_heads,
+            config.layers.len(),
+            config.ropes[0].theta,
+            config.tie_word_embeddings,
+        );
+        assert_eq!(
+            found,
+            (width, head_dim, kv_heads, layers, theta, tied),
+            "{kind}"
+        );
+        assert_eq!(config.model_type, kind);
+        assert!(config.without_effect.is_empty(), "{kind}");
+    }
+    let gemma3 = parse(r#"{"model_type": "gemma3_text"}"#).unwrap();
+    assert_eq!(gemma3.ropes[1].theta, 1e4);
+    assert_eq!(
+        (gemma3.layers[0].window, gemma3.layers[0].rope),
+        (Some(4096), Some(1))
+    );
+    assert_eq!(
+        (gemma3.layers[5].window, gemma3.layers[5].rope),
+        (None, Some(0))
+    );
+    assert_eq!(gemma3.hidden_act, Activation::GeluPytorchTanh);
+    assert_eq!(gemma3.attention_multiplier, 1.0 / 16.0);
+    let granite = parse(r#"{"model_type": "granite"}"#).unwrap();
+    assert_eq!(granite.attention_multiplier, 1.0);
+    // Gemma's first files call their activation by the wrong name.
+    let gemma = parse(r#"{"model_type": "gemma", "hidden_act": "gelu"}"#).unwrap();
+    assert_eq!(gemma.hidden_act, Activation::GeluPytorchTanh);
+}
+
+#[test]
+fn the_class_tells_where_the_type_is_missing() {
+    let config = parse(r#"{"architectures": ["Qwen3MoeForCausalLM"]}"#).unwrap();
+    assert_eq!(config.model_type, "qwen3_moe");
+    let error = parse("{}").unwrap_err();
+    assert!(
+        error.starts_with("`model_type` is missing: decoders are llama, mistral,"),
+        "{error}"
+    );
+    let error = parse(r#"{"model_type": "bert"}"#).unwrap_err();
+    assert!(
+        error.starts_with("`model_type` is \"bert\": decoders are llama,"),
+        "{error}"
+    );
+}
+
+/// Both spellings of a rope give the same.
+#[test]
+fn ropes_have_two_spellings() {
+    let older = llama(
+        r#", "rope_theta": 500000, "rope_scaling": {"rope_type": "llama3", "factor": 8,
+            "low_freq_factor": 1, "high_freq_factor": 4, "original_max_position_embeddings": 8192}"#,
+    )
+    .unwrap();
+    let newer = llama(
+        r#", "rope_parameters": {"rope_theta": 500000, "rope_type": "llama3", "factor": 8.0,
+            "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}"#,
+    )
+    .unwrap();
+    assert_eq!(older, newer);
+    assert_eq!(
+        older.ropes[0].scaling,
+        RopeScaling::Llama3 {
+            factor: 8.0,
+            original: 8192,
+            borders: [1.0, 4.0]
+        }
+    );
+    let linear = llama(r#", "rope_scaling": {"type": "linear", "factor": 2}"#).unwrap();
+    assert_eq!(linear.ropes[0].scaling, RopeScaling::Linear { factor: 2.0 });
+}
+
+#[test]
+fn harmless_keys_pass_and_others_are_reported() {
+    let config = llama(
+        r#", "torch_dtype": "bfloat16", "transformers_version": "4.40", "use_cache": true,
+            "eos_token_id": [1, 2], "architectures": ["LlamaForCausalLM"], "rope_scaling": null,
+            "head_dim": null, "num_key_value_heads": null, "attention_dropout": 0.1,
+            "some_tool": {"version": 3}"#,
+    )
+    .unwrap();
+    assert_eq!(config.attention_dropout, 0.1);
+    assert_eq!((config.head_dim, config.num_key_value_heads), (16, 4));
+    assert_eq!(
+        config.without_effect,
+        [
+            "`attention_dropout` is 0.1: training has no such dropout here",
+            "`some_tool` is no setting of this family",
+        ]
+    );
+}
+
+#[test]
+fn what_would_change_the_result_is_refused() {
+    for (more, expected) in [
+        (
+            r#", "hidden_act": "quick_gelu""#,
+            "`hidden_act` is \"quick_gelu\": supported are silu, gelu, gelu_pytorch_tanh, relu",
+        ),
+        (
+            r#", "rope_scaling": {"rope_type": "proportional", "factor": 2}"#,
+            "`rope_scaling.rope_type` is \"proportional\": supported are default, linear, dynamic, yarn, \
+             llama3, longrope\n`rope_scaling.factor` is 2: no such setting is known here",
+        ),
+        (
+            r#", "rope_scaling": {"type": "linear"}"#,
+            "`rope_scaling.factor` is missing",
+        ),
+        (
+            r#", "rope_scaling": {"type": "linear", "factor": 0}"#,
+            "`rope_scaling.factor` is 0: a number above 0 is expected",
+        ),
+        (
+            r#", "rope_scaling": {"type": "linear", "factor": "2"}"#,
+            "`rope_scaling.factor` is \"2\": invalid type: string \"2\", expected f64",
+        ),
+        (
+            r#", "rope_scaling": 2"#,
+            "`rope_scaling` is 2: an object is expected",
+        ),
+        (
+            r#", "rope_parameters": {"full_attention": {"rope_theta": 5.0}}"#,
+            "`rope_parameters.full_attention` is {\"rope_theta\":5.0}: no such setting is known here",
+        ),
+        (
+            r#", "rope_scaling": {"type": "longrope", "short_factor": [1], "long_factor": [1]}"#,
+            "`rope_scaling.short_factor` is [1]: 8 positive numbers are expected\n\
+             `rope_scaling.long_factor` is [1]: 8 positive numbers are expected",
+        ),
+        (
+            r#", "partial_rotary_factor": 0.5"#,
+            "`partial_rotary_factor` is 0.5: only Phi-3 turns a part of a head",
+        ),
+        (
+            r#", "head_dim": 7"#,
+            "`head_dim` is 7: heads of 7 numbers cannot turn in pairs",
+        ),
+        (
+            r#", "rope_theta": 0"#,
+            "`rope_theta` is 0: a number above 1 is expected",
+        ),
+        (
+            r#", "num_key_value_heads": 3"#,
+            "`num_key_value_heads` is 3: it must divide the 4 query heads (num_attention_heads)",
+        ),
+        (
+            r#", "num_key_value_heads": 0"#,
+            "`num_key_value_heads` is 0: a number from 1 to 1048576 is expected",
+        ),
+        (
+            r#", "vocab_size": 18446744073709551615"#,
+            "`vocab_size` is 18446744073709551615: a number from 1 to 1073741824 is expected",
+        ),
+        (
+            r#", "vocab_size": -1"#,
+            "`vocab_size` is -1: invalid value: integer `-1`, expected usize",
+        ),
+        (
+            r#", "layer_types": ["full_attention", "sliding_attention"]"#,
+            "`layer_types` is [\"full_attention\",\"sliding_attention\"]: llama has one type of attention \
+             for all layers",
+        ),
+        (
+            r#", "quantization_config": {"quant_method": "gptq"}"#,
+            "`quantization_config` is {\"quant_method\":\"gptq\"}: dequantise the checkpoint first",
+        ),
+        (
+            r#", "is_encoder_decoder": true"#,
+            "`is_encoder_decoder` is true: only false is supported",
+        ),
+    ] {
+        let error = llama(more).unwrap_err();
+        assert_eq!(error, expected, "{more}");
+    }
+}
+
+#[test]
+fn families_refuse_what_they_cannot() {
+    for (json, expected) in [
+        (
+            r#"{"model_type": "gemma2", "use_bidirectional_attention": true}"#,
+            "`use_bidirectional_attention` is true: only false is supported",
+        ),
+        (
+            r#"{"model_type": "gemma2", "attn_logit_softcapping": 1.0}"#,
+            "`attn_logit_softcapping` is 1.0: a number above 0, and other than 1, is expected",
+        ),
+        (
+            r#"{"model_type": "gemma2", "sliding_window": null}"#,
+            "`sliding_window` is null: layers with sliding attention need a window",
+        ),
+        (
+            r#"{"model_type": "gemma2", "num_hidden_layers": 1, "layer_types": ["chunked_attention"]}"#,
+            "`layer_types` is [\"chunked_attention\"]: supported are full_attention and sliding_attention",
+        ),
+        (
+            r#"{"model_type": "gemma2", "num_hidden_layers": 2, "layer_types": ["full_attention"]}"#,
+            "`layer_types` is [\"full_attention\"]: 2 types are expected, one for each layer",
+        ),
+        (
+            r#"{"model_type": "gemma3_text", "attn_logit_softcapping": 50.0}"#,
+            "`attn_logit_softcapping` is 50.0: Gemma 3 has no such cap",
+        ),
+        (
+            r#"{"model_type": "smollm3", "no_rope_layers": [1]}"#,
+            "`no_rope_layers` is [1]: 36 numbers are expected, one for each layer",
+        ),
+        (
+            r#"{"model_type": "smollm3", "no_rope_layer_interval": 0}"#,
+            "`no_rope_layer_interval` is 0: a number above 0 is expected",
+        ),
+        (
+            r#"{"model_type": "mixtral", "num_local_experts": 2, "num_experts_per_tok": 3}"#,
+            "`num_experts_per_tok` is 3: a token has 1 to all 2 experts",
+        ),
+        (
+            r#"{"model_type": "qwen3_moe", "decoder_sparse_step": 0}"#,
+            "`decoder_sparse_step` is 0: a number above 0 is expected",
+        ),
+        (
+            r#"{"model_type": "granite", "logits_scaling": 0}"#,
+            "`logits_scaling` is 0: logits cannot be divided by 0",
+        ),
+        (
+            r#"{"model_type": "phi3", "partial_rotary_factor": 1.5}"#,
+            "`partial_rotary_factor` is 1.5: 144 of the 96 numbers of a head would turn, an even number can",
+        ),
+    ] {
+        assert_eq!(parse(json).unwrap_err(), expected, "{json}");
+    }
+}

@@ -1,0 +1,86 @@
+//! The gradients of small LoRA models by differences of the loss, with and without recomputation.
+
+use super::{CASES, io, read};
+use candle_core::{DType, Tensor};
+use candle_nn::loss::cross_entropy;
+use lora::{LoraConfig, LoraModel, LoraModule};
+use lora_tests::{assert_close, fill_adapters};
+
+/// The loss of each token but the first, in the last nine positions.
+fn loss(logits: &Tensor, ids: &Tensor) -> candle_core::Result<Tensor> {
+    let logits = logits.narrow(1, 5, 8)?.flatten_to(1)?;
+    let labels = ids.narrow(1, 6, 8)?.flatten_all()?;
+    cross_entropy(&logits, &labels)
+}
+
+fn linear_layers(case: &str) -> LoraConfig {
+    let all = r".*(_proj|\.gate|\.w[123])";
+    LoraConfig::new(2)
+        .seed(5)
+        .target_modules(all)
+        .modules_to_save(match case {
+            // A head that shares the embedding's weight is trained with it.
+            "llama_linear" => vec!["lm_head"],
+            _ => vec![],
+        })
+}
+
+#[test]
+fn agree_with_differences_of_the_loss() {
+    for case in CASES {
+        let (base, io) = (read(case, DType::F64).model, io(case));
+        let model = base.to_lora(&linear_layers(case)).unwrap();
+        fill_adapters(&model);
+        for mask in [None, Some(&io["mask"])] {
+            let check = model
+                .check_gradients(|model| Ok(loss(&model.forward(&io["ids"], mask)?, &io["ids"])?));
+            if let Err(error) = check {
+                panic!("{case}, {}: {error}", mask.is_some());
+            }
+        }
+    }
+}
+
+/// The embedding and the norms pass their gradients, too: trained in full and by adapters.
+#[test]
+fn of_embeddings_and_norms() {
+    for case in ["llama_llama3", "gemma2", "olmo2"] {
+        let (base, io) = (read(case, DType::F64).model, io(case));
+        let config = LoraConfig::new(2)
+            .seed(5)
+            .target_modules(["embed_tokens", "q_proj"])
+            .modules_to_save(["norm"]);
+        let model = base.to_lora(&config).unwrap();
+        fill_adapters(&model);
+        let check =
+            model.check_gradients(|model| Ok(loss(&model.forward(&io["ids"], None)?, &io["ids"])?));
+        check.unwrap_or_else(|error| panic!("{case}: {error}"));
+    }
+}
+
+#[test]
+fn recomputed_ones_are_the_same() {
+    for case in ["llama_linear", "gemma3", "qwen3_moe"] {
+        let (base, io) = (read(case, DType::F32).model, io(case));
+        let config = linear_layers(case).modules_to_save(Vec::<String>::new());
+        let run = |config: &LoraConfig| {
+            let model = base.to_lora(config).unwrap();
+            fill_adapters(&model);
+            let loss = loss(
+                &model.forward(&io["ids"], Some(&io["mask"])).unwrap(),
+                &io["ids"],
+            );
+            let grads = model.backward(&loss.unwrap()).unwrap();
+            let vars = model.trainable_vars();
+            vars.iter()
+                .map(|var| grads.get(var).unwrap().clone())
+                .collect::<Vec<_>>()
+        };
+        let layers = ["model.layers.0", "model.layers.1"];
+        let (kept, anew) = (run(&config), run(&config.clone().recompute(layers)));
+        assert_eq!(kept.len(), anew.len());
+        for (kept, anew) in kept.iter().zip(&anew) {
+            assert_close(case, anew, kept, 1e-6);
+        }
+    }
+}
