@@ -60,6 +60,27 @@ impl Dropout {
         });
     }
 
+    /// x = drop(x), as [`apply`](Self::apply).
+    pub(crate) fn in_place<T: Element>(&self, x: &mut [T], start: usize) {
+        struct InPlace<'a, T>(Dropout, &'a mut [T], usize);
+
+        impl<T: Element> WithSimd for InPlace<'_, T> {
+            type Output = ();
+
+            #[inline(always)]
+            fn with_simd<S: Simd>(self, _: S) {
+                let Self(dropout, x, start) = self;
+                let factor = T::of(dropout.factor);
+                for (x, place) in x.iter_mut().zip(start as u64..) {
+                    let kept = dropout.keeps(place);
+                    *x = if kept { *x * factor } else { T::ZERO };
+                }
+            }
+        }
+
+        run(InPlace(*self, x, start));
+    }
+
     /// y += drop(x), as [`apply`](Self::apply).
     pub(crate) fn add<T: Element>(&self, x: &[T], y: &mut [T], start: usize) {
         run(Apply::<_, true> {
@@ -128,6 +149,9 @@ mod tests {
         at_every_level(|level| {
             let what = format!("{count} {level:?}");
             assert_close(&what, &dropout.of(&x), &expected, 1e-7);
+            let mut y = x.clone();
+            dropout.in_place(&mut y[count / 3..], count / 3);
+            assert_close(&what, &y[count / 3..], &expected[count / 3..], 1e-7);
             // In parts, and added.
             let (half, mut y) = (count / 2, vec![T::ONE; count]);
             let (first, second) = y.split_at_mut(half);

@@ -35,7 +35,7 @@ mod top_k;
 
 pub use activation::{gelu, gelu_erf, relu, silu};
 pub use affine::{add, affine, residual};
-pub use attention::sdpa;
+pub use attention::{Attention, sdpa};
 pub use checkpoint::checkpoint;
 pub use contiguous::contiguous;
 pub use conv::{conv_transpose1d, conv_transpose2d, conv1d, conv2d};

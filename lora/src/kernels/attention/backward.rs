@@ -75,6 +75,7 @@ pub(crate) fn backward<T: Element>(
         probabilities: buffer(sizes.tile()),
         on_scores: buffer(sizes.tile()),
         slopes: attention.cap.map(|_| buffer(sizes.tile())),
+        dropped: attention.dropout.map(|_| buffer(sizes.tile())),
         on_q: buffer(QUERIES * sizes.dim),
     };
     let sums = each(tasks, sizes.is_small(), work, |work, task| {
@@ -172,6 +173,8 @@ struct Work<T> {
     probabilities: Vec<T>,
     on_scores: Vec<T>,
     slopes: Option<Vec<T>>,
+    /// Probabilities after dropout.
+    dropped: Option<Vec<T>>,
     on_q: Vec<T>,
 }
 
@@ -228,7 +231,7 @@ impl<T: Element> Attention<'_, T> {
             width: value_dim,
             along: &mut *along,
         });
-        for keys in self.key_blocks(&queries) {
+        for keys in self.key_blocks(batch, &queries) {
             let columns = keys.len();
             let tile = ..rows * columns;
             let p = &mut work.probabilities[tile];
@@ -240,6 +243,15 @@ impl<T: Element> Attention<'_, T> {
                 log_sums,
             });
             if !sums.on_v.is_empty() {
+                let mut dropped = work.dropped.as_mut().map(|dropped| &mut dropped[tile]);
+                let p = match &mut dropped {
+                    None => &*p,
+                    Some(dropped) => {
+                        dropped.copy_from_slice(p);
+                        self.drop(dropped, (batch, head), &queries, &keys);
+                        &**dropped
+                    }
+                };
                 let p = Matrix::new(p, rows, columns);
                 let on_v = &mut sums.on_v[keys.start * value_dim..keys.end * value_dim];
                 multiply(on_v, p.t(), grad, T::ONE, true, Threads::One);
@@ -250,6 +262,7 @@ impl<T: Element> Attention<'_, T> {
             let on_scores = &mut work.on_scores[tile];
             let v = self.v.rows(kv, keys.clone(), value_dim);
             multiply(on_scores, grad, v.t(), T::ONE, false, Threads::One);
+            self.drop(on_scores, (batch, head), &queries, &keys);
             run(tile::OnScores {
                 grads: &mut *on_scores,
                 probabilities: p,

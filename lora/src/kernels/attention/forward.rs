@@ -56,11 +56,11 @@ impl<T: Element> Attention<'_, T> {
         let (mut largest, mut sums) = ([T::of(f64::NEG_INFINITY); QUERIES], [T::ZERO; QUERIES]);
         let (largest, sums) = (&mut largest[..rows], &mut sums[..rows]);
         let gathered = &mut work.gathered[..rows * width];
-        for keys in self.key_blocks(&queries) {
+        for (index, keys) in self.key_blocks(batch, &queries).enumerate() {
             let scores = &mut work.scores[..rows * keys.len()];
             self.scores(scores, None, (batch, head), &queries, &keys);
             // The first tile overwrites `gathered`, which holds anything before.
-            let first = keys.start == 0;
+            let first = index == 0;
             let before = if first { 0 } else { gathered.len() };
             run(tile::Step {
                 scores: &mut *scores,
@@ -69,6 +69,7 @@ impl<T: Element> Attention<'_, T> {
                 sums: &mut *sums,
                 gathered: &mut gathered[..before],
             });
+            self.drop(scores, (batch, head), &queries, &keys);
             let scores = Matrix::new(scores, rows, keys.len());
             let v = self.v.rows(kv, keys, width);
             multiply(gathered, scores, v, T::ONE, !first, Threads::One);

@@ -8,6 +8,7 @@ mod tile;
 pub(crate) use backward::{Given, Gradients, backward};
 pub(crate) use forward::forward;
 
+use super::dropout::Dropout;
 use super::matrix::{Matrix, Threads, multiply};
 use super::simd::{Element, run};
 use rayon::prelude::*;
@@ -98,7 +99,45 @@ impl Sizes {
     }
 }
 
-/// softmax(cap(scale·q·kᵀ) + mask)·v
+/// Which keys a query sees, beside a mask: a range.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Visible<'a> {
+    /// Those up to its own place, keys − queries + its number.
+    pub(crate) causal: bool,
+    /// At most so many before its place, and so many behind.
+    pub(crate) window: Option<(usize, usize)>,
+    /// Those of its sequence, for each query, (batch, queries); all if empty.
+    pub(crate) sequences: &'a [Range<usize>],
+}
+
+impl Visible<'_> {
+    /// The keys that a query sees.
+    pub(crate) fn seen(&self, batch: usize, query: usize, sizes: &Sizes) -> Range<usize> {
+        let Sizes { queries, keys, .. } = *sizes;
+        // One more than the query's place, which may be before the first key.
+        let end_at_place = (keys + query + 1).saturating_sub(queries);
+        let mut seen = 0..keys;
+        if self.causal {
+            seen.end = end_at_place;
+        }
+        if let Some((before, behind)) = self.window {
+            seen.start = end_at_place.saturating_sub(before.saturating_add(1));
+            seen.end = seen.end.min(match end_at_place {
+                0 => 0,
+                end => end.saturating_add(behind),
+            });
+        }
+        if let Some(sequence) = self.sequences.get(batch * queries + query) {
+            seen.start = seen.start.max(sequence.start);
+            seen.end = seen.end.min(sequence.end);
+        }
+        seen.end = seen.end.min(keys);
+        seen.start = seen.start.min(seen.end);
+        seen
+    }
+}
+
+/// drop(softmax(cap(scale·q·kᵀ) + mask))·v
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Attention<'a, T> {
     pub(crate) q: Heads<'a, T>,
@@ -106,28 +145,47 @@ pub(crate) struct Attention<'a, T> {
     pub(crate) v: Heads<'a, T>,
     pub(crate) mask: Option<Heads<'a, T>>,
     pub(crate) sizes: Sizes,
-    /// Query i sees the keys up to keys − queries + i.
-    pub(crate) causal: bool,
+    pub(crate) visible: Visible<'a>,
+    pub(crate) dropout: Option<Dropout>,
     pub(crate) scale: f64,
     /// Scores s become cap·tanh(s / cap).
     pub(crate) cap: Option<f64>,
 }
 
 impl<T: Element> Attention<'_, T> {
-    /// The number of keys that a query sees.
-    fn seen(&self, query: usize) -> usize {
-        let Sizes { queries, keys, .. } = self.sizes;
-        match self.causal {
-            true => (keys + query + 1).saturating_sub(queries).min(keys),
-            false => keys,
-        }
+    /// Tiles along the keys that any of these queries sees.
+    fn key_blocks(
+        &self,
+        batch: usize,
+        queries: &Range<usize>,
+    ) -> impl Iterator<Item = Range<usize>> + use<T> {
+        let seen = queries.clone().map(|query| self.seen(batch, query));
+        let seen = seen.filter(|seen| !seen.is_empty());
+        let all = seen.reduce(|a, b| a.start.min(b.start)..a.end.max(b.end));
+        let Range { start, end } = all.unwrap_or_default();
+        let starts = (start..end).step_by(KEYS);
+        starts.map(move |start| start..(start + KEYS).min(end))
     }
 
-    /// Tiles along the keys. A tile that none of the queries sees is left out.
-    fn key_blocks(&self, queries: &Range<usize>) -> impl Iterator<Item = Range<usize>> + use<T> {
-        let end = self.seen(queries.end.saturating_sub(1));
-        let starts = (0..end).step_by(KEYS);
-        starts.map(move |start| start..(start + KEYS).min(end))
+    fn seen(&self, batch: usize, query: usize) -> Range<usize> {
+        self.visible.seen(batch, query, &self.sizes)
+    }
+
+    /// Drops from the probabilities of a tile, or from their gradients.
+    fn drop(
+        &self,
+        tile: &mut [T],
+        (batch, head): (usize, usize),
+        queries: &Range<usize>,
+        keys: &Range<usize>,
+    ) {
+        let Some(dropout) = &self.dropout else {
+            return;
+        };
+        let first = (batch * self.sizes.heads + head) * self.sizes.queries;
+        for (query, row) in queries.clone().zip(tile.chunks_exact_mut(keys.len())) {
+            dropout.in_place(row, (first + query) * self.sizes.keys + keys.start);
+        }
     }
 
     /// The scores of a tile, −∞ where masked. `slopes` gets the derivative of the cap, if there is
@@ -161,12 +219,13 @@ impl<T: Element> Attention<'_, T> {
                 );
             }
         }
-        // The first query sees the fewest keys: most tiles hide none and skip this.
-        if self.seen(queries.start) < keys.end {
-            for ((query, _), scores) in rows().zip(scores.chunks_exact_mut(keys.len())) {
-                let seen = self.seen(query).clamp(keys.start, keys.end);
-                scores[seen - keys.start..].fill(T::of(f64::NEG_INFINITY));
-            }
+        let hidden = T::of(f64::NEG_INFINITY);
+        for ((query, _), scores) in rows().zip(scores.chunks_exact_mut(keys.len())) {
+            let seen = self.seen(batch, query);
+            let start = seen.start.clamp(keys.start, keys.end) - keys.start;
+            let end = seen.end.clamp(keys.start, keys.end) - keys.start;
+            scores[..start].fill(hidden);
+            scores[end.max(start)..].fill(hidden);
         }
     }
 }

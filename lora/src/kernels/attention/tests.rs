@@ -60,7 +60,12 @@ impl<T: Element> Arguments<T> {
                 steps: [0, 0, 0, 1],
             }),
             sizes: SIZES,
-            causal: true,
+            visible: Visible {
+                causal: true,
+                window: Some((150, 3)),
+                sequences: &[],
+            },
+            dropout: Some(Dropout::new(0.2, 5)),
             scale: 2.0,
             cap: Some(3.0),
         };
@@ -97,13 +102,13 @@ fn every_level_computes_the_same() {
 }
 
 #[test]
-fn causal_tiles_end_with_what_is_seen() {
+fn tiles_are_those_that_are_seen() {
     let none: &[f32] = &[];
     let heads = Heads {
         values: none,
         steps: [0; 4],
     };
-    let attention = |queries, keys| Attention {
+    let attention = |queries, keys, visible| Attention {
         q: heads,
         k: heads,
         v: heads,
@@ -113,19 +118,51 @@ fn causal_tiles_end_with_what_is_seen() {
             keys,
             ..SIZES
         },
-        causal: true,
+        visible,
+        dropout: None,
         scale: 1.0,
         cap: None,
     };
-    let longer = attention(64, 600);
-    assert_eq!((longer.seen(0), longer.seen(63)), (537, 600));
-    let blocks: Vec<_> = longer.key_blocks(&(0..4)).collect();
+    let causal = Visible {
+        causal: true,
+        ..Visible::default()
+    };
+    let longer = attention(64, 600, causal);
+    assert_eq!((longer.seen(0, 0), longer.seen(0, 63)), (0..537, 0..600));
+    let blocks: Vec<_> = longer.key_blocks(0, &(0..4)).collect();
     assert_eq!(blocks, [0..256, 256..512, 512..540]);
-    let shorter = attention(5, 3);
+    let shorter = attention(5, 3, causal);
+    let seen = [0, 1, 2, 3, 4].map(|query| shorter.seen(0, query));
+    assert_eq!(seen, [0..0, 0..0, 0..1, 0..2, 0..3]);
+
+    let window = |causal, window| Visible {
+        causal,
+        window: Some(window),
+        sequences: &[],
+    };
+    let local = attention(600, 600, window(false, (10, 20)));
     assert_eq!(
-        [0, 1, 2, 3, 4].map(|query| shorter.seen(query)),
-        [0, 0, 1, 2, 3]
+        [0, 300, 599].map(|query| local.seen(0, query)),
+        [0..21, 290..321, 589..600]
     );
+    assert_eq!(local.key_blocks(0, &(300..304)).next(), Some(290..324));
+    let sliding = attention(5, 3, window(true, (1, usize::MAX)));
+    let seen = [0, 1, 2, 3, 4].map(|query| sliding.seen(0, query));
+    assert_eq!(seen, [0..0, 0..0, 0..1, 0..2, 1..3]);
+
+    // Batch 1: three sequences in six places, the last query of the first one and two more.
+    let sequences = [0..6, 0..6, 0..6, 0..2, 2..5, 5..6];
+    let packed = attention(
+        3,
+        6,
+        Visible {
+            causal: true,
+            sequences: &sequences,
+            ..Visible::default()
+        },
+    );
+    let seen = [0, 1, 2].map(|query| packed.seen(1, query));
+    assert_eq!(seen, [0..2, 2..5, 5..6]);
 }
 
 /// A thread holds a few tiles and a head's gradients of keys and values, whatever the length.
