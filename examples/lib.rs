@@ -14,3 +14,4 @@ pub mod summary;
 pub mod threads;
 pub mod training;
 pub mod user_convnext;
+pub mod user_llama;

@@ -302,6 +302,7 @@ fn json_line() -> Result<()> {
             "rank",
             "batch",
             "size",
+            "seq",
             "step_s",
             "forward_s",
             "rss_before_mb",

@@ -2,9 +2,10 @@
 """Compares a training step of this crate with PEFT's, in turn, and prints a table in Markdown.
 
     cargo build --release --example step_bench
-    pip install peft timm torch
+    pip install peft timm torch transformers
     python lora/benches/compare.py
     python lora/benches/compare.py --batch 2 --ours "" --ours "--written user"
+    python lora/benches/compare.py --model smollm2 --rank 8 --batch 2 --seq 256 --targets all-linear
 
 Each round runs every program once, so that a change of the machine's speed meets all of them. It
 still wants an idle machine: threads of PyTorch's that wait for each other spin, and lose most where
@@ -27,7 +28,7 @@ HERE = pathlib.Path(__file__).resolve().parent
 TARGET = pathlib.Path(os.environ.get("CARGO_TARGET_DIR", HERE.parent.parent / "target"))
 
 # What both programs understand.
-SHARED = ["model", "mode", "rank", "batch", "size", "steps", "seed"]
+SHARED = ["model", "mode", "rank", "batch", "size", "seq", "variant", "targets", "steps", "seed"]
 
 # glibc's malloc keeps what is freed, in place of giving it back and faulting it in again.
 MALLOC = {
@@ -131,8 +132,8 @@ def main():
             print(f"round {index + 1}, {name}: {json.dumps(line)}", file=sys.stderr)
     first = lines["PEFT"][0]
     print(
-        f"{first['model']}, {first['mode']}, rank {first['rank']}, batch {first['batch']} at "
-        f"{first['size']}x{first['size']}, {first['threads']} threads, "
+        f"{first['model']}, {first['mode']}, rank {first['rank']}, batch {first['batch']}, "
+        f"{' '.join(sys.argv[1:])}, {first['threads']} threads, "
         f"medians of {args.rounds} rounds, load average before them {load:.1f}\n"
     )
     print(table(lines))
