@@ -84,3 +84,28 @@ fn recomputed_ones_are_the_same() {
         }
     }
 }
+
+/// Without targets of its own, a configuration adapts what PEFT's does.
+#[test]
+fn queries_and_values_are_adapted_by_default() {
+    for (case, expected) in [
+        ("smollm2", ["q_proj", "v_proj"].as_slice()),
+        ("mixtral", &["q_proj", "v_proj"]),
+        ("phi3_partial", &["qkv_proj"]),
+    ] {
+        let model = read(case, DType::F32).model;
+        let model = model.to_lora(&LoraConfig::new(2)).unwrap();
+        let adapted = model
+            .summary()
+            .rows
+            .into_iter()
+            .filter(|row| row.rank.is_some());
+        let paths: Vec<String> = adapted.map(|row| row.path).collect();
+        let layer = |index| {
+            expected
+                .iter()
+                .map(move |name| format!("model.layers.{index}.self_attn.{name}"))
+        };
+        assert_eq!(paths, (0..2).flat_map(layer).collect::<Vec<_>>());
+    }
+}

@@ -82,48 +82,21 @@ impl Checkpoint {
     }
 
     fn open_index(path: &Path, dir: &Path) -> Result<Self> {
-        let wrong = |problem: String| Error::file(path, problem);
-        let index: Value = parse_json(&read_bounded(path)?)
-            .map_err(|error| wrong(format!("is not valid JSON: {error}")))?;
-        let map = index.get("weight_map").and_then(Value::as_object);
-        let map = map.ok_or_else(|| wrong("has no object `weight_map`".into()))?;
-        let mut files: BTreeSet<&str> = BTreeSet::new();
-        let mut problems = Vec::new();
-        for (tensor, file) in map {
-            // An index is from elsewhere: a path in it must not lead out of the directory.
-            let plain = file
-                .as_str()
-                .filter(|file| !file.starts_with('.') && !file.contains(['/', '\\', ':', '\0']));
-            match plain {
-                Some(file) => {
-                    files.insert(file);
-                }
-                None => problems.push(format!(
-                    "puts `{}` into {}, which is no plain file name",
-                    shorten(tensor),
-                    shorten(&file.to_string())
-                )),
-            }
-        }
-        if !problems.is_empty() {
-            return Err(Error::File {
-                path: path.into(),
-                problems,
-            });
-        }
-        let shards = files.iter().map(|file| TensorFile::open(&dir.join(file)));
+        let Index { json, files } = Index::read(path)?;
+        let names: BTreeSet<&String> = files.values().collect();
+        let shards = names.iter().map(|file| TensorFile::open(&dir.join(file)));
         let shards = shards.collect::<Result<Vec<_>>>()?;
-        let places: HashMap<&str, usize> = files.into_iter().zip(0..).collect();
-        for (tensor, file) in map {
-            let shard = file.as_str().and_then(|file| places.get(file).copied());
-            let there = shard.is_some_and(|shard| shards[shard].tensors().contains_key(tensor));
-            if !there {
-                let (tensor, file) = (shorten(tensor), file.as_str().unwrap_or_default());
-                problems.push(format!(
-                    "puts `{tensor}` into `{file}`, which does not hold it"
-                ));
-            }
-        }
+        let places: HashMap<&String, usize> = names.into_iter().zip(0..).collect();
+        let absent = files.iter().filter(|(tensor, file)| {
+            let shard = &shards[places[file]];
+            !shard.tensors().contains_key(*tensor)
+        });
+        let problems: Vec<String> = absent
+            .map(|(tensor, file)| {
+                let tensor = shorten(tensor);
+                format!("puts `{tensor}` into `{file}`, which does not hold it")
+            })
+            .collect();
         if !problems.is_empty() {
             return Err(Error::File {
                 path: path.into(),
@@ -131,7 +104,7 @@ impl Checkpoint {
             });
         }
         let name = path.file_name().map(|name| name.to_string_lossy().into());
-        let index = name.map(|name| (name, index));
+        let index = name.map(|name| (name, json));
         Self::of(path, Some(dir), index, shards)
     }
 
@@ -220,5 +193,47 @@ impl Checkpoint {
         config
             .map(Some)
             .map_err(|error| Error::file(&path, format!("is not valid JSON: {error}")))
+    }
+}
+
+/// The index of a checkpoint in shards.
+pub(crate) struct Index {
+    /// All that the file holds.
+    json: Value,
+    /// The file of each tensor, in the index's directory.
+    pub(crate) files: IndexMap<String, String>,
+}
+
+impl Index {
+    pub(crate) fn read(path: &Path) -> Result<Self> {
+        let wrong = |problem: String| Error::file(path, problem);
+        let json: Value = parse_json(&read_bounded(path)?)
+            .map_err(|error| wrong(format!("is not valid JSON: {error}")))?;
+        let map = json.get("weight_map").and_then(Value::as_object);
+        let map = map.ok_or_else(|| wrong("has no object `weight_map`".into()))?;
+        let (mut files, mut problems) = (IndexMap::new(), Vec::new());
+        for (tensor, file) in map {
+            // An index is from elsewhere: a path in it must not lead out of the directory.
+            let plain = file
+                .as_str()
+                .filter(|file| !file.starts_with('.') && !file.contains(['/', '\\', ':', '\0']));
+            match plain {
+                Some(file) => {
+                    files.insert(tensor.clone(), file.into());
+                }
+                None => problems.push(format!(
+                    "puts `{}` into {}, which is no plain file name",
+                    shorten(tensor),
+                    shorten(&file.to_string())
+                )),
+            }
+        }
+        match problems.is_empty() {
+            true => Ok(Self { json, files }),
+            false => Err(Error::File {
+                path: path.into(),
+                problems,
+            }),
+        }
     }
 }

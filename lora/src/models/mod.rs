@@ -22,6 +22,7 @@ mod auto;
 pub mod convnext;
 mod create;
 pub mod decoder;
+pub mod generate;
 #[cfg(feature = "hub")]
 mod hub;
 mod keys;

@@ -21,11 +21,12 @@ pub use config::{
     Biases, DecoderConfig, ExpertsConfig, LayerConfig, NormPlacement, QkNorm, Rope, RopeScaling,
 };
 
+use super::generate::{Decode, last_position};
 use super::{Architecture, Extra, Options, Variant};
 use crate::layers::Recompute;
 use crate::{LoraModel, checkpoint};
 use block::Block;
-use candle_core::{Result, Tensor, bail};
+use candle_core::{Device, Result, Tensor, bail};
 use candle_nn::{Embedding, Init, Linear, Module, VarBuilder};
 use context::Context;
 use norm::Norm;
@@ -247,6 +248,24 @@ impl Stack {
             xs = layer.forward(&xs, context, Some(cache))?;
         }
         self.norm.forward(&xs)
+    }
+}
+
+#[lora::forward]
+impl Decode for Decoder {
+    type Cache = Cache;
+
+    fn new_cache(&self) -> Cache {
+        Cache::new(&self.config)
+    }
+
+    fn decode(&self, ids: &Tensor, mask: &Tensor, cache: &mut Cache) -> Result<Tensor> {
+        let hidden = self.hidden_states(ids, Some(mask), Some(cache))?;
+        self.logits(&last_position(&hidden)?)
+    }
+
+    fn device(&self) -> Device {
+        self.model.embed_tokens.embeddings().device().clone()
     }
 }
 

@@ -195,8 +195,8 @@ fn mistral(_: &mut DecoderConfig, keys: &Keys<'_>) -> Layers {
 
 /// The window of Qwen's models, which has a switch of its own.
 fn switched_window(keys: &Keys<'_>, default: Option<usize>) -> Option<usize> {
-    let window = keys.nullable("sliding_window", default);
-    window.filter(|_| keys.get("use_sliding_window", false))
+    let on = keys.get("use_sliding_window", false);
+    keys.nullable("sliding_window", default).filter(|_| on)
 }
 
 /// The layers from `max_window_layers` on have the window, unless `layer_types` says more.
