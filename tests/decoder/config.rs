@@ -1,7 +1,10 @@
 //! Configurations: what is read, and what is refused.
 
+use super::{CASES, folder};
 use candle_nn::Activation;
-use lora::models::decoder::{DecoderConfig, RopeScaling};
+use lora::models::decoder::{Decoder, DecoderConfig, RopeScaling};
+use lora::models::parameter_shapes;
+use serde_json::{Map, Value, json};
 
 fn parse(json: &str) -> Result<DecoderConfig, String> {
     serde_json::from_str(json).map_err(|error| error.to_string())
@@ -267,4 +270,61 @@ fn families_refuse_what_they_cannot() {
     ] {
         assert_eq!(parse(json).unwrap_err(), expected, "{json}");
     }
+}
+
+/// No value of any key makes the reader or the model's shapes panic.
+#[test]
+fn no_value_panics() {
+    let values = [
+        json!(null),
+        json!(-1),
+        json!(0),
+        json!(1),
+        json!(3),
+        json!(0.5),
+        json!(1e300),
+        json!(u64::MAX),
+        json!("x"),
+        json!(["x", 1, null]),
+        json!({"rope_type": "yarn", "factor": 0.0}),
+        json!({"full_attention": null, "type": "longrope"}),
+        json!(true),
+    ];
+    let (mut read, mut refused) = (0, 0);
+    for case in CASES {
+        let config = std::fs::read(folder(case).join("config.json")).unwrap();
+        let config: Map<String, Value> = serde_json::from_slice(&config).unwrap();
+        let mut check = |config: Map<String, Value>| match serde_json::from_value::<DecoderConfig>(
+            Value::Object(config),
+        ) {
+            Ok(config) => {
+                parameter_shapes::<Decoder>(&config).unwrap();
+                read += 1;
+            }
+            Err(error) => {
+                assert!(!error.to_string().is_empty());
+                refused += 1;
+            }
+        };
+        for key in config.keys() {
+            for value in &values {
+                let mut changed = config.clone();
+                changed.insert(key.clone(), value.clone());
+                check(changed);
+                if let Some(Value::Object(inner)) = config.get(key) {
+                    for inner_key in inner.keys() {
+                        let mut inner = inner.clone();
+                        inner.insert(inner_key.clone(), value.clone());
+                        let mut changed = config.clone();
+                        changed.insert(key.clone(), Value::Object(inner));
+                        check(changed);
+                    }
+                }
+            }
+        }
+    }
+    assert!(
+        read > 1000 && refused > 1000,
+        "{read} read, {refused} refused"
+    );
 }

@@ -35,7 +35,9 @@ use padding::Padding;
 /// A language model that predicts the next token.
 ///
 /// `#[lora(rank)]` marks `q_proj` and `v_proj` (in Phi-3 `qkv_proj`) of every layer: PEFT's default.
-/// Paths are the checkpoint's, such as `model.layers.0.self_attn.q_proj`.
+/// Paths are the checkpoint's, such as `model.layers.0.self_attn.q_proj`; each expert of a mixture has
+/// layers of its own. PEFT's adapters for transformers 5, where experts are joined, are split when they
+/// are read.
 /// [`LoraConfig::recompute`](crate::LoraConfig::recompute) takes the layers, `model.layers.0`: in
 /// training their inner values are computed anew in the backward pass.
 ///
