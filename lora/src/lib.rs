@@ -58,7 +58,8 @@
 //! - Adapters as files, and merged into checkpoints: [`peft`]. Weights from model to model:
 //!   [`transfer_weights`].
 //! - Chains of layers as one node: [`blocks`]. Parts that keep no inner values: [`checkpoint`].
-//! - Ready models: [`models`]. Where the time of a step goes: [`profile`].
+//! - Ready models: [`models`]. Language models: [`models::decoder`], [`models::generate`].
+//! - Where the time of a step goes: [`profile`].
 //! - PEFT's calls and their counterparts: [`coming_from_peft`].
 //!
 //! # The derive's attributes

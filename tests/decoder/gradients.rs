@@ -1,10 +1,14 @@
 //! The gradients of small LoRA models by differences of the loss, with and without recomputation.
 
-use super::{CASES, io, read};
-use candle_core::{DType, Tensor};
+use super::{CASES, folder, io, read};
+use candle_core::safetensors::load;
+use candle_core::{DType, Device, Tensor, Var};
+use candle_nn::VarBuilder;
 use candle_nn::loss::cross_entropy;
+use lora::models::decoder::Decoder;
 use lora::{LoraConfig, LoraModel, LoraModule};
-use lora_tests::{assert_close, fill_adapters};
+use lora_tests::{assert_close, check_gradients, fill_adapters};
+use std::collections::HashMap;
 
 /// The loss of each token but the first, in the last nine positions.
 fn loss(logits: &Tensor, ids: &Tensor) -> candle_core::Result<Tensor> {
@@ -55,6 +59,53 @@ fn of_embeddings_and_norms() {
         let check =
             model.check_gradients(|model| Ok(loss(&model.forward(&io["ids"], None)?, &io["ids"])?));
         check.unwrap_or_else(|error| panic!("{case}: {error}"));
+    }
+}
+
+/// A base model in variables has the right gradients, too.
+#[test]
+fn base_models_have_them() {
+    for (case, names) in [
+        (
+            "qwen3",
+            [
+                "layers.0.self_attn.k_norm",
+                "layers.1.input_layernorm",
+                "norm",
+            ]
+            .as_slice(),
+        ),
+        (
+            "olmo2",
+            &[
+                "layers.0.self_attn.q_norm",
+                "layers.0.post_feedforward_layernorm",
+            ],
+        ),
+        (
+            "qwen3_moe",
+            &["layers.1.mlp.gate", "layers.1.post_attention_layernorm"],
+        ),
+    ] {
+        let weights = load(folder(case).join("model.safetensors"), &Device::Cpu).unwrap();
+        let (config, io) = (read(case, DType::F64).config, io(case));
+        let mut tensors: HashMap<String, Tensor> = HashMap::new();
+        for (name, tensor) in weights {
+            tensors.insert(name, tensor.to_dtype(DType::F64).unwrap());
+        }
+        let mut vars = Vec::new();
+        for name in names {
+            let name = format!("model.{name}.weight");
+            let var = Var::from_tensor(&tensors[&name]).unwrap();
+            tensors.insert(name.clone(), var.as_tensor().clone());
+            vars.push((name, var));
+        }
+        let vb = VarBuilder::from_tensors(tensors, DType::F64, &Device::Cpu);
+        let model = Decoder::new(&config, vb).unwrap();
+        let vars: Vec<(&str, &Var)> = vars.iter().map(|(name, var)| (&**name, var)).collect();
+        check_gradients(case, &vars, || {
+            loss(&model.forward(&io["ids"], None)?, &io["ids"])
+        });
     }
 }
 

@@ -2,6 +2,7 @@
 
 use super::{TensorFile, parse_json, read_bounded};
 use crate::error::shorten;
+use crate::path::join;
 use crate::{Error, Result};
 use candle_core::Tensor;
 use indexmap::IndexMap;
@@ -22,8 +23,8 @@ pub(crate) struct Checkpoint {
     pub(crate) shards: Vec<TensorFile>,
     /// Name and contents of the index.
     pub(crate) index: Option<(String, Value)>,
-    /// The shard of each tensor.
-    places: IndexMap<String, usize>,
+    /// The shard of each tensor, and the tensor's name there.
+    places: IndexMap<String, (usize, String)>,
 }
 
 impl Checkpoint {
@@ -118,6 +119,7 @@ impl Checkpoint {
         let mut problems = Vec::new();
         for (place, shard) in shards.iter().enumerate() {
             for name in shard.tensors().keys() {
+                let place = (place, name.clone());
                 if places.insert(name.clone(), place).is_some() {
                     problems.push(format!("holds `{}` in two files", shorten(name)));
                 }
@@ -139,6 +141,15 @@ impl Checkpoint {
         }
     }
 
+    /// The same tensors, each as part of this module.
+    pub(crate) fn within(mut self, module: &str) -> Self {
+        let places = std::mem::take(&mut self.places).into_iter();
+        self.places = places
+            .map(|(name, place)| (join(module, &name), place))
+            .collect();
+        self
+    }
+
     pub(crate) fn names(&self) -> impl Iterator<Item = &str> {
         self.places.keys().map(String::as_str)
     }
@@ -148,7 +159,8 @@ impl Checkpoint {
     }
 
     pub(crate) fn info(&self, name: &str) -> Option<&TensorInfo> {
-        self.shards[*self.places.get(name)?].tensors().get(name)
+        let (shard, name) = self.places.get(name)?;
+        self.shards[*shard].tensors().get(name)
     }
 
     pub(crate) fn shape(&self, name: &str) -> Option<&[usize]> {
@@ -157,7 +169,7 @@ impl Checkpoint {
 
     pub(crate) fn tensor(&self, name: &str) -> Result<Tensor> {
         match self.places.get(name) {
-            Some(&place) => self.shards[place].tensor(name),
+            Some((shard, name)) => self.shards[*shard].tensor(name),
             None => Err(Error::file(&self.path, format!("has no tensor `{name}`"))),
         }
     }

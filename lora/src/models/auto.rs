@@ -76,8 +76,10 @@ pub fn auto(directory: impl AsRef<Path>, options: &Options) -> Result<Auto> {
 fn other_task(map: &Map<String, Value>) -> Option<String> {
     let classes = map.get("architectures")?.as_array()?;
     let class = classes.first()?.as_str()?;
-    let known = class.ends_with("ForCausalLM");
+    let known = class.ends_with("ForCausalLM") || class.ends_with("Model");
     (!known).then(|| {
-        format!("`architectures` is [{class:?}]: of decoders, only ..ForCausalLM is supported")
+        format!(
+            "`architectures` is [{class:?}]: decoders are supported as ..ForCausalLM and ..Model"
+        )
     })
 }

@@ -74,7 +74,7 @@ pub struct Decoder {
     #[lora(config)]
     config: DecoderConfig,
     model: Stack,
-    lm_head: Linear,
+    lm_head: Option<Linear>,
 }
 
 /// What stands before the head.
@@ -94,10 +94,11 @@ impl Decoder {
     pub fn new(config: &DecoderConfig, vb: VarBuilder) -> Result<Self> {
         let (vocabulary, width) = (config.vocab_size, config.hidden_size);
         let model = Stack::new(config, vb.pp("model"))?;
-        let lm_head = match config.tie_word_embeddings {
-            true => Linear::new(model.embed_tokens.embeddings().clone(), None),
-            false => linear(width, vocabulary, false, vb.pp("lm_head"))?,
+        let lm_head = || match config.tie_word_embeddings {
+            true => Ok(Linear::new(model.embed_tokens.embeddings().clone(), None)),
+            false => linear(width, vocabulary, false, vb.pp("lm_head")),
         };
+        let lm_head = config.has_head.then(lm_head).transpose()?;
         Ok(Self {
             config: config.clone(),
             model,
@@ -131,8 +132,8 @@ impl Decoder {
 
     /// The layer that makes logits of hidden states, before they are scaled and capped: see
     /// [`logits`](Self::logits).
-    pub fn lm_head(&self) -> &Linear {
-        &self.lm_head
+    pub fn lm_head(&self) -> Option<&Linear> {
+        self.lm_head.as_ref()
     }
 
     /// The logits of the next token at each position, (batch, time, vocab_size), for ids (batch,
@@ -143,7 +144,7 @@ impl Decoder {
     /// nothing.
     ///
     /// # Errors
-    /// If the ids are no integers below `vocab_size`, or the mask does not fit.
+    /// If the ids are no integers below `vocab_size`, the mask does not fit, or the model has no head.
     pub fn forward(&self, ids: &Tensor, mask: Option<&Tensor>) -> Result<Tensor> {
         self.logits(&self.hidden_states(ids, mask, None)?)
     }
@@ -204,9 +205,14 @@ impl Decoder {
     /// The logits of hidden states, (.., hidden_size) to (.., vocab_size).
     ///
     /// # Errors
-    /// If the shape does not fit.
+    /// If the shape does not fit, or the model has no head.
     pub fn logits(&self, hidden: &Tensor) -> Result<Tensor> {
-        let logits = hidden.apply(&self.lm_head)?;
+        let Some(lm_head) = &self.lm_head else {
+            bail!(
+                "the model has no head for the next token: its hidden_states() are what it computes"
+            );
+        };
+        let logits = hidden.apply(lm_head)?;
         let logits = match self.config.logits_scaling {
             1.0 => logits,
             divisor => (logits / divisor)?,
@@ -274,6 +280,7 @@ impl Decode for Decoder {
 impl Architecture for Decoder {
     type Config = DecoderConfig;
     const CLASSIFIER: &'static str = "lm_head";
+    const BODY: Option<&'static str> = Some("model");
 
     fn variants() -> &'static [Variant<DecoderConfig>] {
         &[]

@@ -116,7 +116,7 @@ impl DecoderConfig {
 }
 
 fn family(keys: &Keys<'_>) -> Result<&'static Family, String> {
-    let classes: Vec<String> = keys.get("architectures", Vec::new());
+    let classes = classes(keys);
     let of_class = |class: &str, family: &&Family| {
         class.strip_prefix(family.class) == Some("ForCausalLM")
             || class.strip_prefix(family.class) == Some("Model")
@@ -136,6 +136,11 @@ fn family(keys: &Keys<'_>) -> Result<&'static Family, String> {
         };
         format!("`model_type` is {is}: decoders are {}", known.join(", "))
     })
+}
+
+/// The names of the model's classes in transformers.
+fn classes(keys: &Keys<'_>) -> Vec<String> {
+    keys.get("architectures", Vec::new())
 }
 
 fn sizes(keys: &Keys<'_>, family: &Family) -> DecoderConfig {
@@ -177,6 +182,7 @@ fn sizes(keys: &Keys<'_>, family: &Family) -> DecoderConfig {
         ),
         rms_norm_eps: keys.get("rms_norm_eps", family.rms_norm_eps),
         hidden_act: activation(keys, family),
+        has_head: !classes(keys).iter().any(|class| class.ends_with("Model")),
         tie_word_embeddings: keys.get("tie_word_embeddings", family.tie_word_embeddings),
         layers: vec![layer; count],
         ropes: Vec::new(),
