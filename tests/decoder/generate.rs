@@ -130,12 +130,11 @@ fn sequences_end_at_their_stop_tokens() {
     assert_eq!(none.into_tokens().unwrap(), vec![Vec::<u32>::new(); 3]);
 }
 
-fn adapted(seed: u64) -> Lora<Decoder> {
-    let model = read("qwen3", DType::F64).model;
-    let all = r".*_proj";
-    let mut model = model
-        .to_lora(&LoraConfig::new(2).seed(seed).target_modules(all))
-        .unwrap();
+/// A model whose adapter is on these layers.
+fn adapted(case: &str, targets: &str) -> Lora<Decoder> {
+    let model = read(case, DType::F64).model;
+    let config = LoraConfig::new(2).seed(1).target_modules(targets);
+    let mut model = model.to_lora(&config).unwrap();
     fill_adapters(&model);
     model.eval();
     model
@@ -144,7 +143,7 @@ fn adapted(seed: u64) -> Lora<Decoder> {
 #[test]
 fn merged_or_not_the_tokens_are_the_same() {
     let prompts = fixture().prompts;
-    let mut model = adapted(1);
+    let mut model = adapted("qwen3", r".*_proj");
     let unmerged = generate(&model, &prompts, &drawn())
         .unwrap()
         .into_tokens()
@@ -167,42 +166,44 @@ fn merged_or_not_the_tokens_are_the_same() {
 #[test]
 fn adapters_a_row_give_what_each_gives_alone() {
     let prompts = fixture().prompts;
-    let mut model = adapted(1);
-    let config = LoraConfig::new(3)
-        .seed(4)
-        .target_modules(["q_proj", "down_proj"]);
-    model.add_adapter("other", &config).unwrap();
-    fill_adapters(&model);
-    model.eval();
-    let rows = model
-        .for_rows(&[Some("other"), None, Some("default")])
-        .unwrap();
-    let together = generate(&rows, &prompts, &drawn())
-        .unwrap()
-        .into_tokens()
-        .unwrap();
-    for (row, adapter) in [Some("other"), None, Some("default")]
-        .into_iter()
-        .enumerate()
-    {
-        let settings = drawn().seed(9 + row as u64);
-        let alone = match adapter {
-            Some(name) => {
-                model.set_active(&[name]).unwrap();
-                model.eval();
-                generate(&model, &[&prompts[row]], &settings)
-                    .unwrap()
-                    .into_tokens()
-            }
-            None => {
-                let base = model.disabled().unwrap();
-                generate(&base, &[&prompts[row]], &settings)
-                    .unwrap()
-                    .into_tokens()
-            }
-        };
-        assert_eq!(alone.unwrap(), [together[row].clone()], "{adapter:?}");
+    for (case, targets, others) in [
+        ("qwen3", r".*_proj", r".*(q_proj|down_proj|lm_head)"),
+        ("qwen3_moe", r".*([qkv]_proj|gate)", r".*o_proj"),
+    ] {
+        let mut model = adapted(case, targets);
+        let config = LoraConfig::new(3).seed(4).target_modules(others);
+        model.add_adapter("other", &config).unwrap();
+        fill_adapters(&model);
+        model.eval();
+        let adapters = [Some("other"), None, Some("default")];
+        let rows = model.for_rows(&adapters).unwrap();
+        let together = generate(&rows, &prompts, &drawn()).unwrap();
+        let together = together.into_tokens().unwrap();
+        for (row, adapter) in adapters.into_iter().enumerate() {
+            let settings = drawn().seed(9 + row as u64);
+            let names: Vec<&str> = adapter.into_iter().collect();
+            model.set_active(&names).unwrap();
+            model.eval();
+            let alone = generate(&model, &[&prompts[row]], &settings).unwrap();
+            let alone = alone.into_tokens().unwrap();
+            assert_eq!(alone, [together[row].clone()], "{case}, {adapter:?}");
+        }
     }
+}
+
+/// A token's expert does not know of which row the token is.
+#[test]
+fn experts_refuse_adapters_a_row() {
+    let model = adapted("qwen3_moe", r".*up_proj");
+    let rows = model.for_rows(&[Some("default"), None]).unwrap();
+    let error = generate(&rows, &[[5u32], [9]], &drawn())
+        .unwrap()
+        .into_tokens();
+    let error = error.unwrap_err().to_string();
+    assert!(
+        error.contains("every adapted layer must see the batch as its first dimension"),
+        "{error}"
+    );
 }
 
 #[test]
