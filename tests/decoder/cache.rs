@@ -190,6 +190,28 @@ fn serves_a_lora_model() {
     assert_close("after reset", &again, &whole, TOLERANCE);
 }
 
+/// Two continuations of one start do not disturb each other.
+#[test]
+fn forks_go_on_by_themselves() {
+    let (model, io) = (read("gemma3", DType::F64).model, io("gemma3"));
+    let ids = &io["ids"];
+    let start = ids.narrow(1, 0, 8).unwrap();
+    let mut cache = Cache::new(model.config());
+    model.forward_cached(&start, None, &mut cache).unwrap();
+    let mut fork = cache.fork().unwrap();
+    let ends = [ids.narrow(1, 8, 6).unwrap(), ids.narrow(1, 2, 6).unwrap()];
+    for time in 0..6 {
+        for (end, cache) in ends.iter().zip([&mut cache, &mut fork]) {
+            let next = end.narrow(1, time, 1).unwrap();
+            let logits = model.forward_cached(&next, None, cache).unwrap();
+            let whole = Tensor::cat(&[&start, &end.narrow(1, 0, time + 1).unwrap()], 1).unwrap();
+            let whole = model.forward(&whole, None).unwrap();
+            let last = whole.narrow(1, 8 + time, 1).unwrap();
+            assert_close("fork", &logits, &last, 1e-9);
+        }
+    }
+}
+
 #[test]
 fn wrong_inputs_are_errors() {
     let model = read("llama_linear", DType::F32).model;

@@ -123,10 +123,11 @@ impl<'a> Keys<'a> {
         }
     }
 
-    /// The keys that were not read, of those with a value.
+    /// The keys that were not read. Null, or a switch that is off, says nothing.
     pub(super) fn unread(&self) -> Vec<&'a str> {
         let read = self.read.borrow();
-        let keys = self.map.iter().filter(|(_, value)| !value.is_null());
+        let says = |value: &Value| !matches!(value, Value::Null | Value::Bool(false));
+        let keys = self.map.iter().filter(|(_, value)| says(value));
         let keys = keys.map(|(key, _)| key.as_str());
         keys.filter(|key| !read.contains(*key)).collect()
     }

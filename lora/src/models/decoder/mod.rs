@@ -26,7 +26,7 @@ use super::{Architecture, Extra, Options, Variant};
 use crate::layers::Recompute;
 use crate::{LoraModel, checkpoint};
 use block::Block;
-use candle_core::{Device, Result, Tensor, bail};
+use candle_core::{DType, Device, Result, Tensor, bail};
 use candle_nn::{Embedding, Init, Linear, Module, VarBuilder};
 use context::Context;
 use norm::Norm;
@@ -137,7 +137,7 @@ impl Decoder {
     }
 
     /// The logits of the next token at each position, (batch, time, vocab_size), for ids (batch,
-    /// time), u32.
+    /// time), u32 or other integers.
     ///
     /// `mask` is (batch, time), of any dtype: 1 for a token, 0 for padding, which no token sees and
     /// which does not count in positions. It may stand on either side. The logits at padding mean
@@ -186,7 +186,8 @@ impl Decoder {
         let padding = held
             .unwrap_or(&Padding::default())
             .with(batch, time, mask)?;
-        let xs = ids.contiguous()?.apply(&self.model.embed_tokens)?;
+        let ids = ids.to_dtype(DType::U32)?.contiguous()?;
+        let xs = ids.apply(&self.model.embed_tokens)?;
         let xs = match self.config.embedding_multiplier {
             1.0 => xs,
             factor => (xs * factor)?,

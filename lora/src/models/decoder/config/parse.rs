@@ -57,6 +57,7 @@ const HARMLESS: &[&str] = &[
     "id2label",
     "initializer_range",
     "is_decoder",
+    "is_llama_config",
     "label2id",
     "max_window_layers",
     "model_type",
@@ -348,7 +349,12 @@ fn check(config: &DecoderConfig, keys: &Keys<'_>) {
             keys.refuse("moe_intermediate_size", &reason);
         }
     }
-    for key in ["is_encoder_decoder", "add_cross_attention"] {
+    for key in [
+        "add_cross_attention",
+        "is_encoder_decoder",
+        "rope_interleaved",
+        "use_mrope",
+    ] {
         keys.only(key, &Value::Bool(false));
     }
     if keys.find::<Value>("quantization_config").is_some() {
