@@ -239,8 +239,15 @@ fn wrong_inputs_are_errors() {
         error(model.forward(&ids, Some(&mask))),
         "the padding mask is 1 for a token and 0 for padding, it holds -1"
     );
-    let unknown = Tensor::new(&[[7u32, 56]], device).unwrap();
-    assert!(model.forward(&unknown, None).is_err());
+    for unknown in [56, u32::MAX] {
+        let unknown = Tensor::new(&[[7, unknown]], device).unwrap();
+        assert!(model.forward(&unknown, None).is_err());
+    }
+    let negative = Tensor::new(&[[7i64, -1]], device).unwrap();
+    assert!(model.forward(&negative, None).is_err());
+    let bytes = ids.to_dtype(DType::U8).unwrap();
+    let (a, b) = (model.forward(&bytes, None), model.forward(&ids, None));
+    assert_close("u8", &a.unwrap(), &b.unwrap(), 0.0);
 
     let mut cache = Cache::new(model.config());
     model.forward_cached(&ids, None, &mut cache).unwrap();

@@ -225,7 +225,21 @@ fn families_refuse_what_they_cannot() {
         ),
         (
             r#"{"model_type": "gemma2", "attn_logit_softcapping": 1.0}"#,
-            "`attn_logit_softcapping` is 1.0: a number above 0, and other than 1, is expected",
+            "`attn_logit_softcapping` is 1.0: the attention takes 1 for no cap",
+        ),
+        (
+            r#"{"model_type": "gemma2", "final_logit_softcapping": -2}"#,
+            "`final_logit_softcapping` is -2: a number above 0 is expected",
+        ),
+        (
+            r#"{"model_type": "llama", "rms_norm_eps": -1e-6}"#,
+            "`rms_norm_eps` is -1e-6: a number of at least 0 is expected",
+        ),
+        (
+            r#"{"model_type": "llama", "rope_scaling": {"type": "linear", "factor": 2.0},
+                "rope_parameters": {"rope_theta": 1e5}}"#,
+            "`rope_scaling` is {\"type\":\"linear\",\"factor\":2.0}: rope_parameters is given, too: only one of \
+             both can say",
         ),
         (
             r#"{"model_type": "gemma2", "sliding_window": null}"#,

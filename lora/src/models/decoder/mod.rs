@@ -186,7 +186,8 @@ impl Decoder {
         let padding = held
             .unwrap_or(&Padding::default())
             .with(batch, time, mask)?;
-        let ids = ids.to_dtype(DType::U32)?.contiguous()?;
+        // In candle the largest number of a dtype stands for no row. In i64 no token has it.
+        let ids = ids.to_dtype(DType::I64)?.contiguous()?;
         let xs = ids.apply(&self.model.embed_tokens)?;
         let xs = match self.config.embedding_multiplier {
             1.0 => xs,

@@ -289,6 +289,12 @@ fn ropes(config: &DecoderConfig, keys: &Keys<'_>, family: &Family) -> Vec<Rope> 
     };
     let older = keys.object("rope_scaling");
     let newer = keys.object("rope_parameters");
+    if older.is_some() && newer.is_some() {
+        keys.refuse(
+            "rope_scaling",
+            "rope_parameters is given, too: only one of both can say",
+        );
+    }
     let empty = Map::new();
     let read = |object: Option<Keys<'_>>, around: &Surroundings| {
         let object = object.unwrap_or_else(|| keys.without(&empty));
@@ -327,11 +333,15 @@ fn check(config: &DecoderConfig, keys: &Keys<'_>) {
         ("attn_logit_softcapping", config.attn_logit_softcapping),
         ("final_logit_softcapping", config.final_logit_softcapping),
     ] {
-        // The attention takes a cap of 1 for none.
-        let of_attention = key.starts_with("attn");
-        if value.is_some_and(|cap| cap <= 0.0 || (cap == 1.0 && of_attention)) {
-            keys.refuse(key, "a number above 0, and other than 1, is expected");
+        if value.is_some_and(|cap| cap <= 0.0) {
+            keys.refuse(key, "a number above 0 is expected");
         }
+    }
+    if config.attn_logit_softcapping == Some(1.0) {
+        keys.refuse("attn_logit_softcapping", "the attention takes 1 for no cap");
+    }
+    if config.rms_norm_eps < 0.0 {
+        keys.refuse("rms_norm_eps", "a number of at least 0 is expected");
     }
     if let Some(experts) = &config.experts {
         if !(1..=MAX_COUNT).contains(&experts.count) {
