@@ -242,3 +242,47 @@ fn what_cannot_be_generated_is_an_error() {
     assert!(error.contains("call `eval()` of a LoRA model"), "{error}");
     assert!(tokens.next().is_none());
 }
+
+#[test]
+fn settings_come_with_the_model() {
+    let directory = tempfile::tempdir().unwrap();
+    let write = |file: &str, json: &str| std::fs::write(directory.path().join(file), json).unwrap();
+    let read = || Settings::from_directory(directory.path());
+    write(
+        "config.json",
+        r#"{"model_type": "llama", "eos_token_id": 2, "temperature": 0.3}"#,
+    );
+    assert_eq!(read().unwrap(), Settings::new().stop_tokens([2]));
+    write(
+        "generation_config.json",
+        r#"{"bos_token_id": 1, "do_sample": true, "eos_token_id": [106, 1], "temperature": 0.6, "top_p": 0.95,
+            "max_new_tokens": 9, "repetition_penalty": 1.05, "num_beams": 1, "typical_p": 1,
+            "transformers_version": "4.50.0"}"#,
+    );
+    let expected = Settings::new()
+        .stop_tokens([106, 1])
+        .temperature(0.6)
+        .top_k(50)
+        .top_p(0.95);
+    let expected = expected.max_new_tokens(9).repetition_penalty(1.05);
+    assert_eq!(read().unwrap(), expected);
+    // Without `do_sample` the settings of drawing have no effect.
+    write(
+        "generation_config.json",
+        r#"{"temperature": 0.6, "top_k": 20, "eos_token_id": null}"#,
+    );
+    assert_eq!(read().unwrap(), Settings::new());
+    write(
+        "generation_config.json",
+        r#"{"do_sample": true, "top_k": 0, "top_p": 1.0, "temperature": -1, "num_beams": 4, "eos_token_id": "x"}"#,
+    );
+    let error = read().unwrap_err().to_string();
+    let error = error.replace(&directory.path().display().to_string(), "DIR");
+    assert_eq!(
+        error,
+        "DIR/generation_config.json:
+  - `eos_token_id` is \"x\": a token or a list of tokens is expected
+  - `num_beams` is 4: generation here has no such setting
+  - temperature is -1: it must be 0 or more"
+    );
+}

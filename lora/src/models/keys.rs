@@ -1,10 +1,22 @@
 //! Reading the settings of a `config.json`, with a list of everything wrong.
 
 use crate::error::shorten;
+use crate::file::{parse_json, read_bounded};
+use crate::{Error, Result};
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 use std::cell::RefCell;
 use std::collections::HashSet;
+use std::path::Path;
+
+/// Reads a file that holds a JSON object.
+pub(super) fn read_object(path: &Path) -> Result<Map<String, Value>> {
+    match parse_json(&read_bounded(path)?) {
+        Ok(Value::Object(map)) => Ok(map),
+        Ok(_) => Err(Error::file(path, "is no JSON object")),
+        Err(error) => Err(Error::file(path, format!("is not valid JSON: {error}"))),
+    }
+}
 
 /// The settings of a JSON object. Problems are collected, so that a reader can go on with a default
 /// and tell of all problems at once.

@@ -23,6 +23,9 @@
 //! ```
 
 mod sampling;
+mod settings;
+
+pub use settings::Settings;
 
 use crate::{Error, Result};
 use candle_core::{D, DType, Device, Tensor};
@@ -52,136 +55,6 @@ pub trait Decode {
 
     /// The device of the ids.
     fn device(&self) -> Device;
-}
-
-/// How tokens are chosen, and when to stop. The default takes the likeliest token each time.
-#[derive(Clone, Debug, PartialEq)]
-#[non_exhaustive]
-pub struct Settings {
-    /// The most tokens for a prompt.
-    pub max_new_tokens: usize,
-    /// A sequence ends with one of these tokens, which is its last.
-    pub stop_tokens: Vec<u32>,
-    /// Divides the logits: below 1 for likely tokens, above 1 for variety. With 0 the likeliest token
-    /// is taken, and nothing is drawn.
-    pub temperature: f64,
-    /// Draws from this many of the likeliest tokens only.
-    pub top_k: Option<usize>,
-    /// Draws from the likeliest tokens only that together have this probability.
-    pub top_p: Option<f64>,
-    /// Draws from tokens only with at least this share of the likeliest one's probability.
-    pub min_p: Option<f64>,
-    /// Above 1, tokens that the sequence holds become less likely: their logits are divided by this,
-    /// or multiplied where they are negative.
-    pub repetition_penalty: f64,
-    /// The seed of what is drawn for the first prompt. The second has the seed + 1, and so on: alone
-    /// with its seed, each prompt gets the tokens that it gets in a batch.
-    pub seed: u64,
-}
-
-impl Default for Settings {
-    fn default() -> Self {
-        Self {
-            max_new_tokens: 64,
-            stop_tokens: Vec::new(),
-            temperature: 0.0,
-            top_k: None,
-            top_p: None,
-            min_p: None,
-            repetition_penalty: 1.0,
-            seed: 0,
-        }
-    }
-}
-
-impl Settings {
-    /// The likeliest token each time, 64 of them.
-    pub fn new() -> Self {
-        Self::default()
-    }
-
-    /// Sets [`max_new_tokens`](Self::max_new_tokens).
-    pub fn max_new_tokens(mut self, count: usize) -> Self {
-        self.max_new_tokens = count;
-        self
-    }
-
-    /// Sets [`stop_tokens`](Self::stop_tokens).
-    pub fn stop_tokens(mut self, tokens: impl IntoIterator<Item = u32>) -> Self {
-        self.stop_tokens = tokens.into_iter().collect();
-        self
-    }
-
-    /// Sets [`temperature`](Self::temperature).
-    pub fn temperature(mut self, temperature: f64) -> Self {
-        self.temperature = temperature;
-        self
-    }
-
-    /// Sets [`top_k`](Self::top_k).
-    pub fn top_k(mut self, count: usize) -> Self {
-        self.top_k = Some(count);
-        self
-    }
-
-    /// Sets [`top_p`](Self::top_p).
-    pub fn top_p(mut self, probability: f64) -> Self {
-        self.top_p = Some(probability);
-        self
-    }
-
-    /// Sets [`min_p`](Self::min_p).
-    pub fn min_p(mut self, share: f64) -> Self {
-        self.min_p = Some(share);
-        self
-    }
-
-    /// Sets [`repetition_penalty`](Self::repetition_penalty).
-    pub fn repetition_penalty(mut self, penalty: f64) -> Self {
-        self.repetition_penalty = penalty;
-        self
-    }
-
-    /// Sets [`seed`](Self::seed).
-    pub fn seed(mut self, seed: u64) -> Self {
-        self.seed = seed;
-        self
-    }
-
-    /// Everything wrong with the settings.
-    fn problems(&self) -> Vec<String> {
-        let within = |value: f64, low: f64, high: f64| (low..=high).contains(&value);
-        let checks = [
-            (
-                within(self.temperature, 0.0, f64::MAX),
-                format!("temperature is {}: it must be 0 or more", self.temperature),
-            ),
-            (
-                self.top_k != Some(0),
-                "top_k is 0: it must be at least 1".into(),
-            ),
-            (
-                self.top_p.is_none_or(|p| p > 0.0 && p <= 1.0),
-                format!(
-                    "top_p is {:?}: it must be above 0 and at most 1",
-                    self.top_p
-                ),
-            ),
-            (
-                self.min_p.is_none_or(|p| within(p, 0.0, 1.0)),
-                format!("min_p is {:?}: it must be from 0 to 1", self.min_p),
-            ),
-            (
-                self.repetition_penalty > 0.0 && self.repetition_penalty.is_finite(),
-                format!(
-                    "repetition_penalty is {}: it must be above 0",
-                    self.repetition_penalty
-                ),
-            ),
-        ];
-        let wrong = checks.into_iter().filter(|(right, _)| !right);
-        wrong.map(|(_, problem)| problem).collect()
-    }
 }
 
 /// Continues the prompts, each a list of at least one token. The result yields the next token of each
