@@ -1,5 +1,6 @@
 //! Pretrained weights from a hub: a local server that speaks the hub's routes.
 
+use candle_core::Device;
 use candle_core::safetensors::save;
 use lora::models::convnext::ConvNext;
 use lora::models::{self, Created, Hub, Options, Weights};
@@ -38,6 +39,11 @@ struct Server {
 impl Server {
     /// A server that holds one file.
     fn start(answer: Answer, file: Vec<u8>) -> Self {
+        Self::of(answer, HashMap::from([(ROUTE.to_string(), file)]))
+    }
+
+    /// A server of files, by their routes.
+    fn of(answer: Answer, files: HashMap<String, Vec<u8>>) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let server = Self {
             address: format!("http://{}", listener.local_addr().unwrap()),
@@ -49,7 +55,7 @@ impl Server {
             for stream in listener.incoming() {
                 let answer = *answer.lock().unwrap();
                 // A client that goes away is no failure of the server's.
-                if let Ok(request) = respond(stream.unwrap(), answer, &file) {
+                if let Ok(request) = respond(stream.unwrap(), answer, &files) {
                     requests.lock().unwrap().push(request);
                 }
             }
@@ -74,7 +80,11 @@ impl Server {
     }
 }
 
-fn respond(stream: TcpStream, answer: Answer, file: &[u8]) -> std::io::Result<String> {
+fn respond(
+    stream: TcpStream,
+    answer: Answer,
+    files: &HashMap<String, Vec<u8>>,
+) -> std::io::Result<String> {
     let mut lines = BufReader::new(stream.try_clone()?).lines();
     let request = lines.next().unwrap_or_else(|| Ok(String::new()))?;
     while lines
@@ -85,7 +95,9 @@ fn respond(stream: TcpStream, answer: Answer, file: &[u8]) -> std::io::Result<St
     let request = request.trim_end_matches(" HTTP/1.1").to_string();
     let head = request.starts_with("HEAD ");
     let page = b"<html>Sorry</html>".as_slice();
-    let found = request.ends_with(ROUTE) && answer != Answer::NotFound;
+    let route = files.keys().find(|route| request.ends_with(*route));
+    let found = route.is_some() && answer != Answer::NotFound;
+    let file = route.map_or(page, |route| files[route].as_slice());
     let (status, body, length) = match answer {
         _ if !found => ("404 Not Found", page, page.len()),
         Answer::Cut if !head => ("200 OK", &file[..file.len() / 2], file.len()),
@@ -94,10 +106,15 @@ fn respond(stream: TcpStream, answer: Answer, file: &[u8]) -> std::io::Result<St
         Answer::OnlyPages => ("200 OK", page, page.len()),
         _ => ("200 OK", file, file.len()),
     };
+    // The cache keeps files by their tags.
+    let etag = match route.map(String::as_str) {
+        Some(ROUTE) | None => "an-etag".into(),
+        Some(route) => route.replace('/', "-"),
+    };
     let mut stream = stream;
     write!(
         stream,
-        "HTTP/1.1 {status}\r\nContent-Length: {length}\r\nETag: \"an-etag\"\r\n\
+        "HTTP/1.1 {status}\r\nContent-Length: {length}\r\nETag: \"{etag}\"\r\n\
          X-Repo-Commit: {COMMIT}\r\nConnection: close\r\n\r\n"
     )?;
     if !head {
@@ -256,5 +273,59 @@ fn a_variant_without_weights_says_so() {
     assert!(
         error.contains("convnext_atto_rms has no pretrained weights"),
         "{error}"
+    );
+}
+
+/// A decoder in shards, as the hub holds large ones.
+#[test]
+fn a_model_comes_with_its_configuration_and_shards() {
+    let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/decoder/llama_linear");
+    let read = |file: &str| std::fs::read(fixtures.join(file)).unwrap();
+    let tensors = candle_core::safetensors::load(fixtures.join("model.safetensors"), &Device::Cpu);
+    let (directory, mut shards) = (
+        tempfile::tempdir().unwrap(),
+        [HashMap::new(), HashMap::new()],
+    );
+    let (mut map, mut files) = (serde_json::Map::new(), HashMap::new());
+    for (index, (name, tensor)) in tensors.unwrap().into_iter().enumerate() {
+        map.insert(
+            name.clone(),
+            format!("part-{}.safetensors", index % 2).into(),
+        );
+        shards[index % 2].insert(name, tensor);
+    }
+    let route = |file: &str| format!("/someone/model/resolve/main/{file}");
+    for (index, shard) in shards.iter().enumerate() {
+        let path = directory.path().join("shard");
+        save(shard, &path).unwrap();
+        let name = format!("part-{index}.safetensors");
+        files.insert(route(&name), std::fs::read(path).unwrap());
+    }
+    let index = serde_json::json!({"weight_map": map}).to_string();
+    files.insert(route("model.safetensors.index.json"), index.into_bytes());
+    files.insert(route("config.json"), read("config.json"));
+    let server = Server::of(Answer::Whole, files);
+
+    let cache = tempfile::tempdir().unwrap();
+    let found = server
+        .hub(cache.path())
+        .fetch_model("someone/model")
+        .unwrap();
+    let auto = models::auto(&found, &Options::new()).unwrap();
+    let model = auto.into_decoder().unwrap().model;
+    let io = candle_core::safetensors::load(fixtures.join("io.safetensors"), &Device::Cpu).unwrap();
+    let logits = model.forward(&io["ids"], None).unwrap();
+    lora_tests::assert_close("logits", &logits, &io["logits"], 1e-5);
+
+    server.requests();
+    let missing = server
+        .hub(cache.path())
+        .fetch_model("someone/other")
+        .unwrap_err();
+    assert!(
+        missing
+            .to_string()
+            .starts_with("someone/other/config.json: "),
+        "{missing}"
     );
 }

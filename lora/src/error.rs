@@ -74,6 +74,10 @@ pub enum Error {
     #[error("the optimiser:{}", list(.0))]
     Optimizer(Vec<String>),
 
+    /// Generating tokens: settings, prompts or logits that cannot be used.
+    #[error("the generation:{}", list(.0))]
+    Generation(Vec<String>),
+
     /// A name that no model has.
     #[error("no model is called `{name}`{}", suggest(.near))]
     UnknownModel {

@@ -58,8 +58,9 @@
 //! - Adapters as files, and merged into checkpoints: [`peft`]. Weights from model to model:
 //!   [`transfer_weights`].
 //! - Chains of layers as one node: [`blocks`]. Parts that keep no inner values: [`checkpoint`].
-//! - Ready models: [`models`]. Where the time of a step goes: [`profile`]. Memory that a program keeps
-//!   from step to step: [`memory`].
+//! - Ready models: [`models`]. Language models: [`models::decoder`], [`models::generate`].
+//! - Where the time of a step goes: [`profile`]. Memory that a program keeps from step to step:
+//!   [`memory`].
 //! - PEFT's calls and their counterparts: [`coming_from_peft`].
 //!
 //! # The derive's attributes

@@ -190,6 +190,28 @@ fn serves_a_lora_model() {
     assert_close("after reset", &again, &whole, TOLERANCE);
 }
 
+/// Two continuations of one start do not disturb each other.
+#[test]
+fn forks_go_on_by_themselves() {
+    let (model, io) = (read("gemma3", DType::F64).model, io("gemma3"));
+    let ids = &io["ids"];
+    let start = ids.narrow(1, 0, 8).unwrap();
+    let mut cache = Cache::new(model.config());
+    model.forward_cached(&start, None, &mut cache).unwrap();
+    let mut fork = cache.fork().unwrap();
+    let ends = [ids.narrow(1, 8, 6).unwrap(), ids.narrow(1, 2, 6).unwrap()];
+    for time in 0..6 {
+        for (end, cache) in ends.iter().zip([&mut cache, &mut fork]) {
+            let next = end.narrow(1, time, 1).unwrap();
+            let logits = model.forward_cached(&next, None, cache).unwrap();
+            let whole = Tensor::cat(&[&start, &end.narrow(1, 0, time + 1).unwrap()], 1).unwrap();
+            let whole = model.forward(&whole, None).unwrap();
+            let last = whole.narrow(1, 8 + time, 1).unwrap();
+            assert_close("fork", &logits, &last, 1e-9);
+        }
+    }
+}
+
 #[test]
 fn wrong_inputs_are_errors() {
     let model = read("llama_linear", DType::F32).model;
@@ -217,8 +239,15 @@ fn wrong_inputs_are_errors() {
         error(model.forward(&ids, Some(&mask))),
         "the padding mask is 1 for a token and 0 for padding, it holds -1"
     );
-    let unknown = Tensor::new(&[[7u32, 56]], device).unwrap();
-    assert!(model.forward(&unknown, None).is_err());
+    for unknown in [56, u32::MAX] {
+        let unknown = Tensor::new(&[[7, unknown]], device).unwrap();
+        assert!(model.forward(&unknown, None).is_err());
+    }
+    let negative = Tensor::new(&[[7i64, -1]], device).unwrap();
+    assert!(model.forward(&negative, None).is_err());
+    let bytes = ids.to_dtype(DType::U8).unwrap();
+    let (a, b) = (model.forward(&bytes, None), model.forward(&ids, None));
+    assert_close("u8", &a.unwrap(), &b.unwrap(), 0.0);
 
     let mut cache = Cache::new(model.config());
     model.forward_cached(&ids, None, &mut cache).unwrap();

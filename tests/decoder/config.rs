@@ -1,7 +1,10 @@
 //! Configurations: what is read, and what is refused.
 
+use super::{CASES, folder};
 use candle_nn::Activation;
-use lora::models::decoder::{DecoderConfig, RopeScaling};
+use lora::models::decoder::{Decoder, DecoderConfig, RopeScaling};
+use lora::models::parameter_shapes;
+use serde_json::{Map, Value, json};
 
 fn parse(json: &str) -> Result<DecoderConfig, String> {
     serde_json::from_str(json).map_err(|error| error.to_string())
@@ -222,7 +225,21 @@ fn families_refuse_what_they_cannot() {
         ),
         (
             r#"{"model_type": "gemma2", "attn_logit_softcapping": 1.0}"#,
-            "`attn_logit_softcapping` is 1.0: a number above 0, and other than 1, is expected",
+            "`attn_logit_softcapping` is 1.0: the attention takes 1 for no cap",
+        ),
+        (
+            r#"{"model_type": "gemma2", "final_logit_softcapping": -2}"#,
+            "`final_logit_softcapping` is -2: a number above 0 is expected",
+        ),
+        (
+            r#"{"model_type": "llama", "rms_norm_eps": -1e-6}"#,
+            "`rms_norm_eps` is -1e-6: a number of at least 0 is expected",
+        ),
+        (
+            r#"{"model_type": "llama", "rope_scaling": {"type": "linear", "factor": 2.0},
+                "rope_parameters": {"rope_theta": 1e5}}"#,
+            "`rope_scaling` is {\"type\":\"linear\",\"factor\":2.0}: rope_parameters is given, too: only one of \
+             both can say",
         ),
         (
             r#"{"model_type": "gemma2", "sliding_window": null}"#,
@@ -267,4 +284,145 @@ fn families_refuse_what_they_cannot() {
     ] {
         assert_eq!(parse(json).unwrap_err(), expected, "{json}");
     }
+}
+
+/// Configurations as they are published: nothing to report, and what they mean.
+#[test]
+fn published_ones_are_read() {
+    let smollm2 = parse(
+        r#"{"architectures": ["LlamaForCausalLM"], "attention_bias": false, "attention_dropout": 0.0,
+            "bos_token_id": 0, "eos_token_id": 0, "hidden_act": "silu", "hidden_size": 576,
+            "initializer_range": 0.041666666666666664, "intermediate_size": 1536, "is_llama_config": true,
+            "max_position_embeddings": 8192, "mlp_bias": false, "model_type": "llama",
+            "num_attention_heads": 9, "num_hidden_layers": 30, "num_key_value_heads": 3,
+            "pretraining_tp": 1, "rms_norm_eps": 1e-05, "rope_interleaved": false, "rope_scaling": null,
+            "rope_theta": 100000, "tie_word_embeddings": true, "torch_dtype": "bfloat16",
+            "transformers_version": "4.40.1", "use_cache": true, "vocab_size": 49152}"#,
+    )
+    .unwrap();
+    assert_eq!((smollm2.head_dim, smollm2.layers.len()), (64, 30));
+    assert_eq!((smollm2.rms_norm_eps, smollm2.ropes[0].theta), (1e-5, 1e5));
+    let shapes = parameter_shapes::<Decoder>(&smollm2).unwrap();
+    let count: usize = shapes.values().map(|shape| shape.elem_count()).sum();
+    assert_eq!(count, 134_515_008);
+
+    let qwen = parse(
+        r#"{"architectures": ["Qwen3MoeForCausalLM"], "attention_bias": false, "attention_dropout": 0.0,
+            "bos_token_id": 151643, "decoder_sparse_step": 1, "eos_token_id": 151645, "head_dim": 128,
+            "hidden_act": "silu", "hidden_size": 2048, "initializer_range": 0.02,
+            "intermediate_size": 6144, "max_position_embeddings": 40960, "max_window_layers": 48,
+            "mlp_only_layers": [], "model_type": "qwen3_moe", "moe_intermediate_size": 768,
+            "norm_topk_prob": true, "num_attention_heads": 32, "num_experts": 128,
+            "num_experts_per_tok": 8, "num_hidden_layers": 48, "num_key_value_heads": 4,
+            "output_router_logits": false, "rms_norm_eps": 1e-06, "rope_scaling": null,
+            "rope_theta": 1000000.0, "router_aux_loss_coef": 0.001, "sliding_window": null,
+            "tie_word_embeddings": false, "torch_dtype": "bfloat16", "transformers_version": "4.51.0",
+            "use_cache": true, "use_sliding_window": false, "vocab_size": 151936}"#,
+    )
+    .unwrap();
+    let experts = qwen.experts.as_ref().unwrap();
+    assert_eq!(
+        (experts.count, experts.per_token, experts.intermediate_size),
+        (128, 8, 768)
+    );
+    assert!(
+        qwen.layers
+            .iter()
+            .all(|layer| layer.experts && layer.window.is_none())
+    );
+
+    let phi = parse(
+        r#"{"architectures": ["Phi3ForCausalLM"], "attention_bias": false, "attention_dropout": 0.0,
+            "auto_map": {"AutoConfig": "configuration_phi3.Phi3Config"}, "bos_token_id": 1,
+            "embd_pdrop": 0.0, "eos_token_id": 32000, "hidden_act": "silu", "hidden_size": 3072,
+            "initializer_range": 0.02, "intermediate_size": 8192, "max_position_embeddings": 4096,
+            "model_type": "phi3", "num_attention_heads": 32, "num_hidden_layers": 32,
+            "num_key_value_heads": 32, "original_max_position_embeddings": 4096, "pad_token_id": 32000,
+            "resid_pdrop": 0.0, "rms_norm_eps": 1e-05, "rope_scaling": null, "rope_theta": 10000.0,
+            "sliding_window": 2047, "tie_word_embeddings": false, "torch_dtype": "bfloat16",
+            "transformers_version": "4.40.2", "use_cache": true, "vocab_size": 32064}"#,
+    )
+    .unwrap();
+    assert!(phi.layers.iter().all(|layer| layer.window == Some(2047)));
+
+    let gemma = parse(
+        r#"{"architectures": ["Gemma3ForCausalLM"], "attention_bias": false, "attention_dropout": 0.0,
+            "attn_logit_softcapping": null, "bos_token_id": 2, "cache_implementation": "hybrid",
+            "eos_token_id": [1, 106], "final_logit_softcapping": null, "head_dim": 256,
+            "hidden_activation": "gelu_pytorch_tanh", "hidden_size": 1152, "initializer_range": 0.02,
+            "intermediate_size": 6912, "max_position_embeddings": 32768, "model_type": "gemma3_text",
+            "num_attention_heads": 4, "num_hidden_layers": 26, "num_key_value_heads": 1,
+            "pad_token_id": 0, "query_pre_attn_scalar": 256, "rms_norm_eps": 1e-06,
+            "rope_local_base_freq": 10000, "rope_scaling": null, "rope_theta": 1000000,
+            "sliding_window": 512, "sliding_window_pattern": 6, "torch_dtype": "bfloat16",
+            "transformers_version": "4.50.0.dev0", "use_cache": true, "vocab_size": 262144}"#,
+    )
+    .unwrap();
+    let shapes = parameter_shapes::<Decoder>(&gemma).unwrap();
+    let count: usize = shapes.values().map(|shape| shape.elem_count()).sum();
+    assert_eq!(count, 999_885_952);
+    for config in [smollm2, qwen, phi, gemma] {
+        assert!(
+            config.without_effect.is_empty(),
+            "{:?}",
+            config.without_effect
+        );
+    }
+}
+
+/// No value of any key makes the reader or the model's shapes panic.
+#[test]
+fn no_value_panics() {
+    let values = [
+        json!(null),
+        json!(-1),
+        json!(0),
+        json!(1),
+        json!(3),
+        json!(0.5),
+        json!(1e300),
+        json!(u64::MAX),
+        json!("x"),
+        json!(["x", 1, null]),
+        json!({"rope_type": "yarn", "factor": 0.0}),
+        json!({"full_attention": null, "type": "longrope"}),
+        json!(true),
+    ];
+    let (mut read, mut refused) = (0, 0);
+    for case in CASES {
+        let config = std::fs::read(folder(case).join("config.json")).unwrap();
+        let config: Map<String, Value> = serde_json::from_slice(&config).unwrap();
+        let mut check = |config: Map<String, Value>| match serde_json::from_value::<DecoderConfig>(
+            Value::Object(config),
+        ) {
+            Ok(config) => {
+                parameter_shapes::<Decoder>(&config).unwrap();
+                read += 1;
+            }
+            Err(error) => {
+                assert!(!error.to_string().is_empty());
+                refused += 1;
+            }
+        };
+        for key in config.keys() {
+            for value in &values {
+                let mut changed = config.clone();
+                changed.insert(key.clone(), value.clone());
+                check(changed);
+                if let Some(Value::Object(inner)) = config.get(key) {
+                    for inner_key in inner.keys() {
+                        let mut inner = inner.clone();
+                        inner.insert(inner_key.clone(), value.clone());
+                        let mut changed = config.clone();
+                        changed.insert(key.clone(), Value::Object(inner));
+                        check(changed);
+                    }
+                }
+            }
+        }
+    }
+    assert!(
+        read > 1000 && refused > 1000,
+        "{read} read, {refused} refused"
+    );
 }

@@ -5,6 +5,7 @@ use candle_core::safetensors::{load, save};
 use candle_core::{DType, Device, Tensor};
 use lora::models::decoder::{Decoder, DecoderConfig};
 use lora::models::{self, Auto, Options, Weights};
+use lora::{LoraConfig, LoraModel};
 use lora_tests::assert_close;
 use std::collections::{BTreeMap, HashMap};
 use std::fs;
@@ -157,6 +158,59 @@ fn harmless_tensors_are_reported() {
     );
 }
 
+/// What `AutoModel` saves: no head, and names that begin behind `model.`.
+#[test]
+fn a_model_without_its_head_gives_hidden_states() {
+    let case = "qwen2";
+    let headless = |tensors: &mut HashMap<String, Tensor>| {
+        tensors.remove("lm_head.weight").unwrap();
+        *tensors = std::mem::take(tensors)
+            .into_iter()
+            .map(|(name, tensor)| (name.strip_prefix("model.").unwrap().to_string(), tensor))
+            .collect();
+    };
+    let directory = changed(case, headless);
+    // The class still asks for a head.
+    assert_eq!(
+        error(directory.path()),
+        "the weights do not fit the model:
+  - `lm_head.weight` [56, 32] is missing
+  - the file is DIR"
+    );
+    let path = directory.path().join("config.json");
+    let config = fs::read_to_string(&path).unwrap();
+    fs::write(&path, config.replace("Qwen2ForCausalLM", "Qwen2Model")).unwrap();
+    let created = models::auto(directory.path(), &Options::new()).unwrap();
+    let model = created.into_decoder().unwrap().model;
+    let io = io(case);
+    let hidden = model.hidden_states(&io["ids"], None, None).unwrap();
+    assert_close(case, &hidden, &io["hidden"], 1e-5);
+    assert!(model.lm_head().is_none());
+    let error = model.forward(&io["ids"], None).unwrap_err().to_string();
+    assert!(
+        error.starts_with("the model has no head for the next token"),
+        "{error}"
+    );
+    let adapted = model.to_lora(&LoraConfig::new(2)).unwrap();
+    let hidden = adapted.hidden_states(&io["ids"], None, None).unwrap();
+    assert_close(case, &hidden, &io["hidden"], 1e-5);
+}
+
+/// A tied head needs no weight: some files of whole models leave `model.` out, too.
+#[test]
+fn names_may_begin_behind_the_body() {
+    let directory = changed("qwen3", |tensors| {
+        *tensors = std::mem::take(tensors)
+            .into_iter()
+            .map(|(name, tensor)| (name.strip_prefix("model.").unwrap().to_string(), tensor))
+            .collect();
+    });
+    let created = models::auto(directory.path(), &Options::new()).unwrap();
+    let (model, io) = (created.into_decoder().unwrap().model, io("qwen3"));
+    let logits = model.forward(&io["ids"], None).unwrap();
+    assert_close("qwen3", &logits, &io["logits"], 1e-5);
+}
+
 #[test]
 fn directories_that_are_no_models() {
     let empty = tempfile::tempdir().unwrap();
@@ -171,8 +225,8 @@ fn directories_that_are_no_models() {
         with_config(r#"{"model_type": "llama", "architectures": ["LlamaForTokenClassification"]}"#);
     assert_eq!(
         error(other.path()),
-        "DIR/config.json: `architectures` is [\"LlamaForTokenClassification\"]: of decoders, only \
-         ..ForCausalLM is supported"
+        "DIR/config.json: `architectures` is [\"LlamaForTokenClassification\"]: decoders are \
+         supported as ..ForCausalLM and ..Model"
     );
     let several =
         with_config(r#"{"model_type": "llama", "hidden_act": 3, "num_key_value_heads": 5}"#);

@@ -1,10 +1,14 @@
 //! The gradients of small LoRA models by differences of the loss, with and without recomputation.
 
-use super::{CASES, io, read};
-use candle_core::{DType, Tensor};
+use super::{CASES, folder, io, read};
+use candle_core::safetensors::load;
+use candle_core::{DType, Device, Tensor, Var};
+use candle_nn::VarBuilder;
 use candle_nn::loss::cross_entropy;
+use lora::models::decoder::Decoder;
 use lora::{LoraConfig, LoraModel, LoraModule};
-use lora_tests::{assert_close, fill_adapters};
+use lora_tests::{assert_close, check_gradients, fill_adapters};
+use std::collections::HashMap;
 
 /// The loss of each token but the first, in the last nine positions.
 fn loss(logits: &Tensor, ids: &Tensor) -> candle_core::Result<Tensor> {
@@ -58,6 +62,53 @@ fn of_embeddings_and_norms() {
     }
 }
 
+/// A base model in variables has the right gradients, too.
+#[test]
+fn base_models_have_them() {
+    for (case, names) in [
+        (
+            "qwen3",
+            [
+                "layers.0.self_attn.k_norm",
+                "layers.1.input_layernorm",
+                "norm",
+            ]
+            .as_slice(),
+        ),
+        (
+            "olmo2",
+            &[
+                "layers.0.self_attn.q_norm",
+                "layers.0.post_feedforward_layernorm",
+            ],
+        ),
+        (
+            "qwen3_moe",
+            &["layers.1.mlp.gate", "layers.1.post_attention_layernorm"],
+        ),
+    ] {
+        let weights = load(folder(case).join("model.safetensors"), &Device::Cpu).unwrap();
+        let (config, io) = (read(case, DType::F64).config, io(case));
+        let mut tensors: HashMap<String, Tensor> = HashMap::new();
+        for (name, tensor) in weights {
+            tensors.insert(name, tensor.to_dtype(DType::F64).unwrap());
+        }
+        let mut vars = Vec::new();
+        for name in names {
+            let name = format!("model.{name}.weight");
+            let var = Var::from_tensor(&tensors[&name]).unwrap();
+            tensors.insert(name.clone(), var.as_tensor().clone());
+            vars.push((name, var));
+        }
+        let vb = VarBuilder::from_tensors(tensors, DType::F64, &Device::Cpu);
+        let model = Decoder::new(&config, vb).unwrap();
+        let vars: Vec<(&str, &Var)> = vars.iter().map(|(name, var)| (&**name, var)).collect();
+        check_gradients(case, &vars, || {
+            loss(&model.forward(&io["ids"], None)?, &io["ids"])
+        });
+    }
+}
+
 #[test]
 fn recomputed_ones_are_the_same() {
     for case in ["llama_linear", "gemma3", "qwen3_moe"] {
@@ -82,5 +133,30 @@ fn recomputed_ones_are_the_same() {
         for (kept, anew) in kept.iter().zip(&anew) {
             assert_close(case, anew, kept, 1e-6);
         }
+    }
+}
+
+/// Without targets of its own, a configuration adapts what PEFT's does.
+#[test]
+fn queries_and_values_are_adapted_by_default() {
+    for (case, expected) in [
+        ("smollm2", ["q_proj", "v_proj"].as_slice()),
+        ("mixtral", &["q_proj", "v_proj"]),
+        ("phi3_partial", &["qkv_proj"]),
+    ] {
+        let model = read(case, DType::F32).model;
+        let model = model.to_lora(&LoraConfig::new(2)).unwrap();
+        let adapted = model
+            .summary()
+            .rows
+            .into_iter()
+            .filter(|row| row.rank.is_some());
+        let paths: Vec<String> = adapted.map(|row| row.path).collect();
+        let layer = |index| {
+            expected
+                .iter()
+                .map(move |name| format!("model.layers.{index}.self_attn.{name}"))
+        };
+        assert_eq!(paths, (0..2).flat_map(layer).collect::<Vec<_>>());
     }
 }

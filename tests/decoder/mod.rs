@@ -3,8 +3,10 @@
 mod cache;
 mod config;
 mod files;
+mod generate;
 mod gradients;
 mod logits;
+mod peft;
 
 use candle_core::safetensors::load;
 use candle_core::{DType, Device, Tensor};

@@ -227,13 +227,19 @@ impl Adapters {
         names
     }
 
+    /// In a view for mixed batches: the rows, if some row's adapter changes what the layer computes.
+    /// Otherwise no adapter is active, and all rows are computed at once.
+    pub(crate) fn mixed_rows(&self) -> Option<&Rows> {
+        self.rows.as_ref().filter(|rows| rows.touch(self))
+    }
+
     /// In a view for mixed batches: each group of rows, with what `f` reads from the group's layer.
     pub(crate) fn row_parts<L: Adapted + Clone, T>(
         &self,
         layer: &L,
         f: impl Fn(&L) -> candle_core::Result<T>,
     ) -> candle_core::Result<Vec<(Vec<u32>, T)>> {
-        let Some(rows) = &self.rows else {
+        let Some(rows) = self.mixed_rows() else {
             return Ok(Vec::new());
         };
         let layers = rows.layers(layer)?.into_iter();

@@ -73,6 +73,8 @@ pub(crate) fn by_rows<L>(
             xs.dims()
         );
     }
+    // candle selects rows of contiguous tensors alone.
+    let xs = xs.contiguous()?;
     // One call for each group, not for each row: products of many rows are faster.
     let mut parts = Vec::new();
     let mut places = vec![0u32; count];

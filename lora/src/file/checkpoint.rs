@@ -2,6 +2,7 @@
 
 use super::{TensorFile, parse_json, read_bounded};
 use crate::error::shorten;
+use crate::path::join;
 use crate::{Error, Result};
 use candle_core::Tensor;
 use indexmap::IndexMap;
@@ -22,8 +23,8 @@ pub(crate) struct Checkpoint {
     pub(crate) shards: Vec<TensorFile>,
     /// Name and contents of the index.
     pub(crate) index: Option<(String, Value)>,
-    /// The shard of each tensor.
-    places: IndexMap<String, usize>,
+    /// The shard of each tensor, and the tensor's name there.
+    places: IndexMap<String, (usize, String)>,
 }
 
 impl Checkpoint {
@@ -82,48 +83,21 @@ impl Checkpoint {
     }
 
     fn open_index(path: &Path, dir: &Path) -> Result<Self> {
-        let wrong = |problem: String| Error::file(path, problem);
-        let index: Value = parse_json(&read_bounded(path)?)
-            .map_err(|error| wrong(format!("is not valid JSON: {error}")))?;
-        let map = index.get("weight_map").and_then(Value::as_object);
-        let map = map.ok_or_else(|| wrong("has no object `weight_map`".into()))?;
-        let mut files: BTreeSet<&str> = BTreeSet::new();
-        let mut problems = Vec::new();
-        for (tensor, file) in map {
-            // An index is from elsewhere: a path in it must not lead out of the directory.
-            let plain = file
-                .as_str()
-                .filter(|file| !file.starts_with('.') && !file.contains(['/', '\\', ':', '\0']));
-            match plain {
-                Some(file) => {
-                    files.insert(file);
-                }
-                None => problems.push(format!(
-                    "puts `{}` into {}, which is no plain file name",
-                    shorten(tensor),
-                    shorten(&file.to_string())
-                )),
-            }
-        }
-        if !problems.is_empty() {
-            return Err(Error::File {
-                path: path.into(),
-                problems,
-            });
-        }
-        let shards = files.iter().map(|file| TensorFile::open(&dir.join(file)));
+        let Index { json, files } = Index::read(path)?;
+        let names: BTreeSet<&String> = files.values().collect();
+        let shards = names.iter().map(|file| TensorFile::open(&dir.join(file)));
         let shards = shards.collect::<Result<Vec<_>>>()?;
-        let places: HashMap<&str, usize> = files.into_iter().zip(0..).collect();
-        for (tensor, file) in map {
-            let shard = file.as_str().and_then(|file| places.get(file).copied());
-            let there = shard.is_some_and(|shard| shards[shard].tensors().contains_key(tensor));
-            if !there {
-                let (tensor, file) = (shorten(tensor), file.as_str().unwrap_or_default());
-                problems.push(format!(
-                    "puts `{tensor}` into `{file}`, which does not hold it"
-                ));
-            }
-        }
+        let places: HashMap<&String, usize> = names.into_iter().zip(0..).collect();
+        let absent = files.iter().filter(|(tensor, file)| {
+            let shard = &shards[places[file]];
+            !shard.tensors().contains_key(*tensor)
+        });
+        let problems: Vec<String> = absent
+            .map(|(tensor, file)| {
+                let tensor = shorten(tensor);
+                format!("puts `{tensor}` into `{file}`, which does not hold it")
+            })
+            .collect();
         if !problems.is_empty() {
             return Err(Error::File {
                 path: path.into(),
@@ -131,7 +105,7 @@ impl Checkpoint {
             });
         }
         let name = path.file_name().map(|name| name.to_string_lossy().into());
-        let index = name.map(|name| (name, index));
+        let index = name.map(|name| (name, json));
         Self::of(path, Some(dir), index, shards)
     }
 
@@ -145,6 +119,7 @@ impl Checkpoint {
         let mut problems = Vec::new();
         for (place, shard) in shards.iter().enumerate() {
             for name in shard.tensors().keys() {
+                let place = (place, name.clone());
                 if places.insert(name.clone(), place).is_some() {
                     problems.push(format!("holds `{}` in two files", shorten(name)));
                 }
@@ -166,6 +141,15 @@ impl Checkpoint {
         }
     }
 
+    /// The same tensors, each as part of this module.
+    pub(crate) fn within(mut self, module: &str) -> Self {
+        let places = std::mem::take(&mut self.places).into_iter();
+        self.places = places
+            .map(|(name, place)| (join(module, &name), place))
+            .collect();
+        self
+    }
+
     pub(crate) fn names(&self) -> impl Iterator<Item = &str> {
         self.places.keys().map(String::as_str)
     }
@@ -175,7 +159,8 @@ impl Checkpoint {
     }
 
     pub(crate) fn info(&self, name: &str) -> Option<&TensorInfo> {
-        self.shards[*self.places.get(name)?].tensors().get(name)
+        let (shard, name) = self.places.get(name)?;
+        self.shards[*shard].tensors().get(name)
     }
 
     pub(crate) fn shape(&self, name: &str) -> Option<&[usize]> {
@@ -184,7 +169,7 @@ impl Checkpoint {
 
     pub(crate) fn tensor(&self, name: &str) -> Result<Tensor> {
         match self.places.get(name) {
-            Some(&place) => self.shards[place].tensor(name),
+            Some((shard, name)) => self.shards[*shard].tensor(name),
             None => Err(Error::file(&self.path, format!("has no tensor `{name}`"))),
         }
     }
@@ -220,5 +205,47 @@ impl Checkpoint {
         config
             .map(Some)
             .map_err(|error| Error::file(&path, format!("is not valid JSON: {error}")))
+    }
+}
+
+/// The index of a checkpoint in shards.
+pub(crate) struct Index {
+    /// All that the file holds.
+    json: Value,
+    /// The file of each tensor, in the index's directory.
+    pub(crate) files: IndexMap<String, String>,
+}
+
+impl Index {
+    pub(crate) fn read(path: &Path) -> Result<Self> {
+        let wrong = |problem: String| Error::file(path, problem);
+        let json: Value = parse_json(&read_bounded(path)?)
+            .map_err(|error| wrong(format!("is not valid JSON: {error}")))?;
+        let map = json.get("weight_map").and_then(Value::as_object);
+        let map = map.ok_or_else(|| wrong("has no object `weight_map`".into()))?;
+        let (mut files, mut problems) = (IndexMap::new(), Vec::new());
+        for (tensor, file) in map {
+            // An index is from elsewhere: a path in it must not lead out of the directory.
+            let plain = file
+                .as_str()
+                .filter(|file| !file.starts_with('.') && !file.contains(['/', '\\', ':', '\0']));
+            match plain {
+                Some(file) => {
+                    files.insert(tensor.clone(), file.into());
+                }
+                None => problems.push(format!(
+                    "puts `{}` into {}, which is no plain file name",
+                    shorten(tensor),
+                    shorten(&file.to_string())
+                )),
+            }
+        }
+        match problems.is_empty() {
+            true => Ok(Self { json, files }),
+            false => Err(Error::File {
+                path: path.into(),
+                problems,
+            }),
+        }
     }
 }

@@ -8,6 +8,8 @@ mod stage;
 
 pub(crate) use bounded::read_bounded;
 pub(crate) use checkpoint::Checkpoint;
+#[cfg(feature = "hub")]
+pub(crate) use checkpoint::Index;
 pub(crate) use json::parse as parse_json;
 pub(crate) use safetensors::TensorFile;
 pub(crate) use stage::{stage, sync, temporary};

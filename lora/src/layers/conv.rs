@@ -78,7 +78,7 @@ macro_rules! lora_conv {
 
         impl Module for $lora {
             fn forward(&self, xs: &Tensor) -> candle_core::Result<Tensor> {
-                if let Some(rows) = &self.adapters.rows {
+                if let Some(rows) = self.adapters.mixed_rows() {
                     return rows.forward(self, xs);
                 }
                 let weight = self.adapters.seen(&self.weight);

@@ -58,7 +58,7 @@ impl LoraEmbedding {
 
 impl Module for LoraEmbedding {
     fn forward(&self, ids: &Tensor) -> candle_core::Result<Tensor> {
-        if let Some(rows) = &self.adapters.rows {
+        if let Some(rows) = self.adapters.mixed_rows() {
             return rows.forward(self, ids);
         }
         let weight = self.adapters.seen(&self.weight);

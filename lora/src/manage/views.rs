@@ -51,7 +51,11 @@ pub(crate) fn for_rows<M: LoraModule>(model: &M, rows: &[Option<&str>]) -> Resul
     let rows = Rows::new(rows);
     change_layers(&mut view, |_, layer| match layer.adapted_mut() {
         Some(adapted) => {
-            adapted.adapters_mut().rows = Some(rows.clone());
+            let adapters = adapted.adapters_mut();
+            if !rows.touch(adapters) {
+                adapters.active.clear();
+            }
+            adapters.rows = Some(rows.clone());
             Ok(())
         }
         // The check above leaves no row with an adapter that trains this layer.

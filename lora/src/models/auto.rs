@@ -1,9 +1,9 @@
 //! Models by what their directory says.
 
 use super::decoder::{Decoder, DecoderConfig};
+use super::keys::read_object;
 use super::{Created, Options, Weights, build};
 use crate::error::warn;
-use crate::file::{parse_json, read_bounded};
 use crate::{Error, Result};
 use serde_json::{Map, Value};
 use std::path::Path;
@@ -56,11 +56,7 @@ pub fn auto(directory: impl AsRef<Path>, options: &Options) -> Result<Auto> {
         path: path.clone(),
         problems,
     };
-    let map = match parse_json(&read_bounded(&path)?) {
-        Ok(Value::Object(map)) => map,
-        Ok(_) => return Err(problems(vec!["is no JSON object".into()])),
-        Err(error) => return Err(problems(vec![format!("is not valid JSON: {error}")])),
-    };
+    let map = read_object(&path)?;
     let config = DecoderConfig::parse(&map).map_err(problems)?;
     if let Some(problem) = other_task(&map) {
         return Err(problems(vec![problem]));
@@ -76,8 +72,10 @@ pub fn auto(directory: impl AsRef<Path>, options: &Options) -> Result<Auto> {
 fn other_task(map: &Map<String, Value>) -> Option<String> {
     let classes = map.get("architectures")?.as_array()?;
     let class = classes.first()?.as_str()?;
-    let known = class.ends_with("ForCausalLM");
+    let known = class.ends_with("ForCausalLM") || class.ends_with("Model");
     (!known).then(|| {
-        format!("`architectures` is [{class:?}]: of decoders, only ..ForCausalLM is supported")
+        format!(
+            "`architectures` is [{class:?}]: decoders are supported as ..ForCausalLM and ..Model"
+        )
     })
 }

@@ -117,6 +117,11 @@ fn find<M: Architecture>(
 
 fn load<M: Architecture>(config: &M::Config, path: &Path, options: &Options) -> Result<Created<M>> {
     let checkpoint = open(path)?;
+    let is_of = |body: &&str| checkpoint.names().any(|name| is_or_starts_with(name, body));
+    let checkpoint = match M::BODY.filter(|body| !is_of(body)) {
+        Some(body) => checkpoint.within(body),
+        None => checkpoint,
+    };
     let mut settings = options.clone();
     let classifier = checkpoint.shape(&format!("{}.weight", M::CLASSIFIER));
     let listed = |name: &str| {

@@ -1,10 +1,11 @@
 //! Files of the Hugging Face hub, through its local cache.
 
-use crate::file::TensorFile;
+use crate::file::{Index, TensorFile};
 use crate::{Error, Result};
 use hf_hub::progress::{DownloadEvent, ProgressEvent, ProgressHandler};
 use hf_hub::{HFClient, HFError, split_id};
 use indicatif::{ProgressBar, ProgressStyle};
+use std::collections::BTreeSet;
 use std::error::Error as _;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -57,6 +58,33 @@ impl Hub {
     pub fn retries(mut self, retries: usize) -> Self {
         self.retries = Some(retries);
         self
+    }
+
+    /// The directory in the cache that holds a repository's model: `config.json`, and its weights in
+    /// one file or in shards. [`auto`](super::auto) reads it:
+    ///
+    /// ```no_run
+    /// use lora::models::{self, Hub, Options};
+    ///
+    /// let directory = Hub::new().fetch_model("HuggingFaceTB/SmolLM2-135M")?;
+    /// let created = models::auto(directory, &Options::new())?.into_decoder()?;
+    /// # Ok::<(), lora::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// As [`fetch`](Self::fetch), and an index that names no plain files.
+    pub fn fetch_model(&self, repository: &str) -> Result<PathBuf> {
+        let config = self.fetch(repository, "config.json")?;
+        if let Err(alone) = self.fetch(repository, "model.safetensors") {
+            // Large models come in shards. Without an index the first problem is the one to tell.
+            let index = self.fetch(repository, "model.safetensors.index.json");
+            let files = Index::read(&index.map_err(|_| alone)?)?.files;
+            for shard in files.into_values().collect::<BTreeSet<_>>() {
+                self.fetch(repository, &shard)?;
+            }
+        }
+        let directory = config.parent().unwrap_or(Path::new("."));
+        Ok(directory.to_path_buf())
     }
 
     /// The path of a repository's file in the cache, for example of `model.safetensors` of

@@ -1,10 +1,22 @@
 //! Reading the settings of a `config.json`, with a list of everything wrong.
 
 use crate::error::shorten;
+use crate::file::{parse_json, read_bounded};
+use crate::{Error, Result};
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 use std::cell::RefCell;
 use std::collections::HashSet;
+use std::path::Path;
+
+/// Reads a file that holds a JSON object.
+pub(super) fn read_object(path: &Path) -> Result<Map<String, Value>> {
+    match parse_json(&read_bounded(path)?) {
+        Ok(Value::Object(map)) => Ok(map),
+        Ok(_) => Err(Error::file(path, "is no JSON object")),
+        Err(error) => Err(Error::file(path, format!("is not valid JSON: {error}"))),
+    }
+}
 
 /// The settings of a JSON object. Problems are collected, so that a reader can go on with a default
 /// and tell of all problems at once.
@@ -123,10 +135,11 @@ impl<'a> Keys<'a> {
         }
     }
 
-    /// The keys that were not read, of those with a value.
+    /// The keys that were not read. Null, or a switch that is off, says nothing.
     pub(super) fn unread(&self) -> Vec<&'a str> {
         let read = self.read.borrow();
-        let keys = self.map.iter().filter(|(_, value)| !value.is_null());
+        let says = |value: &Value| !matches!(value, Value::Null | Value::Bool(false));
+        let keys = self.map.iter().filter(|(_, value)| says(value));
         let keys = keys.map(|(key, _)| key.as_str());
         keys.filter(|key| !read.contains(*key)).collect()
     }

@@ -22,6 +22,7 @@ mod auto;
 pub mod convnext;
 mod create;
 pub mod decoder;
+pub mod generate;
 #[cfg(feature = "hub")]
 mod hub;
 mod keys;
@@ -56,6 +57,10 @@ pub trait Architecture: LoraModel {
 
     /// Path of the layer that tells the classes apart; its weight is (classes, features).
     const CLASSIFIER: &'static str;
+
+    /// The module that holds all but the head, if there is one. A file in which no name begins with it
+    /// is taken for one of the model without its head, which leaves the module's name out.
+    const BODY: Option<&'static str> = None;
 
     /// The variants that have a name.
     fn variants() -> &'static [Variant<Self::Config>];

@@ -3,6 +3,7 @@
 use super::config::DecoderConfig;
 use super::padding::Padding;
 use crate::ops::KvCache;
+use candle_core::Result;
 
 /// The keys and values that a [`Decoder`](super::Decoder) has computed for a batch of sequences so
 /// far. Each generation has its own; the caller holds it.
@@ -13,11 +14,14 @@ use crate::ops::KvCache;
 ///
 /// A forward pass that fails may leave a part of its keys behind: [`reset`](Self::reset) the cache
 /// then.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Cache {
     pub(super) layers: Vec<KvCache>,
     pub(super) padding: Padding,
 }
+
+/// The dimension of the positions.
+const TIME: usize = 2;
 
 /// The length to allocate first. The buffers grow by themselves.
 const START: usize = 256;
@@ -25,12 +29,29 @@ const START: usize = 256;
 impl Cache {
     /// An empty cache for a model of this configuration.
     pub fn new(config: &DecoderConfig) -> Self {
-        let time = 2;
         let layers = config.layers.iter();
         Self {
-            layers: layers.map(|_| KvCache::new(time, START)).collect(),
+            layers: layers.map(|_| KvCache::new(TIME, START)).collect(),
             padding: Padding::default(),
         }
+    }
+
+    /// A copy with memory of its own, for another continuation of the same sequences.
+    ///
+    /// # Errors
+    /// If the device has not enough memory.
+    pub fn fork(&self) -> Result<Self> {
+        let copy = |layer: &KvCache| {
+            let mut copy = KvCache::new(TIME, START);
+            if let (Some(k), Some(v)) = (layer.k()?, layer.v()?) {
+                copy.append(&k, &v)?;
+            }
+            Ok(copy)
+        };
+        Ok(Self {
+            layers: self.layers.iter().map(copy).collect::<Result<_>>()?,
+            padding: self.padding.clone(),
+        })
     }
 
     /// How many positions the cache holds, padding among them.

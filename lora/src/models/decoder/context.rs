@@ -5,6 +5,7 @@ use super::padding::Padding;
 use super::rope::Tables;
 use candle_core::{DType, Device, Result, Tensor};
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 
 /// The tables and masks of one forward pass.
 #[derive(Clone, Debug)]
@@ -50,9 +51,8 @@ impl Context {
         });
         let mut masks = HashMap::new();
         for layer in &config.layers {
-            if !masks.contains_key(&layer.window) {
-                let mask = padding.mask(&positions, layer.window, time, device)?;
-                masks.insert(layer.window, mask);
+            if let Entry::Vacant(place) = masks.entry(layer.window) {
+                place.insert(padding.mask(&positions, layer.window, time, device)?);
             }
         }
         Ok(Self {

@@ -80,7 +80,9 @@ impl Module for Experts {
             }
             let rows = Tensor::new(rows, xs.device())?;
             let places = Tensor::new(places, xs.device())?;
-            let ys = expert.forward(&tokens.index_select(&rows, 0)?)?;
+            // As a batch of one: an adapter for each row of a batch must not take tokens for rows.
+            let xs = tokens.index_select(&rows, 0)?.unsqueeze(0)?;
+            let ys = expert.forward(&xs)?.squeeze(0)?;
             let weights = weights.index_select(&places, 0)?.unsqueeze(1)?;
             sum = sum.index_add(&rows, &ys.broadcast_mul(&weights)?, 0)?;
         }

@@ -21,11 +21,12 @@ pub use config::{
     Biases, DecoderConfig, ExpertsConfig, LayerConfig, NormPlacement, QkNorm, Rope, RopeScaling,
 };
 
+use super::generate::{Decode, last_position};
 use super::{Architecture, Extra, Options, Variant};
 use crate::layers::Recompute;
 use crate::{LoraModel, checkpoint};
 use block::Block;
-use candle_core::{Result, Tensor, bail};
+use candle_core::{DType, Device, Result, Tensor, bail};
 use candle_nn::{Embedding, Init, Linear, Module, VarBuilder};
 use context::Context;
 use norm::Norm;
@@ -34,7 +35,9 @@ use padding::Padding;
 /// A language model that predicts the next token.
 ///
 /// `#[lora(rank)]` marks `q_proj` and `v_proj` (in Phi-3 `qkv_proj`) of every layer: PEFT's default.
-/// Paths are the checkpoint's, such as `model.layers.0.self_attn.q_proj`.
+/// Paths are the checkpoint's, such as `model.layers.0.self_attn.q_proj`; each expert of a mixture has
+/// layers of its own. PEFT's adapters for transformers 5, where experts are joined, are split when they
+/// are read.
 /// [`LoraConfig::recompute`](crate::LoraConfig::recompute) takes the layers, `model.layers.0`: in
 /// training their inner values are computed anew in the backward pass.
 ///
@@ -71,7 +74,7 @@ pub struct Decoder {
     #[lora(config)]
     config: DecoderConfig,
     model: Stack,
-    lm_head: Linear,
+    lm_head: Option<Linear>,
 }
 
 /// What stands before the head.
@@ -91,10 +94,11 @@ impl Decoder {
     pub fn new(config: &DecoderConfig, vb: VarBuilder) -> Result<Self> {
         let (vocabulary, width) = (config.vocab_size, config.hidden_size);
         let model = Stack::new(config, vb.pp("model"))?;
-        let lm_head = match config.tie_word_embeddings {
-            true => Linear::new(model.embed_tokens.embeddings().clone(), None),
-            false => linear(width, vocabulary, false, vb.pp("lm_head"))?,
+        let lm_head = || match config.tie_word_embeddings {
+            true => Ok(Linear::new(model.embed_tokens.embeddings().clone(), None)),
+            false => linear(width, vocabulary, false, vb.pp("lm_head")),
         };
+        let lm_head = config.has_head.then(lm_head).transpose()?;
         Ok(Self {
             config: config.clone(),
             model,
@@ -128,19 +132,19 @@ impl Decoder {
 
     /// The layer that makes logits of hidden states, before they are scaled and capped: see
     /// [`logits`](Self::logits).
-    pub fn lm_head(&self) -> &Linear {
-        &self.lm_head
+    pub fn lm_head(&self) -> Option<&Linear> {
+        self.lm_head.as_ref()
     }
 
     /// The logits of the next token at each position, (batch, time, vocab_size), for ids (batch,
-    /// time), u32.
+    /// time), u32 or other integers.
     ///
     /// `mask` is (batch, time), of any dtype: 1 for a token, 0 for padding, which no token sees and
     /// which does not count in positions. It may stand on either side. The logits at padding mean
     /// nothing.
     ///
     /// # Errors
-    /// If the ids are no integers below `vocab_size`, or the mask does not fit.
+    /// If the ids are no integers below `vocab_size`, the mask does not fit, or the model has no head.
     pub fn forward(&self, ids: &Tensor, mask: Option<&Tensor>) -> Result<Tensor> {
         self.logits(&self.hidden_states(ids, mask, None)?)
     }
@@ -182,7 +186,9 @@ impl Decoder {
         let padding = held
             .unwrap_or(&Padding::default())
             .with(batch, time, mask)?;
-        let xs = ids.contiguous()?.apply(&self.model.embed_tokens)?;
+        // In candle the largest number of a dtype stands for no row. In i64 no token has it.
+        let ids = ids.to_dtype(DType::I64)?.contiguous()?;
+        let xs = ids.apply(&self.model.embed_tokens)?;
         let xs = match self.config.embedding_multiplier {
             1.0 => xs,
             factor => (xs * factor)?,
@@ -201,9 +207,14 @@ impl Decoder {
     /// The logits of hidden states, (.., hidden_size) to (.., vocab_size).
     ///
     /// # Errors
-    /// If the shape does not fit.
+    /// If the shape does not fit, or the model has no head.
     pub fn logits(&self, hidden: &Tensor) -> Result<Tensor> {
-        let logits = hidden.apply(&self.lm_head)?;
+        let Some(lm_head) = &self.lm_head else {
+            bail!(
+                "the model has no head for the next token: its hidden_states() are what it computes"
+            );
+        };
+        let logits = hidden.apply(lm_head)?;
         let logits = match self.config.logits_scaling {
             1.0 => logits,
             divisor => (logits / divisor)?,
@@ -250,9 +261,28 @@ impl Stack {
     }
 }
 
+#[lora::forward]
+impl Decode for Decoder {
+    type Cache = Cache;
+
+    fn new_cache(&self) -> Cache {
+        Cache::new(&self.config)
+    }
+
+    fn decode(&self, ids: &Tensor, mask: &Tensor, cache: &mut Cache) -> Result<Tensor> {
+        let hidden = self.hidden_states(ids, Some(mask), Some(cache))?;
+        self.logits(&last_position(&hidden)?)
+    }
+
+    fn device(&self) -> Device {
+        self.model.embed_tokens.embeddings().device().clone()
+    }
+}
+
 impl Architecture for Decoder {
     type Config = DecoderConfig;
     const CLASSIFIER: &'static str = "lm_head";
+    const BODY: Option<&'static str> = Some("model");
 
     fn variants() -> &'static [Variant<DecoderConfig>] {
         &[]

@@ -195,8 +195,8 @@ fn mistral(_: &mut DecoderConfig, keys: &Keys<'_>) -> Layers {
 
 /// The window of Qwen's models, which has a switch of its own.
 fn switched_window(keys: &Keys<'_>, default: Option<usize>) -> Option<usize> {
-    let window = keys.nullable("sliding_window", default);
-    window.filter(|_| keys.get("use_sliding_window", false))
+    let on = keys.get("use_sliding_window", false);
+    keys.nullable("sliding_window", default).filter(|_| on)
 }
 
 /// The layers from `max_window_layers` on have the window, unless `layer_types` says more.
@@ -241,7 +241,7 @@ fn smollm3(config: &mut DecoderConfig, keys: &Keys<'_>) -> Layers {
     // In spite of the key's name, 1 is for a layer with a rope.
     let turns = move |layer: usize| match &listed {
         Some(listed) => listed.get(layer) != Some(&0),
-        None => (layer + 1) % interval.max(1) != 0,
+        None => !(layer + 1).is_multiple_of(interval.max(1)),
     };
     for (index, layer) in config.layers.iter_mut().enumerate() {
         layer.rope = turns(index).then_some(0);
@@ -275,7 +275,7 @@ fn later_gemma(config: &mut DecoderConfig, keys: &Keys<'_>, caps: [Option<f64>; 
 fn gemma2(config: &mut DecoderConfig, keys: &Keys<'_>) -> Layers {
     later_gemma(config, keys, [Some(50.0), Some(30.0)]);
     let window = keys.nullable("sliding_window", Some(4096));
-    every_layer(window, |layer| layer % 2 == 0)
+    every_layer(window, |layer| layer.is_multiple_of(2))
 }
 
 fn gemma3(config: &mut DecoderConfig, keys: &Keys<'_>) -> Layers {
@@ -290,7 +290,9 @@ fn gemma3(config: &mut DecoderConfig, keys: &Keys<'_>) -> Layers {
         keys.refuse("sliding_window_pattern", "a number above 0 is expected");
     }
     let window = keys.nullable("sliding_window", Some(4096));
-    every_layer(window, move |layer| (layer + 1) % pattern.max(1) != 0)
+    every_layer(window, move |layer| {
+        !(layer + 1).is_multiple_of(pattern.max(1))
+    })
 }
 
 fn phi3(config: &mut DecoderConfig, keys: &Keys<'_>) -> Layers {
@@ -350,7 +352,7 @@ fn qwen3_moe(config: &mut DecoderConfig, keys: &Keys<'_>) -> Layers {
     }
     let dense: Vec<usize> = keys.get("mlp_only_layers", Vec::new());
     for (index, layer) in config.layers.iter_mut().enumerate() {
-        let turn = (index + 1) % step.max(1) == 0;
+        let turn = (index + 1).is_multiple_of(step.max(1));
         layer.experts = turn && experts.count > 0 && !dense.contains(&index);
     }
     let any = config.layers.iter().any(|layer| layer.experts);

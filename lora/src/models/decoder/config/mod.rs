@@ -56,6 +56,8 @@ pub struct DecoderConfig {
     pub rms_norm_eps: f64,
     /// The activation of the MLPs.
     pub hidden_act: Activation,
+    /// There is a head for the next token. A model whose class is `LlamaModel` or the like has none.
+    pub has_head: bool,
     /// The head shares the embedding's weight.
     pub tie_word_embeddings: bool,
     /// What differs from layer to layer.

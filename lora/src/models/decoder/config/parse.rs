@@ -57,6 +57,7 @@ const HARMLESS: &[&str] = &[
     "id2label",
     "initializer_range",
     "is_decoder",
+    "is_llama_config",
     "label2id",
     "max_window_layers",
     "model_type",
@@ -116,7 +117,7 @@ impl DecoderConfig {
 }
 
 fn family(keys: &Keys<'_>) -> Result<&'static Family, String> {
-    let classes: Vec<String> = keys.get("architectures", Vec::new());
+    let classes = classes(keys);
     let of_class = |class: &str, family: &&Family| {
         class.strip_prefix(family.class) == Some("ForCausalLM")
             || class.strip_prefix(family.class) == Some("Model")
@@ -136,6 +137,11 @@ fn family(keys: &Keys<'_>) -> Result<&'static Family, String> {
         };
         format!("`model_type` is {is}: decoders are {}", known.join(", "))
     })
+}
+
+/// The names of the model's classes in transformers.
+fn classes(keys: &Keys<'_>) -> Vec<String> {
+    keys.get("architectures", Vec::new())
 }
 
 fn sizes(keys: &Keys<'_>, family: &Family) -> DecoderConfig {
@@ -177,6 +183,7 @@ fn sizes(keys: &Keys<'_>, family: &Family) -> DecoderConfig {
         ),
         rms_norm_eps: keys.get("rms_norm_eps", family.rms_norm_eps),
         hidden_act: activation(keys, family),
+        has_head: !classes(keys).iter().any(|class| class.ends_with("Model")),
         tie_word_embeddings: keys.get("tie_word_embeddings", family.tie_word_embeddings),
         layers: vec![layer; count],
         ropes: Vec::new(),
@@ -282,6 +289,12 @@ fn ropes(config: &DecoderConfig, keys: &Keys<'_>, family: &Family) -> Vec<Rope> 
     };
     let older = keys.object("rope_scaling");
     let newer = keys.object("rope_parameters");
+    if older.is_some() && newer.is_some() {
+        keys.refuse(
+            "rope_scaling",
+            "rope_parameters is given, too: only one of both can say",
+        );
+    }
     let empty = Map::new();
     let read = |object: Option<Keys<'_>>, around: &Surroundings| {
         let object = object.unwrap_or_else(|| keys.without(&empty));
@@ -320,11 +333,15 @@ fn check(config: &DecoderConfig, keys: &Keys<'_>) {
         ("attn_logit_softcapping", config.attn_logit_softcapping),
         ("final_logit_softcapping", config.final_logit_softcapping),
     ] {
-        // The attention takes a cap of 1 for none.
-        let of_attention = key.starts_with("attn");
-        if value.is_some_and(|cap| cap <= 0.0 || (cap == 1.0 && of_attention)) {
-            keys.refuse(key, "a number above 0, and other than 1, is expected");
+        if value.is_some_and(|cap| cap <= 0.0) {
+            keys.refuse(key, "a number above 0 is expected");
         }
+    }
+    if config.attn_logit_softcapping == Some(1.0) {
+        keys.refuse("attn_logit_softcapping", "the attention takes 1 for no cap");
+    }
+    if config.rms_norm_eps < 0.0 {
+        keys.refuse("rms_norm_eps", "a number of at least 0 is expected");
     }
     if let Some(experts) = &config.experts {
         if !(1..=MAX_COUNT).contains(&experts.count) {
@@ -342,7 +359,12 @@ fn check(config: &DecoderConfig, keys: &Keys<'_>) {
             keys.refuse("moe_intermediate_size", &reason);
         }
     }
-    for key in ["is_encoder_decoder", "add_cross_attention"] {
+    for key in [
+        "add_cross_attention",
+        "is_encoder_decoder",
+        "rope_interleaved",
+        "use_mrope",
+    ] {
         keys.only(key, &Value::Bool(false));
     }
     if keys.find::<Value>("quantization_config").is_some() {
