@@ -19,7 +19,7 @@ pub use crate::kernels::simd::{Level, force_level as force_simd};
 /// For tests: how many recorded values of ops the process holds, from which a graph leads on.
 pub use crate::ops::recorded_values;
 
-pub use crate::ops::{Candle, Function, Other};
+pub use crate::ops::{Candle, Function, Other, Receiver};
 
 /// The value of a field under `#[lora(skip)]`. All copies go through this function: where the type is
 /// not `Clone`, rustc says the same at each, and shows one error.

@@ -274,7 +274,7 @@ fn empty_batches() {
         for (name, input) in &mut case.inputs {
             let batched = match name.as_str() {
                 "cos" | "sin" => input.rank() == 3,
-                name => ["x", "branch", "ids", "q", "k", "v", "mask"].contains(&name),
+                name => ["x", "branch", "ids", "source", "q", "k", "v", "mask"].contains(&name),
             };
             if batched {
                 *input = input.narrow(0, 0, 0).unwrap();

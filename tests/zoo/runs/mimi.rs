@@ -1,6 +1,7 @@
 //! Mimi: one layer of width 8 in each transformer, two filters. A window of two frames has no
 //! need of the buffer of candle's `RotatingKvCache`, which has no gradient. Its positions cannot
-//! be set back from outside, so each run has a copy.
+//! be set back from outside, so each run has a copy. What comes before the codes, which are whole numbers,
+//! has no gradient.
 use crate::prelude::*;
 use candle_core::Shape;
 use candle_nn::{Init, var_builder::SimpleBackend};
@@ -99,4 +100,4 @@ run!(|model| {
         &[encoded.flatten_all()?, decoded.flatten_all()?],
         0,
     )?)
-});
+}, unreached: ["quantizer.*.input_proj"]);
