@@ -12,6 +12,7 @@ mod attributes;
 mod check;
 mod runs;
 mod sources;
+mod swaps;
 mod workspace;
 
 use annotate::{Model, Place, field_at};
@@ -22,6 +23,7 @@ use clap::Parser;
 use sources::{Group, Sources};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
+use swaps::Swaps;
 use workspace::Workspace;
 
 /// Annotates, compiles and runs the models of candle-transformers, and prints what works.
@@ -49,6 +51,8 @@ struct Outcome {
     naive: Vec<Failure>,
     /// The same with the attributes beyond the rules.
     attributed: Vec<Failure>,
+    /// The same with paths of types swapped for those of the library.
+    swapped: Vec<Failure>,
 }
 
 fn main() -> Result<()> {
@@ -62,6 +66,7 @@ fn main() -> Result<()> {
         return runs::again(&workspace, &args.only);
     }
     let more = Attributes::parse(include_str!("../attributes.txt"))?;
+    let swaps = Swaps::parse(include_str!("../swaps.txt"))?;
 
     let mut outcomes = Vec::new();
     for group in sources.groups()? {
@@ -79,27 +84,41 @@ fn main() -> Result<()> {
             derived: 0,
             naive: Vec::new(),
             attributed: Vec::new(),
+            swapped: Vec::new(),
         });
     }
 
     let by_rules = compile(&workspace, &mut outcomes, &Attributes::default())?;
     for (outcome, failures) in outcomes.iter_mut().zip(by_rules) {
-        outcome.attributed.clone_from(&failures);
-        outcome.naive = failures;
+        outcome.naive = failures.clone();
+        outcome.attributed = failures.clone();
+        outcome.swapped = failures;
     }
     let (mut concerned, rest): (Vec<_>, Vec<_>) = outcomes
         .into_iter()
         .partition(|outcome| more.concern(outcome.group.files.iter().map(PathBuf::as_path)));
     let with_more = compile(&workspace, &mut concerned, &more)?;
     for (outcome, failures) in concerned.iter_mut().zip(with_more) {
-        outcome.attributed = failures;
+        outcome.attributed = failures.clone();
+        outcome.swapped = failures;
+    }
+    let (mut concerned, rest): (Vec<_>, Vec<_>) = concerned
+        .into_iter()
+        .chain(rest)
+        .partition(|outcome| swaps.concern(outcome.group.files.iter()));
+    for outcome in &mut concerned {
+        swaps.apply(&mut outcome.text)?;
+        // What the compiler said of candle's types does not hold of the library's.
+        outcome.skipped.clear();
+    }
+    let with_swaps = compile(&workspace, &mut concerned, &more)?;
+    for (outcome, failures) in concerned.iter_mut().zip(with_swaps) {
+        outcome.swapped = failures;
     }
     let mut outcomes: Vec<_> = concerned.into_iter().chain(rest).collect();
     outcomes.sort_by(|a, b| a.group.name.cmp(&b.group.name));
     report(&outcomes, args.errors);
-    let compile = outcomes
-        .iter()
-        .filter(|outcome| outcome.attributed.is_empty());
+    let compile = outcomes.iter().filter(|outcome| outcome.swapped.is_empty());
     runs::run(&workspace, compile.map(|outcome| &*outcome.group.name))
 }
 
@@ -190,9 +209,15 @@ fn report(outcomes: &[Outcome], errors: bool) {
         count - attributed.len(),
         attributed.join(", ")
     );
+    let swapped = failing(|outcome| &outcome.swapped);
+    println!(
+        "compile with the path of a type swapped, too: {} of {count}; not: {}",
+        count - swapped.len(),
+        swapped.join(", ")
+    );
     if errors {
         for outcome in outcomes {
-            for failure in &outcome.attributed {
+            for failure in &outcome.swapped {
                 println!("== {} {}", outcome.group.name, failure.rendered);
             }
         }
