@@ -113,3 +113,35 @@ same!(methods_of_the_users_own: |_this, xs| {
         router.scatter(&xs)? + shared.scatter(&xs)?
     },
     { (&xs * 3.0)? + (&xs * 3.0)? });
+
+/// A model's own method of such a name may change the model.
+#[test]
+fn a_method_that_changes_the_model() {
+    #[derive(Clone, LoraModel)]
+    struct Counting {
+        #[lora(rank)]
+        fc: Linear,
+        calls: usize,
+    }
+
+    #[lora::forward]
+    impl Counting {
+        fn scatter(&mut self, xs: &Tensor) -> Result<Tensor> {
+            self.calls += 1;
+            xs.apply(&self.fc)
+        }
+
+        fn forward(&mut self, xs: &Tensor) -> Result<Tensor> {
+            let ys = self.scatter(xs)?;
+            self.scatter(&ys)
+        }
+    }
+
+    let fc = Linear::new(fixed((4, 4), DType::F32, 1), None);
+    let mut base = Counting { fc, calls: 0 };
+    let mut model = base.to_lora(&lora::LoraConfig::new(2)).unwrap();
+    let xs = fixed((2, 4), DType::F32, 2);
+    let expected = base.forward(&xs).unwrap();
+    assert_close("output", &model.forward(&xs).unwrap(), &expected, 1e-6);
+    assert_eq!((model.calls, base.calls), (2, 2));
+}

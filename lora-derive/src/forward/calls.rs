@@ -144,12 +144,17 @@ fn is_method(name: &Ident) -> bool {
     METHODS.iter().any(|method| name == method)
 }
 
+fn is_self(receiver: &Expr) -> bool {
+    matches!(receiver, Expr::Path(path) if path.path.is_ident("self"))
+}
+
 impl VisitMut for Calls<'_> {
     fn visit_expr_mut(&mut self, expr: &mut Expr) {
         match expr {
             Expr::MethodCall(call) => {
                 visit_mut::visit_expr_method_call_mut(self, call);
-                if is_method(&call.method) {
+                // A model is no tensor, and its own method may change it.
+                if is_method(&call.method) && !is_self(&call.receiver) {
                     *call.receiver = self.receiver(&call.receiver);
                 }
             }
