@@ -1,6 +1,7 @@
 //! Holds the derive against real models: copies the models of candle-transformers from cargo's
 //! registry to `target/zoo`, annotates them by the rules that a newcomer would follow, compiles them,
-//! runs what can run at a tiny size, and prints a table.
+//! runs what can run at a tiny size, and prints a table. What the rules do not say is in `attributes.txt`
+//! and `swaps.txt`.
 //!
 //! ```text
 //! cargo run --release -p lora-zoo
