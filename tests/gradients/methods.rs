@@ -4,7 +4,10 @@ use super::spellings::{net, run, same};
 use candle_core::{D, DType, Device, Result, Tensor, Var};
 use candle_nn::{Linear, Module};
 use lora::LoraModel;
-use lora::ops::{conv_transpose1d, max_pool2d, scatter, scatter_add, upsample_nearest2d};
+use lora::ops::{
+    conv_transpose1d, conv_transpose2d, conv1d, conv2d, max_pool2d, scatter, scatter_add,
+    upsample_nearest2d,
+};
 use lora_tests::{assert_close, fixed};
 use std::sync::Arc;
 
@@ -94,6 +97,22 @@ same!(by_a_path: |_this, xs| {
     let config = candle_nn::ConvTranspose1dConfig { groups: 3, ..Default::default() };
     let ys = conv_transpose1d(&xs, &kernel, None, &config)?;
     scatter_add(&ys, &places()?, &xs, 2)
+});
+
+same!(convolutions: |_this, xs| {
+    let kernel = Tensor::ones((3, 1, 3), DType::F32, &Device::Cpu)?;
+    let ys = xs.conv1d(&kernel, 1, 1, 1, 3)?.conv1d_with_algo(&kernel, 1, 1, 1, 3, None)?;
+    let kernel = kernel.reshape((3, 1, 1, 3))?;
+    let ys = ys.unsqueeze(2)?.conv2d(&kernel.transpose(0, 1)?, 0, 1, 1, 1)?;
+    ys.conv_transpose2d(&kernel.transpose(0, 1)?, 0, 0, 1, 1)?.squeeze(2)
+},
+{
+    let kernel = Tensor::ones((3, 1, 3), DType::F32, &Device::Cpu)?;
+    let config = candle_nn::Conv1dConfig { padding: 1, groups: 3, ..Default::default() };
+    let ys = conv1d(&conv1d(&xs, &kernel, None, &config)?, &kernel, None, &config)?;
+    let kernel = kernel.reshape((1, 3, 1, 3))?;
+    let ys = conv2d(&ys.unsqueeze(2)?, &kernel, None, &Default::default())?;
+    conv_transpose2d(&ys, &kernel, None, &Default::default())?.squeeze(2)
 });
 
 same!(in_a_macro: |_this, xs| {

@@ -1,6 +1,7 @@
 //! Methods of candle's tensors whose own backward pass is wrong or missing, and the ops in their place.
 
 use candle_core::{DType, Device, Result, Tensor, Var};
+use candle_nn::{Conv1dConfig, Conv2dConfig, ConvTranspose1dConfig, ConvTranspose2dConfig};
 use lora::ops;
 use lora_tests::{assert_close, check_gradients, fixed, relative_error, var};
 
@@ -29,13 +30,23 @@ fn method(
     }
 }
 
+fn conv1d(padding: usize, stride: usize, dilation: usize, groups: usize) -> Conv1dConfig {
+    Conv1dConfig {
+        padding,
+        stride,
+        dilation,
+        groups,
+        cudnn_fwd_algo: None,
+    }
+}
+
 fn methods() -> Vec<Method> {
     let ids = Tensor::new(&[[0u32, 2, 2], [1, 1, 3]], &Device::Cpu).unwrap();
     let (ids_2, ids_3, ids_4) = (ids.clone(), ids.clone(), ids.clone());
     let image = |h, w| vec![var((2, 2, h, w), 1)];
     // What reaches the input by another way counts, too.
     let beside = |x: &Var, y: Tensor| y.sum_all()?.broadcast_add(&x.sqr()?);
-    let config = candle_nn::ConvTranspose1dConfig {
+    let config = ConvTranspose1dConfig {
         stride: 2,
         padding: 1,
         groups: 2,
@@ -59,6 +70,45 @@ fn methods() -> Vec<Method> {
             vec![var((2, 4, 5), 1), var((4, 3, 3), 2)],
             move |v| ops::conv_transpose1d(&v[0], &v[1], None, &config),
             |v| v[0].conv_transpose1d(&v[1], 1, 0, 2, 1, 2),
+        ),
+        method(
+            "conv1d with a rest",
+            vec![var((2, 4, 8), 1), var((4, 2, 3), 2)],
+            |v| ops::conv1d(&v[0], &v[1], None, &conv1d(1, 2, 1, 2)),
+            |v| v[0].conv1d(&v[1], 1, 2, 1, 2),
+        ),
+        method(
+            "conv1d with a dilation",
+            vec![var((2, 2, 9), 1), var((3, 2, 3), 2)],
+            |v| ops::conv1d(&v[0], &v[1], None, &conv1d(2, 2, 2, 1)),
+            |v| v[0].conv1d(&v[1], 2, 2, 2, 1),
+        ),
+        method(
+            "conv2d with a rest on one side",
+            vec![var((1, 2, 5, 6), 1), var((3, 2, 3, 3), 2)],
+            |v| {
+                let config = Conv2dConfig {
+                    padding: 1,
+                    stride: 2,
+                    ..Default::default()
+                };
+                ops::conv2d(&v[0], &v[1], None, &config)
+            },
+            |v| v[0].conv2d(&v[1], 1, 2, 1, 1),
+        ),
+        method(
+            "conv_transpose2d with an output padding",
+            vec![var((1, 2, 3, 4), 1), var((2, 3, 3, 3), 2)],
+            |v| {
+                let config = ConvTranspose2dConfig {
+                    padding: 1,
+                    output_padding: 1,
+                    stride: 1,
+                    dilation: 2,
+                };
+                ops::conv_transpose2d(&v[0], &v[1], None, &config)
+            },
+            |v| v[0].conv_transpose2d(&v[1], 1, 1, 1, 2),
         ),
         method(
             "upsample_nearest1d beside another way",

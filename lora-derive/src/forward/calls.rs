@@ -38,7 +38,12 @@ const NAMES: &[&str] = &[
 const METHODS: &[&str] = &[
     "avg_pool2d",
     "avg_pool2d_with_stride",
+    "conv1d",
+    "conv1d_with_algo",
+    "conv2d",
+    "conv2d_with_algo",
     "conv_transpose1d",
+    "conv_transpose2d",
     "interpolate1d",
     "interpolate2d",
     "max_pool2d",

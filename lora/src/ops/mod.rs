@@ -7,7 +7,7 @@
 //! of tracked arguments only, so frozen weights cost nothing in the backward pass.
 //!
 //! Candle's backward pass of some methods of tensors is missing or wrong: [`scatter`], [`scatter_add`],
-//! [`conv_transpose1d`], [`upsample_nearest1d`], [`upsample_nearest2d`], [`upsample_bilinear2d`],
+//! [`conv1d`], [`conv2d`], [`conv_transpose1d`], [`conv_transpose2d`], [`upsample_nearest1d`], [`upsample_nearest2d`], [`upsample_bilinear2d`],
 //! [`avg_pool2d`] and [`max_pool2d`] take their place.
 //!
 //! In a method under [`#[lora::forward]`](crate::forward) the copy for the LoRA type calls these

@@ -5,12 +5,14 @@
 //! which a receiver leads to.
 
 use super::{
-    avg_pool2d, conv_transpose1d, max_pool2d, scatter, scatter_add, upsample_bilinear2d,
-    upsample_bilinear2d_with_scale, upsample_nearest1d, upsample_nearest2d,
+    avg_pool2d, conv_transpose1d, conv_transpose2d, conv1d, conv2d, max_pool2d, scatter,
+    scatter_add, upsample_bilinear2d, upsample_bilinear2d_with_scale, upsample_nearest1d,
+    upsample_nearest2d,
 };
+use candle_core::conv::CudnnFwdAlgo;
 use candle_core::shape::Dim;
 use candle_core::{Result, Tensor, ToUsize2, Var};
-use candle_nn::ConvTranspose1dConfig;
+use candle_nn::{Conv1dConfig, Conv2dConfig, ConvTranspose1dConfig, ConvTranspose2dConfig};
 use std::ops::Deref;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -68,6 +70,66 @@ impl<T: AsTensor + ?Sized> Receiver<'_, T> {
         avg_pool2d(self.0.as_tensor(), size, stride)
     }
 
+    pub fn conv1d(
+        &self,
+        kernel: &Tensor,
+        padding: usize,
+        stride: usize,
+        dilation: usize,
+        groups: usize,
+    ) -> Result<Tensor> {
+        self.conv1d_with_algo(kernel, padding, stride, dilation, groups, None)
+    }
+
+    pub fn conv1d_with_algo(
+        &self,
+        kernel: &Tensor,
+        padding: usize,
+        stride: usize,
+        dilation: usize,
+        groups: usize,
+        cudnn_fwd_algo: Option<CudnnFwdAlgo>,
+    ) -> Result<Tensor> {
+        let config = Conv1dConfig {
+            padding,
+            stride,
+            dilation,
+            groups,
+            cudnn_fwd_algo,
+        };
+        conv1d(self.0.as_tensor(), kernel, None, &config)
+    }
+
+    pub fn conv2d(
+        &self,
+        kernel: &Tensor,
+        padding: usize,
+        stride: usize,
+        dilation: usize,
+        groups: usize,
+    ) -> Result<Tensor> {
+        self.conv2d_with_algo(kernel, padding, stride, dilation, groups, None)
+    }
+
+    pub fn conv2d_with_algo(
+        &self,
+        kernel: &Tensor,
+        padding: usize,
+        stride: usize,
+        dilation: usize,
+        groups: usize,
+        cudnn_fwd_algo: Option<CudnnFwdAlgo>,
+    ) -> Result<Tensor> {
+        let config = Conv2dConfig {
+            padding,
+            stride,
+            dilation,
+            groups,
+            cudnn_fwd_algo,
+        };
+        conv2d(self.0.as_tensor(), kernel, None, &config)
+    }
+
     pub fn conv_transpose1d(
         &self,
         kernel: &Tensor,
@@ -85,6 +147,23 @@ impl<T: AsTensor + ?Sized> Receiver<'_, T> {
             groups,
         };
         conv_transpose1d(self.0.as_tensor(), kernel, None, &config)
+    }
+
+    pub fn conv_transpose2d(
+        &self,
+        kernel: &Tensor,
+        padding: usize,
+        output_padding: usize,
+        stride: usize,
+        dilation: usize,
+    ) -> Result<Tensor> {
+        let config = ConvTranspose2dConfig {
+            padding,
+            output_padding,
+            stride,
+            dilation,
+        };
+        conv_transpose2d(self.0.as_tensor(), kernel, None, &config)
     }
 
     pub fn interpolate1d(&self, length: usize) -> Result<Tensor> {
