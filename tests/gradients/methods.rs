@@ -1,5 +1,7 @@
 //! Methods of candle's tensors whose backward pass is wrong or missing, called in every spelling.
 
+#![expect(clippy::useless_vec, reason = "a method inside of a macro is the case")]
+
 use super::spellings::{net, run, same};
 use candle_core::{D, DType, Device, Result, Tensor, Var};
 use candle_nn::{Linear, Module};
@@ -66,7 +68,7 @@ same!(on_a_mutable_reference: |_this, xs| {
 
 same!(on_what_is_shared: |_this, xs| {
         let (shared, boxed) = (Arc::new(xs.clone()), Box::new(xs.clone()));
-        shared.scatter_add(&places()?, &*boxed, 2)? + boxed.scatter(&places()?, &shared.sqr()?, 2)?
+        shared.scatter_add(&places()?, &boxed, 2)? + boxed.scatter(&places()?, &shared.sqr()?, 2)?
     },
     { scatter_add(&xs, &places()?, &xs, 2)? + scatter(&xs, &places()?, &xs.sqr()?, 2)? });
 
