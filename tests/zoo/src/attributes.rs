@@ -6,7 +6,7 @@
 
 use anyhow::{Context, Result};
 use std::collections::HashMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 #[derive(Default)]
 pub struct Attributes(HashMap<(String, String, String), String>);
@@ -30,7 +30,7 @@ impl Attributes {
     }
 
     /// True if there are attributes for one of the files.
-    pub fn concern<'a>(&self, mut files: impl Iterator<Item = &'a Path>) -> bool {
+    pub fn concern<'a>(&self, mut files: impl Iterator<Item = &'a PathBuf>) -> bool {
         files.any(|file| {
             let file = below_models(file);
             self.0.keys().any(|(of, _, _)| *of == file)

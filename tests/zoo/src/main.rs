@@ -48,13 +48,16 @@ struct Outcome {
     skipped: BTreeSet<Place>,
     /// How many types derive. None do where a model is made of closures.
     derived: usize,
-    /// The errors that are left after the rules; none if the model compiles.
-    naive: Vec<Failure>,
-    /// The same with the attributes beyond the rules.
-    attributed: Vec<Failure>,
-    /// The same with paths of types swapped for those of the library.
-    swapped: Vec<Failure>,
+    /// The errors that are left at each stage; none if the model compiles.
+    failures: [Vec<Failure>; STAGES.len()],
 }
+
+/// What an owner does, one after the other: follows the rules, adds attributes, swaps paths of types.
+const STAGES: [&str; 3] = [
+    "by rules",
+    "by attributes",
+    "with the path of a type swapped, too",
+];
 
 fn main() -> Result<()> {
     let args = Args::parse();
@@ -83,55 +86,52 @@ fn main() -> Result<()> {
             group,
             skipped: BTreeSet::new(),
             derived: 0,
-            naive: Vec::new(),
-            attributed: Vec::new(),
-            swapped: Vec::new(),
+            failures: Default::default(),
         });
     }
 
-    let by_rules = compile(&workspace, &mut outcomes, &Attributes::default())?;
-    for (outcome, failures) in outcomes.iter_mut().zip(by_rules) {
-        outcome.naive = failures.clone();
-        outcome.attributed = failures.clone();
-        outcome.swapped = failures;
-    }
-    let (mut concerned, rest): (Vec<_>, Vec<_>) = outcomes
-        .into_iter()
-        .partition(|outcome| more.concern(outcome.group.files.iter().map(PathBuf::as_path)));
-    let with_more = compile(&workspace, &mut concerned, &more)?;
-    for (outcome, failures) in concerned.iter_mut().zip(with_more) {
-        outcome.attributed = failures.clone();
-        outcome.swapped = failures;
-    }
-    let (mut concerned, rest): (Vec<_>, Vec<_>) = concerned
-        .into_iter()
-        .chain(rest)
-        .partition(|outcome| swaps.concern(outcome.group.files.iter()));
-    for outcome in &mut concerned {
-        swaps.apply(&mut outcome.text)?;
+    let concerned = |outcomes: &[Outcome], is_concerned: &dyn Fn(&Outcome) -> bool| {
+        let all = outcomes.iter().enumerate();
+        let concerned = all.filter(|(_, outcome)| is_concerned(outcome));
+        concerned.map(|(index, _)| index).collect::<Vec<_>>()
+    };
+    let open = concerned(&outcomes, &|_| true);
+    compile(&workspace, &mut outcomes, open, 0, &Attributes::default())?;
+    let open = concerned(&outcomes, &|outcome| {
+        more.concern(outcome.group.files.iter())
+    });
+    compile(&workspace, &mut outcomes, open, 1, &more)?;
+    let open = concerned(&outcomes, &|outcome| {
+        swaps.concern(outcome.group.files.iter())
+    });
+    for &index in &open {
+        swaps.apply(&mut outcomes[index].text)?;
         // What the compiler said of candle's types does not hold of the library's.
-        outcome.skipped.clear();
+        outcomes[index].skipped.clear();
     }
-    let with_swaps = compile(&workspace, &mut concerned, &more)?;
-    for (outcome, failures) in concerned.iter_mut().zip(with_swaps) {
-        outcome.swapped = failures;
-    }
-    let mut outcomes: Vec<_> = concerned.into_iter().chain(rest).collect();
-    outcomes.sort_by(|a, b| a.group.name.cmp(&b.group.name));
+    compile(&workspace, &mut outcomes, open, 2, &more)?;
+
     report(&outcomes, args.errors);
-    let compile = outcomes.iter().filter(|outcome| outcome.swapped.is_empty());
+    let compile = outcomes.iter().filter(|outcome| outcome.last().is_empty());
     runs::run(&workspace, compile.map(|outcome| &*outcome.group.name))
 }
 
-/// Compiles all, and skips fields where the compiler says so, until it says so no more. Returns the
-/// errors that are left.
+impl Outcome {
+    /// The errors that are left at the end.
+    fn last(&self) -> &[Failure] {
+        self.failures.last().map_or(&[], Vec::as_slice)
+    }
+}
+
+/// Compiles the open groups, and skips fields where the compiler says so, until it says so no more. The
+/// errors that are left are those of the stage, and of the later ones if nothing changes there.
 fn compile(
     workspace: &Workspace,
     outcomes: &mut [Outcome],
+    mut open: Vec<usize>,
+    stage: usize,
     more: &Attributes,
-) -> Result<Vec<Vec<Failure>>> {
-    let mut open: Vec<usize> = (0..outcomes.len()).collect();
-    let mut left = vec![Vec::new(); outcomes.len()];
+) -> Result<()> {
     while !open.is_empty() {
         let mut annotated = BTreeMap::new();
         for &index in &open {
@@ -159,14 +159,14 @@ fn compile(
             for error in &errors {
                 outcome.skipped.extend(place(&outcome.group, error, &files));
             }
-            left[index] = errors;
+            outcome.failures[stage..].fill(errors);
             if outcome.skipped.len() > before {
                 again.push(index);
             }
         }
         open = again;
     }
-    Ok(left)
+    Ok(())
 }
 
 /// The field that an error says to skip. An error may name the type of a field further down: who reads
@@ -191,34 +191,24 @@ fn report(outcomes: &[Outcome], errors: bool) {
         outcomes.len(),
         closures.len()
     );
-    let failing = |pick: fn(&Outcome) -> &Vec<Failure>| {
-        let names = models.iter().filter(|outcome| !pick(outcome).is_empty());
-        let names =
-            names.map(|outcome| format!("{} ({})", outcome.group.name, pick(outcome).len()));
-        names.collect::<Vec<_>>()
-    };
-    let naive = failing(|outcome| &outcome.naive);
-    let attributed = failing(|outcome| &outcome.attributed);
     let count = models.len();
-    println!(
-        "compile by rules: {} of {count}; not: {}",
-        count - naive.len(),
-        naive.join(", ")
-    );
-    println!(
-        "compile by attributes: {} of {count}; not: {}",
-        count - attributed.len(),
-        attributed.join(", ")
-    );
-    let swapped = failing(|outcome| &outcome.swapped);
-    println!(
-        "compile with the path of a type swapped, too: {} of {count}; not: {}",
-        count - swapped.len(),
-        swapped.join(", ")
-    );
+    for (stage, how) in STAGES.iter().enumerate() {
+        let failures = models
+            .iter()
+            .map(|outcome| (&outcome.group.name, outcome.failures[stage].len()));
+        let failing = failures.filter(|(_, failures)| *failures > 0);
+        let failing: Vec<_> = failing
+            .map(|(name, failures)| format!("{name} ({failures})"))
+            .collect();
+        let names = failing.join(", ");
+        println!(
+            "compile {how}: {} of {count}; not: {names}",
+            count - failing.len()
+        );
+    }
     if errors {
         for outcome in outcomes {
-            for failure in &outcome.swapped {
+            for failure in outcome.last() {
                 println!("== {} {}", outcome.group.name, failure.rendered);
             }
         }
