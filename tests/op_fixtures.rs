@@ -19,10 +19,13 @@ pub const THEMES: &[&str] = &[
     "group_norm",
     "linear",
     "norm",
+    "pool",
     "prelu",
     "residual",
     "rope",
+    "scatter",
     "softmax",
+    "upsample",
 ];
 
 /// One op with its arguments and PyTorch's results.
@@ -81,6 +84,34 @@ pub enum Call {
     },
     Residual {
         dim: usize,
+    },
+    AvgPool2d {
+        kernel: (usize, usize),
+        stride: (usize, usize),
+    },
+    MaxPool2d {
+        kernel: (usize, usize),
+        stride: (usize, usize),
+    },
+    Scatter {
+        dim: usize,
+    },
+    ScatterAdd {
+        dim: usize,
+    },
+    UpsampleBilinear2d {
+        size: (usize, usize),
+        align_corners: bool,
+    },
+    UpsampleBilinear2dWithScale {
+        scale: (f64, f64),
+        align_corners: bool,
+    },
+    UpsampleNearest1d {
+        size: (usize,),
+    },
+    UpsampleNearest2d {
+        size: (usize, usize),
     },
     CrossEntropy(Criterion),
     LinearCrossEntropy(Criterion),
@@ -298,6 +329,26 @@ impl Call {
             Self::Residual { dim } => {
                 ops::residual(get("x")?, get("branch")?, inputs.get("gamma"), dim)
             }
+            Self::AvgPool2d { kernel, stride } => ops::avg_pool2d(get("x")?, kernel, stride),
+            Self::MaxPool2d { kernel, stride } => ops::max_pool2d(get("x")?, kernel, stride),
+            Self::Scatter { dim } => ops::scatter(get("x")?, get("ids")?, get("source")?, dim),
+            Self::ScatterAdd { dim } => {
+                ops::scatter_add(get("x")?, get("ids")?, get("source")?, dim)
+            }
+            Self::UpsampleBilinear2d {
+                size: (height, width),
+                align_corners,
+            } => ops::upsample_bilinear2d(get("x")?, height, width, align_corners),
+            Self::UpsampleBilinear2dWithScale {
+                scale: (height, width),
+                align_corners,
+            } => ops::upsample_bilinear2d_with_scale(get("x")?, height, width, align_corners),
+            Self::UpsampleNearest1d { size: (length,) } => {
+                ops::upsample_nearest1d(get("x")?, length)
+            }
+            Self::UpsampleNearest2d {
+                size: (height, width),
+            } => ops::upsample_nearest2d(get("x")?, height, width),
             Self::CrossEntropy(criterion) => {
                 let criterion = criterion.of(inputs.get("class_weights"));
                 criterion.of_logits(get("x")?, get("labels")?)

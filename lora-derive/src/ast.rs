@@ -170,7 +170,8 @@ impl<'a> Item<'a> {
             lora,
             vis: &input.vis,
             generics: &input.generics,
-            plain: attrs.plain.is_some() || (fieldless && attrs.name.is_none()),
+            plain: attrs.linear.is_none()
+                && (attrs.plain.is_some() || (fieldless && attrs.name.is_none())),
             attrs,
             kept: attr::kept(
                 &input.attrs,

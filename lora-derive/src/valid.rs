@@ -1,9 +1,11 @@
 //! Checks what `#[lora(..)]` attributes say together.
 
-use crate::ast::{Field, Fields, Item, Kind};
-use crate::attr::{self, key};
+use crate::ast::{Data, Field, Fields, Item, Kind};
+use crate::attr::{self, Given, Linear, key};
 use crate::ctxt::Ctxt;
+use crate::expand::linear::{Parts, field};
 use crate::params::mentions;
+use quote::ToTokens;
 use syn::Ident;
 
 /// Checks the item and its fields.
@@ -16,7 +18,9 @@ pub fn item(cx: &Ctxt, item: &Item<'_>) {
             "the LoRA type needs a name of its own: this is the base type's",
         );
     }
-    if let Some(plain) = key(&item.attrs.plain) {
+    if let Some(given) = &item.attrs.linear {
+        linear(cx, item, given);
+    } else if let Some(plain) = key(&item.attrs.plain) {
         whole_of_plain(cx, item, plain);
     }
     for body in item.bodies() {
@@ -32,9 +36,7 @@ pub fn item(cx: &Ctxt, item: &Item<'_>) {
 
 /// A plain type has no LoRA type that attributes could shape.
 fn whole_of_plain(cx: &Ctxt, item: &Item<'_>, plain: &Ident) {
-    let attrs = &item.attrs;
-    let keys = [key(&attrs.name), key(&attrs.derives), key(&attrs.bound)];
-    for key in keys.into_iter().flatten() {
+    for key in shapes(item) {
         cx.error(
             key,
             format!("`{key}` does not go with `{plain}`: a plain type is its own LoRA type"),
@@ -44,6 +46,69 @@ fn whole_of_plain(cx: &Ctxt, item: &Item<'_>, plain: &Ident) {
         cx.error(
             key,
             format!("`{key}` does not go with `{plain}`: the type is kept as it is"),
+        );
+    }
+}
+
+/// The keys that shape a LoRA type.
+fn shapes<'a>(item: &'a Item<'_>) -> impl Iterator<Item = &'a Ident> {
+    let attrs = &item.attrs;
+    let keys = [key(&attrs.name), key(&attrs.derives), key(&attrs.bound)];
+    keys.into_iter().flatten()
+}
+
+/// A linear layer is a struct with a field for its weight. The library has its LoRA type.
+fn linear(cx: &Ctxt, item: &Item<'_>, given: &Given<Linear>) {
+    let linear = &given.key;
+    for key in shapes(item).chain(key(&item.attrs.plain)) {
+        cx.error(
+            key,
+            format!("`{key}` does not go with `{linear}`: the library has the LoRA type"),
+        );
+    }
+    if matches!(item.data, Data::Enum(_)) {
+        cx.error(
+            linear,
+            "`linear` is for a struct, where one field is the weight: an enum of such structs derives \
+             without it",
+        );
+        return;
+    }
+    let Linear { weight, bias } = &given.value;
+    for (name, named) in [("weight", weight), ("bias", bias)] {
+        let ident = item.ident;
+        match (field(item, named.as_ref(), name), named) {
+            (Some(field), _) => {
+                if let Some(key) = field.attrs.key() {
+                    cx.error(
+                        key,
+                        format!("`{key}` has no use here: the field is the {name} of the layer"),
+                    );
+                }
+            }
+            (None, Some(named)) => {
+                let member = named.to_token_stream();
+                cx.error(named, format!("`{ident}` has no field `{member}`"));
+            }
+            (None, None) if name == "weight" => cx.error(
+                linear,
+                format!(
+                    "`{ident}` has no field `weight`: `linear(weight = ..)` says which field is the weight"
+                ),
+            ),
+            (None, None) => {}
+        }
+    }
+    let others = item.fields().filter(|field| field.kind != Kind::Skip);
+    let parts = Parts::of(item);
+    let is_part = |field: &Field<'_>| parts.as_ref().is_some_and(|parts| parts.have(field));
+    for key in others
+        .filter(|field| !is_part(field))
+        .filter_map(|field| field.attrs.key())
+    {
+        cx.error(
+            key,
+            format!("`{key}` does not go with `{linear}`: other fields are cloned, as by `skip`"),
         );
     }
 }

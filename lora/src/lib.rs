@@ -71,6 +71,7 @@
 //! | | `#[lora(derive(PartialEq))]` | derives on the generated type, beside `Clone` and `Debug` |
 //! | | `#[lora(bound = "..")]` | where-clause of the generated type, in place of the inferred one |
 //! | | `#[lora(plain)]` | the type holds no layers and is its own LoRA type |
+//! | | `#[lora(linear)]`, `#[lora(linear(weight = ws, bias = bs))]` | a linear layer of tensors, which the library computes |
 //! | | `#[lora(crate = "..")]` | path of this crate, where it is re-exported |
 //! | a field | `#[lora(rank)]`, `#[lora(rank = 16, alpha = 32.0, dropout = 0.1)]` | a target by default, with values of its own |
 //! | | `#[lora(trainable)]` | trained in full, saved with the adapter |

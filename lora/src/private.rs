@@ -1,11 +1,15 @@
 //! What the code of `#[derive(LoraModel)]` calls, and what tests reach.
 
+pub use crate::layers::{
+    BiasField, LoraOwnLinear, OwnLinear, WeightField, adapt_own_linear as own_linear,
+};
 pub use crate::{
     Builder, Cursor, CursorMut, Lora, LoraLayer, LoraModel, LoraModule, Mark, Result, WithLora,
 };
+pub use candle_core::Tensor;
 pub use core::clone::Clone;
 pub use core::fmt::{Debug, Formatter, Result as FmtResult};
-pub use core::option::Option::{None, Some};
+pub use core::option::Option::{self, None, Some};
 pub use core::result::Result::{Err, Ok};
 
 /// For tests: makes the kernels of the whole process use these vector instructions. Where the
@@ -15,7 +19,7 @@ pub use crate::kernels::simd::{Level, force_level as force_simd};
 /// For tests: how many recorded values of ops the process holds, from which a graph leads on.
 pub use crate::ops::recorded_values;
 
-pub use crate::ops::{Candle, Function, Other};
+pub use crate::ops::{Candle, Function, Other, Receiver};
 
 /// The value of a field under `#[lora(skip)]`. All copies go through this function: where the type is
 /// not `Clone`, rustc says the same at each, and shows one error.

@@ -358,6 +358,54 @@ const _: () = {
         "a layer under `skip` keeps candle's forward pass, which may cut the gradient: drop the `skip`, the layer stays frozen all the same"
     );
 };
+/// A linear layer of its own.
+#[derive(Clone)]
+#[lora(linear)]
+pub struct Projection {
+    weight: Tensor,
+    bias: Option<Tensor>,
+    name: String,
+}
+#[doc(hidden)]
+#[allow(dead_code, non_camel_case_types)]
+pub type __lora_of_Projection = ::lora::layers::LoraOwnLinear<Projection>;
+const _: () = {
+    use ::lora::__private as _lora;
+    #[automatically_derived]
+    impl _lora::LoraModel for Projection
+    where
+        Self: _lora::Clone,
+    {
+        type Lora = _lora::LoraOwnLinear<Self>;
+        fn adapt(&self, cx: &mut _lora::Builder<'_>) -> _lora::Result<Self::Lora> {
+            _lora::own_linear(self, cx)
+        }
+    }
+    impl _lora::LoraLayer for Projection
+    where
+        Self: _lora::Clone,
+    {}
+    #[automatically_derived]
+    impl _lora::OwnLinear for Projection
+    where
+        Self: _lora::Clone,
+    {
+        fn tensors(&self) -> (&_lora::Tensor, _lora::Option<&_lora::Tensor>) {
+            (
+                _lora::WeightField::weight(&self.weight),
+                _lora::BiasField::bias(&self.bias),
+            )
+        }
+        fn tensors_mut(
+            &mut self,
+        ) -> (&mut _lora::Tensor, _lora::Option<&mut _lora::Tensor>) {
+            (
+                _lora::WeightField::weight_mut(&mut self.weight),
+                _lora::BiasField::bias_mut(&mut self.bias),
+            )
+        }
+    }
+};
 /// How many means to take.
 #[derive(Clone, Debug)]
 pub enum Pooling {

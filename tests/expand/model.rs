@@ -58,6 +58,15 @@ pub struct Net {
     positions: Vec<u32>,
 }
 
+/// A linear layer of its own.
+#[derive(Clone, LoraModel)]
+#[lora(linear)]
+pub struct Projection {
+    weight: Tensor,
+    bias: Option<Tensor>,
+    name: String,
+}
+
 /// How many means to take.
 #[derive(Clone, Debug, LoraModel)]
 pub enum Pooling {

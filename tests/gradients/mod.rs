@@ -4,5 +4,6 @@
 mod cache;
 mod check;
 mod cuts;
+mod methods;
 mod routed;
 mod spellings;

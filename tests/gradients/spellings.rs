@@ -60,7 +60,7 @@ macro_rules! net {
 }
 
 /// The output for a fixed input, (batch, time, 4), and the gradients.
-fn run<M>(base: &M) -> (Tensor, Vec<Tensor>)
+pub fn run<M>(base: &M) -> (Tensor, Vec<Tensor>)
 where
     M: Module + LoraModel<Lora: Module>,
 {
@@ -100,6 +100,8 @@ macro_rules! same {
         }
     };
 }
+
+pub(super) use {net, same};
 
 same!(full_path: |this, xs| { candle_nn::ops::rms_norm(&xs, &this.weight, EPS) },
     { lora::ops::rms_norm(&xs, &this.weight, EPS) });

@@ -13,6 +13,7 @@ mod inputs;
 mod life;
 mod norms;
 mod own;
+mod own_linear;
 mod reading;
 mod rnn;
 mod sequential;

@@ -200,6 +200,27 @@ fn paths_are_the_checkpoints() {
     assert!(paths.into_iter().any(|path| path == "rnn.bias_hh_l0"));
 }
 
+/// The biases, too, in a struct whose fields have other names.
+#[test]
+fn paths_are_the_checkpoints_in_a_struct() {
+    #[derive(Clone, LoraModel)]
+    struct Net {
+        layers: Vec<LSTM>,
+    }
+
+    let names = Names::new();
+    let vb = names.record(builder(4, "_l0", F32));
+    let layers = vec![lstm(3, 4, LSTMConfig::default(), vb).unwrap()];
+    let config = LoraConfig::new(2).target_parameters(["rnn.weight_ih_l0"]);
+    let model = Net { layers }.to_lora(&config).unwrap();
+    let paths: Vec<_> = (model.named_params().into_iter())
+        .filter(|param| !param.path.contains("lora_"))
+        .map(|param| param.path)
+        .collect();
+    let expected = ["weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0"];
+    assert_eq!(paths, expected.map(|name| format!("rnn.{name}")));
+}
+
 /// PEFT wraps the module once for each of its weights.
 #[test]
 fn adapters_are_pefts() {

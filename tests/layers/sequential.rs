@@ -57,7 +57,10 @@ fn net() -> Net {
             .add(block(10))
             .add(inner)
             .add_fn(|xs| xs * 0.5),
-        neck: seq().add(linear(4, 4, 30)).add(Activation::Gelu),
+        neck: seq()
+            .add(linear(4, 4, 30))
+            .add(candle_nn::ops::Identity)
+            .add(Activation::Gelu),
         head: AnyModule::new(linear(2, 4, 40)),
     }
 }

@@ -3,6 +3,7 @@
 
 mod attention;
 mod blocks;
+mod candle;
 mod convolutions;
 mod errors;
 mod fixtures;

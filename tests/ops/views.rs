@@ -274,7 +274,12 @@ fn empty_batches() {
         for (name, input) in &mut case.inputs {
             let batched = match name.as_str() {
                 "cos" | "sin" => input.rank() == 3,
-                name => ["x", "branch", "ids", "q", "k", "v", "mask", "labels"].contains(&name),
+                name => {
+                    let batched = [
+                        "x", "branch", "ids", "source", "q", "k", "v", "mask", "labels",
+                    ];
+                    batched.contains(&name)
+                }
             };
             if batched {
                 *input = input.narrow(0, 0, 0).unwrap();

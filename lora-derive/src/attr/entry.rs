@@ -136,6 +136,14 @@ impl Entry {
         Ok(list.into_iter().collect())
     }
 
+    /// `key` or `key(A, B)`.
+    pub fn optional_list<T: Parse>(&self) -> syn::Result<Vec<T>> {
+        match &self.value {
+            Value::None => Ok(Vec::new()),
+            _ => self.list(),
+        }
+    }
+
     /// Says where the key belongs, or what it may have been meant to be.
     pub fn unknown(&self, cx: &Ctxt, known: &[&str], elsewhere: &[&str], place: &str) {
         let key = self.key.to_string();

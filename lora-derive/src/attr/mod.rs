@@ -2,10 +2,12 @@
 //! [`valid`](crate::valid).
 
 mod entry;
+mod linear;
 mod spelling;
 pub mod value;
 
 pub use entry::{Entry, parse_entries, set};
+pub use linear::Linear;
 
 use crate::ctxt::Ctxt;
 use crate::krate;
@@ -32,6 +34,7 @@ pub struct Container {
     pub derives: Option<Given<Vec<Path>>>,
     pub bound: Option<Given<Vec<WherePredicate>>>,
     pub plain: Option<Given<()>>,
+    pub linear: Option<Given<Linear>>,
 }
 
 /// The attributes of a field.
@@ -48,7 +51,7 @@ pub struct Field {
     pub routed: Option<Given<()>>,
 }
 
-const CONTAINER: &[&str] = &["crate", "name", "derive", "bound", "plain"];
+const CONTAINER: &[&str] = &["crate", "name", "derive", "bound", "plain", "linear"];
 const FIELD: &[&str] = &[
     "rank",
     "alpha",
@@ -71,6 +74,7 @@ impl Container {
                 "derive" => set(cx, &mut all.derives, &entry, Entry::list),
                 "bound" => set(cx, &mut all.bound, &entry, |e| value::bound(&e.value()?)),
                 "plain" => set(cx, &mut all.plain, &entry, Entry::flag),
+                "linear" => set(cx, &mut all.linear, &entry, Linear::parse),
                 _ => entry.unknown(cx, CONTAINER, FIELD, "a field"),
             }
         }

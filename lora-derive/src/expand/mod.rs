@@ -2,6 +2,7 @@
 
 mod base;
 mod body;
+pub mod linear;
 mod lora;
 mod plain;
 mod skipped;
@@ -27,11 +28,16 @@ pub fn derive(input: &DeriveInput) -> TokenStream {
     let errors = cx.into_errors();
     let krate = krate::path(item.attrs.krate.as_ref().map(|given| &given.value));
     let bounds = Bounds::new(&item, &krate);
-    let (definition, impls) = match (&errors, item.plain) {
+    let parts = linear::Parts::of(&item);
+    let (definition, impls) = match (&errors, parts) {
         // With errors the impls are empty, so that code which uses them has no errors of its own.
         (Some(_), _) => stub::expand(&item),
-        (None, true) => (TokenStream::new(), plain::expand(&item)),
-        (None, false) => {
+        (None, Some(parts)) => (
+            linear::definition(&item, &krate),
+            linear::expand(&item, &parts),
+        ),
+        (None, None) if item.plain => (TokenStream::new(), plain::expand(&item)),
+        (None, None) => {
             let base = base::expand(&item, &bounds);
             let lora = lora::expand(&item, &bounds);
             let skipped = skipped::expand(&item);

@@ -3,6 +3,8 @@
 //! The macro sees spellings only. So a path that ends in the name of such a function is handed to the
 //! library as a value, whose type says which function it is. The function of candle is replaced by its
 //! differentiable counterpart; any other function of that name stays.
+//!
+//! Methods of tensors go the same way: what they are called on is handed to the library.
 
 use super::rename::is_type;
 use crate::params::has_any;
@@ -13,8 +15,8 @@ use syn::punctuated::Punctuated;
 use syn::visit::{self, Visit};
 use syn::visit_mut::{self, VisitMut};
 use syn::{
-    Block, Expr, ExprPath, Ident, ItemConst, ItemStatic, Local, Macro, Pat, PatIdent, Signature,
-    Token, parse_quote,
+    Block, Expr, ExprCall, ExprPath, Ident, ItemConst, ItemStatic, Local, Macro, Pat, PatIdent,
+    Signature, Token, parse_quote,
 };
 
 /// Names of candle's functions that record no backward pass. `lora::ops` decides which function has
@@ -31,6 +33,29 @@ const NAMES: &[&str] = &[
     "softmax_last_dim",
 ];
 
+/// Names of the tensor's methods whose backward pass is wrong or missing. `lora::ops::Receiver` has a
+/// method of each name.
+const METHODS: &[&str] = &[
+    "avg_pool2d",
+    "avg_pool2d_with_stride",
+    "conv1d",
+    "conv1d_with_algo",
+    "conv2d",
+    "conv2d_with_algo",
+    "conv_transpose1d",
+    "conv_transpose2d",
+    "interpolate1d",
+    "interpolate2d",
+    "max_pool2d",
+    "max_pool2d_with_stride",
+    "scatter",
+    "scatter_add",
+    "upsample_bilinear2d",
+    "upsample_bilinear2d_with_scale",
+    "upsample_nearest1d",
+    "upsample_nearest2d",
+];
+
 /// Rewrites the calls in a method or function.
 pub fn differentiate(sig: &Signature, block: &mut Block, krate: &TokenStream) {
     if sig.constness.is_some() || loads(sig) {
@@ -43,6 +68,7 @@ pub fn differentiate(sig: &Signature, block: &mut Block, krate: &TokenStream) {
         locals,
         krate,
         found: false,
+        changed: false,
     };
     calls.visit_block_mut(block);
     if calls.found {
@@ -67,7 +93,10 @@ fn import(block: &mut Block, krate: &TokenStream) {
 struct Calls<'a> {
     locals: Locals,
     krate: &'a TokenStream,
+    /// A function was found, so that the traits are needed.
     found: bool,
+    /// Anything was.
+    changed: bool,
 }
 
 impl Calls<'_> {
@@ -84,15 +113,56 @@ impl Calls<'_> {
         if is_method || is_local {
             return None;
         }
-        self.found = true;
+        (self.found, self.changed) = (true, true);
         let krate = self.krate;
         Some(parse_quote!(#krate::__private::Function(#path).differentiable(#path)))
     }
+
+    /// What a method is called on, handed to the library.
+    fn receiver(&mut self, receiver: &Expr) -> Expr {
+        self.changed = true;
+        let krate = self.krate;
+        parse_quote!(#krate::__private::Receiver(&#receiver))
+    }
+
+    /// `x.scatter(..)` for `Tensor::scatter(x, ..)`.
+    fn as_method(&mut self, call: &ExprCall) -> Option<Expr> {
+        let Expr::Path(ExprPath {
+            qself: None, path, ..
+        }) = &*call.func
+        else {
+            return None;
+        };
+        let mut segments = path.segments.iter().rev();
+        let (method, ty) = (segments.next()?, segments.next()?);
+        if ty.ident != "Tensor" || !is_method(&method.ident) {
+            return None;
+        }
+        let mut arguments = call.args.iter();
+        let receiver = self.receiver(arguments.next()?);
+        let (name, turbofish) = (&method.ident, &method.arguments);
+        Some(parse_quote!(#receiver.#name #turbofish(#(#arguments),*)))
+    }
+}
+
+fn is_method(name: &Ident) -> bool {
+    METHODS.iter().any(|method| name == method)
+}
+
+fn is_self(receiver: &Expr) -> bool {
+    matches!(receiver, Expr::Path(path) if path.path.is_ident("self"))
 }
 
 impl VisitMut for Calls<'_> {
     fn visit_expr_mut(&mut self, expr: &mut Expr) {
         match expr {
+            Expr::MethodCall(call) => {
+                visit_mut::visit_expr_method_call_mut(self, call);
+                // A model is no tensor, and its own method may change it.
+                if is_method(&call.method) && !is_self(&call.receiver) {
+                    *call.receiver = self.receiver(&call.receiver);
+                }
+            }
             Expr::Call(call) => {
                 match &*call.func {
                     Expr::Path(path) => {
@@ -104,6 +174,9 @@ impl VisitMut for Calls<'_> {
                 }
                 for argument in &mut call.args {
                     self.visit_expr_mut(argument);
+                }
+                if let Some(call) = self.as_method(call) {
+                    *expr = call;
                 }
             }
             Expr::Path(path) => {
@@ -121,14 +194,14 @@ impl VisitMut for Calls<'_> {
         let Ok(mut arguments) = call.parse_body_with(parse) else {
             return;
         };
-        let before = std::mem::replace(&mut self.found, false);
+        let before = std::mem::replace(&mut self.changed, false);
         for argument in &mut arguments {
             self.visit_expr_mut(argument);
         }
-        if self.found {
+        if self.changed {
             call.tokens = arguments.to_token_stream();
         }
-        self.found |= before;
+        self.changed |= before;
     }
 
     // What is evaluated at compile time calls no such function.

@@ -1,6 +1,6 @@
 //! The LoRA counterparts of candle-nn's layers.
 //!
-//! [`LoraLinear`], [`LoraTransposedLinear`], [`LoraConv1d`], [`LoraConv2d`], [`LoraEmbedding`] and
+//! [`LoraLinear`], [`LoraOwnLinear`], [`LoraTransposedLinear`], [`LoraConv1d`], [`LoraConv2d`], [`LoraEmbedding`] and
 //! [`LoraWeight`] carry adapters, and so do the weights in a [`LoraLSTM`] or [`LoraGRU`].
 //! [`LoraLayerNorm`], [`LoraRmsNorm`], [`LoraGroupNorm`], [`LoraBatchNorm`], [`LoraConvTranspose1d`],
 //! [`LoraConvTranspose2d`] and [`LoraPReLU`] carry none. Without an adapter each computes what its base
@@ -54,6 +54,7 @@ mod group_norm;
 mod hidden;
 mod layer_norm;
 mod linear;
+mod own_linear;
 mod plain;
 mod prelu;
 mod recompute;
@@ -74,9 +75,13 @@ pub use embedding::LoraEmbedding;
 pub use group_norm::LoraGroupNorm;
 pub use layer_norm::{LoraLayerNorm, LoraRmsNorm};
 pub use linear::LoraLinear;
+pub use own_linear::{LoraOwnLinear, OwnLinear};
 pub use prelu::LoraPReLU;
 pub use recompute::{LoraRecompute, Recompute};
 pub use rnn::{GRU, LSTM, LoraGRU, LoraLSTM, gru, lstm};
 pub use sequential::{LoraSequential, Sequential, seq};
 pub use transposed_linear::{LoraTransposedLinear, TransposedLinear};
 pub use weight::{LoraWeight, Weight};
+
+#[doc(hidden)]
+pub use own_linear::{BiasField, WeightField, adapt as adapt_own_linear};

@@ -6,6 +6,7 @@ use candle_nn::kv_cache::{
     Cache, IndicesAndMask, InterleavedKvCache, RawInterleavedKvCache, RotatingCache,
     ScatteredCacheBuilder, ScatteredKvCache,
 };
+use candle_nn::ops::Identity;
 use candle_nn::rnn::{GRUConfig, GRUState, LSTMConfig, LSTMState};
 use candle_nn::{Conv1dConfig, Conv2dConfig, ConvTranspose1dConfig, ConvTranspose2dConfig};
 
@@ -53,6 +54,7 @@ plain!(
     &'static str,
     DType,
     Device,
+    Identity,
     Conv1dConfig,
     Conv2dConfig,
     ConvTranspose1dConfig,

@@ -6,6 +6,10 @@
 //! caches here have the same arguments and results, and pass the gradient. They compute the gradients
 //! of tracked arguments only, so frozen weights cost nothing in the backward pass.
 //!
+//! Candle's backward pass of some methods of tensors is missing or wrong: [`scatter`], [`scatter_add`],
+//! [`conv1d`], [`conv2d`], [`conv_transpose1d`], [`conv_transpose2d`], [`upsample_nearest1d`], [`upsample_nearest2d`], [`upsample_bilinear2d`],
+//! [`avg_pool2d`] and [`max_pool2d`] take their place.
+//!
 //! In a method under [`#[lora::forward]`](crate::forward) the copy for the LoRA type calls these
 //! functions wherever the method calls candle's, however the call is spelt. Elsewhere, call them
 //! yourself.
@@ -27,11 +31,15 @@ mod kv_cache;
 mod linear;
 mod mlp;
 mod norm;
+mod pool;
 mod prelu;
+mod receiver;
 mod rope;
+mod scatter;
 mod softmax;
 mod tape;
 mod top_k;
+mod upsample;
 
 pub use activation::{gelu, gelu_erf, relu, silu};
 pub use affine::{add, affine, residual};
@@ -46,13 +54,20 @@ pub use flash_attn::flash_attn;
 pub use kv_cache::{ConcatKvCache, KvCache, RotatingKvCache};
 pub use linear::linear;
 pub use norm::{group_norm, layer_norm, rms_norm};
+pub use pool::{avg_pool2d, max_pool2d};
 pub use prelu::prelu;
 pub use rope::{rope, rope_i, rope_thd};
+pub use scatter::{scatter, scatter_add};
 pub use softmax::{softmax, softmax_last_dim};
 pub use top_k::top_k;
+pub use upsample::{
+    upsample_bilinear2d, upsample_bilinear2d_with_scale, upsample_nearest1d, upsample_nearest2d,
+};
 
 #[doc(hidden)]
 pub use candle::{Candle, Function, Other};
+#[doc(hidden)]
+pub use receiver::{AsTensor, Receiver};
 
 pub(crate) use adapted::{Detour, LinearParts, UpdateParts, Updated, adapted_linear};
 pub(crate) use dropout::dropout_state;

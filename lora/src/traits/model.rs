@@ -160,7 +160,7 @@ pub trait LoraModel: Sized {
 /// [`Conv1d`](candle_nn::Conv1d), [`Conv2d`](candle_nn::Conv2d),
 /// [`Embedding`](candle_nn::Embedding), [`TransposedLinear`](crate::layers::TransposedLinear),
 /// [`Weight`](crate::layers::Weight), [`LSTM`](crate::layers::LSTM), [`GRU`](crate::layers::GRU),
-/// [`Sequential`](crate::layers::Sequential), containers of them, and every type that derives
+/// [`Sequential`](crate::layers::Sequential), a struct under `#[lora(linear)]`, containers of them, and every type that derives
 /// [`LoraModel`]: a rank there is for all layers below that take one.
 #[diagnostic::on_unimplemented(
     message = "`{Self}` cannot carry `#[lora(rank)]`",

@@ -67,16 +67,18 @@ impl<'a> Cursor<'a> {
 
 /// The path that the checkpoint gives a layer, if it is known.
 fn place(layer: &dyn Layer) -> Option<Arc<str>> {
-    match field(layer) {
-        Some(tensor) => PLACED.name_of(tensor),
-        None => layer.copies()?.path.clone(),
+    match layer.copies() {
+        Some(copies) => copies.path.clone(),
+        None => PLACED.name_of(field(layer)?),
     }
 }
 
-/// The tensor, if the layer is a tensor that is a field.
+/// The tensor, if the layer is a tensor that is a field, which has no room for its path.
 fn field(layer: &dyn Layer) -> Option<&Tensor> {
     match layer.kind() {
-        Kind::Tensor => layer.params().first().map(|param| param.tensor),
+        Kind::Tensor if layer.copies().is_none() => {
+            layer.params().first().map(|param| param.tensor)
+        }
         _ => None,
     }
 }

@@ -37,6 +37,26 @@ pub struct Tuple(
     Unit,
 );
 
+/// A linear layer of its own: the names of a LoRA type make no warning.
+#[derive(Clone, LoraModel)]
+#[lora(linear)]
+pub struct Dense {
+    weight: candle_core::Tensor,
+    bias: Option<candle_core::Tensor>,
+}
+
+/// The same with parameters, and other names for the fields.
+#[derive(Clone, LoraModel)]
+#[lora(linear(weight = w))]
+pub(crate) struct Tagged<'a, T: Copy, const N: usize>
+where
+    T: Send,
+{
+    w: candle_core::Tensor,
+    #[lora(skip)]
+    tags: &'a [T; N],
+}
+
 /// No fields.
 #[derive(LoraModel)]
 pub struct Unit;
@@ -56,4 +76,6 @@ pub fn main() {
     convertible::<Unit>();
     convertible::<Braces>();
     convertible::<Parens>();
+    convertible::<Dense>();
+    convertible::<Tagged<u8, 3>>();
 }

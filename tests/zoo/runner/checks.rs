@@ -34,6 +34,9 @@ pub fn check<R: Run>(report: &mut Report) {
         let params = base.model.to_frozen()?.named_params();
         paths::compare(&params, &base.asked)
     });
+    report.stage("layers", || {
+        paths::adapted(&base.model.to_frozen()?, &base.asked)
+    });
     let Some(mut adapted) = report.stage("adapted", || adapted(&base)) else {
         return;
     };

@@ -1,6 +1,7 @@
 //! What the runs of `../runs` share: the program of one model runs it at a tiny size, and prints a
 //! line of JSON that says of each stage what went wrong, if anything did.
 
+mod changed;
 mod checks;
 mod numbers;
 mod paths;

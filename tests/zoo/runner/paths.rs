@@ -2,7 +2,7 @@
 
 use anyhow::{Result, ensure};
 use candle_core::TensorId;
-use lora::NamedParam;
+use lora::{Kind, LoraModule, NamedParam};
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 /// Each name of the checkpoint has its parameter. What a constructor computes, such as a table of
@@ -36,6 +36,36 @@ pub fn compare(params: &[NamedParam], asked: &BTreeMap<String, TensorId>) -> Res
         asked.len(),
         lost.join(", "),
         unknown.join(", ")
+    );
+    Ok(())
+}
+
+/// The layers that PEFT's adapters can go on. Other parameters, such as a bare tensor, take none.
+const ADAPTED: [Kind; 4] = [Kind::Conv1d, Kind::Conv2d, Kind::Embedding, Kind::Linear];
+
+/// Each layer that takes an adapter is at its checkpoint's name, or shares the weight of one that is.
+pub fn adapted<M: LoraModule>(frozen: &M, asked: &BTreeMap<String, TensorId>) -> Result<()> {
+    let modules: BTreeSet<&str> = asked.keys().map(|name| module(name)).collect();
+    let given: HashSet<TensorId> = asked.values().copied().collect();
+    let weights: BTreeMap<String, TensorId> = (frozen.named_params().iter().rev())
+        .map(|param| (param.layer().to_string(), param.tensor.id()))
+        .collect();
+    let rows = frozen.summary().rows;
+    let rows: Vec<_> = (rows.iter())
+        .filter(|row| ADAPTED.contains(&row.kind))
+        .collect();
+    let is_placed = |path: &str| {
+        let weight = weights.get(path);
+        modules.contains(path) || weight.is_some_and(|weight| given.contains(weight))
+    };
+    let lost = rows.iter().filter(|row| !is_placed(&row.path));
+    let lost: Vec<_> = lost.map(|row| row.path.as_str()).collect();
+    ensure!(
+        lost.is_empty(),
+        "{} of {} layers are elsewhere: {}",
+        lost.len(),
+        rows.len(),
+        lost.join(", ")
     );
     Ok(())
 }

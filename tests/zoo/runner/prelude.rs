@@ -1,5 +1,6 @@
 //! What each file of `../../runs` imports.
 
+pub use crate::changed::changed;
 pub use crate::numbers::mean_square;
 pub use crate::peft::Data;
 pub use crate::{peft, run};

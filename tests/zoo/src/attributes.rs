@@ -6,7 +6,7 @@
 
 use anyhow::{Context, Result};
 use std::collections::HashMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 #[derive(Default)]
 pub struct Attributes(HashMap<(String, String, String), String>);
@@ -25,24 +25,21 @@ impl Attributes {
     }
 
     pub fn of(&self, file: &Path, ty: &str, field: &str) -> Option<&str> {
-        let file = file.strip_prefix("models").unwrap_or(file);
-        let key = (
-            file.to_string_lossy().into_owned(),
-            ty.to_string(),
-            field.to_string(),
-        );
+        let key = (below_models(file), ty.to_string(), field.to_string());
         self.0.get(&key).map(String::as_str)
     }
 
     /// True if there are attributes for one of the files.
-    pub fn concern<'a>(&self, mut files: impl Iterator<Item = &'a Path>) -> bool {
+    pub fn concern<'a>(&self, mut files: impl Iterator<Item = &'a PathBuf>) -> bool {
         files.any(|file| {
-            let file = file
-                .strip_prefix("models")
-                .unwrap_or(file)
-                .to_string_lossy()
-                .into_owned();
+            let file = below_models(file);
             self.0.keys().any(|(of, _, _)| *of == file)
         })
     }
+}
+
+/// A file's path in the folder of models, as the lists name it.
+pub fn below_models(file: &Path) -> String {
+    let file = file.strip_prefix("models").unwrap_or(file);
+    file.to_string_lossy().into_owned()
 }

@@ -1,6 +1,7 @@
 //! Holds the derive against real models: copies the models of candle-transformers from cargo's
 //! registry to `target/zoo`, annotates them by the rules that a newcomer would follow, compiles them,
-//! runs what can run at a tiny size, and prints a table.
+//! runs what can run at a tiny size, and prints a table. What the rules do not say is in `attributes.txt`
+//! and `swaps.txt`.
 //!
 //! ```text
 //! cargo run --release -p lora-zoo
@@ -12,6 +13,7 @@ mod attributes;
 mod check;
 mod runs;
 mod sources;
+mod swaps;
 mod workspace;
 
 use annotate::{Model, Place, field_at};
@@ -22,6 +24,7 @@ use clap::Parser;
 use sources::{Group, Sources};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
+use swaps::Swaps;
 use workspace::Workspace;
 
 /// Annotates, compiles and runs the models of candle-transformers, and prints what works.
@@ -45,11 +48,16 @@ struct Outcome {
     skipped: BTreeSet<Place>,
     /// How many types derive. None do where a model is made of closures.
     derived: usize,
-    /// The errors that are left after the rules; none if the model compiles.
-    naive: Vec<Failure>,
-    /// The same with the attributes beyond the rules.
-    attributed: Vec<Failure>,
+    /// The errors that are left at each stage; none if the model compiles.
+    failures: [Vec<Failure>; STAGES.len()],
 }
+
+/// What an owner does, one after the other: follows the rules, adds attributes, swaps paths of types.
+const STAGES: [&str; 3] = [
+    "by rules",
+    "by attributes",
+    "with the path of a type swapped, too",
+];
 
 fn main() -> Result<()> {
     let args = Args::parse();
@@ -62,6 +70,7 @@ fn main() -> Result<()> {
         return runs::again(&workspace, &args.only);
     }
     let more = Attributes::parse(include_str!("../attributes.txt"))?;
+    let swaps = Swaps::parse(include_str!("../swaps.txt"))?;
 
     let mut outcomes = Vec::new();
     for group in sources.groups()? {
@@ -77,41 +86,52 @@ fn main() -> Result<()> {
             group,
             skipped: BTreeSet::new(),
             derived: 0,
-            naive: Vec::new(),
-            attributed: Vec::new(),
+            failures: Default::default(),
         });
     }
 
-    let by_rules = compile(&workspace, &mut outcomes, &Attributes::default())?;
-    for (outcome, failures) in outcomes.iter_mut().zip(by_rules) {
-        outcome.attributed.clone_from(&failures);
-        outcome.naive = failures;
+    let concerned = |outcomes: &[Outcome], is_concerned: &dyn Fn(&Outcome) -> bool| {
+        let all = outcomes.iter().enumerate();
+        let concerned = all.filter(|(_, outcome)| is_concerned(outcome));
+        concerned.map(|(index, _)| index).collect::<Vec<_>>()
+    };
+    let open = concerned(&outcomes, &|_| true);
+    compile(&workspace, &mut outcomes, open, 0, &Attributes::default())?;
+    let open = concerned(&outcomes, &|outcome| {
+        more.concern(outcome.group.files.iter())
+    });
+    compile(&workspace, &mut outcomes, open, 1, &more)?;
+    let open = concerned(&outcomes, &|outcome| {
+        swaps.concern(outcome.group.files.iter())
+    });
+    for &index in &open {
+        swaps.apply(&mut outcomes[index].text)?;
+        // What the compiler said of candle's types does not hold of the library's.
+        outcomes[index].skipped.clear();
     }
-    let (mut concerned, rest): (Vec<_>, Vec<_>) = outcomes
-        .into_iter()
-        .partition(|outcome| more.concern(outcome.group.files.iter().map(PathBuf::as_path)));
-    let with_more = compile(&workspace, &mut concerned, &more)?;
-    for (outcome, failures) in concerned.iter_mut().zip(with_more) {
-        outcome.attributed = failures;
-    }
-    let mut outcomes: Vec<_> = concerned.into_iter().chain(rest).collect();
-    outcomes.sort_by(|a, b| a.group.name.cmp(&b.group.name));
+    compile(&workspace, &mut outcomes, open, 2, &more)?;
+
     report(&outcomes, args.errors);
-    let compile = outcomes
-        .iter()
-        .filter(|outcome| outcome.attributed.is_empty());
+    let compile = outcomes.iter().filter(|outcome| outcome.last().is_empty());
     runs::run(&workspace, compile.map(|outcome| &*outcome.group.name))
 }
 
-/// Compiles all, and skips fields where the compiler says so, until it says so no more. Returns the
-/// errors that are left.
+impl Outcome {
+    /// The errors that are left at the end.
+    fn last(&self) -> &[Failure] {
+        self.failures.last().map_or(&[], Vec::as_slice)
+    }
+}
+
+/// Compiles the open groups, and skips fields where the compiler says so, until it says so no more. The
+/// errors that are left are those of the stage, and of the later ones if nothing changes there.
 fn compile(
     workspace: &Workspace,
     outcomes: &mut [Outcome],
+    mut open: Vec<usize>,
+    stage: usize,
     more: &Attributes,
-) -> Result<Vec<Vec<Failure>>> {
-    let mut open: Vec<usize> = (0..outcomes.len()).collect();
-    let mut left = vec![Vec::new(); outcomes.len()];
+) -> Result<()> {
     while !open.is_empty() {
         let mut annotated = BTreeMap::new();
         for &index in &open {
@@ -139,14 +159,14 @@ fn compile(
             for error in &errors {
                 outcome.skipped.extend(place(&outcome.group, error, &files));
             }
-            left[index] = errors;
+            outcome.failures[stage..].fill(errors);
             if outcome.skipped.len() > before {
                 again.push(index);
             }
         }
         open = again;
     }
-    Ok(left)
+    Ok(())
 }
 
 /// The field that an error says to skip. An error may name the type of a field further down: who reads
@@ -171,28 +191,24 @@ fn report(outcomes: &[Outcome], errors: bool) {
         outcomes.len(),
         closures.len()
     );
-    let failing = |pick: fn(&Outcome) -> &Vec<Failure>| {
-        let names = models.iter().filter(|outcome| !pick(outcome).is_empty());
-        let names =
-            names.map(|outcome| format!("{} ({})", outcome.group.name, pick(outcome).len()));
-        names.collect::<Vec<_>>()
-    };
-    let naive = failing(|outcome| &outcome.naive);
-    let attributed = failing(|outcome| &outcome.attributed);
     let count = models.len();
-    println!(
-        "compile by rules: {} of {count}; not: {}",
-        count - naive.len(),
-        naive.join(", ")
-    );
-    println!(
-        "compile by attributes: {} of {count}; not: {}",
-        count - attributed.len(),
-        attributed.join(", ")
-    );
+    for (stage, how) in STAGES.iter().enumerate() {
+        let failures = models
+            .iter()
+            .map(|outcome| (&outcome.group.name, outcome.failures[stage].len()));
+        let failing = failures.filter(|(_, failures)| *failures > 0);
+        let failing: Vec<_> = failing
+            .map(|(name, failures)| format!("{name} ({failures})"))
+            .collect();
+        let names = failing.join(", ");
+        println!(
+            "compile {how}: {} of {count}; not: {names}",
+            count - failing.len()
+        );
+    }
     if errors {
         for outcome in outcomes {
-            for failure in &outcome.attributed {
+            for failure in outcome.last() {
                 println!("== {} {}", outcome.group.name, failure.rendered);
             }
         }

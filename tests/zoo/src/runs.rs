@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 const LIMIT: Duration = Duration::from_secs(120);
 
 /// The stages, with what passing says, in the order of the table.
-const STAGES: [(&str, &str); 9] = [
+const STAGES: [(&str, &str); 10] = [
     ("compiles", "the run compiles for the LoRA model"),
     ("base", "the base model runs"),
     (
@@ -27,6 +27,10 @@ const STAGES: [(&str, &str); 9] = [
     ("merged", "merged and unmerged give the same"),
     ("back", "the merged base model gives the same"),
     ("paths", "paths are the checkpoint's names"),
+    (
+        "layers",
+        "each layer that takes an adapter is at its checkpoint's name",
+    ),
     ("peft", "PEFT's adapter gives PEFT's outputs"),
 ];
 

@@ -2,7 +2,8 @@
 //!
 //! 1. A struct or enum that holds layers, or tensors that its constructor takes from a `VarBuilder`, or
 //!    that has a forward pass, derives `LoraModel`.
-//! 2. A field of a linear layer, a convolution or an embedding carries `#[lora(rank)]`.
+//! 2. A field of a linear layer, a convolution, an embedding or a type of the library's carries
+//!    `#[lora(rank)]`.
 //! 3. An impl block of such a type carries `#[lora::forward]`, except where a trait of the standard
 //!    library is implemented.
 //! 4. A field whose type the compiler says has no LoRA counterpart carries `#[lora(skip)]`.
@@ -161,7 +162,7 @@ impl Writer<'_> {
                 "#[lora(skip)]".to_string()
             } else if names(&field.ty)
                 .iter()
-                .any(|name| RANKED.contains(&name.as_str()))
+                .any(|name| RANKED.contains(&name.as_str()) || name == "lora")
             {
                 "#[lora(rank)]".to_string()
             } else {
