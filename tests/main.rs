@@ -9,6 +9,7 @@ mod derive;
 mod gguf;
 mod gradients;
 mod house;
+mod kinds;
 mod layers;
 mod matrix;
 mod merge;
