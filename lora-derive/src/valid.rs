@@ -24,6 +24,7 @@ pub fn item(cx: &Ctxt, item: &Item<'_>) {
     }
     for field in item.fields() {
         exclusive(cx, &field.attrs);
+        parts(cx, &field.attrs);
         path(cx, &field.attrs);
         adapter(cx, &field.attrs);
         alias(cx, item, field);
@@ -66,6 +67,20 @@ fn exclusive(cx: &Ctxt, attrs: &attr::Field) {
         cx.error(
             key,
             format!("`{key}` does not go with `{first}`: a field has one of them"),
+        );
+    }
+}
+
+/// Where the parts of a tuple have attributes, those say what each part is.
+fn parts(cx: &Ctxt, attrs: &attr::Field) {
+    let Some(part) = attrs.parts.first() else {
+        return;
+    };
+    for key in attrs.exclusive().into_iter().flatten() {
+        let part = &part.key;
+        cx.error(
+            key,
+            format!("`{key}` does not go with `{part}(..)`: give `{key}` to the parts"),
         );
     }
 }

@@ -9,6 +9,7 @@
 //! | learned tensors without a layer around them | `tensors` |
 //! | enums, with variants of any name | `enums` |
 //! | keywords in calls of macros | `macros` |
+//! | tuples with attributes for their parts | `parts` |
 //! | methods of every form, lifetimes, conditions | `methods` |
 //! | code that is no model, called by one | `plain` |
 //! | `Sequential` and trait objects | `layers/sequential.rs` |
@@ -25,6 +26,7 @@ mod enums;
 mod follow;
 mod macros;
 mod methods;
+mod parts;
 mod plain;
 mod shared;
 mod tensors;
