@@ -3,7 +3,7 @@
 use crate::ast::{Field, Fields, Item, Kind};
 use crate::bounds::Bounds;
 use crate::expand::body::{Place, body};
-use crate::expand::span::{around, local};
+use crate::expand::span::{around, at, local};
 use proc_macro2::{Literal, TokenStream};
 use quote::{ToTokens, quote};
 
@@ -41,7 +41,7 @@ fn adapt(place: &Place<'_>, field: &Field<'_>) -> TokenStream {
     let cx = local("cx");
     let value = place.get(field);
     if let Kind::Parts(parts) = &field.kind {
-        return adapt_parts(field, parts, &value);
+        return adapt_parts(field, parts, &at(field, value));
     }
     let value = match field.kind {
         Kind::Rank { .. } => quote!(_lora::layer(#value)),

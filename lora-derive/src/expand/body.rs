@@ -140,13 +140,13 @@ impl Place<'_> {
         fields.find(|field| is_tuple && !field.is_known())
     }
 
-    /// A reference to the field.
+    /// A reference to the field, which [`at`] moves with all around it.
     pub fn get(&self, field: &Field<'_>) -> TokenStream {
         let Some(reference) = self.reference else {
             return name(field).to_token_stream();
         };
-        let member = &field.member;
-        at(field, called(quote!(#reference self.#member)))
+        let member = called(field.member.to_token_stream());
+        quote!(#reference self.#member)
     }
 
     /// A value of the type, of this struct or variant, with these values for its fields.

@@ -73,7 +73,7 @@ fn to_base(place: &Place<'_>, field: &Field<'_>) -> TokenStream {
         Kind::Skip => quote!(_lora::skipped(#value)),
         Kind::Config { .. } => quote!(_lora::Clone::clone(_lora::WithLora::base(#value))),
         Kind::Parts(parts) => {
-            let place = Place::parts(parts);
+            let (value, place) = (at(field, value), Place::parts(parts));
             let pattern = place.tuple(|_| true);
             let values = place.values(|part| to_base(&place, part));
             let make = around(field, quote!(&mut |_, #pattern| _lora::Ok(#values)));
@@ -96,7 +96,7 @@ fn walk(place: &Place<'_>, method: &TokenStream) -> TokenStream {
         let call = match (&field.kind, &field.segment) {
             (Kind::Parts(parts), name) => {
                 let name = name.as_deref().unwrap_or_default();
-                let place = Place::parts(parts);
+                let (value, place) = (at(field, value), Place::parts(parts));
                 let pattern = place.tuple(|part| part.kind.is_model());
                 let (inner, walk) = (local("cursor"), walk(&place, method));
                 let walk = around(field, quote!(|#inner, #pattern| { #walk }));
@@ -134,7 +134,7 @@ fn cloned(place: &Place<'_>, field: &Field<'_>) -> TokenStream {
     match &field.kind {
         Kind::Skip => quote!(_lora::skipped(#value)),
         Kind::Parts(parts) if !field.kind.is_shown() => {
-            let place = Place::parts(parts);
+            let (value, place) = (at(field, value), Place::parts(parts));
             let pattern = place.tuple(|_| true);
             let values = place.values(|part| cloned(&place, part));
             let clone = around(field, quote!(|#pattern| #values));
@@ -155,7 +155,7 @@ fn debug(lora: &Ident, place: &Place<'_>) -> TokenStream {
         .filter(|field| field.kind.is_shown())
         .collect();
     let all = shown.len() == fields.len();
-    let values = shown.iter().map(|field| place.get(field));
+    let values = shown.iter().map(|field| at(field, place.get(field)));
     match place.fields.style {
         Style::Unit => quote!(#f.write_str(#name)),
         Style::Tuple => quote!(_lora::debug_tuple(#f, #name, &[#(#values),*], #all)),
