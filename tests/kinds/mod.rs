@@ -6,6 +6,7 @@
 //! | a wrapper of a layer under `rank`; a struct called `Model` | `wrappers` |
 //! | getters and methods that name types of this and other modules | `follow` |
 //! | fields without layers: closures, locks, cells, shared values | `shared` |
+//! | quantised weights | `quantised` |
 //! | learned tensors without a layer around them | `tensors` |
 //! | enums, with variants of any name | `enums` |
 //! | keywords in calls of macros | `macros` |
@@ -28,6 +29,7 @@ mod macros;
 mod methods;
 mod parts;
 mod plain;
+mod quantised;
 mod shared;
 mod tensors;
 mod wrappers;
