@@ -23,29 +23,28 @@ impl Part {
     /// Reads the entry.
     pub fn parse(cx: &Ctxt, tokens: Vec<TokenTree>) -> Result<Self> {
         let mut tokens = tokens.into_iter();
-        let (key, list) = (tokens.next(), tokens.next());
-        let (Some(TokenTree::Literal(key)), None) = (&key, tokens.next()) else {
+        let (key, list) = (tokens.next(), tokens.next().filter(is_list));
+        let (Some(TokenTree::Literal(key)), Some(TokenTree::Group(list))) = (&key, &list) else {
             return Err(Error::new_spanned(
                 key,
-                "expected `,` after a part's `(..)`",
+                "a part needs its attributes: `0(..)`",
             ));
         };
-        match list {
-            Some(TokenTree::Group(group)) if group.delimiter() == Delimiter::Parenthesis => {
-                let mut attrs = Field::default();
-                attrs.read(cx, group.stream());
-                Ok(Self {
-                    index: index(key).unwrap_or(usize::MAX),
-                    key: key.clone(),
-                    attrs,
-                })
-            }
-            _ => {
-                let message = format!("`{key}` needs the part's attributes: `{key}(..)`");
-                Err(Error::new_spanned(key, message))
-            }
+        if let Some(extra) = tokens.next() {
+            return Err(Error::new_spanned(extra, "expected `,`"));
         }
+        let mut attrs = Field::default();
+        attrs.read(cx, list.stream());
+        Ok(Self {
+            index: index(key).unwrap_or(usize::MAX),
+            key: key.clone(),
+            attrs,
+        })
     }
+}
+
+fn is_list(token: &TokenTree) -> bool {
+    matches!(token, TokenTree::Group(group) if group.delimiter() == Delimiter::Parenthesis)
 }
 
 fn index(key: &Literal) -> Option<usize> {
