@@ -34,6 +34,7 @@ impl Module for Layer {
 
 /// A variant of the user type's name, which is a layer's, too.
 #[derive(Clone, Debug, LoraModel)]
+#[allow(clippy::enum_variant_names)]
 enum Linears {
     Linears(#[lora(rank)] Linear),
     Linear {

@@ -1,4 +1,5 @@
 //! Calls of macros with any tokens: keywords, types, patterns, layers.
+#![allow(clippy::all, reason = "the tokens count, not what is simplest")]
 
 use super::{F32, adapted, linear, live};
 use candle_core::{Module, Result, Tensor};

@@ -21,6 +21,7 @@ struct Block {
     attn: (Linear, LayerNorm),
     #[lora(flatten, 0(rank = 3, name = "fc"), 1(skip))]
     layers: Vec<(Linear, Option<Shift>)>,
+    #[allow(clippy::type_complexity)]
     #[lora(0(rank), 1(0(skip), 1(trainable)), 2(flatten))]
     nested: Option<Box<(Linear, (Arc<Closure>, Linear), LayerNorm)>>,
     #[lora(routed, 0(rank))]

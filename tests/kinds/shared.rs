@@ -95,8 +95,8 @@ impl Module for Stateful {
         let table = self.table.get_or_init(|| fixed(4, F32, 9));
         let xs = (self.fc.forward(xs)? * *self.scale.read().unwrap())?;
         let xs = self.act.forward(&xs.broadcast_add(table)?)?;
-        let closures = self.closures.iter();
-        let xs = closures.fold(Ok(xs), |xs, closure| closure(&xs?))?;
+        let mut closures = self.closures.iter();
+        let xs = closures.try_fold(xs, |xs, closure| closure(&xs))?;
         let xs = self.part.forward(&xs)?;
         let states = self.rnn.seq(&xs.unsqueeze(1)?)?;
         self.rnn.states_to_tensor(&states)
