@@ -3,7 +3,7 @@
 use super::{F32, adapted, linear, live, norm};
 use candle_core::{Module, Result, Tensor};
 use candle_nn::{LayerNorm, Linear};
-use lora::{LoraModel, LoraModule};
+use lora::{LoraLayer, LoraModel, LoraModule};
 use lora_tests::fixed;
 use std::collections::BTreeMap;
 use std::rc::Rc;
@@ -155,4 +155,25 @@ fn in_tuples_and_variants() {
         let model = live("Pair", &net, &fixed((3, 4), F32, 19));
         assert_eq!(adapted(&model), paths);
     }
+}
+
+/// A parameter has the bounds of what its part is.
+#[derive(Clone, LoraModel)]
+struct Generic<T, S, const N: usize>(#[lora(0(rank), 1(skip))] [(T, S); N]);
+
+#[lora::forward(skip(S))]
+impl<T: LoraLayer + Module, S: Clone + Into<f64>, const N: usize> Module for Generic<T, S, N> {
+    fn forward(&self, xs: &Tensor) -> Result<Tensor> {
+        let mut parts = self.0.iter();
+        parts.try_fold(xs.clone(), |xs, (part, scale)| {
+            xs.apply(part)? * scale.clone().into()
+        })
+    }
+}
+
+#[test]
+fn of_parameters() {
+    let net = Generic([(linear(4, 3, 1), 2.0f32), (linear(3, 4, 3), 0.5)]);
+    let model = live("Generic", &net, &fixed((3, 4), F32, 19));
+    assert_eq!(adapted(&model), ["0.0", "1.0"]);
 }

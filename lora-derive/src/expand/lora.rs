@@ -140,7 +140,8 @@ fn cloned(place: &Place<'_>, field: &Field<'_>) -> TokenStream {
             let clone = around(field, quote!(|#pattern| #values));
             around(field, quote!(_lora::cloned_parts(#value, #clone)))
         }
-        _ => at(field, quote!(_lora::Clone::clone(#value))),
+        Kind::Parts(_) => at(field, quote!(_lora::Clone::clone(#value))),
+        _ => quote!(_lora::Clone::clone(#value)),
     }
 }
 
