@@ -5,8 +5,10 @@ use lora::LoraModule;
 
 pub mod op_fixtures;
 mod random;
+mod whole_life;
 
 pub use random::cases;
+pub use whole_life::whole_life;
 
 /// The largest difference of two tensors, relative to the largest value of the second.
 pub fn relative_error(actual: &Tensor, expected: &Tensor) -> Result<f64> {

@@ -10,6 +10,7 @@ mod derive;
 mod gguf;
 mod gradients;
 mod house;
+mod kinds;
 mod layers;
 mod matrix;
 mod merge;

@@ -6,7 +6,7 @@ use anyhow::{Result, bail};
 use candle_core::{Device, Tensor};
 use lora::models::decoder::{Decoder, DecoderConfig};
 use lora::models::{self, Options, Weights};
-use lora::ops::{CrossEntropy, cross_entropy};
+use lora::ops::cross_entropy;
 use lora::{Lora, LoraModel, LoraModule};
 use rand::rngs::ChaCha8Rng;
 use rand::{RngExt, SeedableRng};
@@ -38,18 +38,14 @@ pub(super) fn run(args: &Args, shape: &Shape) -> Result<()> {
 
 fn library(args: &Args, config: &DecoderConfig, tokens: Tokens) -> Result<Bench<Decoder>> {
     let created = models::build::<Decoder>(config, Weights::Random(args.seed), &Options::new())?;
-    let Tokens { ids, next } = tokens;
+    let ids = tokens.ids;
     let output = {
         let ids = ids.clone();
         move |model: &Lora<Decoder>| Ok(model.forward(&ids, None)?)
     };
     Ok(Bench {
         model: convert(created.model, args)?,
-        loss: Box::new(move |model| {
-            let hidden = model.hidden_states(&ids, None, None)?;
-            let head = model.lm_head();
-            Ok(CrossEntropy::new().of_linear(&hidden, head.weight(), head.bias(), &next)?)
-        }),
+        loss: Box::new(move |model| Ok(model.loss(&ids, None, &ids)?)),
         output: Box::new(output),
     })
 }

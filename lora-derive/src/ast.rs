@@ -2,7 +2,7 @@
 
 use crate::attr;
 use crate::ctxt::Ctxt;
-use crate::name;
+use crate::{name, tuple};
 use proc_macro2::{Span, TokenTree};
 use quote::ToTokens;
 use syn::ext::IdentExt;
@@ -56,11 +56,11 @@ pub struct Field<'a> {
     pub member: Member,
     pub vis: &'a Visibility,
     pub ty: &'a Type,
-    /// Where messages show the field: where its type begins and ends.
+    /// Where messages show the field: where its type begins and ends, or that of a part which may be bad.
     pub ends: (Span, Span),
     pub kept: Vec<Attribute>,
     pub attrs: attr::Field,
-    pub kind: Kind,
+    pub kind: Kind<'a>,
     /// What the field adds to the path; nothing if it is flattened or the only one of a tuple.
     pub segment: Option<String>,
     /// How sure the field is to have a type in the LoRA struct.
@@ -68,8 +68,7 @@ pub struct Field<'a> {
 }
 
 /// What a field is to the LoRA type.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Kind {
+pub enum Kind<'a> {
     /// A model: replaced by its LoRA model.
     Model,
     /// `rank`: a model of layers that are adapted by default.
@@ -84,9 +83,11 @@ pub enum Kind {
     Skip,
     /// `config`: a configuration, with that of the conversion beside it.
     Config { alias: Option<Ident> },
+    /// A tuple, or a container of such, whose parts have attributes: each part is a field.
+    Parts(Fields<'a>),
 }
 
-impl Kind {
+impl Kind<'_> {
     /// What the attributes make of a field. Where some exclude each other, which is an error, the
     /// first counts.
     fn new(attrs: &attr::Field) -> Self {
@@ -111,7 +112,33 @@ impl Kind {
 
     /// True if the field has a LoRA model, which the walks go through.
     pub fn is_model(&self) -> bool {
-        !matches!(self, Self::Skip | Self::Config { .. })
+        match self {
+            Self::Skip | Self::Config { .. } => false,
+            Self::Parts(parts) => parts.fields.iter().any(|part| part.kind.is_model()),
+            _ => true,
+        }
+    }
+
+    /// True if the value can be shown. What is skipped need not be `Debug`.
+    pub fn is_shown(&self) -> bool {
+        match self {
+            Self::Skip => false,
+            Self::Parts(parts) => parts.fields.iter().all(|part| part.kind.is_shown()),
+            _ => true,
+        }
+    }
+
+    /// The first part of a tuple that may be no model.
+    fn suspect(&self) -> Option<&Field<'_>> {
+        let Self::Parts(parts) = self else {
+            return None;
+        };
+        parts.fields.iter().find(|part| !part.is_known())
+    }
+
+    /// True if the value is cloned as it is.
+    pub fn is_skipped(&self) -> bool {
+        matches!(self, Self::Skip)
     }
 }
 
@@ -189,9 +216,10 @@ impl<'a> Item<'a> {
         }
     }
 
-    /// All fields, of the struct or of every variant.
+    /// All fields, of the struct or of every variant, and the parts of tuples among them.
     pub fn fields(&self) -> impl Iterator<Item = &Field<'a>> {
-        self.bodies().into_iter().flat_map(|body| &body.fields)
+        let bodies = self.bodies().into_iter();
+        bodies.flat_map(Fields::with_parts)
     }
 }
 
@@ -227,25 +255,86 @@ impl<'a> Fields<'a> {
         }
         Self { style, fields }
     }
+
+    /// The parts of a field's tuple.
+    fn parts(cx: &Ctxt, field: &'a syn::Field, ty: &'a Type, given: &[attr::Part]) -> Option<Self> {
+        let first = given.first()?;
+        let Some(tuple) = tuple::within(ty) else {
+            let key = &first.key;
+            let message = format!(
+                "`{key}(..)` is for a part of a tuple, and none is written here: an alias hides its parts"
+            );
+            cx.error(key, message);
+            return None;
+        };
+        let count = tuple.elems.len();
+        for (i, part) in given.iter().enumerate() {
+            let key = &part.key;
+            if part.index >= count {
+                cx.error(
+                    key,
+                    format!("there is no part `{key}`: the tuple has {count}"),
+                );
+            } else if given[..i].iter().any(|other| other.index == part.index) {
+                cx.error(key, format!("`{key}` is given twice"));
+            }
+        }
+        let parts = tuple.elems.iter().enumerate().map(|(index, ty)| {
+            let given = given.iter().find(|part| part.index == index);
+            let attrs = given.map(|part| part.attrs.clone()).unwrap_or_default();
+            Field::of(cx, field, ty, Member::from(index), attrs, false)
+        });
+        Some(Self {
+            style: Style::Tuple,
+            fields: parts.collect(),
+        })
+    }
+
+    /// The fields, and the parts of tuples among them.
+    fn with_parts(&self) -> Vec<&Field<'a>> {
+        let mut all = Vec::new();
+        for field in &self.fields {
+            all.push(field);
+            if let Kind::Parts(parts) = &field.kind {
+                all.extend(parts.with_parts());
+            }
+        }
+        all
+    }
 }
 
 impl<'a> Field<'a> {
     fn new(cx: &Ctxt, field: &'a syn::Field, member: Member, newtype: bool) -> Self {
         let attrs = attr::Field::parse(cx, &field.attrs);
+        Self::of(cx, field, &field.ty, member, attrs, newtype)
+    }
+
+    /// The field itself, or a part of its tuple.
+    fn of(
+        cx: &Ctxt,
+        field: &'a syn::Field,
+        ty: &'a Type,
+        member: Member,
+        attrs: attr::Field,
+        newtype: bool,
+    ) -> Self {
         let segment = match (&attrs.name, &member) {
             (Some(name), _) => Some(name.value.clone()),
             _ if attrs.flatten.is_some() || newtype => None,
             (None, Member::Named(name)) => Some(name.unraw().to_string()),
             (None, Member::Unnamed(index)) => Some(index.index.to_string()),
         };
-        let kind = Kind::new(&attrs);
+        let kind = match Fields::parts(cx, field, ty, &attrs.parts) {
+            Some(parts) => Kind::Parts(parts),
+            None => Kind::new(&attrs),
+        };
         Self {
             member,
             vis: &field.vis,
-            ty: &field.ty,
-            ends: ends(&field.ty),
+            ty,
+            ends: kind.suspect().map_or_else(|| ends(ty), |part| part.ends),
             kept: attr::kept(&field.attrs, KEPT),
-            trust: Trust::new(&field.ty, &kind),
+            trust: Trust::new(ty, &kind),
             kind,
             attrs,
             segment,
@@ -265,7 +354,11 @@ pub enum Trust {
 }
 
 impl Trust {
-    fn new(ty: &Type, kind: &Kind) -> Self {
+    fn new(ty: &Type, kind: &Kind<'_>) -> Self {
+        if let Kind::Parts(parts) = kind {
+            let parts = parts.fields.iter().map(|part| part.trust);
+            return parts.min().unwrap_or(Self::Sure);
+        }
         if !kind.is_model() {
             return Self::Sure;
         }
@@ -277,7 +370,7 @@ impl Trust {
             _ => None,
         });
         match of.min() {
-            Some(Self::Unknown) if *kind != Kind::Model => Self::Marked,
+            Some(Self::Unknown) if !matches!(kind, Kind::Model) => Self::Marked,
             trust => trust.unwrap_or(Self::Sure),
         }
     }

@@ -35,7 +35,7 @@ impl Bounds {
                 Kind::Model | Kind::Trainable => models.extend(used),
                 Kind::Skip if !used.is_empty() => skipped.extend([field.ty.clone()]),
                 Kind::Config { .. } if !used.is_empty() => configs.extend([field.ty.clone()]),
-                Kind::Skip | Kind::Config { .. } => {}
+                Kind::Skip | Kind::Config { .. } | Kind::Parts(_) => {}
             }
         }
         models.types.retain(|ty| !layers.contains(ty));

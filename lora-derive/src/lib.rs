@@ -14,6 +14,7 @@ mod name;
 mod params;
 #[cfg(test)]
 mod tests;
+mod tuple;
 mod valid;
 
 use proc_macro::TokenStream;

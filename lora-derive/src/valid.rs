@@ -28,6 +28,7 @@ pub fn item(cx: &Ctxt, item: &Item<'_>) {
     }
     for field in item.fields() {
         exclusive(cx, &field.attrs);
+        parts(cx, &field.attrs);
         path(cx, &field.attrs);
         adapter(cx, &field.attrs);
         alias(cx, item, field);
@@ -99,7 +100,7 @@ fn linear(cx: &Ctxt, item: &Item<'_>, given: &Given<Linear>) {
             (None, None) => {}
         }
     }
-    let others = item.fields().filter(|field| field.kind != Kind::Skip);
+    let others = item.fields().filter(|field| !field.kind.is_skipped());
     let parts = Parts::of(item);
     let is_part = |field: &Field<'_>| parts.as_ref().is_some_and(|parts| parts.have(field));
     for key in others
@@ -131,6 +132,20 @@ fn exclusive(cx: &Ctxt, attrs: &attr::Field) {
         cx.error(
             key,
             format!("`{key}` does not go with `{first}`: a field has one of them"),
+        );
+    }
+}
+
+/// Where the parts of a tuple have attributes, those say what each part is.
+fn parts(cx: &Ctxt, attrs: &attr::Field) {
+    let Some(part) = attrs.parts.first() else {
+        return;
+    };
+    for key in attrs.exclusive().into_iter().flatten() {
+        let part = &part.key;
+        cx.error(
+            key,
+            format!("`{key}` does not go with `{part}(..)`: give `{key}` to the parts"),
         );
     }
 }

@@ -80,6 +80,7 @@
 //! | | `#[lora(config)]`, `#[lora(config = LoraNetConfig)]` | the model's configuration, which becomes [`WithLora`]; the second form names the type |
 //! | | `#[lora(name = "..")]` | name in parameter paths |
 //! | | `#[lora(flatten)]` | adds nothing to parameter paths |
+//! | | `#[lora(0(rank), 1(skip))]` | attributes for the parts of a tuple |
 //! | an impl | `#[lora::forward]` | also implements it for the LoRA type |
 //! | a method in such an impl | `#[lora(skip)]` | on the base type only |
 //!

@@ -9,10 +9,11 @@ impl Path {
         &self.0
     }
 
-    /// Adds a segment. [`truncate`](Self::truncate) with the returned length takes the segment off.
+    /// Adds a segment, unless it is empty. [`truncate`](Self::truncate) with the returned length takes
+    /// the segment off.
     pub(crate) fn push(&mut self, segment: &str) -> usize {
         let length = self.0.len();
-        if !self.0.is_empty() {
+        if !self.0.is_empty() && !segment.is_empty() {
             self.0.push('.');
         }
         self.0.push_str(segment);

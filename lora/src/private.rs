@@ -3,6 +3,7 @@
 pub use crate::layers::{
     BiasField, LoraOwnLinear, OwnLinear, WeightField, adapt_own_linear as own_linear,
 };
+pub use crate::traits::Tuples;
 pub use crate::{
     Builder, Cursor, CursorMut, Lora, LoraLayer, LoraModel, LoraModule, Mark, Result, WithLora,
 };
@@ -25,6 +26,14 @@ pub use crate::ops::{Candle, Function, Other, Receiver};
 /// not `Clone`, rustc says the same at each, and shows one error.
 pub fn skipped<T: Clone>(value: &T) -> T {
     value.clone()
+}
+
+/// A clone of a field whose parts have attributes, by the clones of its tuples.
+pub fn cloned_parts<T: Tuples, L>(field: &T, clone: impl Fn(&T::Tuple) -> L) -> T::With<L> {
+    match field.map("", &mut |_, tuple| Ok(clone(tuple))) {
+        Ok(clone) => clone,
+        Err(_) => unreachable!("a clone does not fail"),
+    }
 }
 
 /// Shows a struct. Without `all` there are fields that cannot be shown.

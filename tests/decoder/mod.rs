@@ -6,6 +6,7 @@ mod files;
 mod generate;
 mod gradients;
 mod logits;
+mod loss;
 mod peft;
 
 use candle_core::safetensors::load;

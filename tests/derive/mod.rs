@@ -4,12 +4,10 @@ use candle_core::{DType, Device, Tensor};
 use candle_nn::{LayerNorm, Linear};
 use lora::{Lora, LoraConfig, LoraModel, LoraModule};
 
-mod follow;
 mod forward;
 mod generics;
 mod names;
 mod shapes;
-mod wrappers;
 
 pub fn linear(inputs: usize, outputs: usize) -> Linear {
     let weight = Tensor::ones((outputs, inputs), DType::F32, &Device::Cpu).unwrap();

@@ -268,6 +268,8 @@ pub struct Net {
     layers: Vec<FeedForward<LayerNorm>>,
     #[lora(flatten)]
     last: Mlp,
+    #[lora(0(rank, name = "proj"), 1(skip))]
+    heads: Vec<(Linear, Option<f64>)>,
     #[lora(skip)]
     positions: Vec<u32>,
 }
@@ -277,6 +279,7 @@ pub struct LoraNet {
     embed: ::lora::Lora<Embedding>,
     layers: ::lora::Lora<Vec<FeedForward<LayerNorm>>>,
     last: ::lora::Lora<Mlp>,
+    heads: Vec<(::lora::Lora<Linear>, Option<f64>)>,
     positions: Vec<u32>,
 }
 #[doc(hidden)]
@@ -295,6 +298,17 @@ const _: () = {
                 embed: cx.named().field("embed_tokens", &self.embed)?,
                 layers: _lora::Builder::field(cx, "layers", &self.layers)?,
                 last: _lora::LoraModel::adapt(&self.last, cx)?,
+                heads: cx
+                    .parts(
+                        "heads",
+                        &self.heads,
+                        |cx, (f0, f1)| _lora::Ok((
+                            cx
+                                .named()
+                                .marked("proj", _lora::Mark::rank(), _lora::layer(f0))?,
+                            _lora::skipped(f1),
+                        )),
+                    )?,
                 positions: _lora::skipped(&self.positions),
             })
         }
@@ -309,6 +323,14 @@ const _: () = {
                 embed: _lora::LoraModule::to_base(&self.embed)?,
                 layers: _lora::LoraModule::to_base(&self.layers)?,
                 last: _lora::LoraModule::to_base(&self.last)?,
+                heads: _lora::Tuples::map(
+                    &self.heads,
+                    "",
+                    &mut |_, (f0, f1)| _lora::Ok((
+                        _lora::LoraModule::to_base(f0)?,
+                        _lora::skipped(f1),
+                    )),
+                )?,
                 positions: _lora::skipped(&self.positions),
             })
         }
@@ -316,11 +338,27 @@ const _: () = {
             cursor.field("embed_tokens", &self.embed);
             cursor.field("layers", &self.layers);
             _lora::LoraModule::visit(&self.last, cursor);
+            cursor
+                .parts(
+                    "heads",
+                    &self.heads,
+                    |cursor, (f0, _)| {
+                        cursor.field("proj", f0);
+                    },
+                );
         }
         fn visit_mut(&mut self, cursor: &mut _lora::CursorMut<'_>) {
             cursor.field("embed_tokens", &mut self.embed);
             cursor.field("layers", &mut self.layers);
             _lora::LoraModule::visit_mut(&mut self.last, cursor);
+            cursor
+                .parts(
+                    "heads",
+                    &mut self.heads,
+                    |cursor, (f0, _)| {
+                        cursor.field("proj", f0);
+                    },
+                );
         }
     }
     #[automatically_derived]
@@ -332,6 +370,10 @@ const _: () = {
                 embed: _lora::Clone::clone(&self.embed),
                 layers: _lora::Clone::clone(&self.layers),
                 last: _lora::Clone::clone(&self.last),
+                heads: _lora::cloned_parts(
+                    &self.heads,
+                    |(f0, f1)| (_lora::Clone::clone(f0), _lora::skipped(f1)),
+                ),
                 positions: _lora::skipped(&self.positions),
             }
         }
@@ -353,6 +395,10 @@ const _: () = {
         }
     }
     use _lora::NotAModel as _;
+    const _: () = assert!(
+        ! _lora::Skipped:: < Option < f64 > > ::IS_LAYER,
+        "a layer under `skip` keeps candle's forward pass, which may cut the gradient: drop the `skip`, the layer stays frozen all the same"
+    );
     const _: () = assert!(
         ! _lora::Skipped:: < Vec < u32 > > ::IS_LAYER,
         "a layer under `skip` keeps candle's forward pass, which may cut the gradient: drop the `skip`, the layer stays frozen all the same"

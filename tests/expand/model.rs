@@ -54,6 +54,8 @@ pub struct Net {
     layers: Vec<FeedForward<LayerNorm>>,
     #[lora(flatten)]
     last: Mlp,
+    #[lora(0(rank, name = "proj"), 1(skip))]
+    heads: Vec<(Linear, Option<f64>)>,
     #[lora(skip)]
     positions: Vec<u32>,
 }

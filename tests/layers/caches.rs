@@ -1,12 +1,12 @@
 //! Caches of keys and values as fields: training and generation.
 
-use super::{F32, whole_life};
+use super::F32;
 use candle_core::{Result, Tensor};
 use candle_nn::kv_cache::{ConcatKvCache, KvCache, RotatingKvCache};
 use candle_nn::{Linear, Module, Optimizer, ParamsAdamW};
 use lora::optim::{AdamW, load_state, save_state};
 use lora::{LoraConfig, LoraModel, LoraModule};
-use lora_tests::{assert_close, fill_adapters, fixed, values};
+use lora_tests::{assert_close, fill_adapters, fixed, values, whole_life};
 
 fn qkv() -> Linear {
     Linear::new(fixed((12, 4), F32, 1), Some(fixed(12, F32, 2)))

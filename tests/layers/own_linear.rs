@@ -1,10 +1,10 @@
 //! Structs of bare tensors that are linear layers: `#[lora(linear)]`.
 
-use super::{F32, whole_life};
+use super::F32;
 use candle_core::{DType, Device, Result, Tensor};
 use candle_nn::{Linear, Module, VarBuilder};
 use lora::{LoraConfig, LoraModel, LoraModule, Names};
-use lora_tests::{assert_close, fill_adapters, fixed, values};
+use lora_tests::{assert_close, fill_adapters, fixed, values, whole_life};
 use std::collections::HashMap;
 
 /// As T5's: no bias, a field of another crate's type that is neither a model nor `Debug`.

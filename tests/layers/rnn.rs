@@ -1,12 +1,12 @@
 //! Recurrent layers.
 
-use super::{F32, whole_life};
+use super::F32;
 use candle_core::{DType, Result, Tensor};
 use candle_nn::rnn::{Direction, GRUConfig, LSTMConfig};
 use candle_nn::{Linear, RNN, VarBuilder};
 use lora::layers::{GRU, LSTM, gru, lstm};
 use lora::{LoraConfig, LoraModel, LoraModule, Names, TrainBias};
-use lora_tests::{assert_close, check_gradients, fill_adapters, fixed, var};
+use lora_tests::{assert_close, check_gradients, fill_adapters, fixed, var, whole_life};
 use std::collections::HashMap;
 
 /// A builder with the parameters of PyTorch's `nn.LSTM` or `nn.GRU`.

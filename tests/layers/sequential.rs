@@ -1,11 +1,11 @@
 //! Lists of modules, and modules of any type.
 
-use super::{F32, whole_life};
+use super::F32;
 use candle_core::{Device, Result, Tensor};
 use candle_nn::{Activation, LayerNorm, Linear, Module};
 use lora::layers::{AnyModule, Sequential, seq};
 use lora::{LoraConfig, LoraModel, LoraModule, Names};
-use lora_tests::{assert_close, fixed};
+use lora_tests::{assert_close, fixed, whole_life};
 use std::collections::HashMap;
 
 fn linear(outputs: usize, inputs: usize, seed: usize) -> Linear {

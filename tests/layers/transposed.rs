@@ -1,13 +1,13 @@
 //! Transposed convolutions and PReLU: frozen with a gradient, or trained in full.
 
-use super::{F32, whole_life};
+use super::F32;
 use candle_core::{DType, Device, Result, Tensor, Var};
 use candle_nn::{
     Conv1d, Conv1dConfig, ConvTranspose1d, ConvTranspose1dConfig, ConvTranspose2d,
     ConvTranspose2dConfig, Linear, Module, PReLU,
 };
 use lora::{LoraConfig, LoraModel, LoraModule};
-use lora_tests::{check_gradients, fixed, values, var};
+use lora_tests::{check_gradients, fixed, values, var, whole_life};
 
 const F64: DType = DType::F64;
 

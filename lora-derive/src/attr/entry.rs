@@ -21,20 +21,34 @@ enum Value {
     List(TokenStream),
 }
 
-/// The entries of every `#[lora(..)]` among the attributes.
-pub fn entries(cx: &Ctxt, attrs: &[Attribute]) -> Vec<Entry> {
+/// The tokens within every `#[lora(..)]` among the attributes.
+pub fn lists(cx: &Ctxt, attrs: &[Attribute]) -> Vec<TokenStream> {
     let mut all = Vec::new();
     for attr in attrs.iter().filter(|attr| attr.path().is_ident("lora")) {
         match &attr.meta {
-            Meta::List(list) => all.extend(parse_entries(cx, list.tokens.clone())),
+            Meta::List(list) => all.push(list.tokens.clone()),
             other => cx.error(other, "expected `#[lora(..)]`"),
         }
     }
     all
 }
 
-/// Splits at the commas first, so that one bad entry leaves the others alone.
+/// The entries of every `#[lora(..)]` among the attributes.
+pub fn entries(cx: &Ctxt, attrs: &[Attribute]) -> Vec<Entry> {
+    let lists = lists(cx, attrs).into_iter();
+    lists.flat_map(|list| parse_entries(cx, list)).collect()
+}
+
+/// The entries of a list.
 pub fn parse_entries(cx: &Ctxt, tokens: TokenStream) -> Vec<Entry> {
+    let entries = split(tokens).into_iter();
+    entries
+        .filter_map(|entry| Entry::parse(cx, entry))
+        .collect()
+}
+
+/// Splits at the commas first, so that one bad entry leaves the others alone.
+pub fn split(tokens: TokenStream) -> Vec<Vec<TokenTree>> {
     let mut parts = vec![Vec::new()];
     for token in tokens {
         match &token {
@@ -45,12 +59,13 @@ pub fn parse_entries(cx: &Ctxt, tokens: TokenStream) -> Vec<Entry> {
                 .for_each(|part| part.push(token.clone())),
         }
     }
-    let parts = parts.into_iter().filter(|part| !part.is_empty());
-    parts.filter_map(|part| Entry::parse(cx, part)).collect()
+    parts.retain(|part| !part.is_empty());
+    parts
 }
 
 impl Entry {
-    fn parse(cx: &Ctxt, tokens: Vec<TokenTree>) -> Option<Self> {
+    /// Reads one entry.
+    pub fn parse(cx: &Ctxt, tokens: Vec<TokenTree>) -> Option<Self> {
         let mut rest = tokens.into_iter();
         let key = match rest.next()? {
             TokenTree::Ident(key) => key,

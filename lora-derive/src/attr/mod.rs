@@ -3,19 +3,23 @@
 
 mod entry;
 mod linear;
+mod part;
 mod spelling;
 pub mod value;
 
 pub use entry::{Entry, parse_entries, set};
 pub use linear::Linear;
+pub use part::Part;
 
 use crate::ctxt::Ctxt;
 use crate::krate;
-use entry::entries;
+use entry::{entries, lists, split};
+use proc_macro2::TokenStream;
 use quote::ToTokens;
 use syn::{Attribute, Ident, Path, WherePredicate};
 
 /// A key of an attribute, for messages, with its value.
+#[derive(Clone)]
 pub struct Given<T> {
     pub key: Ident,
     pub value: T,
@@ -38,7 +42,7 @@ pub struct Container {
 }
 
 /// The attributes of a field.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub struct Field {
     pub rank: Option<Given<Option<usize>>>,
     pub alpha: Option<Given<f64>>,
@@ -49,6 +53,8 @@ pub struct Field {
     pub name: Option<Given<String>>,
     pub flatten: Option<Given<()>>,
     pub routed: Option<Given<()>>,
+    /// Those of the parts of a tuple.
+    pub parts: Vec<Part>,
 }
 
 const CONTAINER: &[&str] = &["crate", "name", "derive", "bound", "plain", "linear"];
@@ -85,25 +91,39 @@ impl Container {
 impl Field {
     pub fn parse(cx: &Ctxt, attrs: &[Attribute]) -> Self {
         let mut all = Self::default();
-        for entry in entries(cx, attrs) {
-            match entry.key.to_string().as_str() {
-                "rank" => set(cx, &mut all.rank, &entry, |e| {
-                    e.optional()?.map(|rank| value::rank(&rank)).transpose()
-                }),
-                "alpha" => set(cx, &mut all.alpha, &entry, |e| value::alpha(&e.value()?)),
-                "dropout" => set(cx, &mut all.dropout, &entry, |e| {
-                    value::dropout(&e.value()?)
-                }),
-                "trainable" => set(cx, &mut all.trainable, &entry, Entry::flag),
-                "skip" => set(cx, &mut all.skip, &entry, Entry::flag),
-                "config" => set(cx, &mut all.config, &entry, Entry::optional),
-                "name" => set(cx, &mut all.name, &entry, |e| value::segment(&e.value()?)),
-                "flatten" => set(cx, &mut all.flatten, &entry, Entry::flag),
-                "routed" => set(cx, &mut all.routed, &entry, Entry::flag),
-                _ => entry.unknown(cx, FIELD, CONTAINER, "the struct or enum"),
-            }
+        for list in lists(cx, attrs) {
+            all.read(cx, list);
         }
         all
+    }
+
+    fn read(&mut self, cx: &Ctxt, list: TokenStream) {
+        for tokens in split(list) {
+            if Part::is_one(&tokens) {
+                self.parts.extend(cx.ok(Part::parse(cx, tokens)));
+            } else if let Some(entry) = Entry::parse(cx, tokens) {
+                self.set(cx, &entry);
+            }
+        }
+    }
+
+    fn set(&mut self, cx: &Ctxt, entry: &Entry) {
+        match entry.key.to_string().as_str() {
+            "rank" => set(cx, &mut self.rank, entry, |e| {
+                e.optional()?.map(|rank| value::rank(&rank)).transpose()
+            }),
+            "alpha" => set(cx, &mut self.alpha, entry, |e| value::alpha(&e.value()?)),
+            "dropout" => set(cx, &mut self.dropout, entry, |e| {
+                value::dropout(&e.value()?)
+            }),
+            "trainable" => set(cx, &mut self.trainable, entry, Entry::flag),
+            "skip" => set(cx, &mut self.skip, entry, Entry::flag),
+            "config" => set(cx, &mut self.config, entry, Entry::optional),
+            "name" => set(cx, &mut self.name, entry, |e| value::segment(&e.value()?)),
+            "flatten" => set(cx, &mut self.flatten, entry, Entry::flag),
+            "routed" => set(cx, &mut self.routed, entry, Entry::flag),
+            _ => entry.unknown(cx, FIELD, CONTAINER, "the struct or enum"),
+        }
     }
 }
 

@@ -1,9 +1,9 @@
 //! `impl LoraModel` for the base type.
 
-use crate::ast::{Field, Item, Kind};
+use crate::ast::{Field, Fields, Item, Kind};
 use crate::bounds::Bounds;
 use crate::expand::body::{Place, body};
-use crate::expand::span::local;
+use crate::expand::span::{around, at, local};
 use proc_macro2::{Literal, TokenStream};
 use quote::{ToTokens, quote};
 
@@ -18,7 +18,7 @@ pub fn expand(item: &Item<'_>, bounds: &Bounds) -> TokenStream {
             quote!(_lora::Ok(#value))
         },
     );
-    let cx = match item.fields().all(|field| field.kind == Kind::Skip) {
+    let cx = match item.fields().all(|field| field.kind.is_skipped()) {
         true => quote!(_),
         false => local("cx").to_token_stream(),
     };
@@ -40,12 +40,15 @@ pub fn expand(item: &Item<'_>, bounds: &Bounds) -> TokenStream {
 fn adapt(place: &Place<'_>, field: &Field<'_>) -> TokenStream {
     let cx = local("cx");
     let value = place.get(field);
+    if let Kind::Parts(parts) = &field.kind {
+        return adapt_parts(field, parts, &at(field, value));
+    }
     let value = match field.kind {
         Kind::Rank { .. } => quote!(_lora::layer(#value)),
         _ => value,
     };
     let (method, args) = match (mark(&field.kind), &field.segment) {
-        _ if field.kind == Kind::Skip => return quote!(_lora::skipped(#value)),
+        _ if field.kind.is_skipped() => return quote!(_lora::skipped(#value)),
         _ if !field.kind.is_model() => return quote!(#cx.config(#value)),
         (None, None) => return quote!(_lora::LoraModel::adapt(#value, #cx)?),
         (Some(mark), Some(name)) => (quote!(marked), quote!(#name, #mark, #value)),
@@ -63,8 +66,26 @@ fn adapt(place: &Place<'_>, field: &Field<'_>) -> TokenStream {
     }
 }
 
+/// The same of a field with tuples.
+fn adapt_parts(field: &Field<'_>, parts: &Fields<'_>, value: &TokenStream) -> TokenStream {
+    let cx = local("cx");
+    let name = field.segment.as_deref().unwrap_or_default();
+    let named = field.attrs.name.iter().map(|_| quote!(.named()));
+    let used = match parts.fields.iter().all(|part| part.kind.is_skipped()) {
+        true => quote!(_),
+        false => cx.to_token_stream(),
+    };
+    let place = Place::parts(parts);
+    let pattern = place.tuple(|_| true);
+    let values = place.values(|part| adapt(&place, part));
+    let around = |tokens| around(field, tokens);
+    let convert = around(quote!(|#used, #pattern| _lora::Ok(#values)));
+    let call = around(quote!(parts(#name, #value, #convert)));
+    around(quote!(#cx #(#named)* . #call ?))
+}
+
 /// The mark of a field's attributes.
-fn mark(kind: &Kind) -> Option<TokenStream> {
+fn mark(kind: &Kind<'_>) -> Option<TokenStream> {
     let option = |value: &Option<f64>| match value {
         Some(value) => {
             let value = Literal::f64_unsuffixed(*value);
@@ -89,6 +110,6 @@ fn mark(kind: &Kind) -> Option<TokenStream> {
             })
         }
         Kind::Trainable => Some(quote!(_lora::Mark::trainable())),
-        Kind::Model | Kind::Skip | Kind::Config { .. } => None,
+        Kind::Model | Kind::Skip | Kind::Config { .. } | Kind::Parts(_) => None,
     }
 }

@@ -1,7 +1,7 @@
 //! Bodies that treat each field: straight on a struct, in the arms of a `match` on an enum.
 
 use crate::ast::{Data, Field, Fields, Item, Style};
-use crate::expand::span::{at, called, start};
+use crate::expand::span::{at, called, start, value_at};
 use proc_macro2::{Delimiter, Group, Span, TokenStream};
 use quote::{ToTokens, format_ident, quote};
 use syn::{Ident, Member};
@@ -11,8 +11,8 @@ pub struct Place<'a> {
     pub fields: &'a Fields<'a>,
     /// The variant, whose fields the `match` has bound to names.
     pub variant: Option<&'a Ident>,
-    /// `&` or `&mut`.
-    reference: &'a TokenStream,
+    /// `&` or `&mut`; nothing where the fields are bound to names.
+    reference: Option<&'a TokenStream>,
 }
 
 /// The body of a method with `&self`: `make` of a struct, or of each variant.
@@ -44,7 +44,7 @@ fn places(
             return make(&Place {
                 fields,
                 variant: None,
-                reference,
+                reference: Some(reference),
             });
         }
         Data::Enum(variants) => variants,
@@ -53,7 +53,7 @@ fn places(
         let place = Place {
             fields: &variant.fields,
             variant: Some(variant.ident),
-            reference,
+            reference: None,
         };
         let pattern = place.pattern(&needed);
         let body = make(&place);
@@ -62,6 +62,17 @@ fn places(
     match variants.is_empty() {
         true => quote!(match *self {}),
         false => quote!(match self { #(#arms)* }),
+    }
+}
+
+impl<'a> Place<'a> {
+    /// The parts of a tuple, which a pattern has bound to names.
+    pub fn parts(fields: &'a Fields<'a>) -> Self {
+        Self {
+            fields,
+            variant: None,
+            reference: None,
+        }
     }
 }
 
@@ -78,14 +89,20 @@ impl Place<'_> {
                 quote!(#path { #(#names,)* #rest })
             }
             Style::Tuple => {
-                let names = fields.iter().map(|field| match needed(field) {
-                    true => name(field).to_token_stream(),
-                    false => quote!(_),
-                });
-                let names = self.parens(quote!(#(#names),*));
+                let names = self.tuple(needed);
                 quote!(#path #names)
             }
         }
+    }
+
+    /// The pattern of a tuple.
+    pub fn tuple(&self, needed: impl Fn(&Field<'_>) -> bool) -> Group {
+        let fields = self.fields.fields.iter();
+        let names = fields.map(|field| match needed(field) {
+            true => name(field).to_token_stream(),
+            false => quote!(_),
+        });
+        self.parens(names)
     }
 
     /// The path of the struct or variant.
@@ -101,8 +118,14 @@ impl Place<'_> {
     }
 
     /// What follows the path of a tuple.
-    fn parens(&self, tokens: TokenStream) -> Group {
-        let mut group = Group::new(Delimiter::Parenthesis, tokens);
+    fn parens(&self, values: impl Iterator<Item = TokenStream>) -> Group {
+        let is_type = self.reference.is_some() || self.variant.is_some();
+        let values = match is_type {
+            true => quote!(#(#values),*),
+            // A tuple of one part has a comma.
+            false => quote!(#(#values,)*),
+        };
+        let mut group = Group::new(Delimiter::Parenthesis, values);
         if let Some(field) = self.suspect() {
             group.set_span(Span::call_site().located_at(field.ends.1));
         }
@@ -117,32 +140,37 @@ impl Place<'_> {
         fields.find(|field| is_tuple && !field.is_known())
     }
 
-    /// A reference to the field.
+    /// A reference to the field, which [`at`] moves with all around it.
     pub fn get(&self, field: &Field<'_>) -> TokenStream {
-        if self.variant.is_some() {
+        let Some(reference) = self.reference else {
             return name(field).to_token_stream();
-        }
-        let member = &field.member;
-        let reference = self.reference;
-        at(field, called(quote!(#reference self.#member)))
+        };
+        let member = called(field.member.to_token_stream());
+        quote!(#reference self.#member)
     }
 
     /// A value of the type, of this struct or variant, with these values for its fields.
     pub fn construct(&self, ty: &Ident, value: impl Fn(&Field<'_>) -> TokenStream) -> TokenStream {
         let path = self.path(ty);
-        let fields = self.fields.fields.iter();
-        let values = fields.clone().map(|field| at(field, value(field)));
         match self.fields.style {
             Style::Unit => path,
             Style::Tuple => {
-                let values = self.parens(quote!(#(#values),*));
+                let values = self.values(value);
                 quote!(#path #values)
             }
             Style::Named => {
-                let names = fields.map(|field| &field.member);
+                let fields = self.fields.fields.iter();
+                let names = fields.clone().map(|field| &field.member);
+                let values = fields.map(|field| value_at(field, value(field)));
                 quote!(#path { #(#names: #values),* })
             }
         }
+    }
+
+    /// A tuple with these values.
+    pub fn values(&self, value: impl Fn(&Field<'_>) -> TokenStream) -> Group {
+        let fields = self.fields.fields.iter();
+        self.parens(fields.map(|field| value_at(field, value(field))))
     }
 }
 

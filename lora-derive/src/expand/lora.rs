@@ -3,7 +3,7 @@
 use crate::ast::{Field, Item, Kind, Style};
 use crate::bounds::Bounds;
 use crate::expand::body::{Place, body, body_mut};
-use crate::expand::span::{at, local};
+use crate::expand::span::{around, at, local, value_at};
 use proc_macro2::TokenStream;
 use quote::{ToTokens, quote};
 use syn::ext::IdentExt;
@@ -29,7 +29,7 @@ pub fn expand(item: &Item<'_>, bounds: &Bounds) -> TokenStream {
     };
     let f = local("f");
     let clone = clone(item);
-    let is_shown = |field: &Field<'_>| field.kind != Kind::Skip;
+    let is_shown = |field: &Field<'_>| field.kind.is_shown();
     let debug = body(item, is_shown, |place| debug(lora, place));
     quote! {
         #[automatically_derived]
@@ -72,6 +72,13 @@ fn to_base(place: &Place<'_>, field: &Field<'_>) -> TokenStream {
     match &field.kind {
         Kind::Skip => quote!(_lora::skipped(#value)),
         Kind::Config { .. } => quote!(_lora::Clone::clone(_lora::WithLora::base(#value))),
+        Kind::Parts(parts) => {
+            let (value, place) = (at(field, value), Place::parts(parts));
+            let pattern = place.tuple(|_| true);
+            let values = place.values(|part| to_base(&place, part));
+            let make = around(field, quote!(&mut |_, #pattern| _lora::Ok(#values)));
+            around(field, quote!(_lora::Tuples::map(#value, "", #make)?))
+        }
         _ => quote!(_lora::LoraModule::to_base(#value)?),
     }
 }
@@ -86,11 +93,19 @@ fn walk(place: &Place<'_>, method: &TokenStream) -> TokenStream {
             None => local("cursor"),
         };
         let value = place.get(field);
-        let call = match &field.segment {
-            Some(name) => quote!(#cursor.field(#name, #value)),
-            None => quote!(_lora::LoraModule::#method(#value, #cursor)),
+        let call = match (&field.kind, &field.segment) {
+            (Kind::Parts(parts), name) => {
+                let name = name.as_deref().unwrap_or_default();
+                let (value, place) = (at(field, value), Place::parts(parts));
+                let pattern = place.tuple(|part| part.kind.is_model());
+                let (inner, walk) = (local("cursor"), walk(&place, method));
+                let walk = around(field, quote!(|#inner, #pattern| { #walk }));
+                around(field, quote!(#cursor.parts(#name, #value, #walk)))
+            }
+            (_, Some(name)) => quote!(#cursor.field(#name, #value)),
+            (_, None) => quote!(_lora::LoraModule::#method(#value, #cursor)),
         };
-        let call = at(field, call);
+        let call = value_at(field, call);
         match field.attrs.routed {
             Some(_) => {
                 let outer = local("cursor");
@@ -108,15 +123,26 @@ fn clone(item: &Item<'_>) -> TokenStream {
         |_| true,
         |place| {
             let this = Ident::new("Self", proc_macro2::Span::call_site());
-            place.construct(&this, |field| {
-                let value = place.get(field);
-                match field.kind {
-                    Kind::Skip => quote!(_lora::skipped(#value)),
-                    _ => quote!(_lora::Clone::clone(#value)),
-                }
-            })
+            place.construct(&this, |field| cloned(place, field))
         },
     )
+}
+
+/// The clone of a field.
+fn cloned(place: &Place<'_>, field: &Field<'_>) -> TokenStream {
+    let value = place.get(field);
+    match &field.kind {
+        Kind::Skip => quote!(_lora::skipped(#value)),
+        Kind::Parts(parts) if !field.kind.is_shown() => {
+            let (value, place) = (at(field, value), Place::parts(parts));
+            let pattern = place.tuple(|_| true);
+            let values = place.values(|part| cloned(&place, part));
+            let clone = around(field, quote!(|#pattern| #values));
+            around(field, quote!(_lora::cloned_parts(#value, #clone)))
+        }
+        Kind::Parts(_) => at(field, quote!(_lora::Clone::clone(#value))),
+        _ => quote!(_lora::Clone::clone(#value)),
+    }
 }
 
 /// Fields under `skip` need no `Debug`: they are left out. One call of a function, as a chain of calls
@@ -127,10 +153,10 @@ fn debug(lora: &Ident, place: &Place<'_>) -> TokenStream {
     let fields = &place.fields.fields;
     let shown: Vec<_> = fields
         .iter()
-        .filter(|field| field.kind != Kind::Skip)
+        .filter(|field| field.kind.is_shown())
         .collect();
     let all = shown.len() == fields.len();
-    let values = shown.iter().map(|field| place.get(field));
+    let values = shown.iter().map(|field| at(field, place.get(field)));
     match place.fields.style {
         Style::Unit => quote!(#f.write_str(#name)),
         Style::Tuple => quote!(_lora::debug_tuple(#f, #name, &[#(#values),*], #all)),

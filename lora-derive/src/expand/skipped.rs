@@ -1,6 +1,6 @@
 //! The check that no field under `skip` is a layer of candle's.
 
-use crate::ast::{Field, Item, Kind};
+use crate::ast::{Field, Item};
 use crate::params::mentions;
 use proc_macro2::TokenStream;
 use quote::{quote, quote_spanned};
@@ -10,7 +10,7 @@ use quote::{quote, quote_spanned};
 pub fn expand(item: &Item<'_>) -> TokenStream {
     let fields = item.fields();
     let fields =
-        fields.filter(|field| field.kind == Kind::Skip && !mentions(field.ty, item.generics));
+        fields.filter(|field| field.kind.is_skipped() && !mentions(field.ty, item.generics));
     let checks: Vec<_> = fields.map(check).collect();
     match checks.is_empty() {
         true => TokenStream::new(),

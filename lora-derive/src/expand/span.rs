@@ -1,6 +1,6 @@
 //! Where generated tokens are in messages, and what their names mean.
 
-use crate::ast::Field;
+use crate::ast::{Field, Kind};
 use proc_macro2::{Group, Ident, Span, TokenStream, TokenTree};
 
 /// Moves tokens to where the field's type is: rustc joins the spans of the first and the last one.
@@ -8,6 +8,23 @@ use proc_macro2::{Group, Ident, Span, TokenStream, TokenTree};
 pub fn at(field: &Field<'_>, tokens: TokenStream) -> TokenStream {
     let (first, last) = field.ends;
     spread(tokens, first, last)
+}
+
+/// The same of a value that belongs to the field. Within a tuple each part has a place of its own.
+pub fn value_at(field: &Field<'_>, tokens: TokenStream) -> TokenStream {
+    match field.kind {
+        Kind::Parts(_) => tokens,
+        _ => at(field, tokens),
+    }
+}
+
+/// Moves what stands around the values of parts, and leaves what is in brackets where it is.
+pub fn around(field: &Field<'_>, tokens: TokenStream) -> TokenStream {
+    let tokens = tokens.into_iter().map(|mut token| {
+        token.set_span(token.span().located_at(field.ends.0));
+        token
+    });
+    tokens.collect()
 }
 
 /// Moves the last token of each expression to one place, and all others to the first.

@@ -2,8 +2,8 @@
 
 use crate::ast::{Data, Field, Fields, Item, Kind, Style};
 use crate::bounds::Bounds;
-use crate::expand::span::spread;
-use crate::name;
+use crate::expand::span::{around, spread};
+use crate::{name, tuple};
 use proc_macro2::TokenStream;
 use quote::{ToTokens, quote};
 use syn::Member;
@@ -97,9 +97,14 @@ fn ordered<'a>(fields: &'a Fields<'a>) -> impl Iterator<Item = &'a Field<'a>> {
 /// The type of a field of the LoRA type.
 fn lora_type(field: &Field<'_>, krate: &TokenStream) -> TokenStream {
     let ty = field.ty;
-    match field.kind {
+    match &field.kind {
         Kind::Skip => ty.to_token_stream(),
         Kind::Config { .. } => wrap(field, &quote!(#krate::WithLora)),
+        Kind::Parts(parts) => {
+            let parts = parts.fields.iter();
+            let types = parts.map(|part| lora_type(part, krate));
+            tuple::with(ty, around(field, quote!((#(#types,)*))))
+        }
         _ => wrap(field, &quote!(#krate::Lora)),
     }
 }

@@ -332,9 +332,12 @@ impl VisitMut for Rename {
         call.tokens = self.tokens(tokens);
     }
 
+    /// What follows a type in the path is the type's own, such as a variant.
     fn visit_use_path_mut(&mut self, path: &mut UsePath) {
-        self.used(&mut path.ident);
-        visit_mut::visit_use_path_mut(self, path);
+        match is_type(&path.ident.to_string()) {
+            true => self.used(&mut path.ident),
+            false => visit_mut::visit_use_path_mut(self, path),
+        }
     }
 
     fn visit_use_name_mut(&mut self, name: &mut UseName) {

@@ -8,7 +8,7 @@ use crate::config::selection::Selection;
 use crate::config::{Kind, Mark};
 use crate::manage;
 use crate::path::Path;
-use crate::traits::{each_layer, each_layer_mut, try_each_layer_mut};
+use crate::traits::{Tuples, each_layer, each_layer_mut, try_each_layer_mut};
 use crate::{Error, Layer, Lora, LoraConfig, LoraModel, LoraModule, Result, WithLora};
 use candle_core::{Device, Tensor, TensorId};
 use std::collections::HashMap;
@@ -194,6 +194,25 @@ impl<'a> Builder<'a> {
         let result = part.adapt(self);
         self.mark = above;
         result
+    }
+
+    /// Converts the tuples of a field whose parts have attributes, each by `convert`, at the tuple's
+    /// path.
+    ///
+    /// # Errors
+    /// Those of `convert`.
+    #[doc(hidden)]
+    pub fn parts<T: Tuples, L>(
+        &mut self,
+        name: &str,
+        field: &T,
+        convert: impl Fn(&mut Self, &T::Tuple) -> Result<L>,
+    ) -> Result<T::With<L>> {
+        self.at(name, self.mark, |cx| {
+            field.map("", &mut |path, tuple| {
+                cx.at(path, cx.mark, |cx| convert(cx, tuple))
+            })
+        })
     }
 
     /// A model's own configuration together with this conversion's: for `#[lora(config)]`.

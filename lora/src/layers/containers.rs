@@ -1,7 +1,8 @@
 //! Containers of models are models: `Vec`, arrays, `Option`, `Box`, `Arc`, `Rc`, tuples, maps.
 
 use crate::error::warn;
-use crate::{Builder, Cursor, CursorMut, Error, LoraLayer, LoraModel, LoraModule, Result};
+use crate::traits::{array, sorted};
+use crate::{Builder, Cursor, CursorMut, LoraLayer, LoraModel, LoraModule, Result};
 use candle_core::Tensor;
 use std::collections::{BTreeMap, HashMap};
 use std::fmt::{Debug, Display};
@@ -78,11 +79,6 @@ impl<M: LoraModule, const N: usize> LoraModule for [M; N] {
 }
 
 impl<M: LoraLayer, const N: usize> LoraLayer for [M; N] {}
-
-fn array<T, const N: usize>(items: Vec<T>) -> Result<[T; N]> {
-    let items = <[T; N]>::try_from(items);
-    items.map_err(|items| Error::layer("", format!("{} items for an array of {N}", items.len())))
-}
 
 /// Adds nothing to the path.
 ///
@@ -252,13 +248,6 @@ macro_rules! map {
 
 map!(BTreeMap<K: Ord>, sorted);
 map!(HashMap<K: Ord, Hash; S: BuildHasher>, sorted);
-
-/// By key, so that the order of parameters is the same in every run.
-fn sorted<K: Ord, V>(items: impl Iterator<Item = (K, V)>) -> Vec<(K, V)> {
-    let mut items: Vec<_> = items.collect();
-    items.sort_by(|(a, _), (b, _)| a.cmp(b));
-    items
-}
 
 macro_rules! tuple {
     ($($name:ident $index:tt),*) => {

@@ -4,8 +4,10 @@
 //! Each has an impl of [`LoraModel`] with a bound that never holds, so that the message is that of the
 //! bound. The bound has a lifetime of its own, as rustc refuses one that is plainly false.
 
-use crate::{Builder, Cursor, CursorMut, Error, LoraModel, LoraModule, Result};
-use candle_nn::{Func, FuncT, GRU, LSTM, Sequential};
+use crate::{Builder, Cursor, CursorMut, Error, LoraLayer, LoraModel, LoraModule, Result};
+use candle_core::Tensor;
+use candle_core::quantized::{QMatMul, QTensor};
+use candle_nn::{Func, FuncT, GRU, LSTM, Module, Sequential};
 use std::convert::Infallible;
 use std::fmt;
 use std::fmt::Debug;
@@ -37,6 +39,15 @@ pub trait KnowsTypes<'a> {}
 )]
 pub trait ShowsParameters<'a> {}
 
+/// Neither `QMatMul` nor `QTensor` implements this trait.
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` holds quantised weights, which take no adapter yet",
+    label = "quantised",
+    note = "under `#[lora(skip)]` the weights stay as they are, and no gradient passes them: what comes after them can be trained",
+    note = "to train what comes before, too, load the weights in full precision, as a `Linear`"
+)]
+pub trait InFullPrecision<'a> {}
+
 /// The LoRA type of a type that has none: without a value.
 pub struct Hidden<M>(Infallible, PhantomData<fn() -> M>);
 
@@ -48,6 +59,13 @@ impl<M> Clone for Hidden<M> {
 
 impl<M> Debug for Hidden<M> {
     fn fmt(&self, _: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {}
+    }
+}
+
+/// So that the model's methods, which call the layer, have no errors of their own.
+impl<M> Module for Hidden<M> {
+    fn forward(&self, _: &Tensor) -> candle_core::Result<Tensor> {
         match self.0 {}
     }
 }
@@ -81,6 +99,8 @@ macro_rules! hidden {
                 Err(Error::layer(cx.path(), "has no LoRA counterpart"))
             }
         }
+
+        impl LoraLayer for $ty where for<'x> Self: $bound<'x> {}
     };
 }
 
@@ -89,3 +109,5 @@ hidden!(FuncT<'_>: NotAClosure);
 hidden!(Sequential: KnowsTypes);
 hidden!(LSTM: ShowsParameters);
 hidden!(GRU: ShowsParameters);
+hidden!(QMatMul: InFullPrecision);
+hidden!(QTensor: InFullPrecision);

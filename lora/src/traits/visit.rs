@@ -3,6 +3,7 @@
 use crate::adapter::places::PLACED;
 use crate::config::Kind;
 use crate::path::Path;
+use crate::traits::Tuples;
 use crate::{Layer, LoraModule};
 use candle_core::Tensor;
 use std::sync::Arc;
@@ -45,6 +46,20 @@ impl<'a> Cursor<'a> {
     pub fn field<M: LoraModule>(&mut self, name: &str, module: &M) {
         let length = self.path.push(name);
         module.visit(self);
+        self.path.truncate(length);
+    }
+
+    /// Walks the tuples of a field whose parts have attributes, each by `walk`, at the tuple's path.
+    #[doc(hidden)]
+    pub fn parts<T: Tuples>(&mut self, name: &str, field: &T, walk: impl Fn(&mut Self, &T::Tuple)) {
+        let length = self.path.push(name);
+        let walked = field.map("", &mut |path, tuple| {
+            let length = self.path.push(path);
+            walk(self, tuple);
+            self.path.truncate(length);
+            Ok(())
+        });
+        debug_assert!(walked.is_ok(), "a walk does not fail");
         self.path.truncate(length);
     }
 
@@ -99,6 +114,23 @@ impl<'a> CursorMut<'a> {
     pub fn field<M: LoraModule>(&mut self, name: &str, module: &mut M) {
         let length = self.path.push(name);
         module.visit_mut(self);
+        self.path.truncate(length);
+    }
+
+    /// Walks the tuples of a field, as [`Cursor`] does.
+    #[doc(hidden)]
+    pub fn parts<T: Tuples>(
+        &mut self,
+        name: &str,
+        field: &mut T,
+        walk: impl Fn(&mut Self, &mut T::Tuple),
+    ) {
+        let length = self.path.push(name);
+        field.each_mut("", &mut |path, tuple| {
+            let length = self.path.push(path);
+            walk(self, tuple);
+            self.path.truncate(length);
+        });
         self.path.truncate(length);
     }
 

@@ -11,6 +11,7 @@ mod cache;
 mod config;
 mod context;
 mod experts;
+mod loss;
 mod mlp;
 mod norm;
 mod padding;

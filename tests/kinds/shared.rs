@@ -1,10 +1,10 @@
-//! Fields behind pointers and locks.
+//! Layers behind pointers; fields without layers: closures, locks, cells.
 
-use super::{F32, whole_life};
+use super::{F32, adapted, live};
 use candle_core::{Result, Tensor};
 use candle_nn::rnn::LSTMConfig;
-use candle_nn::{Func, LSTM, Linear, Module, RNN, VarBuilder};
-use lora::{LoraConfig, LoraModel, LoraModule};
+use candle_nn::{Activation, Func, LSTM, Linear, Module, RNN, VarBuilder};
+use lora::{LoraModel, LoraModule};
 use lora_tests::{fixed, values};
 use std::cell::{OnceCell, RefCell};
 use std::rc::Rc;
@@ -25,7 +25,7 @@ struct Twice {
 }
 
 #[lora::forward]
-impl Twice {
+impl Module for Twice {
     fn forward(&self, xs: &Tensor) -> Result<Tensor> {
         let xs = self.first.forward(xs)?.gelu()?;
         self.third.forward(&self.second.forward(&xs)?)
@@ -42,18 +42,8 @@ fn a_shared_layer_is_adapted_where_it_stands() {
         third: Arc::new(linear(2)),
     };
     let xs = fixed((3, 4), F32, 5);
-    let config = LoraConfig::new(2).seed(1);
-    let model = whole_life(
-        "Rc",
-        &net,
-        &config,
-        |net| net.forward(&xs),
-        |model| model.forward(&xs),
-    );
-    let adapted: Vec<_> = (model.layer_status().into_iter())
-        .map(|layer| layer.name)
-        .collect();
-    assert_eq!(adapted, ["first", "second"]);
+    let model = live("Rc", &net, &xs);
+    assert_eq!(adapted(&model), ["first", "second"]);
     let weight = |layer: &lora::layers::LoraLinear| {
         use lora::Adapted;
         layer.unmerged_weight().id()
@@ -70,8 +60,11 @@ fn a_shared_layer_is_adapted_where_it_stands() {
     );
 }
 
-/// What holds no layers is skipped: its value is cloned, and what a pointer points to is shared.
-#[derive(Clone, Debug, LoraModel)]
+type Closure = dyn Fn(&Tensor) -> Result<Tensor> + Send + Sync;
+
+/// What holds no layers is skipped: its value is cloned, and what a pointer points to is shared. It need not
+/// be `Debug`.
+#[derive(Clone, LoraModel)]
 struct Stateful {
     #[lora(rank)]
     fc: Linear,
@@ -85,19 +78,26 @@ struct Stateful {
     scale: Arc<RwLock<f64>>,
     #[lora(skip)]
     act: Func<'static>,
+    #[lora(skip)]
+    closures: Vec<Arc<Closure>>,
+    #[lora(skip)]
+    part: Arc<dyn Module + Send + Sync>,
     /// Candle's, which stays as it is.
     #[lora(skip)]
     rnn: LSTM,
 }
 
 #[lora::forward]
-impl Stateful {
+impl Module for Stateful {
     fn forward(&self, xs: &Tensor) -> Result<Tensor> {
         *self.calls.borrow_mut() += 1;
         self.log.lock().unwrap().push(xs.dims()[0]);
         let table = self.table.get_or_init(|| fixed(4, F32, 9));
         let xs = (self.fc.forward(xs)? * *self.scale.read().unwrap())?;
         let xs = self.act.forward(&xs.broadcast_add(table)?)?;
+        let mut closures = self.closures.iter();
+        let xs = closures.try_fold(xs, |xs, closure| closure(&xs))?;
+        let xs = self.part.forward(&xs)?;
         let states = self.rnn.seq(&xs.unsqueeze(1)?)?;
         self.rnn.states_to_tensor(&states)
     }
@@ -114,18 +114,13 @@ fn state_is_skipped() {
         log: Arc::default(),
         scale: Arc::new(RwLock::new(2.0)),
         act: candle_nn::func(|xs| xs.tanh()),
+        closures: vec![Arc::new(|xs| xs * 2.0), Arc::new(|xs| xs - 0.5)],
+        part: Arc::new(Activation::Silu),
         rnn: candle_nn::lstm(4, 2, LSTMConfig::default(), vb).unwrap(),
     };
     let xs = fixed((3, 4), F32, 5);
-    let config = LoraConfig::new(2).seed(1);
     // The gradient passes candle's layer, which is neither listed nor trained.
-    let model = whole_life(
-        "state",
-        &net,
-        &config,
-        |net| net.forward(&xs),
-        |model| model.forward(&xs),
-    );
+    let model = live("state", &net, &xs);
     assert_eq!(model.trainable_vars().len(), 2);
     assert!(
         model

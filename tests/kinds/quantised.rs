@@ -1,0 +1,35 @@
+//! Quantised weights under `skip`: what comes after them is trained.
+
+use super::{F32, adapted, linear, live};
+use candle_core::quantized::{GgmlDType, QMatMul, QTensor};
+use candle_core::{Module, Result, Tensor};
+use candle_nn::Linear;
+use lora::LoraModel;
+use lora_tests::fixed;
+use std::sync::Arc;
+
+#[derive(Clone, LoraModel)]
+struct Net {
+    #[lora(skip)]
+    embed: QMatMul,
+    #[lora(rank)]
+    fc: Linear,
+}
+
+#[lora::forward]
+impl Module for Net {
+    fn forward(&self, xs: &Tensor) -> Result<Tensor> {
+        xs.apply(&self.embed)?.gelu()?.apply(&self.fc)
+    }
+}
+
+#[test]
+fn what_comes_after_is_trained() {
+    let weight = QTensor::quantize(&fixed((4, 32), F32, 1), GgmlDType::Q8_0).unwrap();
+    let net = Net {
+        embed: QMatMul::from_arc(Arc::new(weight)).unwrap(),
+        fc: linear(4, 4, 3),
+    };
+    let model = live("quantised", &net, &fixed((3, 32), F32, 5));
+    assert_eq!(adapted(&model), ["fc"]);
+}
