@@ -7,6 +7,7 @@
 mod convert;
 mod decoder;
 mod derive;
+mod encoder;
 mod gguf;
 mod gradients;
 mod house;

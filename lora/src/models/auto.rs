@@ -1,7 +1,8 @@
 //! Models by what their directory says.
 
 use super::decoder::{Decoder, DecoderConfig};
-use super::{Created, Options, Weights, build};
+use super::encoder::{Encoder, EncoderConfig, Sentences};
+use super::{Created, Options, Task, Weights, build};
 use crate::error::warn;
 use crate::file::{parse_json, read_bounded};
 use crate::{Error, Result};
@@ -13,18 +14,42 @@ use std::path::Path;
 #[non_exhaustive]
 pub enum Auto {
     /// A language model that reads from left to right.
-    Decoder(Created<Decoder>),
+    Decoder(Box<Created<Decoder>>),
+    /// A model that reads a text as a whole.
+    Encoder(Box<Created<Encoder>>),
 }
 
 impl Auto {
-    /// The decoder; an error that names what the model is if it is something else.
+    /// The decoder.
     ///
     /// # Errors
-    /// None at present: all models are decoders.
+    /// If the model is something else, an error that says what.
     pub fn into_decoder(self) -> Result<Created<Decoder>> {
         match self {
-            Self::Decoder(created) => Ok(created),
+            Self::Decoder(created) => Ok(*created),
+            other => Err(other.is_no("a decoder")),
         }
+    }
+
+    /// The encoder.
+    ///
+    /// # Errors
+    /// If the model is something else, an error that says what.
+    pub fn into_encoder(self) -> Result<Created<Encoder>> {
+        match self {
+            Self::Encoder(created) => Ok(*created),
+            other => Err(other.is_no("an encoder")),
+        }
+    }
+
+    fn is_no(&self, expected: &str) -> Error {
+        let (is, model_type) = match self {
+            Self::Decoder(created) => ("a decoder", &created.config.model_type),
+            Self::Encoder(created) => ("an encoder", &created.config.model_type),
+        };
+        Error::Config(vec![format!(
+            "{expected} is expected, the model is {is}: `model_type` is {model_type:?}"
+        )])
     }
 }
 
@@ -33,7 +58,8 @@ impl Auto {
 ///
 /// `model_type` says what the model is, or `architectures` where that is missing. The weights become
 /// those of [`Options::dtype`] and [`Options::device`]. A warning names settings of the file that have
-/// no effect here.
+/// no effect here. In a directory of sentence-transformers, `modules.json` says how an encoder makes
+/// sentence embeddings.
 ///
 /// # Errors
 /// [`Error::File`] lists everything wrong with `config.json`: a `model_type` or a class that is not
@@ -50,7 +76,11 @@ impl Auto {
 /// # Ok::<(), lora::Error>(())
 /// ```
 pub fn auto(directory: impl AsRef<Path>, options: &Options) -> Result<Auto> {
-    let directory = directory.as_ref();
+    let sentences = Sentences::read(directory.as_ref())?;
+    let directory = match &sentences {
+        Some(sentences) => directory.as_ref().join(&sentences.transformer),
+        None => directory.as_ref().into(),
+    };
     let path = directory.join("config.json");
     let problems = |problems| Error::File {
         path: path.clone(),
@@ -61,15 +91,51 @@ pub fn auto(directory: impl AsRef<Path>, options: &Options) -> Result<Auto> {
         Ok(_) => return Err(problems(vec!["is no JSON object".into()])),
         Err(error) => return Err(problems(vec![format!("is not valid JSON: {error}")])),
     };
-    let config = DecoderConfig::parse(&map).map_err(problems)?;
+    let notes = |notes: &[String]| {
+        for note in notes {
+            warn(&format!("{}: {note}", path.display()));
+        }
+    };
+    let weights = Weights::File(directory.clone());
+    if EncoderConfig::is_of(&map) {
+        let mut config = EncoderConfig::parse(&map, options.task).map_err(problems)?;
+        if let Some(sentences) = sentences {
+            config.pooling = sentences.pooling;
+            config.normalize = sentences.normalize;
+        }
+        if let Some(problem) = no_classes(&config, options) {
+            return Err(problems(vec![problem]));
+        }
+        notes(&config.without_effect);
+        return Ok(Auto::Encoder(Box::new(build(&config, weights, options)?)));
+    }
+    let config = DecoderConfig::parse(&map).map_err(|mut found| {
+        if let Some(first) = found
+            .first_mut()
+            .filter(|first| first.contains(": decoders are "))
+        {
+            let encoders: Vec<&str> = EncoderConfig::model_types().collect();
+            first.push_str(&format!("; encoders are {}", encoders.join(", ")));
+        }
+        problems(found)
+    })?;
     if let Some(problem) = other_task(&map) {
         return Err(problems(vec![problem]));
     }
-    for note in &config.without_effect {
-        warn(&format!("{}: {note}", path.display()));
-    }
-    let weights = Weights::File(directory.into());
-    build(&config, weights, options).map(Auto::Decoder)
+    notes(&config.without_effect);
+    Ok(Auto::Decoder(Box::new(build(&config, weights, options)?)))
+}
+
+/// The problem with a number of classes that no head has.
+fn no_classes(config: &EncoderConfig, options: &Options) -> Option<String> {
+    let count = options.num_classes.filter(|&count| count > 0)?;
+    let has_none = matches!(config.task, Task::Features | Task::MaskedLm);
+    has_none.then(|| {
+        format!(
+            "`Options::num_classes` is {count}, but the task has no classes: choose one by \
+             `Options::task`"
+        )
+    })
 }
 
 /// The problem with a model whose class has another head than one for the next token.
