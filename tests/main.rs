@@ -20,3 +20,4 @@ mod optim;
 mod peft;
 mod properties;
 mod strict;
+mod vit;

@@ -228,11 +228,10 @@ fn what_is_no_encoder_is_named() {
         error.contains("`model_type` is \"t5\": decoders are llama, "),
         "{error}"
     );
-    assert!(
-        error.ends_with(
-            "; encoders are bert, roberta, xlm-roberta, camembert, distilbert, modernbert"
-        )
-    );
+    assert!(error.ends_with(
+        "; encoders are bert, roberta, xlm-roberta, camembert, distilbert, modernbert; models of images \
+         are vit, deit, dinov2, clip_vision_model, clip, siglip_vision_model, siglip"
+    ));
     // Classes without a task that has some.
     let directory = changed("minilm", |_| {});
     assert_eq!(

@@ -2,6 +2,7 @@
 
 use super::decoder::{Decoder, DecoderConfig};
 use super::encoder::{Encoder, EncoderConfig, Sentences};
+use super::vit::{Vit, VitConfig};
 use super::{Created, Options, Task, Weights, build};
 use crate::error::warn;
 use crate::file::{parse_json, read_bounded};
@@ -17,6 +18,8 @@ pub enum Auto {
     Decoder(Box<Created<Decoder>>),
     /// A model that reads a text as a whole.
     Encoder(Box<Created<Encoder>>),
+    /// A model of images.
+    Vit(Box<Created<Vit>>),
 }
 
 impl Auto {
@@ -42,10 +45,22 @@ impl Auto {
         }
     }
 
+    /// The vision transformer.
+    ///
+    /// # Errors
+    /// If the model is something else, an error that says what.
+    pub fn into_vit(self) -> Result<Created<Vit>> {
+        match self {
+            Self::Vit(created) => Ok(*created),
+            other => Err(other.is_no("a vision transformer")),
+        }
+    }
+
     fn is_no(&self, expected: &str) -> Error {
         let (is, model_type) = match self {
             Self::Decoder(created) => ("a decoder", &created.config.model_type),
             Self::Encoder(created) => ("an encoder", &created.config.model_type),
+            Self::Vit(created) => ("a vision transformer", &created.config.model_type),
         };
         Error::Config(vec![format!(
             "{expected} is expected, the model is {is}: `model_type` is {model_type:?}"
@@ -109,13 +124,22 @@ pub fn auto(directory: impl AsRef<Path>, options: &Options) -> Result<Auto> {
         notes(&config.without_effect);
         return Ok(Auto::Encoder(Box::new(build(&config, weights, options)?)));
     }
+    if VitConfig::is_of(&map) {
+        let config = VitConfig::parse(&map).map_err(problems)?;
+        notes(&config.without_effect);
+        return Ok(Auto::Vit(Box::new(build(&config, weights, options)?)));
+    }
     let config = DecoderConfig::parse(&map).map_err(|mut found| {
         if let Some(first) = found
             .first_mut()
             .filter(|first| first.contains(": decoders are "))
         {
             let encoders: Vec<&str> = EncoderConfig::model_types().collect();
-            first.push_str(&format!("; encoders are {}", encoders.join(", ")));
+            let vits: Vec<&str> = VitConfig::model_types().collect();
+            let (encoders, vits) = (encoders.join(", "), vits.join(", "));
+            first.push_str(&format!(
+                "; encoders are {encoders}; models of images are {vits}"
+            ));
         }
         problems(found)
     })?;

@@ -26,10 +26,12 @@ pub mod encoder;
 #[cfg(feature = "hub")]
 mod hub;
 mod keys;
+mod labels;
 mod loader;
 mod names;
 mod random;
 mod shapes;
+pub mod vit;
 
 pub use auto::{Auto, auto};
 pub use create::{build, create};
@@ -45,8 +47,10 @@ use std::path::PathBuf;
 
 /// The names of all variants of all architectures.
 pub fn list() -> Vec<&'static str> {
-    let variants = convnext::ConvNext::variants().iter();
-    variants.map(|variant| variant.name).collect()
+    let convnext = convnext::ConvNext::variants().iter();
+    let vit = vit::Vit::variants().iter();
+    let convnext = convnext.map(|variant| variant.name);
+    convnext.chain(vit.map(|variant| variant.name)).collect()
 }
 
 /// An architecture whose variants have names. Implement it for a model of your own to create it

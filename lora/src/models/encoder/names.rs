@@ -95,7 +95,7 @@ pub(super) fn extra(config: &EncoderConfig, name: &str) -> Extra {
     match bare {
         "embeddings.position_ids" | "embeddings.token_type_ids" => Extra::Harmless,
         _ if is_or_starts_with(bare, "pooler") => Extra::Harmless,
-        _ if HEADS.iter().any(|head| is_of(head)) || of_modern => Extra::Harmless,
+        _ if HEADS.iter().any(is_of) || of_modern => Extra::Harmless,
         _ => Extra::Unknown,
     }
 }

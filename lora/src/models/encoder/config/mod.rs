@@ -8,7 +8,7 @@ pub use families::EncoderFamily;
 pub use modern::ModernBertConfig;
 
 use super::pooling::Pooling;
-use crate::models::Task;
+use crate::models::{Task, labels};
 use candle_nn::Activation;
 use serde::Deserialize;
 use serde_json::{Map, Value};
@@ -113,9 +113,7 @@ impl EncoderConfig {
     /// The configuration with so many classes. If that is another number, the names are
     /// `LABEL_0`, `LABEL_1`, ..
     pub fn with_num_labels(mut self, count: usize) -> Self {
-        if self.labels.len() != count {
-            self.labels = numbered_labels(count);
-        }
+        self.labels = labels::for_count(self.labels, count);
         self
     }
 
@@ -134,10 +132,6 @@ impl EncoderConfig {
             EncoderFamily::Distilbert | EncoderFamily::Modernbert => false,
         }
     }
-}
-
-fn numbered_labels(count: usize) -> Vec<String> {
-    (0..count).map(|label| format!("LABEL_{label}")).collect()
 }
 
 impl TryFrom<Map<String, Value>> for EncoderConfig {

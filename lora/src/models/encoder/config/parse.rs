@@ -1,10 +1,10 @@
 //! Reading a `config.json`.
 
 use super::families::{EncoderFamily, KINDS, Kind};
-use super::{Dropouts, EncoderConfig, ModernBertConfig, numbered_labels};
-use crate::models::Task;
+use super::{Dropouts, EncoderConfig, ModernBertConfig};
 use crate::models::encoder::pooling::Pooling;
 use crate::models::keys::Keys;
+use crate::models::{Task, labels};
 use candle_nn::Activation;
 use serde_json::{Map, Value};
 
@@ -95,7 +95,7 @@ impl EncoderConfig {
             EncoderFamily::Bert | EncoderFamily::Roberta => bert(&keys, kind, task),
         };
         config.tie_word_embeddings = keys.get("tie_word_embeddings", true);
-        config.labels = labels(&keys);
+        config.labels = labels::read(&keys);
         check(&config, &keys);
         let unread = keys.unread().into_iter();
         let unread = unread.filter(|key| !HARMLESS.contains(key));
@@ -294,23 +294,6 @@ pub(super) fn activation(keys: &Keys<'_>, key: &str) -> Activation {
             Activation::Gelu
         }
     }
-}
-
-/// The names of the classes, in order.
-fn labels(keys: &Keys<'_>) -> Vec<String> {
-    const KEY: &str = "id2label";
-    let Some(names) = keys.find::<Map<String, Value>>(KEY) else {
-        return numbered_labels(keys.get("num_labels", 2usize).min(MAX_WIDTH));
-    };
-    let name = |index: usize| {
-        let name = names.get(&index.to_string())?;
-        Some(name.as_str().map_or_else(|| name.to_string(), Into::into))
-    };
-    let labels: Option<Vec<String>> = (0..names.len()).map(name).collect();
-    labels.unwrap_or_else(|| {
-        keys.refuse(KEY, "the numbers of the classes are to go from 0 on");
-        Vec::new()
-    })
 }
 
 /// What no single key shows, and what is not supported.
