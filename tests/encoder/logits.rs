@@ -140,11 +140,11 @@ fn wrong_inputs_are_errors() {
     let mask = Tensor::new(&[[1u8, 1]], device).unwrap();
     assert_eq!(
         error(Inputs::new(&ids).mask(&mask)),
-        "the padding mask of shape [1, 2] does not fit ids of shape [1, 3]"
+        "the padding mask is [1, 2], the ids are [1, 3]"
     );
     assert_eq!(
         error(Inputs::new(&ids).types(&mask)),
-        "the token types of shape [1, 2] does not fit ids of shape [1, 3]"
+        "the token types are [1, 2], the ids are [1, 3]"
     );
     let mask = Tensor::new(&[[0f32, 2., 1.]], device).unwrap();
     assert_eq!(

@@ -73,6 +73,26 @@ fn gradients_of_all_parts() {
     }
 }
 
+/// A head that shares the words' weight has its part of the gradient.
+#[test]
+fn gradients_of_shared_weights() {
+    for (case, table) in [
+        ("bert", "word_embeddings"),
+        ("roberta", "word_embeddings"),
+        ("distilbert", "word_embeddings"),
+        ("modernbert", "tok_embeddings"),
+    ] {
+        let io = Io::of(case);
+        let config = LoraConfig::new(2).seed(5).target_modules([table]);
+        let base = base(case, Task::MaskedLm, DType::F64);
+        let model = base.to_lora(&config).unwrap();
+        fill_adapters(&model);
+        let loss = |model: &LoraEncoder| loss(&model.forward(&io.inputs(), false)?, &io);
+        let check = model.check_gradients(|model| Ok(loss(model)?));
+        check.unwrap_or_else(|error| panic!("{case}: {error}"));
+    }
+}
+
 #[test]
 fn dropout_is_drawn_in_training_alone() {
     for case in CASES {

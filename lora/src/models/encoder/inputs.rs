@@ -58,10 +58,13 @@ impl<'a> Inputs<'a> {
                 self.ids.dims()
             ),
         };
-        for (what, tensor) in [("padding mask", self.mask), ("token types", self.types)] {
+        for (what, tensor) in [
+            ("padding mask is", self.mask),
+            ("token types are", self.types),
+        ] {
             if let Some(tensor) = tensor.filter(|tensor| tensor.dims() != [batch, time]) {
                 bail!(
-                    "the {what} of shape {:?} does not fit ids of shape {:?}",
+                    "the {what} {:?}, the ids are {:?}",
                     tensor.dims(),
                     [batch, time]
                 );

@@ -199,8 +199,9 @@ impl Encoder {
     /// # Errors
     /// As [`hidden_states`](Self::hidden_states).
     pub fn forward(&self, inputs: &Inputs<'_>, train: bool) -> Result<Tensor> {
-        let hidden = self.hidden_states(inputs, train)?;
-        self.logits(&hidden, inputs, train)
+        let context = Context::new(&self.config, inputs, train)?;
+        let hidden = self.proper.forward(inputs, &self.config, &context)?;
+        self.head_of(&hidden, inputs, &context)
     }
 
     /// The last layer's output, (batch, time, hidden_size).
@@ -232,14 +233,17 @@ impl Encoder {
     /// # Errors
     /// If the shapes do not fit.
     pub fn logits(&self, hidden: &Tensor, inputs: &Inputs<'_>, train: bool) -> Result<Tensor> {
-        let context = Context::new(&self.config, inputs, train)?;
+        self.head_of(hidden, inputs, &Context::new(&self.config, inputs, train)?)
+    }
+
+    fn head_of(&self, hidden: &Tensor, inputs: &Inputs<'_>, context: &Context) -> Result<Tensor> {
         if self.config.task != Task::SequenceClassification {
-            return self.head.forward(hidden, &context);
+            return self.head.forward(hidden, context);
         }
         let modern = self.config.modern.as_ref();
         let pooling = modern.map_or(Pooling::Cls, |modern| modern.classifier_pooling);
         let pooled = self.proper.pooled(pooling.pool(hidden, inputs)?)?;
-        self.head.forward(&pooled, &context)
+        self.head.forward(&pooled, context)
     }
 }
 
