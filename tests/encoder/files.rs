@@ -232,6 +232,10 @@ fn what_is_no_encoder_is_named() {
         "; encoders are bert, roberta, xlm-roberta, camembert, distilbert, modernbert; models of images \
          are vit, deit, dinov2, clip_vision_model, clip, siglip_vision_model, siglip"
     ));
+    let options = Options::new().task(Task::MaskedLm);
+    let error = models::auto(folder("../decoder/gemma"), &options).unwrap_err();
+    let expected = "`Options::task` is MaskedLm: only encoders of text have tasks to choose from";
+    assert!(error.to_string().ends_with(expected), "{error}");
     // Classes without a task that has some.
     let directory = changed("minilm", |_| {});
     assert_eq!(

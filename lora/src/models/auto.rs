@@ -97,57 +97,95 @@ pub fn auto(directory: impl AsRef<Path>, options: &Options) -> Result<Auto> {
         None => directory.as_ref().into(),
     };
     let path = directory.join("config.json");
-    let problems = |problems| Error::File {
+    let json = parse_json(&read_bounded(&path)?);
+    let config = Config::read(json, sentences, options);
+    let config = config.map_err(|problems| Error::File {
         path: path.clone(),
         problems,
-    };
-    let map = match parse_json(&read_bounded(&path)?) {
-        Ok(Value::Object(map)) => map,
-        Ok(_) => return Err(problems(vec!["is no JSON object".into()])),
-        Err(error) => return Err(problems(vec![format!("is not valid JSON: {error}")])),
-    };
-    let notes = |notes: &[String]| {
-        for note in notes {
-            warn(&format!("{}: {note}", path.display()));
-        }
-    };
-    let weights = Weights::File(directory.clone());
-    if EncoderConfig::is_of(&map) {
-        let mut config = EncoderConfig::parse(&map, options.task).map_err(problems)?;
-        if let Some(sentences) = sentences {
-            config.pooling = sentences.pooling;
-            config.normalize = sentences.normalize;
-        }
-        if let Some(problem) = no_classes(&config, options) {
-            return Err(problems(vec![problem]));
-        }
-        notes(&config.without_effect);
-        return Ok(Auto::Encoder(Box::new(build(&config, weights, options)?)));
-    }
-    if VitConfig::is_of(&map) {
-        let config = VitConfig::parse(&map).map_err(problems)?;
-        notes(&config.without_effect);
-        return Ok(Auto::Vit(Box::new(build(&config, weights, options)?)));
-    }
-    let config = DecoderConfig::parse(&map).map_err(|mut found| {
-        if let Some(first) = found
-            .first_mut()
-            .filter(|first| first.contains(": decoders are "))
-        {
-            let encoders: Vec<&str> = EncoderConfig::model_types().collect();
-            let vits: Vec<&str> = VitConfig::model_types().collect();
-            let (encoders, vits) = (encoders.join(", "), vits.join(", "));
-            first.push_str(&format!(
-                "; encoders are {encoders}; models of images are {vits}"
-            ));
-        }
-        problems(found)
     })?;
-    if let Some(problem) = other_task(&map) {
-        return Err(problems(vec![problem]));
+    for note in config.without_effect() {
+        warn(&format!("{}: {note}", path.display()));
     }
-    notes(&config.without_effect);
-    Ok(Auto::Decoder(Box::new(build(&config, weights, options)?)))
+    let weights = Weights::File(directory);
+    Ok(match config {
+        Config::Decoder(config) => Auto::Decoder(Box::new(build(&config, weights, options)?)),
+        Config::Encoder(config) => Auto::Encoder(Box::new(build(&config, weights, options)?)),
+        Config::Vit(config) => Auto::Vit(Box::new(build(&config, weights, options)?)),
+    })
+}
+
+/// A configuration, by its architecture.
+enum Config {
+    Decoder(DecoderConfig),
+    Encoder(EncoderConfig),
+    Vit(VitConfig),
+}
+
+impl Config {
+    /// Reads a `config.json`, or tells everything wrong with it.
+    fn read(
+        json: serde_json::Result<Value>,
+        sentences: Option<Sentences>,
+        options: &Options,
+    ) -> Result<Self, Vec<String>> {
+        let map = match json {
+            Ok(Value::Object(map)) => map,
+            Ok(_) => return Err(vec!["is no JSON object".into()]),
+            Err(error) => return Err(vec![format!("is not valid JSON: {error}")]),
+        };
+        let (config, problem) = if EncoderConfig::is_of(&map) {
+            let mut config = EncoderConfig::parse(&map, options.task)?;
+            if let Some(sentences) = sentences {
+                config.pooling = sentences.pooling;
+                config.normalize = sentences.normalize;
+            }
+            let problem = no_classes(&config, options);
+            (Self::Encoder(config), problem)
+        } else if VitConfig::is_of(&map) {
+            (Self::Vit(VitConfig::parse(&map)?), no_task(options))
+        } else if let Some(problem) = unknown(&map) {
+            return Err(vec![problem]);
+        } else {
+            let config = DecoderConfig::parse(&map)?;
+            (Self::Decoder(config), other_task(&map).or(no_task(options)))
+        };
+        match problem {
+            Some(problem) => Err(vec![problem]),
+            None => Ok(config),
+        }
+    }
+
+    fn without_effect(&self) -> &[String] {
+        match self {
+            Self::Decoder(config) => &config.without_effect,
+            Self::Encoder(config) => &config.without_effect,
+            Self::Vit(config) => &config.without_effect,
+        }
+    }
+}
+
+/// The problem with a `model_type` that no architecture has.
+fn unknown(map: &Map<String, Value>) -> Option<String> {
+    let name = map.get("model_type")?.as_str()?;
+    let decoders: Vec<&str> = DecoderConfig::model_types().collect();
+    let encoders: Vec<&str> = EncoderConfig::model_types().collect();
+    let vits: Vec<&str> = VitConfig::model_types().collect();
+    (!decoders.contains(&name)).then(|| {
+        format!(
+            "`model_type` is {name:?}: decoders are {}; encoders are {}; models of images are {}",
+            decoders.join(", "),
+            encoders.join(", "),
+            vits.join(", ")
+        )
+    })
+}
+
+/// The problem with a task for a model that has but one.
+fn no_task(options: &Options) -> Option<String> {
+    let task = options.task?;
+    Some(format!(
+        "`Options::task` is {task:?}: only encoders of text have tasks to choose from"
+    ))
 }
 
 /// The problem with a number of classes that no head has.

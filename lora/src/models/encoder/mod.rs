@@ -41,6 +41,9 @@ use stack::Stack;
 /// [`LoraConfig::recompute`](crate::LoraConfig::recompute) takes the layers,
 /// `bert.encoder.layer.0`: in training their inner values are computed anew in the backward pass.
 ///
+/// The base model computes with candle's norms, which know no f64.
+/// [`to_frozen`](LoraModel::to_frozen) gives the same model with this crate's layers.
+///
 /// ```
 /// use candle_core::{Device, Tensor};
 /// use lora::models::encoder::{Encoder, EncoderConfig, Inputs};
