@@ -13,8 +13,8 @@ use std::path::Path;
 
 #[test]
 fn pefts_adapter_gives_pefts_logits_and_is_saved_again() {
-    let (base, io, peft) = (of("timm_vit", DType::F32), io("timm_vit"), io("peft"));
-    let mut model = base.with_adapter(folder("peft")).unwrap();
+    let (base, io, peft) = (of("timm_vit", DType::F32), io("timm_vit"), io("peft_timm"));
+    let mut model = base.with_adapter(folder("peft_timm")).unwrap();
     let saved = tempfile::tempdir().unwrap();
     model.save_adapter(saved.path()).unwrap();
     let logits = model.forward(&io["images"]).unwrap();
@@ -31,13 +31,29 @@ fn pefts_adapter_gives_pefts_logits_and_is_saved_again() {
             .map(|(key, value)| (key, values(&value).unwrap()))
             .collect()
     };
-    assert!(tensors(saved.path()) == tensors(&folder("peft")));
+    assert!(tensors(saved.path()) == tensors(&folder("peft_timm")));
+}
+
+/// transformers 5 calls layers by other names than the files.
+#[test]
+fn adapters_of_transformers_5_load() {
+    for case in ["vit", "deit", "dinov2", "clip"] {
+        let (base, io) = (of(case, DType::F32), io(case));
+        let adapter = folder("peft").join(case);
+        let expected = load(adapter.join("io.safetensors"), &Device::Cpu).unwrap();
+        let directory = base.config().adapter_of_transformers_5(&adapter);
+        let model = base.with_adapter(directory);
+        let model = model.unwrap_or_else(|error| panic!("{case}: {error}"));
+        let logits = model.forward(&io["images"]).unwrap();
+        assert_close(case, &logits, &expected["logits"], 1e-5);
+        assert!(relative_error(&io["logits"], &logits).unwrap() > 1e-3);
+    }
 }
 
 #[test]
 fn three_steps_are_pefts() {
-    let (base, io, peft) = (of("timm_vit", DType::F32), io("timm_vit"), io("peft"));
-    let mut model = base.with_adapter(folder("peft")).unwrap();
+    let (base, io, peft) = (of("timm_vit", DType::F32), io("timm_vit"), io("peft_timm"));
+    let mut model = base.with_adapter(folder("peft_timm")).unwrap();
     model.train();
     let params = ParamsAdamW {
         lr: 1e-2,

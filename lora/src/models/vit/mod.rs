@@ -4,10 +4,10 @@
 //! transformers ([`auto`](super::auto)): their differences are in [`VitConfig`]. Left out is dropout,
 //! which is off in all of these models.
 //!
-//! transformers 5 calls some layers by other names than its files do. An adapter that PEFT trained
-//! there has `vit.layers.0.attention.q_proj` where the file, and this model, have
-//! `vit.encoder.layer.0.attention.attention.query`.
+//! transformers 5 calls some layers by other names than its files do, and so does an adapter that PEFT
+//! trained there: see [`VitConfig::adapter_of_transformers_5`].
 
+mod adapters;
 mod block;
 mod config;
 mod embeddings;
