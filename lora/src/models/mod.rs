@@ -29,6 +29,7 @@ mod keys;
 mod labels;
 mod loader;
 mod names;
+mod parts;
 mod random;
 mod shapes;
 pub mod vit;

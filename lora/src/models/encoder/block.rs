@@ -3,8 +3,9 @@
 use super::attention::{attend, heads};
 use super::config::{Dropouts, EncoderConfig, EncoderFamily};
 use super::context::Context;
-use super::{layer_norm, linear};
+use super::layer_norm;
 use crate::blocks::Mlp;
+use crate::models::parts::linear;
 use crate::{LoraModel, ops};
 use candle_core::{Result, Tensor};
 use candle_nn::{Activation, LayerNorm, Linear, Module, VarBuilder};

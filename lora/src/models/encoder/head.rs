@@ -2,9 +2,10 @@
 
 use super::config::{EncoderConfig, EncoderFamily, ModernBertConfig};
 use super::context::Context;
-use super::{layer_norm, linear};
+use super::layer_norm;
 use crate::LoraModel;
 use crate::models::Task;
+use crate::models::parts::linear;
 use candle_core::{Result, Tensor};
 use candle_nn::{Activation, LayerNorm, Linear, VarBuilder, init};
 

@@ -24,10 +24,11 @@ pub use pooling::Pooling;
 
 pub(super) use sentences::Sentences;
 
+use super::parts::WEIGHT;
 use super::{Architecture, Extra, Options, Task, Variant};
 use crate::LoraModel;
 use candle_core::{Result, Tensor, bail};
-use candle_nn::{Embedding, Init, LayerNorm, Linear, VarBuilder, init};
+use candle_nn::{Embedding, LayerNorm, VarBuilder, init};
 use context::Context;
 use head::Head;
 use modern::Modern;
@@ -292,18 +293,6 @@ impl Architecture for Encoder {
     fn extra(config: &EncoderConfig, name: &str) -> Extra {
         names::extra(config, name)
     }
-}
-
-/// transformers draws weights from N(0, 0.02²).
-const WEIGHT: Init = Init::Randn {
-    mean: 0.0,
-    stdev: 0.02,
-};
-
-fn linear(inputs: usize, outputs: usize, bias: bool, vb: VarBuilder) -> Result<Linear> {
-    let weight = vb.get_with_hints((outputs, inputs), "weight", WEIGHT)?;
-    let bias = bias.then(|| vb.get_with_hints(outputs, "bias", init::ZERO));
-    Ok(Linear::new(weight, bias.transpose()?))
 }
 
 fn table(rows: usize, width: usize, vb: VarBuilder) -> Result<Embedding> {

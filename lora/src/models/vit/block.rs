@@ -1,8 +1,9 @@
 //! A layer: attention and MLP, each behind a norm and beside a shortcut.
 
 use super::config::{VitAct, VitConfig, VitNames};
-use super::{layer_norm, linear};
+use super::layer_norm;
 use crate::blocks::Mlp;
+use crate::models::parts::linear;
 use crate::{LoraModel, ops};
 use candle_core::{D, Result, Tensor};
 use candle_nn::{Activation, Init, LayerNorm, Linear, Module, VarBuilder};

@@ -1,9 +1,10 @@
 //! From an image to tokens.
 
 use super::config::{VitConfig, VitNames};
+use super::layer_norm;
 use super::positions::interpolated;
-use super::{WEIGHT, layer_norm};
 use crate::LoraModel;
+use crate::models::parts::WEIGHT;
 use candle_core::{DType, Result, Tensor, bail};
 use candle_nn::{Conv2d, Conv2dConfig, LayerNorm, Module, VarBuilder, init};
 

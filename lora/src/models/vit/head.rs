@@ -2,7 +2,8 @@
 
 use super::block::{Act, attend};
 use super::config::{VitConfig, VitNames, VitPool};
-use super::{WEIGHT, layer_norm, linear};
+use super::layer_norm;
+use crate::models::parts::{WEIGHT, linear};
 use crate::{LoraModel, ops};
 use candle_core::{Result, Tensor};
 use candle_nn::{LayerNorm, Linear, Module, VarBuilder, init};

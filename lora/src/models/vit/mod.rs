@@ -22,7 +22,7 @@ use super::{Architecture, Extra, Options, Variant};
 use crate::LoraModel;
 use crate::config::matching::is_or_starts_with;
 use candle_core::{Result, Tensor, bail};
-use candle_nn::{Init, LayerNorm, Linear, Module, VarBuilder, init};
+use candle_nn::{LayerNorm, Module, VarBuilder, init};
 use head::Head;
 use tower::Tower;
 
@@ -231,18 +231,6 @@ impl Architecture for Vit {
             _ => Extra::Unknown,
         }
     }
-}
-
-/// timm and transformers draw weights from N(0, 0.02²).
-const WEIGHT: Init = Init::Randn {
-    mean: 0.0,
-    stdev: 0.02,
-};
-
-fn linear(inputs: usize, outputs: usize, bias: bool, vb: VarBuilder) -> Result<Linear> {
-    let weight = vb.get_with_hints((outputs, inputs), "weight", WEIGHT)?;
-    let bias = bias.then(|| vb.get_with_hints(outputs, "bias", init::ZERO));
-    Ok(Linear::new(weight, bias.transpose()?))
 }
 
 fn layer_norm(config: &VitConfig, vb: VarBuilder) -> Result<LayerNorm> {
