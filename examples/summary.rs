@@ -8,9 +8,10 @@ use crate::args::{LoraArgs, any_number, count_or_none};
 use crate::{program, rank};
 use anyhow::Result;
 use clap::Parser;
+use lora::LoraModule;
 use lora::models::convnext::ConvNext;
-use lora::models::{self, Options, Weights};
-use lora::{LoraModel, LoraModule};
+use lora::models::vit::Vit;
+use lora::models::{self, Architecture, Options, Weights};
 use std::process::ExitCode;
 
 /// Prints the layers and parameters of a LoRA model, and how many are trained.
@@ -47,8 +48,17 @@ fn run(args: &Args) -> Result<()> {
     };
     let mut options = Options::new();
     options.num_classes = args.num_classes;
-    let created = models::create::<ConvNext>(name, Weights::Placeholder, &options)?;
-    let config = args.lora.config();
-    rank::check::<ConvNext>(&created.config, &config)?;
+    let bare = name.split('.').next().unwrap_or_default();
+    let mut vits = Vit::variants().iter();
+    match vits.any(|variant| variant.name == bare) {
+        true => summary::<Vit>(name, &options, &args.lora),
+        false => summary::<ConvNext>(name, &options, &args.lora),
+    }
+}
+
+fn summary<M: Architecture>(name: &str, options: &Options, lora: &LoraArgs) -> Result<()> {
+    let created = models::create::<M>(name, Weights::Placeholder, options)?;
+    let config = lora.config();
+    rank::check::<M>(&created.config, &config)?;
     program::say(created.model.to_lora(&config)?.summary())
 }

@@ -7,6 +7,7 @@
 mod convert;
 mod decoder;
 mod derive;
+mod encoder;
 mod gguf;
 mod gradients;
 mod house;
@@ -20,3 +21,4 @@ mod optim;
 mod peft;
 mod properties;
 mod strict;
+mod vit;

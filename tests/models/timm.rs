@@ -255,7 +255,7 @@ fn variants_are_timms() {
     names.sort();
     let variants = ConvNext::variants();
     assert_eq!(variants.iter().map(|v| v.name).collect::<Vec<_>>(), names);
-    assert_eq!(models::list(), names);
+    assert!(models::list().starts_with(&names));
     for variant in variants {
         let name = variant.name;
         let timm = &timm[name];

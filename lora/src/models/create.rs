@@ -11,6 +11,7 @@ use candle_core::DType;
 use candle_core::Shape;
 use candle_nn::VarBuilder;
 use candle_nn::var_builder::SimpleBackend;
+use std::collections::{HashMap, HashSet};
 use std::path::Path;
 
 /// Creates a variant by its name, such as `convnext_tiny`. A tag chooses among the variant's
@@ -138,12 +139,19 @@ fn load<M: Architecture>(config: &M::Config, path: &Path, options: &Options) -> 
     let config = M::with_options(config, &settings);
     let expected = parameter_shapes::<M>(&config)?;
 
-    let differs = |name: &str, shape: &Shape| checkpoint.shape(name) != Some(shape.dims());
+    let renamed = renamed::<M>(&checkpoint, &config, expected.keys());
+    let in_file = |name: &str| renamed.get(name).cloned().unwrap_or_else(|| name.into());
+    let differs =
+        |name: &str, shape: &Shape| checkpoint.shape(&in_file(name)) != Some(shape.dims());
     let of_classifier = |name: &str| is_or_starts_with(name, M::CLASSIFIER);
-    let other_classes = options.num_classes.is_some()
-        && (expected.iter()).any(|(name, shape)| of_classifier(name) && differs(name, shape));
+    let mut heads = M::heads(&config, options);
+    heads.retain(|head| {
+        let of_head = |name: &str| is_or_starts_with(name, head);
+        (expected.iter()).any(|(name, shape)| of_head(name) && differs(name, shape))
+    });
     let no_classes = options.num_classes == Some(0);
-    let is_fresh = |name: &str| (other_classes && of_classifier(name)) || listed(name);
+    let is_fresh =
+        |name: &str| listed(name) || heads.iter().any(|head| is_or_starts_with(name, head));
 
     let mut problems = Vec::new();
     let mut fresh = Vec::new();
@@ -152,27 +160,28 @@ fn load<M: Architecture>(config: &M::Config, path: &Path, options: &Options) -> 
             fresh.push(name.clone());
             continue;
         }
-        match checkpoint.shape(name) {
+        match checkpoint.shape(&in_file(name)) {
             None => problems.push(format!("`{name}` {:?} is missing", shape.dims())),
             Some(found) if found != shape.dims() => problems.push(format!(
                 "`{name}` is {found:?}, the model's is {:?}",
                 shape.dims()
             )),
-            Some(_) => problems.extend(not_a_float(&checkpoint, name)),
+            Some(_) => problems.extend(not_a_float(&checkpoint, &in_file(name))),
         }
     }
+    let used: HashSet<&String> = renamed.values().collect();
     let mut names: Vec<&str> = checkpoint.names().collect();
     names.sort_unstable();
     let mut ignored = Vec::new();
     for name in names {
         let dropped = is_fresh(name) || (no_classes && of_classifier(name));
-        if expected.contains_key(name) || dropped {
+        if expected.contains_key(name) || used.contains(&name.to_string()) || dropped {
             continue;
         }
         match M::extra(&config, name) {
             Extra::Unknown => problems.push(format!("`{name}` is not a parameter of the model")),
             Extra::Harmless => ignored.push(name.into()),
-            Extra::CopyOf(other) => match is_copy(&checkpoint, name, other)? {
+            Extra::CopyOf(other) => match is_copy(&checkpoint, name, &in_file(other))? {
                 true => ignored.push(name.into()),
                 false => problems.push(format!(
                     "`{name}` differs from `{other}`, but the configuration makes both one weight"
@@ -190,8 +199,25 @@ fn load<M: Architecture>(config: &M::Config, path: &Path, options: &Options) -> 
         return Err(Error::Weights(problems));
     }
     let random = Random::new(options.seed);
-    let loader = Loader::new(checkpoint, random, fresh.iter().cloned());
+    let loader = Loader::new(checkpoint, random, fresh.iter().cloned(), renamed);
     make(config, loader, fresh, ignored, options)
+}
+
+/// The file's names of the parameters that it has under another name of theirs.
+fn renamed<'a, M: Architecture>(
+    checkpoint: &Checkpoint,
+    config: &M::Config,
+    names: impl Iterator<Item = &'a String>,
+) -> HashMap<String, String> {
+    let missing = names.filter(|name| !checkpoint.contains(name));
+    let other = |name: &String| {
+        let others = M::other_names(config, name).into_iter();
+        let other = others
+            .into_iter()
+            .find(|other| checkpoint.contains(other))?;
+        Some((name.clone(), other))
+    };
+    missing.filter_map(other).collect()
 }
 
 /// Opens a file, an index, or a directory. In a directory the names that transformers gives come

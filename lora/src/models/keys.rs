@@ -81,6 +81,15 @@ impl<'a> Keys<'a> {
         self.get(key, T::default())
     }
 
+    /// A number from 1 to `most`.
+    pub(super) fn count(&self, key: &str, default: usize, most: usize) -> usize {
+        let value = self.get(key, default);
+        if !(1..=most).contains(&value) {
+            self.refuse(key, &format!("a number from 1 to {most} is expected"));
+        }
+        value.clamp(1, most)
+    }
+
     /// The settings of an inner object, if it is there and not null. Hand them to
     /// [`close`](Self::close) in the end.
     pub(super) fn object(&self, key: &str) -> Option<Keys<'a>> {

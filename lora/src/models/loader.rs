@@ -5,13 +5,15 @@ use crate::file::Checkpoint;
 use candle_core::{DType, Device, Shape, Tensor, bail};
 use candle_nn::Init;
 use candle_nn::var_builder::SimpleBackend;
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 /// The weights of a checkpoint, with fresh weights in place of some.
 pub(super) struct Loader {
     checkpoint: Checkpoint,
     random: Random,
     fresh: HashSet<String>,
+    /// The checkpoint's names of the parameters that it names otherwise.
+    renamed: HashMap<String, String>,
 }
 
 impl Loader {
@@ -19,12 +21,18 @@ impl Loader {
         checkpoint: Checkpoint,
         random: Random,
         fresh: impl Iterator<Item = String>,
+        renamed: HashMap<String, String>,
     ) -> Self {
         Self {
             checkpoint,
             random,
             fresh: fresh.collect(),
+            renamed,
         }
+    }
+
+    fn in_file<'a>(&'a self, name: &'a str) -> &'a str {
+        self.renamed.get(name).map_or(name, String::as_str)
     }
 }
 
@@ -58,12 +66,12 @@ impl SimpleBackend for Loader {
         device: &Device,
     ) -> candle_core::Result<Tensor> {
         self.checkpoint
-            .tensor(name)?
+            .tensor(self.in_file(name))?
             .to_dtype(dtype)?
             .to_device(device)
     }
 
     fn contains_tensor(&self, name: &str) -> bool {
-        self.fresh.contains(name) || self.checkpoint.contains(name)
+        self.fresh.contains(name) || self.checkpoint.contains(self.in_file(name))
     }
 }

@@ -22,14 +22,18 @@ mod auto;
 pub mod convnext;
 mod create;
 pub mod decoder;
+pub mod encoder;
 pub mod generate;
 #[cfg(feature = "hub")]
 mod hub;
 mod keys;
+mod labels;
 mod loader;
 mod names;
+mod parts;
 mod random;
 mod shapes;
+pub mod vit;
 
 pub use auto::{Auto, auto};
 pub use create::{build, create};
@@ -45,8 +49,10 @@ use std::path::PathBuf;
 
 /// The names of all variants of all architectures.
 pub fn list() -> Vec<&'static str> {
-    let variants = convnext::ConvNext::variants().iter();
-    variants.map(|variant| variant.name).collect()
+    let convnext = convnext::ConvNext::variants().iter();
+    let vit = vit::Vit::variants().iter();
+    let convnext = convnext.map(|variant| variant.name);
+    convnext.chain(vit.map(|variant| variant.name)).collect()
 }
 
 /// An architecture whose variants have names. Implement it for a model of your own to create it
@@ -74,6 +80,23 @@ pub trait Architecture: LoraModel {
     /// # Errors
     /// If the configuration is not valid, or a weight is missing or has another shape.
     fn build(config: &Self::Config, vb: VarBuilder) -> candle_core::Result<Self>;
+
+    /// The modules that get fresh parameters where a file lacks one of the module's, or holds it in
+    /// another shape. By default it is the classifier, if the options say how many classes there are.
+    fn heads(config: &Self::Config, options: &Options) -> Vec<&'static str> {
+        let _ = config;
+        options
+            .num_classes
+            .map(|_| Self::CLASSIFIER)
+            .into_iter()
+            .collect()
+    }
+
+    /// Other names that a file may have for a parameter.
+    fn other_names(config: &Self::Config, name: &str) -> Vec<String> {
+        let _ = (config, name);
+        Vec::new()
+    }
 
     /// What a tensor of a file is for which the model has no parameter.
     fn extra(config: &Self::Config, name: &str) -> Extra {
@@ -134,6 +157,20 @@ pub enum Weights {
     Placeholder,
 }
 
+/// What a language model computes of a text.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Task {
+    /// Hidden states, of which sentence embeddings are made.
+    Features,
+    /// A class for each text, or a number.
+    SequenceClassification,
+    /// A class for each token.
+    TokenClassification,
+    /// The tokens that a mask hides.
+    MaskedLm,
+}
+
 /// How a model is created, beside its name and weights.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
@@ -142,6 +179,8 @@ pub struct Options {
     pub num_classes: Option<usize>,
     /// Channels of the image in place of the variant's.
     pub in_chans: Option<usize>,
+    /// The task in place of the file's, of an encoder.
+    pub task: Option<Task>,
     /// Modules that get fresh parameters, whatever the file holds for them.
     pub fresh: Vec<String>,
     /// The seed of the parameters that are fresh beside those of a file.
@@ -157,6 +196,7 @@ impl Default for Options {
         Self {
             num_classes: None,
             in_chans: None,
+            task: None,
             fresh: Vec::new(),
             seed: 0,
             dtype: DType::F32,
@@ -181,6 +221,12 @@ impl Options {
     /// Sets [`in_chans`](Self::in_chans).
     pub fn in_chans(mut self, in_chans: usize) -> Self {
         self.in_chans = Some(in_chans);
+        self
+    }
+
+    /// Sets [`task`](Self::task). Parameters of the task's head are fresh where the file lacks one.
+    pub fn task(mut self, task: Task) -> Self {
+        self.task = Some(task);
         self
     }
 

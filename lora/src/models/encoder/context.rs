@@ -1,0 +1,111 @@
+//! What all layers of a forward pass share.
+
+use super::config::{EncoderConfig, ModernBertConfig};
+use super::inputs::{Inputs, mask};
+use crate::ops;
+use candle_core::{DType, Device, Result, Tensor};
+
+/// The masks of one forward pass, in ModernBERT the tables that turn queries and keys, and whether
+/// the model is trained.
+#[derive(Clone, Debug)]
+pub(super) struct Context {
+    pub(super) train: bool,
+    pub(super) all: Sight,
+    /// For the layers that see a window.
+    pub(super) window: Option<Sight>,
+}
+
+/// Which tokens a token sees, and by which angles it turns.
+#[derive(Clone, Debug)]
+pub(super) struct Sight {
+    pub(super) mask: Option<Tensor>,
+    pub(super) turn: Option<Turn>,
+}
+
+/// Cosines and sines, (time, dim / 2).
+#[derive(Clone, Debug)]
+pub(super) struct Turn {
+    cos: Tensor,
+    sin: Tensor,
+}
+
+impl Context {
+    pub(super) fn new(config: &EncoderConfig, inputs: &Inputs<'_>, train: bool) -> Result<Self> {
+        let (_, time) = inputs.shape()?;
+        let tokens = inputs.tokens()?;
+        let device = inputs.ids.device();
+        let head_dim = config.hidden_size / config.num_attention_heads;
+        let sight = |window: Option<usize>, theta: Option<f64>| {
+            let turn = theta.map(|theta| Turn::new(theta, head_dim, time, device));
+            Ok::<_, candle_core::Error>(Sight {
+                mask: mask(tokens.as_ref(), window, time, device)?,
+                turn: turn.transpose()?,
+            })
+        };
+        let modern = config.modern.as_ref();
+        let window = modern.and_then(window_of);
+        let local = |window| sight(Some(window), modern.map(|modern| modern.local_rope_theta));
+        Ok(Self {
+            train,
+            all: sight(None, modern.map(|modern| modern.global_rope_theta))?,
+            window: window.map(local).transpose()?,
+        })
+    }
+
+    /// The numbers, in training with this share dropped.
+    pub(super) fn dropped(&self, xs: &Tensor, share: f64) -> Result<Tensor> {
+        match self.train {
+            true => ops::dropout(xs, share as f32),
+            false => Ok(xs.clone()),
+        }
+    }
+
+    /// What a layer with this window sees.
+    pub(super) fn sight(&self, window: Option<usize>) -> &Sight {
+        match (window, &self.window) {
+            (Some(_), Some(sight)) => sight,
+            _ => &self.all,
+        }
+    }
+}
+
+/// The window of all layers that have one.
+fn window_of(modern: &ModernBertConfig) -> Option<usize> {
+    modern.windows.iter().copied().flatten().next()
+}
+
+impl Turn {
+    fn new(theta: f64, dim: usize, time: usize, device: &Device) -> Result<Self> {
+        let pairs = dim / 2;
+        let frequency = |pair: usize| theta.powf(-2.0 * pair as f64 / dim as f64) as f32;
+        let frequencies: Vec<f32> = (0..pairs).map(frequency).collect();
+        // transformers computes angles in f32.
+        let angles = |position: usize| {
+            let frequencies = frequencies.iter();
+            frequencies.map(move |f| f64::from(position as f32 * f))
+        };
+        let angles: Vec<f64> = (0..time).flat_map(angles).collect();
+        let table = |of: fn(f64) -> f64| {
+            let values = angles.iter().map(|&angle| of(angle)).collect();
+            Tensor::from_vec(values, (time, pairs), device)
+        };
+        Ok(Self {
+            cos: table(f64::cos)?,
+            sin: table(f64::sin)?,
+        })
+    }
+
+    /// Turns (batch, heads, time, dim).
+    pub(super) fn turn(&self, xs: &Tensor) -> Result<Tensor> {
+        let table = |table: &Tensor| table.to_dtype(xs.dtype());
+        ops::rope(xs, &table(&self.cos)?, &table(&self.sin)?)
+    }
+}
+
+/// The dtype to sum in.
+pub(super) fn wide(dtype: DType) -> DType {
+    match dtype {
+        DType::F64 => DType::F64,
+        _ => DType::F32,
+    }
+}

@@ -1,0 +1,159 @@
+//! ModernBERT's encoder proper: norms in front, rotary positions, gated MLPs, local attention,
+//! <https://arxiv.org/abs/2412.13663>.
+
+use super::attention::{attend, heads};
+use super::config::{Dropouts, EncoderConfig, ModernBertConfig};
+use super::context::Context;
+use super::inputs::Inputs;
+use super::{layer_norm, table};
+use crate::layers::Recompute;
+use crate::models::parts::linear;
+use crate::{LoraModel, checkpoint, ops};
+use candle_core::{Result, Tensor, bail};
+use candle_nn::{Activation, Embedding, LayerNorm, Linear, Module, VarBuilder};
+
+/// What ModernBERT has in front of a head.
+#[derive(Clone, Debug, LoraModel)]
+pub(super) struct Modern {
+    #[lora(name = "embeddings.tok_embeddings")]
+    words: Embedding,
+    #[lora(name = "embeddings.norm")]
+    norm: LayerNorm,
+    layers: Vec<Recompute<Block>>,
+    final_norm: LayerNorm,
+}
+
+/// A layer.
+#[derive(Clone, Debug, LoraModel)]
+struct Block {
+    /// Missing in the first layer, whose input is normalised.
+    attn_norm: Option<LayerNorm>,
+    #[lora(rank, name = "attn.Wqkv")]
+    qkv: Linear,
+    #[lora(name = "attn.Wo")]
+    output: Linear,
+    mlp_norm: LayerNorm,
+    #[lora(name = "mlp.Wi")]
+    up: Linear,
+    #[lora(name = "mlp.Wo")]
+    down: Linear,
+    act: Activation,
+    heads: usize,
+    #[lora(skip)]
+    window: Option<usize>,
+    #[lora(skip)]
+    dropouts: Dropouts,
+}
+
+impl Modern {
+    pub(super) fn new(
+        config: &EncoderConfig,
+        modern: &ModernBertConfig,
+        vb: VarBuilder,
+    ) -> Result<Self> {
+        let width = config.hidden_size;
+        let norm = |vb| layer_norm(width, modern.norm_bias, config, vb);
+        let blocks = modern.windows.iter().enumerate().map(|(index, &window)| {
+            Block::new(config, modern, (index, window), vb.pp("layers").pp(index))
+                .map(Recompute::new)
+        });
+        Ok(Self {
+            words: table(config.vocab_size, width, vb.pp("embeddings.tok_embeddings"))?,
+            norm: norm(vb.pp("embeddings.norm"))?,
+            layers: blocks.collect::<Result<_>>()?,
+            final_norm: norm(vb.pp("final_norm"))?,
+        })
+    }
+
+    /// The weight that a head may share.
+    pub(super) fn words(&self) -> &Tensor {
+        self.words.embeddings()
+    }
+}
+
+impl Block {
+    fn new(
+        config: &EncoderConfig,
+        modern: &ModernBertConfig,
+        (index, window): (usize, Option<usize>),
+        vb: VarBuilder,
+    ) -> Result<Self> {
+        let (width, inner) = (config.hidden_size, config.intermediate_size);
+        let norm = |name: &str| layer_norm(width, modern.norm_bias, config, vb.pp(name));
+        let [attention, mlp] = [modern.attention_bias, modern.mlp_bias];
+        Ok(Self {
+            attn_norm: (index > 0).then(|| norm("attn_norm")).transpose()?,
+            qkv: linear(width, 3 * width, attention, vb.pp("attn.Wqkv"))?,
+            output: linear(width, width, attention, vb.pp("attn.Wo"))?,
+            mlp_norm: norm("mlp_norm")?,
+            up: linear(width, 2 * inner, mlp, vb.pp("mlp.Wi"))?,
+            down: linear(inner, width, mlp, vb.pp("mlp.Wo"))?,
+            act: config.hidden_act,
+            heads: config.num_attention_heads,
+            window,
+            dropouts: config.dropouts,
+        })
+    }
+}
+
+#[lora::forward]
+impl Modern {
+    /// The last layer's output, normalised, (batch, time, hidden_size).
+    pub(super) fn forward(
+        &self,
+        inputs: &Inputs<'_>,
+        config: &EncoderConfig,
+        context: &Context,
+    ) -> Result<Tensor> {
+        if inputs.types.is_some() {
+            bail!("this model has no kinds of tokens: leave the token types out");
+        }
+        let xs = inputs.ids.contiguous()?.apply(&self.words)?;
+        let mut xs = context.dropped(&xs.apply(&self.norm)?, config.dropouts.embeddings)?;
+        for layer in &self.layers {
+            xs = match layer.recomputes() {
+                true => {
+                    let (layer, context) = ((**layer).clone(), context.clone());
+                    checkpoint(&xs, move |xs| layer.forward(xs, &context))?
+                }
+                false => layer.forward(&xs, context)?,
+            };
+        }
+        xs.apply(&self.final_norm)
+    }
+}
+
+#[lora::forward]
+impl Block {
+    fn forward(&self, xs: &Tensor, context: &Context) -> Result<Tensor> {
+        let ys = match &self.attn_norm {
+            Some(norm) => norm.forward(xs)?,
+            None => xs.clone(),
+        };
+        let ys = context.dropped(&self.attention(&ys, context)?, self.dropouts.output)?;
+        let xs = ops::add(xs, &ys)?;
+        let ys = self.mlp(&xs.apply(&self.mlp_norm)?, context)?;
+        ops::add(&xs, &ys)
+    }
+
+    fn attention(&self, xs: &Tensor, context: &Context) -> Result<Tensor> {
+        let width = xs.dim(2)?;
+        let all = xs.apply(&self.qkv)?;
+        let part = |index: usize| heads(&all.narrow(2, index * width, width)?, self.heads);
+        let (mut q, mut k, v) = (part(0)?, part(1)?, part(2)?);
+        let sight = context.sight(self.window);
+        if let Some(turn) = &sight.turn {
+            (q, k) = (turn.turn(&q)?, turn.turn(&k)?);
+        }
+        let (mask, dropout) = (sight.mask.as_ref(), self.dropouts.attention);
+        attend([&q, &k, &v], mask, dropout, context)?.apply(&self.output)
+    }
+
+    fn mlp(&self, xs: &Tensor, context: &Context) -> Result<Tensor> {
+        let both = xs.apply(&self.up)?;
+        let inner = both.dim(2)? / 2;
+        let xs = both.narrow(2, 0, inner)?.contiguous()?.apply(&self.act)?;
+        let ys = (xs * both.narrow(2, inner, inner)?)?;
+        context.dropped(&ys, self.dropouts.mlp)?.apply(&self.down)
+    }
+}
