@@ -156,11 +156,14 @@ pub fn main() -> ExitCode {
     })
 }
 
+/// What a model computes of a batch.
+type Pass<M> = Box<dyn Fn(&M) -> Result<Tensor>>;
+
 /// A model with what a step and a forward pass do to it.
 struct Bench<M: LoraModel> {
     model: Lora<M>,
-    loss: Box<dyn Fn(&Lora<M>) -> Result<Tensor>>,
-    output: Box<dyn Fn(&Lora<M>) -> Result<Tensor>>,
+    loss: Pass<Lora<M>>,
+    output: Pass<Lora<M>>,
 }
 
 impl<M: LoraModel> Bench<M> {
