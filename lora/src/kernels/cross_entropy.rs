@@ -136,12 +136,10 @@ impl<T: Element> Criterion<'_, T> {
                 }
             }
             Some(cap) => {
-                let inner = scale.all(2.0 * self.scale / cap);
-                let (cap, one, two) = (scale.all(cap), scale.all(1.0), scale.all(2.0));
+                let factor = self.scale / cap;
+                let cap = scale.all(cap);
                 for z in logits.chunks_mut(T::lanes::<S>()) {
-                    // tanh(x) = 1 − 2 / (e^2x + 1)
-                    let grown = (Vector::load(simd, z) * inner).exp();
-                    (cap * (one - two / (grown + one))).store(z);
+                    (cap * Vector::load(simd, z).tanh_of(factor)).store(z);
                 }
             }
         }

@@ -62,23 +62,11 @@ impl Dropout {
 
     /// x = drop(x), as [`apply`](Self::apply).
     pub(crate) fn in_place<T: Element>(&self, x: &mut [T], start: usize) {
-        struct InPlace<'a, T>(Dropout, &'a mut [T], usize);
-
-        impl<T: Element> WithSimd for InPlace<'_, T> {
-            type Output = ();
-
-            #[inline(always)]
-            fn with_simd<S: Simd>(self, _: S) {
-                let Self(dropout, x, start) = self;
-                let factor = T::of(dropout.factor);
-                for (x, place) in x.iter_mut().zip(start as u64..) {
-                    let kept = dropout.keeps(place);
-                    *x = if kept { *x * factor } else { T::ZERO };
-                }
-            }
-        }
-
-        run(InPlace(*self, x, start));
+        run(InPlace {
+            dropout: *self,
+            x,
+            start,
+        });
     }
 
     /// y += drop(x), as [`apply`](Self::apply).
@@ -89,6 +77,15 @@ impl Dropout {
             y,
             start,
         });
+    }
+
+    /// The number of this place after dropout; `factor` is the dropout's own.
+    #[inline(always)]
+    fn value<T: Element>(&self, x: T, place: u64, factor: T) -> T {
+        match self.keeps(place) {
+            true => x * factor,
+            false => T::ZERO,
+        }
     }
 
     #[inline(always)]
@@ -115,11 +112,27 @@ impl<T: Element, const ADD: bool> WithSimd for Apply<'_, T, ADD> {
         let factor = T::of(self.dropout.factor);
         let places = self.start as u64..;
         for ((&x, y), place) in self.x.iter().zip(self.y).zip(places) {
-            let kept = match self.dropout.keeps(place) {
-                true => x * factor,
-                false => T::ZERO,
-            };
-            *y = if ADD { *y + kept } else { kept };
+            let value = self.dropout.value(x, place, factor);
+            *y = if ADD { *y + value } else { value };
+        }
+    }
+}
+
+/// x = drop(x)
+struct InPlace<'a, T> {
+    dropout: Dropout,
+    x: &'a mut [T],
+    start: usize,
+}
+
+impl<T: Element> WithSimd for InPlace<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _: S) {
+        let factor = T::of(self.dropout.factor);
+        for (x, place) in self.x.iter_mut().zip(self.start as u64..) {
+            *x = self.dropout.value(*x, place, factor);
         }
     }
 }

@@ -222,6 +222,13 @@ impl<T: Element, S: Simd> Vector<T, S> {
         Self::new(self.simd, T::raw_exp(self.simd, self.raw))
     }
 
+    /// The hyperbolic tangent of factor·self, 1 − 2 / (1 + e^(2·factor·self)).
+    #[inline(always)]
+    pub(crate) fn tanh_of(self, factor: f64) -> Self {
+        let (one, two) = (self.all(1.0), self.all(2.0));
+        one - two / (one + (self * self.all(2.0 * factor)).exp())
+    }
+
     /// The error function.
     #[inline(always)]
     pub(crate) fn erf(self) -> Self {

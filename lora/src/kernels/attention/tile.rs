@@ -28,10 +28,8 @@ impl<T: Element> WithSimd for Cap<'_, T> {
     fn with_simd<S: Simd>(self, simd: S) {
         let lanes = T::lanes::<S>();
         let one = Vector::<T, S>::splat(simd, T::ONE);
-        let (two, cap) = (one.all(2.0), one.all(self.cap));
-        let twice = one.all(2.0 / self.cap);
-        // tanh(x) = 1 − 2 / (1 + e^2x)
-        let tanh = |score: &[T]| one - two / (one + (Vector::load(simd, score) * twice).exp());
+        let cap = one.all(self.cap);
+        let tanh = |score: &[T]| Vector::load(simd, score).tanh_of(1.0 / self.cap);
         match self.slopes {
             None => {
                 for score in self.scores.chunks_mut(lanes) {
