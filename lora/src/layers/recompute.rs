@@ -47,6 +47,19 @@ impl<M> Recompute<M> {
     pub fn recomputes(&self) -> bool {
         false
     }
+
+    /// Runs the part by `f`, for a part whose forward pass takes more than its input.
+    ///
+    /// # Errors
+    /// Those of `f`.
+    pub fn forward_with<C>(
+        &self,
+        xs: &Tensor,
+        context: &C,
+        f: impl Fn(&M, &Tensor, &C) -> candle_core::Result<Tensor> + Send + Sync + 'static,
+    ) -> candle_core::Result<Tensor> {
+        f(&self.0, xs, context)
+    }
 }
 
 impl<M> From<M> for Recompute<M> {
@@ -88,6 +101,26 @@ impl<L> LoraRecompute<L> {
     }
 }
 
+impl<L: Clone + Send + Sync + 'static> LoraRecompute<L> {
+    /// Runs the part by `f`, for a part whose forward pass takes more than its input. Nothing in the
+    /// context gets a gradient.
+    ///
+    /// # Errors
+    /// Those of `f`.
+    pub fn forward_with<C: Clone + Send + Sync + 'static>(
+        &self,
+        xs: &Tensor,
+        context: &C,
+        f: impl Fn(&L, &Tensor, &C) -> candle_core::Result<Tensor> + Send + Sync + 'static,
+    ) -> candle_core::Result<Tensor> {
+        if !self.recompute {
+            return f(&self.part, xs, context);
+        }
+        let (part, context) = (self.part.clone(), context.clone());
+        checkpoint(xs, move |xs| f(&part, xs, &context))
+    }
+}
+
 impl<L> Deref for LoraRecompute<L> {
     type Target = L;
 
@@ -104,11 +137,7 @@ impl<L> DerefMut for LoraRecompute<L> {
 
 impl<L: Module + Clone + Send + Sync + 'static> Module for LoraRecompute<L> {
     fn forward(&self, xs: &Tensor) -> candle_core::Result<Tensor> {
-        if !self.recompute {
-            return self.part.forward(xs);
-        }
-        let part = self.part.clone();
-        checkpoint(xs, move |xs| part.forward(xs))
+        self.forward_with(xs, &(), |part, xs, ()| part.forward(xs))
     }
 }
 

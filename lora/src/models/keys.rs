@@ -3,19 +3,40 @@
 use crate::error::shorten;
 use crate::file::{parse_json, read_bounded};
 use crate::{Error, Result};
+use candle_nn::Activation;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 use std::cell::RefCell;
 use std::collections::HashSet;
 use std::path::Path;
 
+/// More than any model has. A damaged file must not make us ask for all memory.
+pub(super) const MAX_WIDTH: usize = 1 << 20;
+pub(super) const MAX_LAYERS: usize = 1 << 10;
+
+/// Reads a file of JSON.
+pub(super) fn read_json(path: &Path) -> Result<Value> {
+    parse_json(&read_bounded(path)?)
+        .map_err(|error| Error::file(path, format!("is not valid JSON: {error}")))
+}
+
 /// Reads a file that holds a JSON object.
 pub(super) fn read_object(path: &Path) -> Result<Map<String, Value>> {
-    match parse_json(&read_bounded(path)?) {
-        Ok(Value::Object(map)) => Ok(map),
-        Ok(_) => Err(Error::file(path, "is no JSON object")),
-        Err(error) => Err(Error::file(path, format!("is not valid JSON: {error}"))),
+    match read_json(path)? {
+        Value::Object(map) => Ok(map),
+        _ => Err(Error::file(path, "is no JSON object")),
     }
+}
+
+/// The activation that most models call so.
+pub(super) fn activation(name: &str) -> Option<Activation> {
+    Some(match name {
+        "gelu" => Activation::Gelu,
+        "gelu_new" | "gelu_pytorch_tanh" => Activation::GeluPytorchTanh,
+        "relu" => Activation::Relu,
+        "silu" | "swish" => Activation::Silu,
+        _ => return None,
+    })
 }
 
 /// The settings of a JSON object. Problems are collected, so that a reader can go on with a default
@@ -151,6 +172,32 @@ impl<'a> Keys<'a> {
         let keys = self.map.iter().filter(|(_, value)| says(value));
         let keys = keys.map(|(key, _)| key.as_str());
         keys.filter(|key| !read.contains(*key)).collect()
+    }
+
+    /// What the file says that has no effect: dropouts that training does not draw, and keys that are
+    /// neither settings nor harmless.
+    pub(super) fn without_effect(&self, dropouts: &[&str], harmless: &[&str]) -> Vec<String> {
+        let mut found = Vec::new();
+        for key in dropouts {
+            let value = self.get(key, 0.0);
+            if value != 0.0 {
+                found.push(format!(
+                    "`{key}` is {value}: training has no such dropout here"
+                ));
+            }
+        }
+        let unread = self.unread().into_iter();
+        let unread = unread.filter(|key| !harmless.contains(key));
+        found.extend(unread.map(|key| format!("`{key}` is no setting of this family")));
+        found
+    }
+
+    /// Refuses a quantised checkpoint.
+    pub(super) fn refuse_quantised(&self) {
+        const KEY: &str = "quantization_config";
+        if self.value(KEY).is_some() {
+            self.refuse(KEY, "dequantise the checkpoint first");
+        }
     }
 
     /// All problems, of which there may be none.

@@ -147,6 +147,11 @@ pub(crate) fn permutation(xs: &Tensor) -> Option<(Vec<usize>, Vec<usize>)> {
     Some((order, inverse))
 }
 
+/// The dtype to sum values of this dtype in.
+pub(crate) fn wide(dtype: DType) -> DType {
+    wider(dtype, DType::F32)
+}
+
 /// The dtype that holds the values of both floating-point dtypes.
 pub(crate) fn wider(a: DType, b: DType) -> DType {
     match (a, b) {

@@ -2,9 +2,9 @@
 
 use super::config::{DecoderConfig, LayerConfig, QkNorm};
 use super::context::{Context, Turn};
-use super::linear;
 use super::norm::Norm;
 use crate::LoraModel;
+use crate::models::parts::linear;
 use crate::ops::{self, KvCache};
 use candle_core::{Result, Tensor};
 use candle_nn::{Linear, Module, VarBuilder};

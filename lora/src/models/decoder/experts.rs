@@ -1,9 +1,9 @@
 //! A mixture of experts: a router sends each token to a few of many MLPs.
 
 use super::config::{DecoderConfig, ExpertsConfig};
-use super::linear;
 use super::mlp::Mlp;
 use crate::LoraModel;
+use crate::models::parts::linear;
 use crate::ops;
 use candle_core::{D, DType, Result, Tensor};
 use candle_nn::{Linear, Module, VarBuilder};

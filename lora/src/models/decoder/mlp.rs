@@ -1,8 +1,8 @@
 //! The MLP: act(gate)·up, then down.
 
 use super::config::DecoderConfig;
-use super::linear;
 use crate::LoraModel;
+use crate::models::parts::linear;
 use candle_core::{D, Result, Tensor};
 use candle_nn::{Activation, Linear, Module, VarBuilder};
 

@@ -23,12 +23,13 @@ pub use config::{
 };
 
 use super::generate::{Decode, last_position};
+use super::parts::{WEIGHT, linear};
 use super::{Architecture, Extra, Options, Variant};
+use crate::LoraModel;
 use crate::layers::Recompute;
-use crate::{LoraModel, checkpoint};
 use block::Block;
 use candle_core::{DType, Device, Result, Tensor, bail};
-use candle_nn::{Embedding, Init, Linear, Module, VarBuilder};
+use candle_nn::{Embedding, Linear, Module, VarBuilder};
 use context::Context;
 use norm::Norm;
 use padding::Padding;
@@ -201,7 +202,7 @@ impl Decoder {
                 cache.padding = padding;
                 Ok(hidden)
             }
-            None => self.model.forward(xs, context),
+            None => self.model.forward(xs, &context),
         }
     }
 
@@ -229,15 +230,11 @@ impl Decoder {
 
 #[lora::forward]
 impl Stack {
-    fn forward(&self, mut xs: Tensor, context: Context) -> Result<Tensor> {
+    fn forward(&self, mut xs: Tensor, context: &Context) -> Result<Tensor> {
         for layer in &self.layers {
-            xs = match layer.recomputes() {
-                true => {
-                    let (layer, context) = ((**layer).clone(), context.clone());
-                    checkpoint(&xs, move |xs| layer.forward(xs, &context, None))?
-                }
-                false => layer.forward(&xs, &context, None)?,
-            };
+            xs = layer.forward_with(&xs, context, |layer, xs, context| {
+                layer.forward(xs, context, None)
+            })?;
         }
         self.norm.forward(&xs)
     }
@@ -311,16 +308,4 @@ impl Architecture for Decoder {
             _ => Extra::Unknown,
         }
     }
-}
-
-/// transformers draws weights from N(0, 0.02²).
-const WEIGHT: Init = Init::Randn {
-    mean: 0.0,
-    stdev: 0.02,
-};
-
-fn linear(inputs: usize, outputs: usize, bias: bool, vb: VarBuilder) -> Result<Linear> {
-    let weight = vb.get_with_hints((outputs, inputs), "weight", WEIGHT)?;
-    let bias = bias.then(|| vb.get_with_hints(outputs, "bias", candle_nn::init::ZERO));
-    Ok(Linear::new(weight, bias.transpose()?))
 }

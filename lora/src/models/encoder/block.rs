@@ -1,11 +1,9 @@
 //! BERT's layer: attention and MLP, each beside a shortcut and in front of a norm.
 
-use super::attention::{attend, heads};
 use super::config::{Dropouts, EncoderConfig, EncoderFamily};
 use super::context::Context;
-use super::layer_norm;
 use crate::blocks::Mlp;
-use crate::models::parts::linear;
+use crate::models::parts::{attend, heads, layer_norm, linear};
 use crate::{LoraModel, ops};
 use candle_core::{Result, Tensor};
 use candle_nn::{Activation, LayerNorm, Linear, Module, VarBuilder};
@@ -79,7 +77,7 @@ impl Layers {
         let square = |name: &str| linear(width, width, true, vb.pp(name));
         let up = |name: &str| linear(width, inner, true, vb.pp(name));
         let down = |name: &str| linear(inner, width, true, vb.pp(name));
-        let norm = |name: &str| layer_norm(width, true, config, vb.pp(name));
+        let norm = |name: &str| layer_norm(width, true, config.layer_norm_eps, vb.pp(name));
         if config.family == EncoderFamily::Distilbert {
             return Ok(Self::Distilbert {
                 query: square("attention.q_lin")?,
@@ -148,8 +146,8 @@ impl Block {
         let q = heads(&query.forward(xs)?, self.heads)?;
         let k = heads(&key.forward(xs)?, self.heads)?;
         let v = heads(&value.forward(xs)?, self.heads)?;
-        let mask = context.all.mask.as_ref();
-        let ys = attend([&q, &k, &v], mask, self.dropouts.attention, context)?;
+        let attention = context.attention(&context.all, q.dim(3)?, self.dropouts.attention);
+        let ys = attend(&attention, [&q, &k, &v])?;
         let ys = context.dropped(&ys.apply(output)?, self.dropouts.output)?;
         let xs = ops::add(&ys, xs)?.apply(attention_norm)?;
         let mlp = Mlp::new(up, &self.act, down);

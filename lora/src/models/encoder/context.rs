@@ -2,8 +2,8 @@
 
 use super::config::{EncoderConfig, ModernBertConfig};
 use super::inputs::{Inputs, mask};
-use crate::ops;
-use candle_core::{DType, Device, Result, Tensor};
+use crate::ops::{self, Attention};
+use candle_core::{Device, Result, Tensor};
 
 /// The masks of one forward pass, in ModernBERT the tables that turn queries and keys, and whether
 /// the model is trained.
@@ -60,6 +60,16 @@ impl Context {
         }
     }
 
+    /// The attention of a layer in which a token sees this; in training this share is dropped.
+    pub(super) fn attention(&self, sight: &Sight, head_dim: usize, dropout: f64) -> Attention {
+        let dropout = if self.train { dropout } else { 0.0 };
+        let attention = Attention::new((head_dim as f64).powf(-0.5)).dropout(dropout);
+        match &sight.mask {
+            Some(mask) => attention.mask(mask),
+            None => attention,
+        }
+    }
+
     /// What a layer with this window sees.
     pub(super) fn sight(&self, window: Option<usize>) -> &Sight {
         match (window, &self.window) {
@@ -99,13 +109,5 @@ impl Turn {
     pub(super) fn turn(&self, xs: &Tensor) -> Result<Tensor> {
         let table = |table: &Tensor| table.to_dtype(xs.dtype());
         ops::rope(xs, &table(&self.cos)?, &table(&self.sin)?)
-    }
-}
-
-/// The dtype to sum in.
-pub(super) fn wide(dtype: DType) -> DType {
-    match dtype {
-        DType::F64 => DType::F64,
-        _ => DType::F32,
     }
 }

@@ -3,8 +3,9 @@
 use super::config::EncoderConfig;
 use super::context::Context;
 use super::inputs::Inputs;
-use super::{layer_norm, table};
+use super::table;
 use crate::LoraModel;
+use crate::models::parts::layer_norm;
 use candle_core::{DType, Result, Tensor, bail};
 use candle_nn::{Embedding, LayerNorm, VarBuilder};
 
@@ -28,7 +29,7 @@ impl Embeddings {
             word_embeddings: table("word_embeddings", config.vocab_size)?,
             position_embeddings: table("position_embeddings", config.max_position_embeddings)?,
             token_type_embeddings: types.transpose()?,
-            norm: layer_norm(width, true, config, vb.pp("LayerNorm"))?,
+            norm: layer_norm(width, true, config.layer_norm_eps, vb.pp("LayerNorm"))?,
         })
     }
 

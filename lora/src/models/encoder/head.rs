@@ -2,10 +2,9 @@
 
 use super::config::{EncoderConfig, EncoderFamily, ModernBertConfig};
 use super::context::Context;
-use super::layer_norm;
 use crate::LoraModel;
 use crate::models::Task;
-use crate::models::parts::linear;
+use crate::models::parts::{layer_norm, linear};
 use candle_core::{Result, Tensor};
 use candle_nn::{Activation, LayerNorm, Linear, VarBuilder, init};
 
@@ -136,7 +135,7 @@ impl Layers {
                 let (bias, norm_bias) = biases(config.modern.as_ref());
                 Self::Modernbert {
                     dense: linear(width, width, bias, vb.pp("head.dense"))?,
-                    norm: layer_norm(width, norm_bias, config, vb.pp("head.norm"))?,
+                    norm: layer_norm(width, norm_bias, config.layer_norm_eps, vb.pp("head.norm"))?,
                     classifier: classifier("classifier")?,
                 }
             }
@@ -150,7 +149,7 @@ impl Layers {
         let width = config.hidden_size;
         let (bias, norm_bias) = biases(config.modern.as_ref());
         let dense = |name: &str| linear(width, width, bias, vb.pp(name));
-        let norm = |name: &str| layer_norm(width, norm_bias, config, vb.pp(name));
+        let norm = |name: &str| layer_norm(width, norm_bias, config.layer_norm_eps, vb.pp(name));
         // BERT and RoBERTa keep the bias of a tied head apart.
         let decoder = |name: &str, tied_bias: &str| {
             let has_bias = config

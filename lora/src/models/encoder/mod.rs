@@ -5,7 +5,6 @@
 //! are those of Hugging Face's transformers, whose checkpoints load as they are, and PEFT's adapters
 //! for them. See [`auto`](super::auto).
 
-mod attention;
 mod block;
 mod config;
 mod context;
@@ -28,7 +27,7 @@ use super::parts::WEIGHT;
 use super::{Architecture, Extra, Options, Task, Variant};
 use crate::LoraModel;
 use candle_core::{Result, Tensor, bail};
-use candle_nn::{Embedding, LayerNorm, VarBuilder, init};
+use candle_nn::{Embedding, VarBuilder};
 use context::Context;
 use head::Head;
 use modern::Modern;
@@ -298,18 +297,4 @@ impl Architecture for Encoder {
 fn table(rows: usize, width: usize, vb: VarBuilder) -> Result<Embedding> {
     let weight = vb.get_with_hints((rows, width), "weight", WEIGHT)?;
     Ok(Embedding::new(weight, width))
-}
-
-fn layer_norm(
-    width: usize,
-    bias: bool,
-    config: &EncoderConfig,
-    vb: VarBuilder,
-) -> Result<LayerNorm> {
-    let weight = vb.get_with_hints(width, "weight", init::ONE)?;
-    let eps = config.layer_norm_eps;
-    Ok(match bias {
-        true => LayerNorm::new(weight, vb.get_with_hints(width, "bias", init::ZERO)?, eps),
-        false => LayerNorm::new_no_bias(weight, eps),
-    })
 }

@@ -1,14 +1,13 @@
 //! ModernBERT's encoder proper: norms in front, rotary positions, gated MLPs, local attention,
 //! <https://arxiv.org/abs/2412.13663>.
 
-use super::attention::{attend, heads};
 use super::config::{Dropouts, EncoderConfig, ModernBertConfig};
 use super::context::Context;
 use super::inputs::Inputs;
-use super::{layer_norm, table};
+use super::table;
 use crate::layers::Recompute;
-use crate::models::parts::linear;
-use crate::{LoraModel, checkpoint, ops};
+use crate::models::parts::{attend, heads, layer_norm, linear};
+use crate::{LoraModel, ops};
 use candle_core::{Result, Tensor, bail};
 use candle_nn::{Activation, Embedding, LayerNorm, Linear, Module, VarBuilder};
 
@@ -52,7 +51,7 @@ impl Modern {
         vb: VarBuilder,
     ) -> Result<Self> {
         let width = config.hidden_size;
-        let norm = |vb| layer_norm(width, modern.norm_bias, config, vb);
+        let norm = |vb| layer_norm(width, modern.norm_bias, config.layer_norm_eps, vb);
         let blocks = modern.windows.iter().enumerate().map(|(index, &window)| {
             Block::new(config, modern, (index, window), vb.pp("layers").pp(index))
                 .map(Recompute::new)
@@ -79,7 +78,8 @@ impl Block {
         vb: VarBuilder,
     ) -> Result<Self> {
         let (width, inner) = (config.hidden_size, config.intermediate_size);
-        let norm = |name: &str| layer_norm(width, modern.norm_bias, config, vb.pp(name));
+        let norm =
+            |name: &str| layer_norm(width, modern.norm_bias, config.layer_norm_eps, vb.pp(name));
         let [attention, mlp] = [modern.attention_bias, modern.mlp_bias];
         Ok(Self {
             attn_norm: (index > 0).then(|| norm("attn_norm")).transpose()?,
@@ -111,13 +111,9 @@ impl Modern {
         let xs = inputs.ids.contiguous()?.apply(&self.words)?;
         let mut xs = context.dropped(&xs.apply(&self.norm)?, config.dropouts.embeddings)?;
         for layer in &self.layers {
-            xs = match layer.recomputes() {
-                true => {
-                    let (layer, context) = ((**layer).clone(), context.clone());
-                    checkpoint(&xs, move |xs| layer.forward(xs, &context))?
-                }
-                false => layer.forward(&xs, context)?,
-            };
+            xs = layer.forward_with(&xs, context, |layer, xs, context| {
+                layer.forward(xs, context)
+            })?;
         }
         xs.apply(&self.final_norm)
     }
@@ -145,8 +141,8 @@ impl Block {
         if let Some(turn) = &sight.turn {
             (q, k) = (turn.turn(&q)?, turn.turn(&k)?);
         }
-        let (mask, dropout) = (sight.mask.as_ref(), self.dropouts.attention);
-        attend([&q, &k, &v], mask, dropout, context)?.apply(&self.output)
+        let attention = context.attention(sight, q.dim(3)?, self.dropouts.attention);
+        attend(&attention, [&q, &k, &v])?.apply(&self.output)
     }
 
     fn mlp(&self, xs: &Tensor, context: &Context) -> Result<Tensor> {

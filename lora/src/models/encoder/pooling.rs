@@ -1,7 +1,7 @@
 //! From a text's hidden states to one vector.
 
-use super::context::wide;
 use super::inputs::Inputs;
+use crate::ops::wide;
 use candle_core::{D, Result, Tensor};
 
 /// How the hidden states of a text's tokens become one vector.

@@ -2,7 +2,7 @@
 
 use super::pooling::Pooling;
 use crate::error::shorten;
-use crate::file::{parse_json, read_bounded};
+use crate::models::keys::{read_json, read_object};
 use crate::{Error, Result};
 use serde_json::{Map, Value};
 use std::path::{Path, PathBuf};
@@ -28,13 +28,13 @@ impl Sentences {
             pooling: Pooling::Mean,
             normalize: false,
         };
-        let Value::Array(modules) = json(&path)? else {
-            return Err(problem(&path, "a list of modules is expected".into()));
+        let Value::Array(modules) = read_json(&path)? else {
+            return Err(Error::file(&path, "a list of modules is expected"));
         };
         for module in &modules {
             let text = |key: &str| module.get(key).and_then(Value::as_str).unwrap_or_default();
             let folder = inside(text("path"))
-                .ok_or_else(|| problem(&path, format!("{:?} is no folder", text("path"))))?;
+                .ok_or_else(|| Error::file(&path, format!("{:?} is no folder", text("path"))))?;
             match text("type").rsplit('.').next().unwrap_or_default() {
                 "Transformer" => found.transformer = folder,
                 "Pooling" => found.pooling = pooling(&directory.join(folder).join("config.json"))?,
@@ -43,7 +43,10 @@ impl Sentences {
                 _ => {
                     let module = shorten(text("type"));
                     let known = "supported are Transformer, Pooling and Normalize";
-                    return Err(problem(&path, format!("a module is {module:?}: {known}")));
+                    return Err(Error::file(
+                        &path,
+                        format!("a module is {module:?}: {known}"),
+                    ));
                 }
             }
         }
@@ -62,9 +65,7 @@ fn inside(folder: &str) -> Option<PathBuf> {
 }
 
 fn pooling(path: &Path) -> Result<Pooling> {
-    let Value::Object(settings) = json(path)? else {
-        return Err(problem(path, "is no JSON object".into()));
-    };
+    let settings = read_object(path)?;
     let known = "supported are cls, mean and lasttoken, one of them";
     let modes = modes(&settings);
     match modes.as_slice() {
@@ -72,7 +73,7 @@ fn pooling(path: &Path) -> Result<Pooling> {
         ["mean" | "mean_tokens"] => Ok(Pooling::Mean),
         ["lasttoken"] => Ok(Pooling::LastToken),
         [] => Ok(Pooling::Mean),
-        _ => Err(problem(
+        _ => Err(Error::file(
             path,
             format!("the pooling is {}: {known}", modes.join(", ")),
         )),
@@ -91,16 +92,4 @@ fn modes(settings: &Map<String, Value>) -> Vec<&str> {
         .filter(|(_, value)| **value == Value::Bool(true));
     on.filter_map(|(key, _)| key.strip_prefix("pooling_mode_"))
         .collect()
-}
-
-fn json(path: &Path) -> Result<Value> {
-    parse_json(&read_bounded(path)?)
-        .map_err(|error| problem(path, format!("is not valid JSON: {error}")))
-}
-
-fn problem(path: &Path, problem: String) -> Error {
-    Error::File {
-        path: path.into(),
-        problems: vec![problem],
-    }
 }

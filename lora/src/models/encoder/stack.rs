@@ -5,9 +5,9 @@ use super::config::{EncoderConfig, EncoderFamily};
 use super::context::Context;
 use super::embeddings::Embeddings;
 use super::inputs::Inputs;
+use crate::LoraModel;
 use crate::layers::Recompute;
 use crate::models::parts::linear;
-use crate::{LoraModel, checkpoint};
 use candle_core::{Result, Tensor};
 use candle_nn::{Linear, VarBuilder};
 
@@ -82,13 +82,9 @@ impl Stack {
         let mut xs = self.embeddings.forward(inputs, config, context)?;
         let (Layers::Bert { layers } | Layers::Distilbert { layers }) = &self.layers;
         for layer in layers {
-            xs = match layer.recomputes() {
-                true => {
-                    let (layer, context) = ((**layer).clone(), context.clone());
-                    checkpoint(&xs, move |xs| layer.forward(xs, &context))?
-                }
-                false => layer.forward(&xs, context)?,
-            };
+            xs = layer.forward_with(&xs, context, |layer, xs, context| {
+                layer.forward(xs, context)
+            })?;
         }
         Ok(xs)
     }

@@ -2,9 +2,10 @@
 
 use super::config::{VitAct, VitConfig, VitNames};
 use super::layer_norm;
+use crate::LoraModel;
 use crate::blocks::Mlp;
-use crate::models::parts::linear;
-use crate::{LoraModel, ops};
+use crate::models::parts::{self, linear};
+use crate::ops::{self, Attention};
 use candle_core::{D, Result, Tensor};
 use candle_nn::{Activation, Init, LayerNorm, Linear, Module, VarBuilder};
 
@@ -296,13 +297,8 @@ impl Act {
 
 /// The attention of queries over all tokens, (batch, tokens, width).
 pub(super) fn attend(qkv: [&Tensor; 3], heads: usize) -> Result<Tensor> {
-    let [q, k, v] = qkv.map(|xs| {
-        let (batch, time, width) = xs.dims3()?;
-        xs.reshape((batch, time, heads, width / heads))?
-            .transpose(1, 2)
-    });
+    let [q, k, v] = qkv.map(|xs| parts::heads(xs, heads));
     let (q, k, v) = (q?, k?, v?);
-    let scale = (q.dim(3)? as f64).powf(-0.5);
-    let ys = ops::sdpa(&q, &k, &v, None, false, scale as f32, 1.0)?;
-    ys.transpose(1, 2)?.flatten_from(2)
+    let attention = Attention::new((q.dim(3)? as f64).powf(-0.5));
+    parts::attend(&attention, [&q, &k, &v])
 }

@@ -18,11 +18,11 @@ mod variants;
 
 pub use config::{VitAct, VitConfig, VitNames, VitPool};
 
-use super::{Architecture, Extra, Options, Variant};
+use super::{Architecture, Extra, Options, Variant, parts};
 use crate::LoraModel;
 use crate::config::matching::is_or_starts_with;
 use candle_core::{Result, Tensor, bail};
-use candle_nn::{LayerNorm, Module, VarBuilder, init};
+use candle_nn::{LayerNorm, Module, VarBuilder};
 use head::Head;
 use tower::Tower;
 
@@ -234,8 +234,5 @@ impl Architecture for Vit {
 }
 
 fn layer_norm(config: &VitConfig, vb: VarBuilder) -> Result<LayerNorm> {
-    let width = config.hidden_size;
-    let weight = vb.get_with_hints(width, "weight", init::ONE)?;
-    let bias = vb.get_with_hints(width, "bias", init::ZERO)?;
-    Ok(LayerNorm::new(weight, bias, config.layer_norm_eps))
+    parts::layer_norm(config.hidden_size, true, config.layer_norm_eps, vb)
 }

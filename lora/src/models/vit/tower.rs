@@ -5,8 +5,8 @@ use super::config::{VitConfig, VitNames, VitPool};
 use super::embeddings::Embeddings;
 use super::head::AttentionPool;
 use super::layer_norm;
+use crate::LoraModel;
 use crate::layers::Recompute;
-use crate::{LoraModel, checkpoint};
 use candle_core::{Result, Tensor};
 use candle_nn::{LayerNorm, Module, VarBuilder};
 
@@ -101,13 +101,7 @@ impl Tower {
         | Layers::Vit { blocks, norm }
         | Layers::Clip { blocks, norm }) = &self.layers;
         for block in blocks {
-            xs = match block.recomputes() {
-                true => {
-                    let block = (**block).clone();
-                    checkpoint(&xs, move |xs| block.forward(xs))?
-                }
-                false => block.forward(&xs)?,
-            };
+            xs = block.forward(&xs)?;
         }
         match config.pool {
             VitPool::Mean => Ok(xs),

@@ -5,7 +5,7 @@ mod tensors;
 mod visible;
 
 use super::dropout;
-use super::{Compute, record_with_value};
+use super::{Compute, record_with_value, wide};
 use crate::kernels::attention::Sizes;
 use crate::kernels::dropout::Dropout;
 use crate::profile;
@@ -236,14 +236,6 @@ fn sizes(q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Sizes> {
         dim,
         value_dim,
     })
-}
-
-/// The dtype of the scores for arguments of this dtype.
-fn wide(dtype: DType) -> DType {
-    match dtype {
-        DType::F64 => DType::F64,
-        _ => DType::F32,
-    }
 }
 
 /// The mask, broadcast to the shape of the scores and in their dtype.

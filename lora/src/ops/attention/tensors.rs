@@ -1,8 +1,9 @@
 //! By tensor operations, for devices without kernels here. The numbers are the same, but all scores
 //! are held at once.
 
-use super::{OnArguments, Problem, wide};
+use super::{OnArguments, Problem};
 use crate::kernels::attention::Sizes;
+use crate::ops::wide;
 use candle_core::{D, Device, Result, Tensor};
 
 impl Problem {

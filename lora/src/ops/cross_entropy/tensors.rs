@@ -1,6 +1,7 @@
 //! By tensor operations, on any device.
 
 use super::{CrossEntropy, Labels};
+use crate::ops::wide;
 use candle_core::{D, DType, Result, Tensor};
 use candle_nn::ops::log_softmax;
 
@@ -12,10 +13,7 @@ impl CrossEntropy {
             .counted()
             .map(|(row, label)| (row as u32, label))
             .unzip();
-        let wide = match logits.dtype() {
-            DType::F64 => DType::F64,
-            _ => DType::F32,
-        };
+        let wide = wide(logits.dtype());
         if rows.is_empty() {
             // Zero, with a gradient of zeros.
             return logits.to_dtype(wide)?.sum_all()?.affine(0.0, 0.0);

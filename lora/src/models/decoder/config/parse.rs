@@ -3,12 +3,11 @@
 use super::families::{FAMILIES, Family};
 use super::rope::{self, Surroundings};
 use super::{Biases, DecoderConfig, LayerConfig, NormPlacement, Rope};
-use crate::models::keys::Keys;
+use crate::models::keys::{self, Keys, MAX_LAYERS, MAX_WIDTH};
 use candle_nn::Activation;
 use serde_json::{Map, Value};
 
 /// More than any model has. A damaged file must not make us ask for all memory.
-const MAX_WIDTH: usize = 1 << 20;
 const MAX_COUNT: usize = 1 << 10;
 
 /// Which layers have a sliding window.
@@ -102,7 +101,7 @@ impl DecoderConfig {
             }
         }
         check(&config, &keys);
-        config.without_effect = without_effect(&keys);
+        config.without_effect = keys.without_effect(DROPOUTS, HARMLESS);
         let problems = keys.into_problems();
         match problems.is_empty() {
             true => Ok(config),
@@ -145,7 +144,7 @@ fn classes(keys: &Keys<'_>) -> Vec<String> {
 }
 
 fn sizes(keys: &Keys<'_>, family: &Family) -> DecoderConfig {
-    let width = |key: &str, default: usize| bounded(keys, key, default, MAX_WIDTH);
+    let width = |key: &str, default: usize| keys.count(key, default, MAX_WIDTH);
     let hidden_size = width("hidden_size", family.hidden_size);
     let heads = width("num_attention_heads", family.num_attention_heads);
     let kv_heads = match family.num_key_value_heads {
@@ -157,26 +156,20 @@ fn sizes(keys: &Keys<'_>, family: &Family) -> DecoderConfig {
         _ => hidden_size / heads.max(1),
     };
     let head_dim = width("head_dim", head_dim);
-    let count = bounded(
-        keys,
-        "num_hidden_layers",
-        family.num_hidden_layers,
-        MAX_COUNT,
-    );
+    let count = keys.count("num_hidden_layers", family.num_hidden_layers, MAX_LAYERS);
     let layer = LayerConfig {
         rope: Some(0),
         ..LayerConfig::default()
     };
     DecoderConfig {
         model_type: family.name.into(),
-        vocab_size: bounded(keys, "vocab_size", family.vocab_size, 1 << 30),
+        vocab_size: keys.count("vocab_size", family.vocab_size, 1 << 30),
         hidden_size,
         intermediate_size: width("intermediate_size", family.intermediate_size),
         num_attention_heads: heads,
         num_key_value_heads: width("num_key_value_heads", kv_heads),
         head_dim,
-        max_position_embeddings: bounded(
-            keys,
+        max_position_embeddings: keys.count(
             "max_position_embeddings",
             family.max_position_embeddings,
             1 << 40,
@@ -204,15 +197,6 @@ fn sizes(keys: &Keys<'_>, family: &Family) -> DecoderConfig {
     }
 }
 
-/// A number of at least 1.
-fn bounded(keys: &Keys<'_>, key: &str, default: usize, most: usize) -> usize {
-    let value = keys.get(key, default);
-    if !(1..=most).contains(&value) {
-        keys.refuse(key, &format!("a number from 1 to {most} is expected"));
-    }
-    value.clamp(1, most)
-}
-
 /// The activation, under the key that the family reads.
 fn activation(keys: &Keys<'_>, family: &Family) -> Activation {
     let (key, default) = match family.name {
@@ -221,18 +205,14 @@ fn activation(keys: &Keys<'_>, family: &Family) -> Activation {
         _ => ("hidden_act", "silu"),
     };
     let name: String = keys.get(key, default.into());
-    match name.as_str() {
-        // The first Gemma was published with a wrong name.
-        "gelu" if family.name == "gemma" => Activation::GeluPytorchTanh,
-        "silu" | "swish" => Activation::Silu,
-        "gelu" => Activation::Gelu,
-        "gelu_pytorch_tanh" | "gelu_new" => Activation::GeluPytorchTanh,
-        "relu" => Activation::Relu,
-        _ => {
-            keys.refuse(key, "supported are silu, gelu, gelu_pytorch_tanh, relu");
-            Activation::Silu
-        }
+    // The first Gemma was published with a wrong name.
+    if (family.name, name.as_str()) == ("gemma", "gelu") {
+        return Activation::GeluPytorchTanh;
     }
+    keys::activation(&name).unwrap_or_else(|| {
+        keys.refuse(key, "supported are silu, gelu, gelu_pytorch_tanh, relu");
+        Activation::Silu
+    })
 }
 
 /// Gives the layers their windows.
@@ -367,26 +347,5 @@ fn check(config: &DecoderConfig, keys: &Keys<'_>) {
     ] {
         keys.only(key, &Value::Bool(false));
     }
-    if keys.find::<Value>("quantization_config").is_some() {
-        keys.refuse("quantization_config", "dequantise the checkpoint first");
-    }
-}
-
-/// What the file says that has no effect.
-fn without_effect(keys: &Keys<'_>) -> Vec<String> {
-    let mut found = Vec::new();
-    for key in DROPOUTS {
-        let value = keys.get(key, 0.0);
-        if value != 0.0 {
-            found.push(format!(
-                "`{key}` is {value}: training has no such dropout here"
-            ));
-        }
-    }
-    let unread = keys
-        .unread()
-        .into_iter()
-        .filter(|key| !HARMLESS.contains(key));
-    found.extend(unread.map(|key| format!("`{key}` is no setting of this family")));
-    found
+    keys.refuse_quantised();
 }

@@ -3,14 +3,12 @@
 use super::families::{EncoderFamily, KINDS, Kind};
 use super::{Dropouts, EncoderConfig, ModernBertConfig};
 use crate::models::encoder::pooling::Pooling;
-use crate::models::keys::Keys;
+use crate::models::keys::{self, Keys, MAX_LAYERS, MAX_WIDTH};
 use crate::models::{Task, labels};
 use candle_nn::Activation;
 use serde_json::{Map, Value};
 
 /// More than any model has. A damaged file must not make us ask for all memory.
-const MAX_WIDTH: usize = 1 << 20;
-const MAX_LAYERS: usize = 1 << 10;
 const MAX_TOKENS: usize = 1 << 30;
 
 /// The ends of the classes' names.
@@ -97,11 +95,7 @@ impl EncoderConfig {
         config.tie_word_embeddings = keys.get("tie_word_embeddings", true);
         config.labels = labels::read(&keys);
         check(&config, &keys);
-        let unread = keys.unread().into_iter();
-        let unread = unread.filter(|key| !HARMLESS.contains(key));
-        config.without_effect = unread
-            .map(|key| format!("`{key}` is no setting of this family"))
-            .collect();
+        config.without_effect = keys.without_effect(&[], HARMLESS);
         let problems = keys.into_problems();
         match problems.is_empty() {
             true => Ok(config),
@@ -284,16 +278,13 @@ fn dropout(keys: &Keys<'_>, key: &str, default: f64) -> f64 {
 /// An activation, GELU by default.
 pub(super) fn activation(keys: &Keys<'_>, key: &str) -> Activation {
     let name: String = keys.get(key, "gelu".into());
-    match name.as_str() {
-        "gelu" => Activation::Gelu,
-        "gelu_new" | "gelu_pytorch_tanh" | "gelu_fast" => Activation::GeluPytorchTanh,
-        "relu" => Activation::Relu,
-        "silu" | "swish" => Activation::Silu,
-        _ => {
-            keys.refuse(key, "supported are gelu, gelu_pytorch_tanh, relu, silu");
-            Activation::Gelu
-        }
+    if name == "gelu_fast" {
+        return Activation::GeluPytorchTanh;
     }
+    keys::activation(&name).unwrap_or_else(|| {
+        keys.refuse(key, "supported are gelu, gelu_pytorch_tanh, relu, silu");
+        Activation::Gelu
+    })
 }
 
 /// What no single key shows, and what is not supported.

@@ -1,14 +1,10 @@
 //! Reading a `config.json`.
 
 use super::{VitAct, VitConfig, VitNames, VitPool};
-use crate::models::keys::Keys;
+use crate::models::keys::{self, Keys, MAX_LAYERS, MAX_WIDTH};
 use crate::models::labels;
 use candle_nn::Activation;
 use serde_json::{Map, Value};
-
-/// More than any model has. A damaged file must not make us ask for all memory.
-const MAX_WIDTH: usize = 1 << 20;
-const MAX_LAYERS: usize = 1 << 10;
 
 /// The supported values of `model_type`, and the names of the layers. The last letter says whether
 /// the tower stands alone, or in a larger model's `vision_config`.
@@ -56,7 +52,7 @@ const HARMLESS: &[&str] = &[
 ];
 
 /// Settings that act in training only. The model's forward pass has no dropout.
-const DROPOUTS: [&str; 5] = [
+const DROPOUTS: &[&str] = &[
     "attention_dropout",
     "attention_probs_dropout_prob",
     "drop_path_rate",
@@ -94,7 +90,7 @@ impl VitConfig {
             config.projection = Some(Keys::new(map).count("projection_dim", 512, MAX_WIDTH));
         }
         check(&config, &keys);
-        config.without_effect = without_effect(&keys);
+        config.without_effect = keys.without_effect(DROPOUTS, HARMLESS);
         let problems = keys.into_problems();
         match problems.is_empty() {
             true => Ok(config),
@@ -198,18 +194,16 @@ fn side(keys: &Keys<'_>, key: &str, default: usize) -> usize {
 
 fn activation(keys: &Keys<'_>, default: &str) -> VitAct {
     let name: String = keys.get("hidden_act", default.into());
-    VitAct::Plain(match name.as_str() {
+    match name.as_str() {
         "quick_gelu" => return VitAct::QuickGelu,
-        "gelu" => Activation::Gelu,
-        "gelu_new" | "gelu_pytorch_tanh" | "gelu_fast" => Activation::GeluPytorchTanh,
-        "relu" => Activation::Relu,
-        "silu" | "swish" => Activation::Silu,
-        _ => {
-            let known = "supported are gelu, gelu_pytorch_tanh, quick_gelu, relu, silu";
-            keys.refuse("hidden_act", known);
-            Activation::Gelu
-        }
-    })
+        "gelu_fast" => return VitAct::Plain(Activation::GeluPytorchTanh),
+        _ => {}
+    }
+    VitAct::Plain(keys::activation(&name).unwrap_or_else(|| {
+        let known = "supported are gelu, gelu_pytorch_tanh, quick_gelu, relu, silu";
+        keys.refuse("hidden_act", known);
+        Activation::Gelu
+    }))
 }
 
 fn check(config: &VitConfig, keys: &Keys<'_>) {
@@ -224,24 +218,5 @@ fn check(config: &VitConfig, keys: &Keys<'_>) {
     }
     keys.only("vision_use_head", &Value::Bool(true));
     keys.only("use_mask_token", &Value::Bool(true));
-    if keys.find::<Value>("quantization_config").is_some() {
-        keys.refuse("quantization_config", "dequantise the checkpoint first");
-    }
-}
-
-/// What the file says that has no effect.
-fn without_effect(keys: &Keys<'_>) -> Vec<String> {
-    let mut found = Vec::new();
-    for key in DROPOUTS {
-        let value = keys.get(key, 0.0);
-        if value != 0.0 {
-            found.push(format!(
-                "`{key}` is {value}: training has no such dropout here"
-            ));
-        }
-    }
-    let unread = keys.unread().into_iter();
-    let unread = unread.filter(|key| !HARMLESS.contains(key));
-    found.extend(unread.map(|key| format!("`{key}` is no setting of this family")));
-    found
+    keys.refuse_quantised();
 }
