@@ -14,3 +14,4 @@ mod losses;
 mod norms;
 mod threads;
 mod views;
+mod visible;
