@@ -10,6 +10,7 @@ use super::matrix::{Matrix, Threads, multiply};
 use super::simd::Element;
 use rayon::prelude::*;
 use std::borrow::Cow;
+use std::ops::Range;
 
 /// The layer as it is computed for one batch of rows.
 ///
@@ -35,6 +36,14 @@ const MANY_ROWS: usize = 64;
 
 /// Weights of more bytes are not copied, such as the head of a language model.
 const LARGEST_COPY: usize = 1 << 26;
+
+/// Numbers in a row block that one thread handles: fewer, and reading A or B once more for each block
+/// costs more than the block.
+const PART: usize = 1 << 17;
+
+/// Rows whose gradients of an update one thread adds up, where all threads may take part. It does not
+/// depend on their number, so that sums do not either.
+const SUMMED_ROWS: usize = 128;
 
 /// The pass that a layer is made for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -80,6 +89,13 @@ pub(crate) struct UpdateGrads<T> {
 }
 
 impl<T: Element> UpdateGrads<T> {
+    fn zeros(rank: usize, inputs: usize, outputs: usize) -> Self {
+        Self {
+            a: vec![T::ZERO; rank * inputs],
+            b: vec![T::ZERO; rank * outputs],
+        }
+    }
+
     pub(crate) fn add(&mut self, other: &Self) {
         for (sum, more) in [(&mut self.a, &other.a), (&mut self.b, &other.b)] {
             for (sum, &more) in sum.iter_mut().zip(more) {
@@ -305,10 +321,7 @@ impl<'a, T: Element> LinearKernel<'a, T> {
     /// Empty gradients of the update.
     pub(crate) fn no_grads(&self) -> Option<UpdateGrads<T>> {
         let rank = self.update.as_ref()?.low_rank.rank;
-        Some(UpdateGrads {
-            a: vec![T::ZERO; rank * self.inputs],
-            b: vec![T::ZERO; rank * self.outputs],
-        })
+        Some(UpdateGrads::zeros(rank, self.inputs, self.outputs))
     }
 
     /// Writes the gradient of x to `on_x`, if there, and adds those of the update to `grads`, from
@@ -323,7 +336,7 @@ impl<'a, T: Element> LinearKernel<'a, T> {
     ) {
         let u = self.grad_input(grad, on_x, seen.first, threads);
         if let Some(grads) = grads {
-            self.grad_update(grad, seen, &u, grads);
+            self.grad_update(grad, seen, &u, grads, threads);
         }
     }
 
@@ -364,13 +377,47 @@ impl<'a, T: Element> LinearKernel<'a, T> {
         Seen { x, t, first }: Seen<'_, T>,
         u: &[T],
         grads: &mut UpdateGrads<T>,
+        threads: Threads,
     ) {
-        if let Some(Update { low_rank, .. }) = &self.update {
-            let x = low_rank.dropped(x, self.inputs, first);
-            add_outer(&mut grads.a, u, &x, self.inputs);
-            add_outer(&mut grads.b, t, grad, self.outputs);
+        let Some(Update { low_rank, .. }) = &self.update else {
+            return;
+        };
+        let rank = low_rank.rank;
+        let x = low_rank.dropped(x, self.inputs, first);
+        let add = |rows: Range<usize>, grads: &mut UpdateGrads<T>| {
+            let rows = &rows;
+            add_outer(
+                &mut grads.a,
+                part_of(u, rows, rank),
+                part_of(&x, rows, self.inputs),
+                self.inputs,
+            );
+            add_outer(
+                &mut grads.b,
+                part_of(t, rows, rank),
+                part_of(grad, rows, self.outputs),
+                self.outputs,
+            );
+        };
+        let rows = u.len().checked_div(rank).unwrap_or(0);
+        if threads == Threads::One || rows <= SUMMED_ROWS {
+            return add(0..rows, grads);
         }
+        let parts = (0..rows.div_ceil(SUMMED_ROWS)).into_par_iter().map(|part| {
+            let first = part * SUMMED_ROWS;
+            let mut grads = UpdateGrads::zeros(rank, self.inputs, self.outputs);
+            add(first..(first + SUMMED_ROWS).min(rows), &mut grads);
+            grads
+        });
+        // Added in the order of the rows, so that sums come out the same each time.
+        let parts: Vec<_> = parts.collect();
+        parts.iter().for_each(|part| grads.add(part));
     }
+}
+
+/// These rows of a matrix.
+fn part_of<'a, T>(values: &'a [T], rows: &Range<usize>, width: usize) -> &'a [T] {
+    &values[rows.start * width..rows.end * width]
 }
 
 /// Calls `f` with blocks of the rows of two matrices, on several threads if it may.
@@ -386,7 +433,7 @@ fn each_rows<T: Element>(
     if threads == Threads::One {
         return f(y, x);
     }
-    let rows = (1 << 14) / y_width.max(x_width) + 1;
+    let rows = PART / y_width.max(x_width) + 1;
     y.par_chunks_mut(rows * y_width)
         .zip(x.par_chunks(rows * x_width))
         .for_each(|(y, x)| f(y, x));

@@ -229,7 +229,8 @@ impl<T: Element, F: Function> Mlp<'_, T, F> {
             activation::backward_on::<F, T>(threads, pre_activation, activated, on_hidden);
             if let Some(grads) = &mut grads.fc2 {
                 let (x, t) = (&*activated, t2);
-                self.fc2.grad_update(grad, Seen { x, t, first }, &u, grads);
+                self.fc2
+                    .grad_update(grad, Seen { x, t, first }, &u, grads, threads);
             }
             let u = match &self.norm {
                 _ if !wanted => self.fc1.grad_input(on_hidden, None, first, threads),
@@ -245,7 +246,7 @@ impl<T: Element, F: Function> Mlp<'_, T, F> {
             if let Some(grads) = &mut grads.fc1 {
                 let (x, t) = (normed, t1);
                 self.fc1
-                    .grad_update(on_hidden, Seen { x, t, first }, &u, grads);
+                    .grad_update(on_hidden, Seen { x, t, first }, &u, grads, threads);
             }
             grads
         };
