@@ -54,16 +54,17 @@ impl Context {
 
     /// The numbers, in training with this share dropped.
     pub(super) fn dropped(&self, xs: &Tensor, share: f64) -> Result<Tensor> {
-        match self.train {
-            true => ops::dropout(xs, share as f32),
-            false => Ok(xs.clone()),
-        }
+        ops::dropout(xs, self.share(share) as f32)
+    }
+
+    /// The share that is dropped: none outside of training.
+    pub(super) fn share(&self, share: f64) -> f64 {
+        if self.train { share } else { 0.0 }
     }
 
     /// The attention of a layer in which a token sees this; in training this share is dropped.
     pub(super) fn attention(&self, sight: &Sight, head_dim: usize, dropout: f64) -> Attention {
-        let dropout = if self.train { dropout } else { 0.0 };
-        let attention = Attention::new((head_dim as f64).powf(-0.5)).dropout(dropout);
+        let attention = Attention::new((head_dim as f64).powf(-0.5)).dropout(self.share(dropout));
         match &sight.mask {
             Some(mask) => attention.mask(mask),
             None => attention,
