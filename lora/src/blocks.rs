@@ -16,6 +16,12 @@ pub trait AsLinear: Module + Debug {
     /// Weight, bias and updates.
     #[doc(hidden)]
     fn as_linear(&self) -> Result<LinearParts>;
+
+    /// Whether the layer is in training, so that dropout acts: never a base layer.
+    #[doc(hidden)]
+    fn in_training(&self) -> bool {
+        false
+    }
 }
 
 impl AsLinear for Linear {
@@ -32,6 +38,10 @@ impl AsLinear for Linear {
 impl AsLinear for LoraLinear {
     fn as_linear(&self) -> Result<LinearParts> {
         self.parts_of_forward()
+    }
+
+    fn in_training(&self) -> bool {
+        self.adapters().training
     }
 }
 
