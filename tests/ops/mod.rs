@@ -7,6 +7,7 @@ mod candle;
 mod convolutions;
 mod errors;
 mod fixtures;
+mod gated;
 pub mod gradients;
 mod graph;
 mod halves;

@@ -12,6 +12,7 @@ pub(crate) mod depthwise;
 pub(crate) mod dropout;
 pub(crate) mod embedding;
 mod functions;
+pub(crate) mod gate;
 pub(crate) mod group_norm;
 pub(crate) mod layout;
 pub(crate) mod low_rank;

@@ -84,6 +84,27 @@ impl LinearParts {
         self.updates.first()
     }
 
+    /// The layer of some of the outputs, for a layer that is [`fused`](Self::fused): a detour knows all
+    /// of them only.
+    pub(crate) fn outputs(&self, start: usize, count: usize) -> Result<Self> {
+        let part = |tensor: &Tensor| tensor.narrow(0, start, count);
+        let update = |update: &UpdateParts| {
+            Ok(UpdateParts {
+                a: update.a.clone(),
+                b: part(&update.b)?,
+                bias: update.bias.as_ref().map(part).transpose()?,
+                gain: update.gain.as_ref().map(part).transpose()?,
+                ..*update
+            })
+        };
+        Ok(Self {
+            weight: part(&self.weight)?,
+            bias: self.bias.as_ref().map(part).transpose()?,
+            updates: self.updates.iter().map(update).collect::<Result<_>>()?,
+            detour: self.detour.clone(),
+        })
+    }
+
     /// The same layer without its graph.
     pub(crate) fn detached(&self) -> Self {
         let update = |update: &UpdateParts| UpdateParts {

@@ -72,7 +72,7 @@ pub use receiver::{AsTensor, Receiver};
 pub(crate) use adapted::{Detour, LinearParts, UpdateParts, Updated, adapted_linear};
 pub(crate) use dropout::dropout_state;
 pub(crate) use finite::{first_not_finite, is_finite};
-pub(crate) use mlp::{MlpParts, NormParts, activate, residual_mlp};
+pub(crate) use mlp::{FirstParts, MlpParts, NormParts, activate, residual_mlp};
 pub(crate) use norm::norm;
 #[doc(hidden)]
 pub use tape::recorded_values;

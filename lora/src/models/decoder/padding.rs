@@ -1,6 +1,10 @@
 //! Which positions of a batch are tokens, and what follows from that: positions and masks.
 
+use crate::models::parts::runs;
+use crate::ops::Attention;
 use candle_core::{DType, Device, Result, Tensor, bail};
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 
 /// The tokens among all positions of a batch so far. The others are padding.
 #[derive(Clone, Debug, Default)]
@@ -61,42 +65,84 @@ impl Padding {
         self.rows.iter().map(count).collect()
     }
 
+    /// How the last `queries` positions see no padding.
+    pub(super) fn hidden(
+        &self,
+        positions: &[Vec<u32>],
+        windows: impl Iterator<Item = Option<usize>>,
+        queries: usize,
+        device: &Device,
+    ) -> Result<Hidden> {
+        if self.rows.is_empty() {
+            return Ok(Hidden::Nothing);
+        }
+        if let Some(runs) = runs(&self.rows)? {
+            return Ok(Hidden::Runs(runs));
+        }
+        let mut masks = HashMap::new();
+        for window in windows {
+            if let Entry::Vacant(place) = masks.entry(window) {
+                place.insert(self.mask(positions, window, queries, device)?);
+            }
+        }
+        Ok(Hidden::Masks(masks))
+    }
+
     /// What the attention adds to the scores of the last `queries` positions, beside the causal
-    /// mask: nothing where a query may see a key, else −∞. `None` where every query sees all keys up
-    /// to itself that matter: padding behind all tokens of its row needs no mask.
-    pub(super) fn mask(
+    /// mask: nothing where a query may see a key, else −∞. A window counts tokens, not padding.
+    fn mask(
         &self,
         positions: &[Vec<u32>],
         window: Option<usize>,
         queries: usize,
         device: &Device,
-    ) -> Result<Option<Tensor>> {
-        let padded = self.rows.iter().any(|row| {
-            let first = row.iter().position(|&token| !token);
-            first.is_some_and(|first| row[first..].contains(&true))
-        });
-        let window = window.filter(|&window| window < self.length);
-        if !padded && window.is_none() {
-            return Ok(None);
-        }
+    ) -> Result<Tensor> {
         let mut mask = Vec::with_capacity(positions.len() * queries * self.length);
-        for (index, positions) in positions.iter().enumerate() {
-            let row = self.rows.get(index);
+        for (row, positions) in self.rows.iter().zip(positions) {
             for &query in &positions[self.length - queries..] {
-                mask.extend(positions.iter().enumerate().map(|(key, &position)| {
-                    let is_token = row.is_none_or(|row| row[key]);
+                mask.extend(row.iter().zip(positions).map(|(&is_token, &position)| {
                     let near =
                         window.is_none_or(|window| position as usize + window > query as usize);
-                    if is_token && near {
-                        0f32
-                    } else {
-                        f32::NEG_INFINITY
+                    match is_token && near {
+                        true => 0f32,
+                        false => f32::NEG_INFINITY,
                     }
                 }));
             }
         }
         let shape = (positions.len(), 1, queries, self.length);
-        Tensor::from_vec(mask, shape, device).map(Some)
+        Tensor::from_vec(mask, shape, device)
+    }
+}
+
+/// How padding is hidden from the tokens.
+#[derive(Clone, Debug)]
+pub(super) enum Hidden {
+    /// There is none.
+    Nothing,
+    /// The tokens of each row stand together: by the numbers of sequences.
+    Runs(Tensor),
+    /// Padding stands between tokens: by masks of all pairs, for each window.
+    Masks(HashMap<Option<usize>, Tensor>),
+}
+
+impl Hidden {
+    /// The attention of a layer with this window.
+    pub(super) fn from(&self, attention: Attention, window: Option<usize>) -> Attention {
+        let attention = match self {
+            Self::Masks(masks) => {
+                return match masks.get(&window) {
+                    Some(mask) => attention.mask(mask),
+                    None => attention,
+                };
+            }
+            Self::Runs(numbers) => attention.sequences(numbers),
+            Self::Nothing => attention,
+        };
+        match window {
+            Some(window) => attention.window(window.saturating_sub(1), 0),
+            None => attention,
+        }
     }
 }
 

@@ -1,6 +1,8 @@
 //! A batch of texts, and what follows from it: positions and masks.
 
 use super::config::{EncoderConfig, EncoderFamily};
+use crate::models::parts::runs;
+use crate::ops::Attention;
 use candle_core::{DType, Device, Result, Tensor, bail};
 
 /// What an encoder reads: a batch of texts as numbers of tokens.
@@ -127,36 +129,36 @@ impl<'a> Inputs<'a> {
     }
 }
 
-/// What the attention adds to the scores: nothing where a token sees another, else −∞. `None` if
-/// all see all. A window is how many tokens on either side a token sees.
-///
-/// The mask is (batch, 1, 1, time), or (batch or 1, 1, time, time) with a window.
-pub(super) fn mask(
-    tokens: Option<&Vec<Vec<bool>>>,
-    window: Option<usize>,
-    time: usize,
-    device: &Device,
-) -> Result<Option<Tensor>> {
-    let value = |sees: bool| if sees { 0.0 } else { f32::NEG_INFINITY };
-    let window = window.filter(|window| window + 1 < time);
-    let Some(window) = window else {
+/// How padding is hidden from the tokens.
+#[derive(Clone, Debug)]
+pub(super) enum Hidden {
+    /// There is none.
+    Nothing,
+    /// The tokens of each text stand together: by the numbers of sequences.
+    Runs(Tensor),
+    /// Padding stands between tokens: by 0 for a token and −∞ for padding, (batch, 1, 1, time).
+    Mask(Tensor),
+}
+
+impl Hidden {
+    pub(super) fn new(tokens: Option<Vec<Vec<bool>>>, device: &Device) -> Result<Self> {
         let Some(rows) = tokens else {
-            return Ok(None);
+            return Ok(Self::Nothing);
         };
-        let values = rows.iter().flatten().map(|&is_token| value(is_token));
-        let shape = (rows.len(), 1, 1, time);
-        return Tensor::from_vec(values.collect(), shape, device).map(Some);
-    };
-    let all = vec![vec![true; time]];
-    let rows = tokens.unwrap_or(&all);
-    let mut values = Vec::with_capacity(rows.len() * time * time);
-    for row in rows {
-        for query in 0..time {
-            let keys = row.iter().enumerate();
-            values.extend(
-                keys.map(|(key, &is_token)| value(is_token && query.abs_diff(key) <= window)),
-            );
+        if let Some(runs) = runs(&rows)? {
+            return Ok(Self::Runs(runs));
+        }
+        let value = |&is_token: &bool| if is_token { 0.0 } else { f32::NEG_INFINITY };
+        let values: Vec<f32> = rows.iter().flatten().map(value).collect();
+        let shape = (rows.len(), 1, 1, values.len() / rows.len());
+        Tensor::from_vec(values, shape, device).map(Self::Mask)
+    }
+
+    pub(super) fn from(&self, attention: Attention) -> Attention {
+        match self {
+            Self::Nothing => attention,
+            Self::Runs(numbers) => attention.sequences(numbers),
+            Self::Mask(mask) => attention.mask(mask),
         }
     }
-    Tensor::from_vec(values, (rows.len(), 1, time, time), device).map(Some)
 }
