@@ -10,6 +10,9 @@ use lora::Lora;
 use lora::models::Options;
 use lora::models::vit::{Vit, VitConfig};
 
+/// The side of a patch.
+const PATCH: usize = 16;
+
 pub(super) fn run(args: &Args) -> Result<()> {
     let options = Options::new();
     let (model, config) = adapt::model::<Vit>(args, &config(args)?, &options, parts)?;
@@ -19,16 +22,15 @@ pub(super) fn run(args: &Args) -> Result<()> {
 }
 
 fn config(args: &Args) -> Result<VitConfig> {
+    let size = args.size;
+    if !size.is_multiple_of(PATCH) {
+        bail!("--size {size} does not suit the model: its patches are {PATCH} wide");
+    }
     let config = serde_json::json!({
         "model_type": "vit", "architectures": ["ViTForImageClassification"], "num_labels": 1000,
-        "image_size": args.size
+        "image_size": size, "patch_size": PATCH
     });
-    let config: VitConfig = serde_json::from_value(config)?;
-    if !args.size.is_multiple_of(config.patch_size) {
-        let (size, patch) = (args.size, config.patch_size);
-        bail!("--size {size} does not suit the model: its patches are {patch} wide");
-    }
-    Ok(config)
+    Ok(serde_json::from_value(config)?)
 }
 
 fn parts(_: &VitConfig) -> Parts {

@@ -126,7 +126,7 @@ fn misfits() -> Result<()> {
         ),
         (
             "--model vit_b16 --size 8",
-            "--size 8 does not suit the model",
+            "--size 8 does not suit the model: its patches are 16 wide",
         ),
         (
             "--model minilm --seq 513 --batch 1",
