@@ -13,5 +13,6 @@ pub mod step_bench;
 pub mod summary;
 pub mod threads;
 pub mod training;
+pub mod user_bert;
 pub mod user_convnext;
 pub mod user_llama;
