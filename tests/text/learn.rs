@@ -99,7 +99,20 @@ fn a_template_says_itself_what_is_generated() {
     let error = sequences(&tokenizer, &[record(thought)], &SequenceOptions::new(200)).unwrap_err();
     let error = error.to_string();
     assert!(
-        error.starts_with("the data: record 0: the data: the chat template writes message 1"),
+        error.starts_with("the data: record 0: the chat template writes message 1"),
+        "{error}"
+    );
+    let refused = record(
+        r#"{"messages": [{"role": "user", "content": "a"}, {"role": "user", "content": "b"}]}"#,
+    );
+    let metaspace = crate::tokenizer("metaspace");
+    let error = sequences(&metaspace, &[refused], &SequenceOptions::new(9))
+        .unwrap_err()
+        .to_string();
+    assert!(
+        error.starts_with(
+            "the data: record 0: the chat template refuses the conversation: After the optional"
+        ),
         "{error}"
     );
     let empty = [Message::new("assistant", "x")];

@@ -11,7 +11,7 @@ use std::io::{BufRead, BufReader};
 use std::path::Path;
 
 /// More problems than these only say the same again.
-const MOST_PROBLEMS: usize = 10;
+pub(super) const MOST_PROBLEMS: usize = 10;
 
 /// Reads a file with a record of JSON on each line. Empty lines are left out.
 ///

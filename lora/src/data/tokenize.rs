@@ -1,10 +1,11 @@
 //! Records as tokens with labels.
 
 use super::message::{Chat, Message};
-use super::records::Record;
+use super::records::{MOST_PROBLEMS, Record};
 use super::sequence::{NO_LABEL, Sequence};
 use crate::error::warn;
 use crate::{Error, Result};
+use rayon::prelude::*;
 use serde_json::Value;
 use std::ops::Range;
 
@@ -87,24 +88,28 @@ impl SequenceOptions {
 /// [`Error::Data`] names each record whose answers cannot be told apart: then the template writes a message
 /// otherwise once others follow. Errors of the tokenizer name the record, too.
 pub fn sequences(
-    tokenizer: &impl Tokenize,
+    tokenizer: &(impl Tokenize + Sync),
     records: &[Record],
     options: &SequenceOptions,
 ) -> Result<Vec<Sequence>> {
+    let made: Vec<Result<Sequence>> = records
+        .par_iter()
+        .map(|record| sequence(tokenizer, record, options.learn_prompts))
+        .collect();
     let (mut sequences, mut problems, mut cut) = (Vec::new(), Vec::new(), 0);
-    for (index, record) in records.iter().enumerate() {
-        match sequence(tokenizer, record, options.learn_prompts) {
+    for (index, made) in made.into_iter().enumerate() {
+        match made {
             Ok(mut sequence) => {
                 cut += usize::from(sequence.len() > options.max_length);
                 sequence.truncate(options.max_length);
                 sequences.push(sequence);
             }
-            Err(error) => problems.push(format!("record {index}: {error}")),
+            Err(error) => problems.push(format!("record {index}: {}", reason(error))),
         }
-        if problems.len() == 10 {
-            problems.push("there may be more".into());
-            break;
-        }
+    }
+    if problems.len() > MOST_PROBLEMS {
+        problems.truncate(MOST_PROBLEMS);
+        problems.push("there are more".into());
     }
     if !problems.is_empty() {
         return Err(Error::Data(problems));
@@ -124,6 +129,14 @@ pub fn sequences(
         ));
     }
     Ok(sequences)
+}
+
+/// The error without the words that the list of all begins with.
+fn reason(error: Error) -> String {
+    match error {
+        Error::Data(problems) | Error::Text(problems) => problems.join("; "),
+        error => error.to_string(),
+    }
 }
 
 fn sequence(tokenizer: &impl Tokenize, record: &Record, learn_prompts: bool) -> Result<Sequence> {
