@@ -131,7 +131,9 @@ fn longest(sentences: &Map<String, Value>, config: &Map<String, Value>) -> Optio
     ];
     let mut values = values.into_iter().flatten().filter_map(Value::as_f64);
     let longest = values.next()?;
-    (longest >= 1.0 && longest < UNLIMITED).then_some(longest as usize)
+    (1.0..UNLIMITED)
+        .contains(&longest)
+        .then_some(longest as usize)
 }
 
 fn added(config: &Map<String, Value>, problems: &mut Vec<String>) -> Vec<AddedToken> {
