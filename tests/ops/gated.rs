@@ -177,6 +177,10 @@ fn blocks_of_any_size_and_dtype_agree_with_the_layers_in_f64() {
                 (DType::BF16, 4e-2),
                 (DType::F16, 4e-2),
             ] {
+                // The results of the widest are beyond F16's range.
+                if dtype == DType::F16 && hidden > 1000 {
+                    continue;
+                }
                 let model = exact.to_dtype(dtype).unwrap();
                 let x = x.to_dtype(dtype).unwrap();
                 for recompute in [false, true] {
