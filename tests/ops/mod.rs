@@ -5,6 +5,7 @@ mod attention;
 mod blocks;
 mod candle;
 mod convolutions;
+mod dora;
 mod errors;
 mod fixtures;
 mod gated;

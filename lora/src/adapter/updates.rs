@@ -1,7 +1,7 @@
 //! What the active adapters do to a layer's weight and to its output.
 
 use super::{Adapted, Adapter, Form, Tokens, dora};
-use crate::ops::UpdateParts;
+use crate::ops::{self, UpdateParts};
 use crate::{Error, Result};
 use candle_core::{Tensor, bail};
 
@@ -20,8 +20,15 @@ pub(crate) fn matrix(layer: &dyn Adapted) -> Result<Option<Tensor>> {
 /// them for constants.
 pub(crate) fn norms(layer: &dyn Adapted, adapter: &Adapter) -> Result<Tensor> {
     let (form, weight) = (layer.form(), layer.unmerged_weight().detach());
+    let adapter = adapter.detached();
+    if form == Form::Linear {
+        let (a, b) = (&adapter.a, &adapter.b);
+        if let Some(norms) = ops::weight_norms(&weight, a, b, adapter.scaling())? {
+            return Ok(norms);
+        }
+    }
     let wide = dora::precision(weight.dtype());
-    let delta = layer.delta(&adapter.detached())?.to_dtype(wide)?;
+    let delta = layer.delta(&adapter)?.to_dtype(wide)?;
     let sum = (form.widened(&weight.to_dtype(wide)?)? + delta)?;
     Ok(dora::norms(&sum, form.output_dim())?)
 }

@@ -119,6 +119,27 @@ impl<'a, T: Element> LinearKernel<'a, T> {
         rows: usize,
         pass: Direction,
     ) -> Self {
+        Self::of(weight, bias, (update, false), rows, pass)
+    }
+
+    /// As [`new`](Self::new), for a weight that has the update in it.
+    pub(crate) fn merged(
+        weight: Matrix<'a, T>,
+        bias: Option<&'a [T]>,
+        update: UpdateKernel<'a, T>,
+        rows: usize,
+        pass: Direction,
+    ) -> Self {
+        Self::of(weight, bias, (Some(update), true), rows, pass)
+    }
+
+    fn of(
+        weight: Matrix<'a, T>,
+        bias: Option<&'a [T]>,
+        (update, merged): (Option<UpdateKernel<'a, T>>, bool),
+        rows: usize,
+        pass: Direction,
+    ) -> Self {
         let (outputs, inputs) = weight.shape();
         let update = update.map(|low_rank| Update {
             scaled_b: transpose_of(low_rank.b, outputs, low_rank.scaling),
@@ -131,7 +152,7 @@ impl<'a, T: Element> LinearKernel<'a, T> {
             inputs,
             outputs,
             update,
-            merged: false,
+            merged,
         };
         layer.lay_out(rows, pass);
         layer
@@ -149,7 +170,7 @@ impl<'a, T: Element> LinearKernel<'a, T> {
         // pass over the weight.
         let merged = self.update.as_ref().filter(|update| {
             let worth = rows * (inputs + outputs) > 3 * count;
-            worth && update.low_rank.dropout.is_none()
+            worth && update.low_rank.dropout.is_none() && !self.merged
         });
         // The forward product reads the weight along its columns. When a column's numbers are far
         // apart, products run at half their speed.
@@ -185,7 +206,7 @@ impl<'a, T: Element> LinearKernel<'a, T> {
                 add_product(copy, &t[first * rank..][..rows * rank], b, width);
             }
         });
-        self.merged = merged.is_some();
+        self.merged |= merged.is_some();
         self.weight = Cow::Owned(copy);
         self.steps = match transposed {
             true => (1, outputs),

@@ -9,6 +9,7 @@ pub(crate) mod buffer;
 pub(crate) mod conv;
 pub(crate) mod cross_entropy;
 pub(crate) mod depthwise;
+pub(crate) mod dora;
 pub(crate) mod dropout;
 pub(crate) mod embedding;
 mod functions;

@@ -2,7 +2,7 @@
 
 use super::contiguous::copy;
 use super::dropout::{drop_values, mask};
-use super::{Compute, affine, linear, record, wider, working};
+use super::{Compute, affine, dora, linear, record, wider, working};
 use crate::kernels::adapted::{Direction, LinearKernel, UpdateGrads, UpdateKernel};
 use crate::kernels::buffer::{Cpu, CpuMatrix, buffer, tensor};
 use crate::kernels::dropout::Dropout;
@@ -159,6 +159,12 @@ impl UpdateParts {
 pub(crate) fn adapted_linear(xs: &Tensor, layer: &LinearParts) -> Result<Tensor> {
     if let Some(detour) = &layer.detour {
         return detour.forward(xs, layer);
+    }
+    if let Some(single) = dora::single(xs, layer)? {
+        return match xs.dtype() {
+            DType::F64 => dora::fused::<f64>(xs, layer, single),
+            _ => dora::fused::<f32>(xs, layer, single),
+        };
     }
     let compute = Compute::of(xs);
     let (outputs, inputs) = layer.weight.dims2()?;

@@ -23,6 +23,7 @@ mod checkpoint;
 mod contiguous;
 mod conv;
 mod cross_entropy;
+mod dora;
 mod dropout;
 mod embedding;
 mod finite;
@@ -70,6 +71,7 @@ pub use candle::{Candle, Function, Other};
 pub use receiver::{AsTensor, Receiver};
 
 pub(crate) use adapted::{Detour, LinearParts, UpdateParts, Updated, adapted_linear};
+pub(crate) use dora::weight_norms;
 pub(crate) use dropout::dropout_state;
 pub(crate) use finite::{first_not_finite, is_finite};
 pub(crate) use mlp::{FirstParts, MlpParts, NormParts, activate, residual_mlp};

@@ -1,6 +1,5 @@
 //! Which positions of a batch are tokens, and what follows from that: positions and masks.
 
-use crate::models::parts::runs;
 use crate::ops::Attention;
 use candle_core::{DType, Device, Result, Tensor, bail};
 use std::collections::HashMap;
@@ -164,4 +163,37 @@ fn read(mask: &Tensor, batch: usize, time: usize) -> Result<Vec<Vec<bool>>> {
     }
     let row = |row: Vec<f32>| row.into_iter().map(|value| value == 1.0).collect();
     Ok(mask.into_iter().map(row).collect())
+}
+
+/// The numbers for [`Attention::sequences`] by which tokens see tokens and no padding, (batch, time).
+/// `None` if padding stands between the tokens of a row.
+fn runs(rows: &[Vec<bool>]) -> Result<Option<Tensor>> {
+    let time = rows.first().map_or(0, Vec::len);
+    let mut numbers = Vec::with_capacity(rows.len() * time);
+    for row in rows {
+        let runs = row.chunk_by(|a, b| a == b);
+        if runs.clone().filter(|run| run[0]).count() > 1 {
+            return Ok(None);
+        }
+        let number = |(number, run): (u32, &[bool])| vec![number; run.len()];
+        numbers.extend((0..).zip(runs).flat_map(number));
+    }
+    Tensor::from_vec(numbers, (rows.len(), time), &Device::Cpu).map(Some)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn padding_on_both_sides_makes_three_runs() -> Result<()> {
+        let rows = |rows: [[u8; 5]; 2]| rows.map(|row| row.map(|token| token == 1).to_vec());
+        let numbers = runs(&rows([[0, 1, 1, 0, 0], [1, 1, 1, 1, 1]]))?;
+        let numbers = numbers
+            .map(|numbers| numbers.to_vec2::<u32>())
+            .transpose()?;
+        assert_eq!(numbers, Some(vec![vec![0, 1, 1, 2, 2], vec![0; 5]]));
+        assert!(runs(&rows([[1, 0, 1, 1, 1], [1; 5]]))?.is_none());
+        Ok(())
+    }
 }

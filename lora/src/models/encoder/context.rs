@@ -1,7 +1,7 @@
 //! What all layers of a forward pass share.
 
 use super::config::{EncoderConfig, ModernBertConfig};
-use super::inputs::{Hidden, Inputs};
+use super::inputs::{Inputs, mask};
 use crate::ops::{self, Attention};
 use candle_core::{Device, Result, Tensor};
 
@@ -10,7 +10,8 @@ use candle_core::{Device, Result, Tensor};
 #[derive(Clone, Debug)]
 pub(super) struct Context {
     train: bool,
-    hidden: Hidden,
+    /// Where the padding is; missing if there is none.
+    mask: Option<Tensor>,
     pub(super) all: Sight,
     /// For the layers that see a window.
     pub(super) window: Option<Sight>,
@@ -48,7 +49,10 @@ impl Context {
         let local = |window| sight(Some(window), modern.map(|modern| modern.local_rope_theta));
         Ok(Self {
             train,
-            hidden: Hidden::new(inputs.tokens()?, device)?,
+            mask: inputs
+                .tokens()?
+                .map(|rows| mask(&rows, device))
+                .transpose()?,
             all: sight(None, modern.map(|modern| modern.global_rope_theta))?,
             window: window.map(local).transpose()?,
         })
@@ -67,7 +71,10 @@ impl Context {
     /// The attention of a layer in which a token sees this; in training this share is dropped.
     pub(super) fn attention(&self, sight: &Sight, head_dim: usize, dropout: f64) -> Attention {
         let attention = Attention::new((head_dim as f64).powf(-0.5)).dropout(self.share(dropout));
-        let attention = self.hidden.from(attention);
+        let attention = match &self.mask {
+            Some(mask) => attention.mask(mask),
+            None => attention,
+        };
         match sight.window {
             Some(window) => attention.window(window, window),
             None => attention,

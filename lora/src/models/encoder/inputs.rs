@@ -1,8 +1,6 @@
 //! A batch of texts, and what follows from it: positions and masks.
 
 use super::config::{EncoderConfig, EncoderFamily};
-use crate::models::parts::runs;
-use crate::ops::Attention;
 use candle_core::{DType, Device, Result, Tensor, bail};
 
 /// What an encoder reads: a batch of texts as numbers of tokens.
@@ -129,36 +127,11 @@ impl<'a> Inputs<'a> {
     }
 }
 
-/// How padding is hidden from the tokens.
-#[derive(Clone, Debug)]
-pub(super) enum Hidden {
-    /// There is none.
-    Nothing,
-    /// The tokens of each text stand together: by the numbers of sequences.
-    Runs(Tensor),
-    /// Padding stands between tokens: by 0 for a token and −∞ for padding, (batch, 1, 1, time).
-    Mask(Tensor),
-}
-
-impl Hidden {
-    pub(super) fn new(tokens: Option<Vec<Vec<bool>>>, device: &Device) -> Result<Self> {
-        let Some(rows) = tokens else {
-            return Ok(Self::Nothing);
-        };
-        if let Some(runs) = runs(&rows)? {
-            return Ok(Self::Runs(runs));
-        }
-        let value = |&is_token: &bool| if is_token { 0.0 } else { f32::NEG_INFINITY };
-        let values: Vec<f32> = rows.iter().flatten().map(value).collect();
-        let shape = (rows.len(), 1, 1, values.len() / rows.len());
-        Tensor::from_vec(values, shape, device).map(Self::Mask)
-    }
-
-    pub(super) fn from(&self, attention: Attention) -> Attention {
-        match self {
-            Self::Nothing => attention,
-            Self::Runs(numbers) => attention.sequences(numbers),
-            Self::Mask(mask) => attention.mask(mask),
-        }
-    }
+/// What the attention adds to the scores, (batch, 1, 1, time): 0 for a token and −∞ for padding. As in
+/// transformers, padding sees the tokens.
+pub(super) fn mask(rows: &[Vec<bool>], device: &Device) -> Result<Tensor> {
+    let value = |&is_token: &bool| if is_token { 0.0 } else { f32::NEG_INFINITY };
+    let values: Vec<f32> = rows.iter().flatten().map(value).collect();
+    let shape = (rows.len(), 1, 1, values.len() / rows.len());
+    Tensor::from_vec(values, shape, device)
 }
