@@ -13,6 +13,7 @@ mod gradients;
 mod house;
 mod kinds;
 mod layers;
+mod losses;
 mod matrix;
 mod merge;
 mod models;
