@@ -4,6 +4,7 @@ mod embeddings;
 mod fixtures;
 mod metrics;
 mod refused;
+mod training;
 
 use candle_core::{Result, Tensor};
 use lora::losses::{
