@@ -22,6 +22,7 @@ impl AsLinear for Linear {
     fn as_linear(&self) -> Result<LinearParts> {
         Ok(LinearParts {
             weight: self.weight().clone(),
+            blocks: None,
             bias: self.bias().cloned(),
             updates: Vec::new(),
             detour: None,

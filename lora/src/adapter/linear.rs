@@ -21,6 +21,7 @@ pub(crate) fn linear_parts<L: Adapted + Clone>(
     };
     Ok(LinearParts {
         weight,
+        blocks: None,
         bias: layer.bias().map(|bias| adapters.seen(bias)),
         updates: updates::updates(layer)?,
         detour: beside.detour(),
@@ -56,10 +57,10 @@ impl Detour for Beside {
             recorder.observe(xs)?;
         }
         if self.tokens.is_empty() {
-            return layer.composed(xs, |xs, bias| ops::linear(xs, &layer.weight, bias));
+            return layer.composed(xs, |xs, bias| layer.product(xs, bias));
         }
         layer.composed(xs, |xs, bias| {
-            let ys = ops::linear(xs, &layer.weight, None)?;
+            let ys = layer.product(xs, None)?;
             // Before the bias: a trained row replaces a row of the weight, not a value of the bias.
             let mut tokens = self.tokens.iter();
             let ys = tokens.try_fold(ys, |ys, tokens| tokens.after_head(xs, &ys))?;
