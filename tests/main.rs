@@ -20,5 +20,6 @@ mod ops;
 mod optim;
 mod peft;
 mod properties;
+mod quantised;
 mod strict;
 mod vit;

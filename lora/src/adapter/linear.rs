@@ -2,7 +2,7 @@
 //! calibration's notes, an adapter for each row of a batch. The ops need not know of these.
 
 use super::{Adapted, Recorder, Tokens, by_rows, updates};
-use crate::ops::{self, Detour, LinearParts};
+use crate::ops::{self, Blocks, Detour, LinearParts};
 use candle_core::{Result, Tensor};
 use std::sync::Arc;
 
@@ -19,9 +19,13 @@ pub(crate) fn linear_parts<L: Adapted + Clone>(
         recorder: adapters.recorder.clone(),
         rows: adapters.row_parts(layer, parts)?,
     };
+    let blocks = adapters.blocks.clone().map(|tensor| Blocks {
+        tensor,
+        is_exact: adapters.training,
+    });
     Ok(LinearParts {
         weight,
-        blocks: None,
+        blocks,
         bias: layer.bias().map(|bias| adapters.seen(bias)),
         updates: updates::updates(layer)?,
         detour: beside.detour(),
