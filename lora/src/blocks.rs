@@ -5,7 +5,7 @@
 //! spend their time in. The same code runs with base layers and with their LoRA counterparts, so a
 //! model's forward pass under `#[lora::forward]` can use it for both.
 
-use crate::layers::{LoraLayerNorm, LoraLinear, LoraRmsNorm};
+use crate::layers::{LoraLayerNorm, LoraLinear, LoraQLinear, LoraRmsNorm, QLinear};
 use crate::ops::{FirstParts, LinearParts, MlpParts, NormParts, residual_mlp};
 use candle_core::{Result, Tensor, bail};
 use candle_nn::{Activation, LayerNorm, Linear, Module, RmsNorm};
@@ -28,10 +28,23 @@ impl AsLinear for Linear {
     fn as_linear(&self) -> Result<LinearParts> {
         Ok(LinearParts {
             weight: self.weight().clone(),
+            blocks: None,
             bias: self.bias().cloned(),
             updates: Vec::new(),
             detour: None,
         })
+    }
+}
+
+impl AsLinear for QLinear {
+    fn as_linear(&self) -> Result<LinearParts> {
+        self.parts()
+    }
+}
+
+impl AsLinear for LoraQLinear {
+    fn as_linear(&self) -> Result<LinearParts> {
+        self.parts_of_forward()
     }
 }
 

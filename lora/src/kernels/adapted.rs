@@ -7,6 +7,7 @@ use super::dropout::Dropout;
 use super::layout::transpose_block;
 use super::low_rank::{add_outer, add_product, dots};
 use super::matrix::{Matrix, Threads, multiply};
+use super::quantised::Blocks;
 use super::simd::Element;
 use rayon::prelude::*;
 use std::borrow::Cow;
@@ -21,6 +22,8 @@ pub(crate) struct LinearKernel<'a, T: Element> {
     /// (out, in) with these steps; it includes the update if `merged`.
     weight: Cow<'a, [T]>,
     steps: (usize, usize),
+    /// A quantised weight; `weight` is empty then.
+    blocks: Option<Blocks<'a>>,
     bias: Option<&'a [T]>,
     pub(crate) inputs: usize,
     pub(crate) outputs: usize,
@@ -148,6 +151,7 @@ impl<'a, T: Element> LinearKernel<'a, T> {
         let mut layer = Self {
             weight: Cow::Borrowed(weight.values()),
             steps: weight.steps(),
+            blocks: None,
             bias,
             inputs,
             outputs,
@@ -156,6 +160,24 @@ impl<'a, T: Element> LinearKernel<'a, T> {
         };
         layer.lay_out(rows, pass);
         layer
+    }
+
+    /// A layer whose weight is quantised. It computes as any other, on the weight's values.
+    pub(crate) fn quantised(
+        blocks: Blocks<'a>,
+        bias: Option<&'a [T]>,
+        update: Option<UpdateKernel<'a, T>>,
+        rows: usize,
+        pass: Direction,
+    ) -> Self {
+        let (outputs, inputs) = blocks.shape();
+        // Steps of no matrix in memory: such a weight is never copied.
+        let none = Matrix::with_steps(&[], (outputs, 0), (0, 0));
+        Self {
+            blocks: Some(blocks),
+            inputs,
+            ..Self::new(none, bias, update, rows, pass)
+        }
     }
 
     /// Copies the weight, with the update added or in another memory order, where the products with
@@ -224,6 +246,19 @@ impl<'a, T: Element> LinearKernel<'a, T> {
         Matrix::with_steps(&self.weight, (self.outputs, self.inputs), self.steps)
     }
 
+    /// y = x·Wᵀ for a forward pass, or x·W for a backward pass; added to y with `add`.
+    fn times_weight(&self, y: &mut [T], x: &[T], pass: Direction, add: bool, threads: Threads) {
+        if let Some(blocks) = &self.blocks {
+            return blocks.multiply(y, x, pass, add, threads);
+        }
+        let (weight, width) = match pass {
+            Direction::Forward => (self.weight().t(), self.inputs),
+            Direction::Backward => (self.weight(), self.outputs),
+        };
+        let rows = y.len() / weight.shape().1.max(1);
+        multiply(y, Matrix::new(x, rows, width), weight, T::ONE, add, threads);
+    }
+
     /// y from x. `t` gets drop(x)·Aᵀ, rank numbers for each row, for the backward pass; without a
     /// backward pass it may be empty. `first` is the number of the first row in its batch.
     pub(crate) fn forward(
@@ -239,9 +274,7 @@ impl<'a, T: Element> LinearKernel<'a, T> {
             y.chunks_mut(self.outputs.max(1))
                 .for_each(|row| row.copy_from_slice(bias));
         }
-        let matrix = Matrix::new(x, rows, self.inputs);
-        let add = self.bias.is_some();
-        multiply(y, matrix, self.weight().t(), T::ONE, add, threads);
+        self.times_weight(y, x, Direction::Forward, self.bias.is_some(), threads);
         let Some(Update { low_rank, scaled_b }) = &self.update else {
             return;
         };
@@ -334,6 +367,10 @@ impl<'a, T: Element> LinearKernel<'a, T> {
     }
 
     fn blocks(&self, rows: usize) -> (usize, Threads) {
+        if self.blocks.is_some() {
+            // Each block of rows would dequantise the whole weight.
+            return (rows.max(1), Threads::All);
+        }
         let (inputs, outputs) = (self.inputs, self.outputs);
         let size = size_of::<T>();
         blocks(rows, inputs.max(outputs) * size, inputs * outputs * size)
@@ -372,8 +409,7 @@ impl<'a, T: Element> LinearKernel<'a, T> {
     ) -> Vec<T> {
         let rows = grad.len() / self.outputs.max(1);
         if let Some(on_x) = on_x.as_deref_mut() {
-            let grad = Matrix::new(grad, rows, self.outputs);
-            multiply(on_x, grad, self.weight(), T::ONE, false, threads);
+            self.times_weight(on_x, grad, Direction::Backward, false, threads);
         }
         let Some(Update { low_rank, scaled_b }) = &self.update else {
             return Vec::new();

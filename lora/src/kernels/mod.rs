@@ -20,6 +20,7 @@ pub(crate) mod low_rank;
 pub(crate) mod matrix;
 pub(crate) mod mlp;
 pub(crate) mod norm;
+pub(crate) mod quantised;
 pub(crate) mod rope;
 pub mod simd;
 pub(crate) mod softmax;

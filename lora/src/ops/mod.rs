@@ -34,6 +34,7 @@ mod mlp;
 mod norm;
 mod pool;
 mod prelu;
+mod quantised;
 mod receiver;
 mod rope;
 mod scatter;
@@ -76,6 +77,7 @@ pub(crate) use dropout::dropout_state;
 pub(crate) use finite::{first_not_finite, is_finite};
 pub(crate) use mlp::{FirstParts, MlpParts, NormParts, activate, residual_mlp};
 pub(crate) use norm::norm;
+pub(crate) use quantised::{Blocks, quantised_embedding};
 #[doc(hidden)]
 pub use tape::recorded_values;
 

@@ -102,7 +102,11 @@ fn every_level_computes_the_same() {
 }
 
 /// Attention over nothing, of so many queries and keys.
-fn attention(queries: usize, keys: usize, visible: Visible<'_>) -> Attention<'_, f64> {
+fn attention(queries: usize, keys: usize, visible: Visible<'_>) -> Attention<'_, f32> {
+    let heads = Heads {
+        values: &[],
+        steps: [0; 4],
+    };
     Attention {
         q: heads,
         k: heads,
@@ -122,11 +126,6 @@ fn attention(queries: usize, keys: usize, visible: Visible<'_>) -> Attention<'_,
 
 #[test]
 fn tiles_are_those_that_are_seen() {
-    let none: &[f32] = &[];
-    let heads = Heads {
-        values: none,
-        steps: [0; 4],
-    };
     let causal = Visible {
         causal: true,
         ..Visible::default()
