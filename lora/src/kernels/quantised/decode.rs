@@ -1,7 +1,11 @@
 //! The values of blocks, for each of GGML's types.
 //!
-//! The loops are plain: within [`run`] the compiler makes vector instructions of them. The order of
+//! Within [`run`] the compiler makes vector instructions of plain loops. The order of
 //! each block's operations is candle's, so that the values are the same to the last bit.
+
+// The loops over the values of a block count: the compiler makes vectors of these, and not of zipped
+// iterators over bytes.
+#![allow(clippy::needless_range_loop)]
 
 use super::k_quants::{q2k, q3k, q4k, q5k, q6k, q8k};
 use crate::kernels::simd::run;
@@ -39,9 +43,6 @@ pub(super) fn dequantise(dtype: GgmlDType, bytes: &[u8], values: &mut [f32]) {
         GgmlDType::Q8K => each(bytes, values, q8k),
     }
 }
-
-// The loops over 16 and 32 values count, and widen bytes to i32 first: the compiler makes vectors of
-// these, and not of zipped iterators over bytes.
 
 /// Calls `f` with the bytes and the values of each block.
 fn each<const BYTES: usize, const VALUES: usize>(
@@ -155,7 +156,6 @@ fn q5_1(block: &[u8; 24], y: &mut [f32; 32]) {
     }
 }
 
-#[allow(clippy::needless_range_loop)]
 #[inline(always)]
 fn q8(d: f32, numbers: &[u8], y: &mut [f32; 32]) {
     for j in 0..32 {

@@ -1,5 +1,7 @@
 //! The K types: blocks of 256 values with a scale for each 16 or 32 values, which is quantised too.
 
+#![allow(clippy::needless_range_loop)] // As in `decode`.
+
 use super::decode::{half, signed};
 
 /// Six-bit scale and minimum of the 32 values of this number.
