@@ -11,7 +11,7 @@ use candle_core::{Result, Tensor, bail};
 use candle_nn::{Activation, LayerNorm, Linear, Module, RmsNorm};
 use std::fmt::Debug;
 
-/// A linear layer that blocks can run: [`Linear`] or [`LoraLinear`].
+/// A linear layer that blocks can run: [`Linear`], [`QLinear`] or their LoRA counterparts.
 pub trait AsLinear: Module + Debug {
     /// Weight, bias and updates.
     #[doc(hidden)]
@@ -45,6 +45,10 @@ impl AsLinear for QLinear {
 impl AsLinear for LoraQLinear {
     fn as_linear(&self) -> Result<LinearParts> {
         self.parts_of_forward()
+    }
+
+    fn in_training(&self) -> bool {
+        self.adapters().training
     }
 }
 

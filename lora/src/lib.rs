@@ -107,6 +107,7 @@ mod convert;
 pub mod data;
 mod error;
 mod file;
+mod gguf;
 mod init;
 mod kernels;
 pub mod layers;

@@ -5,6 +5,7 @@ mod config;
 mod dropout;
 mod files;
 mod generate;
+mod gguf;
 mod gradients;
 mod logits;
 mod loss;

@@ -6,7 +6,7 @@ use crate::ops::{self, Blocks, LinearParts};
 use crate::{Builder, Cursor, CursorMut, Error, LoraLayer, LoraModel, LoraModule, Result};
 use candle_core::quantized::{GgmlDType, QMatMul, QTensor};
 use candle_core::{DType, Tensor};
-use candle_nn::{Linear, Module};
+use candle_nn::{Embedding, Linear, Module};
 use std::sync::Arc;
 
 /// A linear layer whose weight is quantised, y = x·Wᵀ + b: one of a GGUF file. W is (out, in), b (out).
@@ -53,10 +53,7 @@ impl QLinear {
     }
 
     fn with(weight: QMatMul, bias: Option<Tensor>) -> Result<Self> {
-        let (outputs, _) = match &weight {
-            QMatMul::QTensor(weight) => weight.shape().dims2()?,
-            QMatMul::Tensor(weight) | QMatMul::TensorF16(weight) => weight.dims2()?,
-        };
+        let (outputs, _) = dims(&weight)?;
         if let Some(bias) = bias.as_ref().filter(|bias| bias.dims() != [outputs]) {
             let message = format!(
                 "a bias of shape {:?} does not fit {outputs} outputs",
@@ -75,6 +72,14 @@ impl QLinear {
     /// The bias.
     pub fn bias(&self) -> Option<&Tensor> {
         self.bias.as_ref()
+    }
+
+    /// The layer whose weight is this table: a language model's head that is tied to its embedding.
+    pub fn tied(table: &QEmbedding) -> Self {
+        Self {
+            weight: table.weight.clone(),
+            bias: None,
+        }
     }
 
     /// The layer as the ops read it.
@@ -120,12 +125,21 @@ impl Module for QLinear {
     }
 }
 
+/// Rows and columns of a weight.
+fn dims(weight: &QMatMul) -> Result<(usize, usize)> {
+    Ok(match weight {
+        QMatMul::QTensor(weight) => weight.shape().dims2()?,
+        QMatMul::Tensor(weight) | QMatMul::TensorF16(weight) => weight.dims2()?,
+    })
+}
+
 /// A quantised embedding, one of a GGUF file: y = W[i], with W (n, dim). The rows are in f32.
 ///
-/// Its LoRA type is [`LoraQEmbedding`].
+/// Its LoRA type is [`LoraQEmbedding`]. A table in full precision is taken too, so that a model can hold
+/// either.
 #[derive(Clone, Debug)]
 pub struct QEmbedding {
-    weight: Arc<QTensor>,
+    weight: QMatMul,
 }
 
 impl QEmbedding {
@@ -134,19 +148,36 @@ impl QEmbedding {
     /// # Errors
     /// If the table is not a matrix.
     pub fn new(weight: Arc<QTensor>) -> Result<Self> {
-        weight.shape().dims2()?;
+        Self::with(QMatMul::QTensor(weight))
+    }
+
+    fn with(weight: QMatMul) -> Result<Self> {
+        dims(&weight)?;
         Ok(Self { weight })
     }
 
-    /// The table.
-    pub fn weight(&self) -> &Arc<QTensor> {
+    /// The table, quantised or in full precision.
+    pub fn weight(&self) -> &QMatMul {
         &self.weight
+    }
+}
+
+impl From<Embedding> for QEmbedding {
+    /// The same table, in full precision.
+    fn from(table: Embedding) -> Self {
+        Self {
+            weight: QMatMul::Tensor(table.embeddings().clone()),
+        }
     }
 }
 
 impl Module for QEmbedding {
     fn forward(&self, ids: &Tensor) -> candle_core::Result<Tensor> {
-        ops::quantised_embedding(ids, &self.weight)
+        match &self.weight {
+            QMatMul::QTensor(table) => ops::quantised_embedding(ids, table),
+            QMatMul::Tensor(table) => ops::embedding(ids, table),
+            QMatMul::TensorF16(table) => ops::embedding(ids, &table.to_dtype(DType::F32)?),
+        }
     }
 }
 
@@ -241,11 +272,16 @@ counterpart!(
     ///
     /// All that [`LoraEmbedding`] does works here; merging is that of [`LoraQLinear`].
     LoraQEmbedding: QEmbedding, LoraEmbedding,
-    |base, cx| LoraEmbedding::quantised(&base.weight, cx),
-    |layer| match layer.quantised_base()? {
-        QMatMul::QTensor(weight) => QEmbedding::new(weight),
-        _ => Err(Error::layer("", "the table is not quantised")),
-    }
+    |base, cx| {
+        let (_, width) = dims(&base.weight)?;
+        let full = |table: &Tensor| Embedding::new(table.clone(), width);
+        match &base.weight {
+            QMatMul::QTensor(table) => LoraEmbedding::quantised(table, cx),
+            QMatMul::Tensor(table) => full(table).adapt(cx),
+            QMatMul::TensorF16(table) => full(&table.to_dtype(DType::F32)?).adapt(cx),
+        }
+    },
+    |layer| QEmbedding::with(layer.quantised_base()?)
 );
 
 impl LoraLinear {

@@ -1,6 +1,6 @@
 //! Models by what their directory says.
 
-use super::decoder::{Decoder, DecoderConfig};
+use super::decoder::{Decoder, DecoderConfig, from_gguf};
 use super::encoder::{Encoder, EncoderConfig, Sentences};
 use super::keys::read_object;
 use super::vit::{Vit, VitConfig};
@@ -74,7 +74,8 @@ impl Auto {
 /// `model_type` says what the model is, or `architectures` where that is missing. The weights become
 /// those of [`Options::dtype`] and [`Options::device`]. A warning names settings of the file that have
 /// no effect here. In a directory of sentence-transformers, `modules.json` says how an encoder makes
-/// sentence embeddings.
+/// sentence embeddings. A path that ends in `.gguf` is read by
+/// [`decoder::from_gguf`](super::decoder::from_gguf).
 ///
 /// # Errors
 /// [`Error::File`] lists everything wrong with `config.json`: a `model_type` or a class that is not
@@ -91,6 +92,11 @@ impl Auto {
 /// # Ok::<(), lora::Error>(())
 /// ```
 pub fn auto(directory: impl AsRef<Path>, options: &Options) -> Result<Auto> {
+    let is_gguf = |end: &std::ffi::OsStr| end.eq_ignore_ascii_case("gguf");
+    if directory.as_ref().extension().is_some_and(is_gguf) {
+        let created = from_gguf(directory, options)?;
+        return Ok(Auto::Decoder(Box::new(created)));
+    }
     let sentences = Sentences::read(directory.as_ref())?;
     let directory = match &sentences {
         Some(sentences) => directory.as_ref().join(&sentences.transformer),

@@ -91,9 +91,9 @@ impl LinearParts {
         }
     }
 
-    /// True for a layer that computes x·Wᵀ + b with a weight in full precision and does nothing else.
-    pub(crate) fn is_plain(&self) -> bool {
-        self.updates.is_empty() && self.detour.is_none() && self.blocks.is_none()
+    /// True for a layer without updates, whatever its weight is held in.
+    pub(crate) fn is_bare(&self) -> bool {
+        self.updates.is_empty() && self.detour.is_none()
     }
 
     /// The first update, for a layer that is [`fused`](Self::fused).

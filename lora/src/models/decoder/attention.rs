@@ -3,19 +3,21 @@
 use super::config::{DecoderConfig, LayerConfig, QkNorm};
 use super::context::{Context, Turn};
 use super::norm::Norm;
+use super::source::{Source, linear};
 use crate::LoraModel;
 use crate::blocks::AsLinear;
-use crate::models::parts::{attend, linear};
+use crate::layers::QLinear;
+use crate::models::parts::attend;
 use crate::ops::{self, KvCache};
 use candle_core::{Result, Tensor};
-use candle_nn::{Linear, Module, VarBuilder};
+use candle_nn::Module;
 
 /// The attention of a layer.
 #[derive(Clone, Debug, LoraModel)]
 pub(super) struct Attention {
     #[lora(flatten)]
     inputs: Inputs,
-    o_proj: Linear,
+    o_proj: QLinear,
     q_norm: Option<Norm>,
     k_norm: Option<Norm>,
     #[lora(skip)]
@@ -27,14 +29,14 @@ pub(super) struct Attention {
 enum Inputs {
     Apart {
         #[lora(rank)]
-        q_proj: Linear,
-        k_proj: Linear,
+        q_proj: QLinear,
+        k_proj: QLinear,
         #[lora(rank)]
-        v_proj: Linear,
+        v_proj: QLinear,
     },
     Joined {
         #[lora(rank)]
-        qkv_proj: Linear,
+        qkv_proj: QLinear,
     },
 }
 
@@ -50,10 +52,10 @@ struct Settings {
 }
 
 impl Attention {
-    pub(super) fn new(config: &DecoderConfig, layer: &LayerConfig, vb: VarBuilder) -> Result<Self> {
+    pub(super) fn new(config: &DecoderConfig, layer: &LayerConfig, from: Source) -> Result<Self> {
         let (width, bias) = (config.hidden_size, config.biases);
         let (queries, keys) = (config.query_width(), config.key_width());
-        let input = |name: &str, out| linear(width, out, bias.qkv, vb.pp(name));
+        let input = |name: &str, out| linear(width, out, bias.qkv, from.pp(name));
         let inputs = match config.joined {
             true => Inputs::Joined {
                 qkv_proj: input("qkv_proj", queries + 2 * keys)?,
@@ -69,11 +71,11 @@ impl Attention {
                 QkNorm::Head => config.head_dim,
                 QkNorm::Width => width,
             };
-            Some(Norm::new(width, config, vb.pp(name)))
+            Some(Norm::new(width, config, from.pp(name)))
         };
         Ok(Self {
             inputs,
-            o_proj: linear(queries, width, bias.output, vb.pp("o_proj"))?,
+            o_proj: linear(queries, width, bias.output, from.pp("o_proj"))?,
             q_norm: norm("q_norm", queries).transpose()?,
             k_norm: norm("k_norm", keys).transpose()?,
             settings: Settings {

@@ -6,10 +6,11 @@ use super::context::Context;
 use super::experts::Experts;
 use super::mlp::Mlp;
 use super::norm::Norm;
+use super::source::Source;
 use crate::LoraModel;
 use crate::ops::{self, KvCache};
 use candle_core::{D, Result, Tensor};
-use candle_nn::{Module, VarBuilder};
+use candle_nn::Module;
 
 /// A layer of a decoder.
 #[derive(Clone, Debug, LoraModel)]
@@ -50,35 +51,35 @@ enum Norms {
 }
 
 impl Block {
-    pub(super) fn new(config: &DecoderConfig, layer: &LayerConfig, vb: VarBuilder) -> Result<Self> {
+    pub(super) fn new(config: &DecoderConfig, layer: &LayerConfig, from: Source) -> Result<Self> {
         Ok(Self {
-            self_attn: Attention::new(config, layer, vb.pp("self_attn"))?,
-            feed_forward: FeedForward::new(config, layer, &vb)?,
-            norms: Norms::new(config, &vb)?,
+            self_attn: Attention::new(config, layer, from.pp("self_attn"))?,
+            feed_forward: FeedForward::new(config, layer, &from)?,
+            norms: Norms::new(config, &from)?,
             residual_multiplier: config.residual_multiplier,
         })
     }
 }
 
 impl FeedForward {
-    fn new(config: &DecoderConfig, layer: &LayerConfig, vb: &VarBuilder) -> Result<Self> {
+    fn new(config: &DecoderConfig, layer: &LayerConfig, from: &Source) -> Result<Self> {
         Ok(match config.experts.as_ref().filter(|_| layer.experts) {
             None => Self::Mlp {
-                mlp: Mlp::new(config, vb.pp("mlp"))?,
+                mlp: Mlp::new(config, from.pp("mlp"))?,
             },
             Some(experts) if experts.mixtral_names => Self::Mixtral {
-                block_sparse_moe: Experts::new(config, experts, vb.pp("block_sparse_moe"))?,
+                block_sparse_moe: Experts::new(config, experts, from.pp("block_sparse_moe"))?,
             },
             Some(experts) => Self::Experts {
-                mlp: Experts::new(config, experts, vb.pp("mlp"))?,
+                mlp: Experts::new(config, experts, from.pp("mlp"))?,
             },
         })
     }
 }
 
 impl Norms {
-    fn new(config: &DecoderConfig, vb: &VarBuilder) -> Result<Self> {
-        let norm = |name: &str| Norm::new(config.hidden_size, config, vb.pp(name));
+    fn new(config: &DecoderConfig, from: &Source) -> Result<Self> {
+        let norm = |name: &str| Norm::new(config.hidden_size, config, from.pp(name));
         Ok(match config.norms {
             NormPlacement::Before => Self::Before {
                 input_layernorm: norm("input_layernorm")?,

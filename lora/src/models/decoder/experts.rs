@@ -2,16 +2,17 @@
 
 use super::config::{DecoderConfig, ExpertsConfig};
 use super::mlp::Mlp;
+use super::source::{Source, linear};
 use crate::LoraModel;
-use crate::models::parts::linear;
+use crate::layers::QLinear;
 use crate::ops;
 use candle_core::{D, DType, Result, Tensor};
-use candle_nn::{Linear, Module, VarBuilder};
+use candle_nn::Module;
 
 /// The router and the experts of a layer.
 #[derive(Clone, Debug, LoraModel)]
 pub(super) struct Experts {
-    gate: Linear,
+    gate: QLinear,
     #[lora(routed)]
     experts: Vec<Mlp>,
     per_token: usize,
@@ -22,17 +23,17 @@ impl Experts {
     pub(super) fn new(
         config: &DecoderConfig,
         experts: &ExpertsConfig,
-        vb: VarBuilder,
+        from: Source,
     ) -> Result<Self> {
         let expert = |index: usize| {
-            let vb = vb.pp("experts").pp(index);
+            let from = from.pp("experts").pp(index);
             match experts.mixtral_names {
-                true => Mlp::numbered(config, experts.intermediate_size, vb),
-                false => Mlp::apart(config, experts.intermediate_size, vb),
+                true => Mlp::numbered(config, experts.intermediate_size, from),
+                false => Mlp::apart(config, experts.intermediate_size, from),
             }
         };
         Ok(Self {
-            gate: linear(config.hidden_size, experts.count, false, vb.pp("gate"))?,
+            gate: linear(config.hidden_size, experts.count, false, from.pp("gate"))?,
             experts: (0..experts.count).map(expert).collect::<Result<_>>()?,
             per_token: experts.per_token,
             sum_to_one: experts.norm_topk_prob,

@@ -47,7 +47,7 @@ impl Decoder {
             return self.logits(&hidden);
         };
         let head = lm_head.as_linear()?;
-        if !head.is_plain() {
+        if !head.is_bare() {
             return CrossEntropy::new().of_logits(&self.logits(&hidden)?, &labels);
         }
         let config = self.config();
@@ -55,7 +55,8 @@ impl Decoder {
         if let Some(cap) = config.final_logit_softcapping {
             criterion = criterion.soft_cap(cap);
         }
-        criterion.of_linear(&hidden, &head.weight, head.bias.as_ref(), &labels)
+        let weight = (&head.weight, head.blocks.as_ref());
+        criterion.of_head(&hidden, weight, head.bias.as_ref(), &labels)
     }
 }
 

@@ -1,70 +1,71 @@
 //! The MLP: act(gate)·up, then down.
 
 use super::config::DecoderConfig;
+use super::source::{Source, linear};
 use crate::LoraModel;
 use crate::blocks::Mlp as Chain;
-use crate::models::parts::linear;
+use crate::layers::QLinear;
 use candle_core::{Result, Tensor};
-use candle_nn::{Activation, Linear, Module, VarBuilder};
+use candle_nn::{Activation, Module};
 
 /// An MLP under the names of a checkpoint.
 #[derive(Clone, Debug, LoraModel)]
 pub(super) enum Mlp {
     Apart {
-        gate_proj: Linear,
-        up_proj: Linear,
-        down_proj: Linear,
+        gate_proj: QLinear,
+        up_proj: QLinear,
+        down_proj: QLinear,
         act: Activation,
     },
     /// Phi-3's: gate and up are one layer, the gate first.
     Joined {
-        gate_up_proj: Linear,
-        down_proj: Linear,
+        gate_up_proj: QLinear,
+        down_proj: QLinear,
         act: Activation,
     },
     /// An expert of Mixtral: gate, down and up.
     Numbered {
-        w1: Linear,
-        w2: Linear,
-        w3: Linear,
+        w1: QLinear,
+        w2: QLinear,
+        w3: QLinear,
         act: Activation,
     },
 }
 
 impl Mlp {
     /// A layer's own MLP.
-    pub(super) fn new(config: &DecoderConfig, vb: VarBuilder) -> Result<Self> {
+    pub(super) fn new(config: &DecoderConfig, from: Source) -> Result<Self> {
         let (width, inner, bias) = (
             config.hidden_size,
             config.intermediate_size,
             config.biases.mlp,
         );
         if !config.joined {
-            return Self::apart(config, inner, vb);
+            return Self::apart(config, inner, from);
         }
         Ok(Self::Joined {
-            gate_up_proj: linear(width, 2 * inner, bias, vb.pp("gate_up_proj"))?,
-            down_proj: linear(inner, width, bias, vb.pp("down_proj"))?,
+            gate_up_proj: linear(width, 2 * inner, bias, from.pp("gate_up_proj"))?,
+            down_proj: linear(inner, width, bias, from.pp("down_proj"))?,
             act: config.hidden_act,
         })
     }
 
-    pub(super) fn apart(config: &DecoderConfig, inner: usize, vb: VarBuilder) -> Result<Self> {
+    pub(super) fn apart(config: &DecoderConfig, inner: usize, from: Source) -> Result<Self> {
         let (width, bias) = (config.hidden_size, config.biases.mlp);
         Ok(Self::Apart {
-            gate_proj: linear(width, inner, bias, vb.pp("gate_proj"))?,
-            up_proj: linear(width, inner, bias, vb.pp("up_proj"))?,
-            down_proj: linear(inner, width, bias, vb.pp("down_proj"))?,
+            gate_proj: linear(width, inner, bias, from.pp("gate_proj"))?,
+            up_proj: linear(width, inner, bias, from.pp("up_proj"))?,
+            down_proj: linear(inner, width, bias, from.pp("down_proj"))?,
             act: config.hidden_act,
         })
     }
 
-    pub(super) fn numbered(config: &DecoderConfig, inner: usize, vb: VarBuilder) -> Result<Self> {
+    pub(super) fn numbered(config: &DecoderConfig, inner: usize, from: Source) -> Result<Self> {
         let width = config.hidden_size;
         Ok(Self::Numbered {
-            w1: linear(width, inner, false, vb.pp("w1"))?,
-            w2: linear(inner, width, false, vb.pp("w2"))?,
-            w3: linear(width, inner, false, vb.pp("w3"))?,
+            w1: linear(width, inner, false, from.pp("w1"))?,
+            w2: linear(inner, width, false, from.pp("w2"))?,
+            w3: linear(width, inner, false, from.pp("w3"))?,
             act: config.hidden_act,
         })
     }

@@ -11,28 +11,31 @@ mod cache;
 mod config;
 mod context;
 mod experts;
+mod gguf;
 mod loss;
 mod mlp;
 mod norm;
 mod padding;
 mod rope;
+mod source;
 
 pub use cache::Cache;
 pub use config::{
     Biases, DecoderConfig, ExpertsConfig, LayerConfig, NormPlacement, QkNorm, Rope, RopeScaling,
 };
+pub use gguf::from_gguf;
 
 use super::generate::{Decode, last_position};
-use super::parts::{WEIGHT, linear};
 use super::{Architecture, Extra, Options, Variant};
 use crate::LoraModel;
-use crate::layers::Recompute;
+use crate::layers::{QEmbedding, QLinear, Recompute};
 use block::Block;
 use candle_core::{DType, Device, Result, Tensor, bail};
-use candle_nn::{Embedding, Linear, Module, VarBuilder};
+use candle_nn::{Module, VarBuilder};
 use context::Context;
 use norm::Norm;
 use padding::Padding;
+use source::{Source, linear};
 
 /// A language model that predicts the next token.
 ///
@@ -76,13 +79,13 @@ pub struct Decoder {
     #[lora(config)]
     config: DecoderConfig,
     model: Stack,
-    lm_head: Option<Linear>,
+    lm_head: Option<QLinear>,
 }
 
 /// What stands before the head.
 #[derive(Clone, Debug, LoraModel)]
 struct Stack {
-    embed_tokens: Embedding,
+    embed_tokens: QEmbedding,
     layers: Vec<Recompute<Block>>,
     norm: Norm,
 }
@@ -94,11 +97,15 @@ impl Decoder {
     /// # Errors
     /// If a weight is missing or has another shape.
     pub fn new(config: &DecoderConfig, vb: VarBuilder) -> Result<Self> {
+        Self::of(config, Source::of(vb))
+    }
+
+    fn of(config: &DecoderConfig, from: Source) -> Result<Self> {
         let (vocabulary, width) = (config.vocab_size, config.hidden_size);
-        let model = Stack::new(config, vb.pp("model"))?;
+        let model = Stack::new(config, from.pp("model"))?;
         let lm_head = || match config.tie_word_embeddings {
-            true => Ok(Linear::new(model.embed_tokens.embeddings().clone(), None)),
-            false => linear(width, vocabulary, false, vb.pp("lm_head")),
+            true => Ok(QLinear::tied(&model.embed_tokens)),
+            false => linear(width, vocabulary, false, from.pp("lm_head")),
         };
         let lm_head = config.has_head.then(lm_head).transpose()?;
         Ok(Self {
@@ -110,22 +117,20 @@ impl Decoder {
 }
 
 impl Stack {
-    fn new(config: &DecoderConfig, vb: VarBuilder) -> Result<Self> {
+    fn new(config: &DecoderConfig, from: Source) -> Result<Self> {
         let (vocabulary, width) = (config.vocab_size, config.hidden_size);
-        let weight = vb.pp("embed_tokens");
-        let weight = weight.get_with_hints((vocabulary, width), "weight", WEIGHT)?;
         let layers = config.layers.iter().enumerate().map(|(index, layer)| {
-            Block::new(config, layer, vb.pp("layers").pp(index)).map(Recompute::new)
+            Block::new(config, layer, from.pp("layers").pp(index)).map(Recompute::new)
         });
         Ok(Self {
-            embed_tokens: Embedding::new(weight, width),
+            embed_tokens: from.pp("embed_tokens").embedding(vocabulary, width)?,
             layers: layers.collect::<Result<_>>()?,
-            norm: Norm::new(width, config, vb.pp("norm"))?,
+            norm: Norm::new(width, config, from.pp("norm"))?,
         })
     }
 }
 
-#[lora::forward]
+#[lora::forward(also(QLinear))]
 impl Decoder {
     /// The configuration.
     pub fn config(&self) -> &DecoderConfig {
@@ -134,7 +139,7 @@ impl Decoder {
 
     /// The layer that makes logits of hidden states, before they are scaled and capped: see
     /// [`logits`](Self::logits).
-    pub fn lm_head(&self) -> Option<&Linear> {
+    pub fn lm_head(&self) -> Option<&QLinear> {
         self.lm_head.as_ref()
     }
 
@@ -275,7 +280,7 @@ impl Decode for Decoder {
     }
 
     fn device(&self) -> Device {
-        self.model.embed_tokens.embeddings().device().clone()
+        self.model.norm.device().clone()
     }
 }
 

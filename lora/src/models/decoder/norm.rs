@@ -1,11 +1,12 @@
 //! Root-mean-square normalisation.
 
 use super::config::DecoderConfig;
+use super::source::Source;
 use crate::LoraModel;
 use crate::blocks::AsNorm;
 use crate::ops::{self, NormParts};
-use candle_core::{Result, Tensor};
-use candle_nn::{Init, Module, VarBuilder};
+use candle_core::{Device, Result, Tensor};
+use candle_nn::{Init, Module};
 
 /// x·weight / √(mean(x²) + eps) over the last dimension. Gemma's models take weight + 1 for the
 /// weight.
@@ -17,11 +18,11 @@ pub(super) struct Norm {
 }
 
 impl Norm {
-    pub(super) fn new(width: usize, config: &DecoderConfig, vb: VarBuilder) -> Result<Self> {
+    pub(super) fn new(width: usize, config: &DecoderConfig, from: Source) -> Result<Self> {
         let adds_one = config.norms_add_one;
         let start = Init::Const(if adds_one { 0.0 } else { 1.0 });
         Ok(Self {
-            weight: vb.get_with_hints(width, "weight", start)?,
+            weight: from.vb().get_with_hints(width, "weight", start)?,
             adds_one,
             eps: config.rms_norm_eps,
         })
@@ -33,6 +34,10 @@ impl Norm {
     /// How many numbers are normalised together.
     pub(super) fn width(&self) -> usize {
         self.weight.elem_count()
+    }
+
+    pub(super) fn device(&self) -> &Device {
+        self.weight.device()
     }
 
     /// The factors, for candle's and the ops' norms.

@@ -1,10 +1,13 @@
 //! On the CPU, by the kernels.
 
 use super::{CrossEntropy, Labels};
+use crate::kernels::adapted::Direction;
 use crate::kernels::buffer::{Cpu, CpuMatrix, buffer, tensor};
 use crate::kernels::cross_entropy::{Criterion, Label};
 use crate::kernels::matrix::{Matrix, Threads, multiply};
+use crate::kernels::quantised;
 use crate::kernels::simd::Element;
+use crate::ops::Blocks;
 use candle_core::{DType, Result, Tensor};
 use std::borrow::Cow;
 
@@ -13,13 +16,68 @@ use std::borrow::Cow;
 const LOGITS: usize = 64 << 20;
 
 /// The layer in front of the loss, in the precision to compute in.
-pub(super) struct Head {
-    /// (classes, in)
-    pub(super) weight: Tensor,
+pub(super) struct Head<'a> {
+    pub(super) weight: Weight<'a>,
     /// (classes)
     pub(super) bias: Option<Tensor>,
     /// Whether the gradients of x, weight and bias are asked for.
     pub(super) wanted: [bool; 3],
+}
+
+/// The head's weight, (classes, in).
+pub(super) enum Weight<'a> {
+    Full(Tensor),
+    /// Frozen, in GGML's blocks.
+    Blocks(&'a Blocks),
+}
+
+/// What computes products with the head's weight.
+enum Product<'a, T> {
+    Full(CpuMatrix<'a, T>),
+    Blocks(quantised::Blocks<'a>),
+}
+
+impl<'a, T: Element> Product<'a, T> {
+    fn of(weight: &'a Weight<'_>) -> Result<Self> {
+        Ok(match weight {
+            Weight::Full(weight) => Self::Full(CpuMatrix::of(weight)?),
+            Weight::Blocks(blocks) => Self::Blocks(blocks.kernel()?),
+        })
+    }
+
+    /// Classes and inputs.
+    fn shape(&self) -> (usize, usize) {
+        match self {
+            Self::Full(weight) => weight.view().shape(),
+            Self::Blocks(weight) => weight.shape(),
+        }
+    }
+
+    /// The logits of rows of x, added to those that are there or in their place.
+    fn logits(&self, logits: &mut [T], x: Matrix<'_, T>, values: &[T], add: bool) {
+        match self {
+            Self::Full(weight) => {
+                multiply(logits, x, weight.view().t(), T::ONE, add, Threads::All);
+            }
+            Self::Blocks(weight) => {
+                weight.multiply(logits, values, Direction::Forward, add, Threads::All);
+            }
+        }
+    }
+
+    /// The gradient of rows of x, by that of their logits.
+    fn on_x(&self, on_x: &mut [T], logits: &[T]) {
+        let (classes, inputs) = self.shape();
+        match self {
+            Self::Full(weight) => {
+                let grad = Matrix::new(logits, on_x.len() / inputs.max(1), classes);
+                multiply(on_x, grad, weight.view(), T::ONE, false, Threads::All);
+            }
+            Self::Blocks(weight) => {
+                weight.multiply(on_x, logits, Direction::Backward, false, Threads::All);
+            }
+        }
+    }
 }
 
 impl CrossEntropy {
@@ -85,14 +143,14 @@ impl CrossEntropy {
     pub(super) fn linear<T: Element>(
         &self,
         x: &Tensor,
-        head: &Head,
+        head: &Head<'_>,
         labels: &Labels,
     ) -> Result<(Tensor, [Option<Tensor>; 3])> {
         let weights = self.weights::<T>()?;
         let criterion = self.criterion(weights.as_deref());
-        let (weight, x) = (CpuMatrix::<T>::of(&head.weight)?, Cpu::<T>::of(x)?);
+        let (weight, x) = (Product::<T>::of(&head.weight)?, Cpu::<T>::of(x)?);
         let bias = head.bias.as_ref().map(Cpu::<T>::of).transpose()?;
-        let (classes, inputs) = weight.view().shape();
+        let (classes, inputs) = weight.shape();
         let counted: Vec<(usize, u32)> = labels.counted().collect();
         let all = counted.len() == labels.rows();
         let kept = match all {
@@ -113,21 +171,20 @@ impl CrossEntropy {
         for (index, labels) in classes_of.chunks(size).enumerate() {
             let first = index * size;
             let logits = &mut block[..labels.len() * classes];
-            let x = &kept[first * inputs..][..labels.len() * inputs];
-            let x = Matrix::new(x, labels.len(), inputs);
+            let values = &kept[first * inputs..][..labels.len() * inputs];
+            let x = Matrix::new(values, labels.len(), inputs);
             if let Some(bias) = &bias {
                 let rows = logits.chunks_mut(classes.max(1));
                 rows.for_each(|row| row.copy_from_slice(bias));
             }
-            let weight = weight.view();
-            multiply(logits, x, weight.t(), T::ONE, bias.is_some(), Threads::All);
+            weight.logits(logits, x, values, bias.is_some());
             sum += criterion.rows(logits, labels, wanted);
-            let grad = Matrix::new(logits, labels.len(), classes);
             if let Some(on_x) = &mut on_x {
                 let on_x = &mut on_x[first * inputs..][..labels.len() * inputs];
-                multiply(on_x, grad, weight, T::ONE, false, Threads::All);
+                weight.on_x(on_x, logits);
             }
             if let Some(on_weight) = &mut on_weight {
+                let grad = Matrix::new(logits, labels.len(), classes);
                 multiply(on_weight, grad.t(), x, T::ONE, true, Threads::All);
             }
             if let Some(on_bias) = &mut on_bias {

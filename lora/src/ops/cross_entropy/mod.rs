@@ -4,6 +4,7 @@ mod cpu;
 mod labels;
 mod tensors;
 
+use super::quantised::{Blocks, quantised_linear};
 use super::{Compute, contiguous::copy, record, working};
 use crate::profile;
 use candle_core::{DType, Result, Tensor, bail};
@@ -162,6 +163,17 @@ impl CrossEntropy {
         bias: Option<&Tensor>,
         labels: &Tensor,
     ) -> Result<Tensor> {
+        self.of_head(xs, (weight, None), bias, labels)
+    }
+
+    /// As [`of_linear`](Self::of_linear). Where there are blocks, the weight stands for these.
+    pub(crate) fn of_head(
+        &self,
+        xs: &Tensor,
+        (weight, blocks): (&Tensor, Option<&Blocks>),
+        bias: Option<&Tensor>,
+        labels: &Tensor,
+    ) -> Result<Tensor> {
         let (classes, inputs) = weight.dims2()?;
         if xs.dims().last() != Some(&inputs) || xs.dtype() != weight.dtype() {
             bail!(
@@ -185,14 +197,20 @@ impl CrossEntropy {
         let labels = self.labels(xs, classes, labels)?;
         if Compute::of(xs) == Compute::Tensors {
             let rows = xs.reshape((labels.rows(), inputs))?;
-            let logits = super::linear(&rows, weight, bias)?;
+            let logits = match blocks {
+                Some(blocks) => quantised_linear(&rows, blocks, bias)?,
+                None => super::linear(&rows, weight, bias)?,
+            };
             return self.on_tensors(&logits, &labels);
         }
         let span = profile::forward("linear-cross-entropy");
         let x = copy(&working(xs)?)?.reshape((labels.rows(), inputs))?;
         let criterion = self.working(&x)?;
         let head = cpu::Head {
-            weight: working(weight)?,
+            weight: match blocks {
+                Some(blocks) => cpu::Weight::Blocks(blocks),
+                None => cpu::Weight::Full(working(weight)?),
+            },
             bias: bias.map(|bias| copy(&working(bias)?)).transpose()?,
             wanted: [
                 xs.track_op(),

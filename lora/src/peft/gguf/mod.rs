@@ -1,15 +1,10 @@
 //! Adapters in llama.cpp's format, GGUF, from and to PEFT's directories.
 //!
-//! `archs` is the table of names, `names` looks names up, `rows` has llama.cpp's order of rows,
 //! `plan` finds the places of a file's modules, `sources` has what a tensor of a GGUF file consists
 //! of.
 
-mod archs;
-mod header;
-mod names;
 mod plan;
 mod read;
-mod rows;
 mod sources;
 mod write;
 
@@ -17,6 +12,8 @@ pub use read::gguf_to_adapter;
 pub use write::adapter_to_gguf;
 
 use crate::file;
+use crate::gguf::archs;
+use crate::gguf::rows::Heads;
 use crate::{Error, Result};
 use candle_core::DType;
 use serde_json::Value;
@@ -27,9 +24,6 @@ const VERSION: u32 = 3;
 
 /// Whether a model's head is the embedding.
 const TIED: &str = "tie_word_embeddings";
-
-/// Where tensors begin, unless a file says otherwise.
-const ALIGNMENT: u64 = 32;
 
 /// What the file formats do not say about a model, and how a GGUF file is written.
 ///
@@ -99,6 +93,14 @@ impl GgufOptions {
     pub fn heads(mut self, heads: usize, kv_heads: usize) -> Self {
         (self.heads, self.kv_heads) = (Some(heads), Some(kv_heads));
         self
+    }
+
+    /// What the order of rows depends on.
+    fn of_rows(&self) -> Heads {
+        Heads {
+            queries: self.heads,
+            keys: self.kv_heads,
+        }
     }
 
     /// Sets [`experts`](Self::experts).

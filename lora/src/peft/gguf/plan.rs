@@ -1,12 +1,13 @@
 //! Which of a file's modules become which of llama.cpp's tensors.
 
-use super::archs::Arch;
+use super::GgufOptions;
 use super::sources::{Module, Pair, Source};
-use super::{GgufOptions, names, rows};
 use crate::adapter::Part;
 use crate::config::matching::is_or_ends_with;
 use crate::config::selection::{Overrides, Selection};
 use crate::error::shorten;
+use crate::gguf::archs::Arch;
+use crate::gguf::{names, rows};
 use crate::path::join;
 use crate::peft::experts::question;
 use crate::peft::keys;
@@ -260,7 +261,7 @@ impl Planner<'_> {
     }
 
     fn pair(&mut self, name: String, source: Source, inputs: usize, outputs: usize) {
-        let order = match rows::order(self.arch, &name, outputs, self.options) {
+        let order = match rows::order(self.arch, &name, outputs, self.options.of_rows()) {
             Ok(order) => order,
             Err(problem) => {
                 self.problems.push(problem);

@@ -1,18 +1,31 @@
 //! From GGUF to a directory.
 
-use super::archs::{self, Arch};
-use super::header::{self, DataType, Field, Header, Info};
-use super::{GgufOptions, names, rows};
+use super::GgufOptions;
 use crate::adapter::Part;
 use crate::error::shorten;
+use crate::gguf::archs::{self, Arch};
+use crate::gguf::header::{self, Field, Header, Info, Wanted};
+use crate::gguf::{names, rows};
 use crate::peft::{AdapterConfig, keys, replace};
 use crate::{Error, Result, Targets, ops};
+use candle_core::quantized::GgmlDType;
 use candle_core::{DType, Device, Tensor};
 use indexmap::IndexMap;
 use std::collections::HashMap;
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 use std::path::Path;
+
+/// The types that llama.cpp writes adapters in.
+const ADAPTER: Wanted = Wanted {
+    keeps: |key| key.starts_with("adapter."),
+    kinds: &[
+        GgmlDType::F32,
+        GgmlDType::F16,
+        GgmlDType::Q8_0,
+        GgmlDType::BF16,
+    ],
+};
 
 /// Writes the adapter of a GGUF file as a directory of PEFT's.
 ///
@@ -40,7 +53,8 @@ pub fn gguf_to_adapter(
     let file = File::open(path).map_err(|error| Error::file(path, error))?;
     let length = file.metadata().map_err(|error| Error::file(path, error))?;
     let length = length.len();
-    let header = header::read(&file, length).map_err(|problem| Error::file(path, problem))?;
+    let header =
+        header::read(&file, length, &ADAPTER).map_err(|problem| Error::file(path, problem))?;
     let meaning = Meaning::of(&header, options).map_err(failed)?;
     let layers = pairs(&header, meaning.arch).map_err(failed)?;
 
@@ -242,7 +256,7 @@ impl Pair<'_> {
         meaning: &Meaning,
         options: &GgufOptions,
     ) -> Result<Vec<(String, Tensor)>, String> {
-        let order = rows::order(meaning.arch, self.name, self.b.rows, options)?;
+        let order = rows::order(meaning.arch, self.name, self.b.rows, options.of_rows())?;
         let named = |problem: String| format!("`{}` {problem}", self.name);
         let (a, b) = (tensor(file, self.a), tensor(file, self.b));
         let (a, b) = (a.map_err(named)?, b.map_err(named)?);
@@ -286,10 +300,10 @@ fn tensor(file: &File, info: &Info) -> Result<Tensor, String> {
     let dims = [shape.0, shape.1, shape.2];
     let raw = |dtype| Tensor::from_raw_buffer(&bytes, dtype, &dims, &Device::Cpu);
     let tensor = match info.kind {
-        DataType::F32 => raw(DType::F32),
-        DataType::F16 => raw(DType::F16),
-        DataType::Bf16 => raw(DType::BF16),
-        DataType::Q8 => q8(&bytes, shape),
+        GgmlDType::F32 => raw(DType::F32),
+        GgmlDType::F16 => raw(DType::F16),
+        GgmlDType::BF16 => raw(DType::BF16),
+        _ => q8(&bytes, shape),
     };
     let tensor = tensor.map_err(|error| format!("cannot be read: {error}"))?;
     match ops::is_finite(&tensor) {

@@ -1,7 +1,7 @@
 //! What a pair of llama.cpp's tensors is made of: the update of a module, of one module for each
 //! expert, or of a weight of all experts.
 
-use super::{names, rows};
+use crate::gguf::{names, rows};
 use crate::ops;
 use crate::peft::tensors::Tensors;
 use candle_core::{DType, Device, Tensor};

@@ -1,19 +1,20 @@
 //! From a directory to GGUF.
 
-use super::archs::Arch;
-use super::header::DataType;
 use super::sources::Pair;
-use super::{ALIGNMENT, GgufOptions, VERSION, archs, names, plan};
+use super::{GgufOptions, VERSION, plan};
 use crate::adapter::Part;
 use crate::config::naming::Naming;
 use crate::config::selection::misfits;
 use crate::file;
+use crate::gguf::archs::{self, Arch};
+use crate::gguf::{ALIGNMENT, names, types};
 use crate::path::join;
 use crate::peft::experts::are_old;
 use crate::peft::tensors::Tensors;
 use crate::peft::weights::Weights;
 use crate::peft::{AdapterConfig, AdapterDir, CONFIG_FILE, WEIGHTS_FILE, files, keys};
 use crate::{Error, LoraConfig, Result, TrainBias};
+use candle_core::quantized::GgmlDType;
 use candle_core::{DType, Tensor};
 use std::io::{self, BufWriter, Write};
 use std::path::Path;
@@ -51,9 +52,9 @@ pub fn adapter_to_gguf(
         return Err(Error::Config(vec![problem]));
     };
     let kind = match options.dtype {
-        DType::F32 => DataType::F32,
-        DType::F16 => DataType::F16,
-        DType::BF16 => DataType::Bf16,
+        DType::F32 => GgmlDType::F32,
+        DType::F16 => GgmlDType::F16,
+        DType::BF16 => GgmlDType::BF16,
         dtype => {
             let problem =
                 format!("`dtype` of the options is {dtype:?}: it must be F32, F16 or BF16");
@@ -185,7 +186,7 @@ fn header<'a>(
     alpha: f32,
     file: &AdapterConfig,
     pairs: impl Iterator<Item = &'a Pair>,
-    kind: DataType,
+    kind: GgmlDType,
 ) -> Result<Vec<u8>, String> {
     let text = |bytes: &mut Vec<u8>, text: &str| {
         bytes.extend((text.len() as u64).to_le_bytes());
@@ -231,9 +232,9 @@ fn header<'a>(
         shape.extend(experts.map(|count| count as u64));
         bytes.extend((shape.len() as u32).to_le_bytes());
         shape.iter().for_each(|n| bytes.extend(n.to_le_bytes()));
-        bytes.extend(kind.number().to_le_bytes());
+        bytes.extend(types::number(kind).to_le_bytes());
         bytes.extend(start.to_le_bytes());
-        let size = kind.row_size(columns).and_then(|row| row.checked_mul(rows));
+        let size = types::row_size(kind, columns).and_then(|row| row.checked_mul(rows));
         let size = size.and_then(|size| size.checked_mul(experts.unwrap_or(1) as u64));
         let end =
             size.and_then(|size| start.checked_add(size)?.checked_next_multiple_of(ALIGNMENT));

@@ -73,8 +73,11 @@ pub enum RopeScaling {
 impl Rope {
     /// Whether the angles depend on the length of the sequence.
     pub(in crate::models::decoder) fn varies(&self) -> bool {
-        use RopeScaling::{Dynamic, Longrope};
-        matches!(self.scaling, Dynamic { .. } | Longrope { .. })
+        match &self.scaling {
+            RopeScaling::Dynamic { .. } => true,
+            RopeScaling::Longrope { short, long, .. } => short != long,
+            _ => false,
+        }
     }
 
     /// The factor of the rotated numbers.

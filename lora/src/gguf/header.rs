@@ -1,12 +1,13 @@
 //! The header of a GGUF file, read within bounds.
 
-use super::{ALIGNMENT, names};
+use super::{ALIGNMENT, names, types};
 use crate::error::shorten;
+use candle_core::quantized::GgmlDType;
 use indexmap::{IndexMap, IndexSet};
 use std::fs::File;
 use std::io::{BufReader, Read};
 
-/// No adapter has a header larger than this.
+/// No adapter or model has a header larger than this.
 const MAX_HEADER: u64 = 64 << 20;
 /// No key or name is longer than this.
 const MAX_NAME: u64 = 1 << 16;
@@ -16,69 +17,47 @@ const MAX_ALIGNMENT: u64 = 1 << 20;
 
 /// The value of a field. Values that do not matter are passed over.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) enum Field {
+pub(crate) enum Field {
     Float(f64),
     Unsigned(u64),
+    Signed(i64),
+    Flag(bool),
     Text(String),
+    Texts(Vec<String>),
+    /// Numbers or flags of one type.
+    Numbers(Vec<f64>),
     Other,
 }
 
 /// A tensor: matrices of rows of values, as ggml holds them, and where they are.
 #[derive(Clone, Debug)]
-pub(super) struct Info {
+pub(crate) struct Info {
     /// More than one matrix for experts only.
-    pub matrices: usize,
-    pub rows: usize,
-    pub columns: usize,
-    pub kind: DataType,
+    pub(crate) matrices: usize,
+    pub(crate) rows: usize,
+    pub(crate) columns: usize,
+    pub(crate) kind: GgmlDType,
     /// From the beginning of the file.
-    pub start: u64,
-    pub size: u64,
+    pub(crate) start: u64,
+    pub(crate) size: u64,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum DataType {
-    F32,
-    F16,
-    Bf16,
-    /// Blocks of 32 values: a scale as F16, and bytes.
-    Q8,
-}
-
-impl DataType {
-    pub fn number(self) -> u32 {
-        match self {
-            Self::F32 => 0,
-            Self::F16 => 1,
-            Self::Q8 => 8,
-            Self::Bf16 => 30,
-        }
-    }
-
-    fn of(number: u32) -> Option<Self> {
-        let all = [Self::F32, Self::F16, Self::Q8, Self::Bf16];
-        all.into_iter().find(|kind| kind.number() == number)
-    }
-
-    /// Bytes of a row of this many values.
-    pub fn row_size(self, columns: u64) -> Option<u64> {
-        match self {
-            Self::F32 => columns.checked_mul(4),
-            Self::F16 | Self::Bf16 => columns.checked_mul(2),
-            Self::Q8 if columns.is_multiple_of(32) => (columns / 32).checked_mul(34),
-            Self::Q8 => None,
-        }
-    }
+/// What a reader takes of a file.
+pub(crate) struct Wanted {
+    /// Whether the value of a key is kept.
+    pub(crate) keeps: fn(&str) -> bool,
+    /// The types that tensors may have.
+    pub(crate) kinds: &'static [GgmlDType],
 }
 
 #[derive(Debug)]
-pub(super) struct Header {
-    pub fields: IndexMap<String, Field>,
-    pub tensors: IndexMap<String, Info>,
+pub(crate) struct Header {
+    pub(crate) fields: IndexMap<String, Field>,
+    pub(crate) tensors: IndexMap<String, Info>,
 }
 
 /// Reads the header of a file of this length.
-pub(super) fn read(file: &File, length: u64) -> Result<Header, String> {
+pub(crate) fn read(file: &File, length: u64, wanted: &Wanted) -> Result<Header, String> {
     let mut reader = Reader {
         from: BufReader::new(file),
         at: 0,
@@ -102,7 +81,7 @@ pub(super) fn read(file: &File, length: u64) -> Result<Header, String> {
     let (tensors, fields) = (reader.u64()?, reader.u64()?);
     // A count is believed only if the file could hold that many of the smallest entries.
     reader.can_hold(fields, 8 + 4 + 1, "fields")?;
-    let fields = read_fields(&mut reader, fields)?;
+    let fields = read_fields(&mut reader, fields, wanted.keeps)?;
     reader.can_hold(tensors, 8 + 4 + 4 + 8, "tensors")?;
     let alignment = match fields.get("general.alignment") {
         None => ALIGNMENT,
@@ -117,7 +96,7 @@ pub(super) fn read(file: &File, length: u64) -> Result<Header, String> {
     for _ in 0..tensors {
         let name = reader.name()?;
         let may_stack = names::is_of_experts(name.split(".weight").next().unwrap_or(&name));
-        let info = read_info(&mut reader, length, alignment, may_stack);
+        let info = read_info(&mut reader, [length, alignment], may_stack, wanted.kinds);
         let info = info.map_err(|problem| format!("`{}` {problem}", shorten(&name)))?;
         if infos.contains_key(&name) {
             return Err(format!("`{}` comes twice", shorten(&name)));
@@ -131,13 +110,17 @@ pub(super) fn read(file: &File, length: u64) -> Result<Header, String> {
     })
 }
 
-fn read_fields(reader: &mut Reader, count: u64) -> Result<IndexMap<String, Field>, String> {
+fn read_fields(
+    reader: &mut Reader,
+    count: u64,
+    keeps: fn(&str) -> bool,
+) -> Result<IndexMap<String, Field>, String> {
     let mut seen = IndexSet::new();
     let mut fields = IndexMap::new();
     for _ in 0..count {
         let key = reader.name()?;
         let kind = reader.u32()?;
-        let kept = key.starts_with("general.") || key.starts_with("adapter.");
+        let kept = key.starts_with("general.") || keeps(&key);
         let field = reader.field(kind, kept);
         let field = field.map_err(|problem| format!("`{}` {problem}", shorten(&key)))?;
         if !seen.insert(key.clone()) {
@@ -153,9 +136,9 @@ fn read_fields(reader: &mut Reader, count: u64) -> Result<IndexMap<String, Field
 /// Reads a tensor's entry. Its start counts from the beginning of the data.
 fn read_info(
     reader: &mut Reader,
-    length: u64,
-    alignment: u64,
+    [length, alignment]: [u64; 2],
     may_stack: bool,
+    kinds: &[GgmlDType],
 ) -> Result<Info, String> {
     let dims = reader.u32()?;
     if dims == 0 || dims > 4 {
@@ -175,10 +158,14 @@ fn read_info(
     if shape.iter().skip(known).any(|n| *n != 1) || [columns, rows, matrices].contains(&0) {
         return Err(format!("has shape {shape:?}, which is no matrix"));
     }
-    let kind = DataType::of(kind).ok_or_else(|| {
-        format!("has the data type {kind}: F32 (0), F16 (1), Q8_0 (8) and BF16 (30) are read")
+    let found = types::of(kind).filter(|found| kinds.contains(found));
+    let kind = found.ok_or_else(|| {
+        let known = kinds.iter();
+        let known = known.map(|kind| format!("{} ({})", types::name(*kind), types::number(*kind)));
+        let known: Vec<String> = known.collect();
+        format!("has the data type {kind}: {} are read", known.join(", "))
     })?;
-    let size = kind.row_size(columns).and_then(|row| row.checked_mul(rows));
+    let size = types::row_size(kind, columns).and_then(|row| row.checked_mul(rows));
     let size = size.and_then(|size| size.checked_mul(matrices));
     let size = size.filter(|size| *size <= length);
     let size =
@@ -275,37 +262,69 @@ impl Reader<'_> {
         if length > MAX_NAME {
             return Err(format!("has a name of {length} bytes, more than 65536"));
         }
+        let bytes = self.bytes(length)?;
+        String::from_utf8(bytes).map_err(|_| "has a name that is not UTF-8".into())
+    }
+
+    fn bytes(&mut self, length: u64) -> Result<Vec<u8>, String> {
         self.advance(length)?;
         let mut bytes = vec![0; length as usize];
         let read = self.from.read_exact(&mut bytes);
         read.map_err(|error| error.to_string())?;
-        String::from_utf8(bytes).map_err(|_| "has a name that is not UTF-8".into())
+        Ok(bytes)
     }
 
     fn field(&mut self, kind: u32, kept: bool) -> Result<Field, String> {
         Ok(match kind {
+            0 => Field::Unsigned(self.array::<1>()?[0].into()),
+            1 => Field::Signed(i8::from_le_bytes(self.array()?).into()),
+            2 => Field::Unsigned(u16::from_le_bytes(self.array()?).into()),
+            3 => Field::Signed(i16::from_le_bytes(self.array()?).into()),
             4 => Field::Unsigned(self.u32()?.into()),
+            5 => Field::Signed(i32::from_le_bytes(self.array()?).into()),
             6 => Field::Float(f32::from_le_bytes(self.array()?).into()),
+            7 => Field::Flag(self.array::<1>()?[0] != 0),
             10 => Field::Unsigned(self.u64()?),
+            11 => Field::Signed(i64::from_le_bytes(self.array()?)),
             12 => Field::Float(f64::from_le_bytes(self.array()?)),
             8 if kept => {
                 // Long texts, such as licences, do not matter.
-                let length = u64::from_le_bytes(self.array()?);
+                let length = self.u64()?;
                 if length > MAX_NAME {
                     self.skip(length)?;
                     return Ok(Field::Other);
                 }
-                self.advance(length)?;
-                let mut bytes = vec![0; length as usize];
-                let read = self.from.read_exact(&mut bytes);
-                read.map_err(|error| error.to_string())?;
-                Field::Text(String::from_utf8_lossy(&bytes).into_owned())
+                Field::Text(String::from_utf8_lossy(&self.bytes(length)?).into_owned())
             }
+            9 if kept => self.list()?,
             _ => {
                 self.skip_value(kind, 0)?;
                 Field::Other
             }
         })
+    }
+
+    fn list(&mut self) -> Result<Field, String> {
+        let (kind, count) = (self.u32()?, self.u64()?);
+        self.can_hold(count, size_of(kind).unwrap_or(8), "values")?;
+        if kind == 8 {
+            let texts = (0..count).map(|_| self.name());
+            return Ok(Field::Texts(texts.collect::<Result<_, _>>()?));
+        }
+        if size_of(kind).is_none() {
+            (0..count).try_for_each(|_| self.skip_value(kind, 1))?;
+            return Ok(Field::Other);
+        }
+        let numbers = (0..count).map(|_| {
+            Ok(match self.field(kind, false)? {
+                Field::Float(number) => number,
+                Field::Unsigned(number) => number as f64,
+                Field::Signed(number) => number as f64,
+                Field::Flag(flag) => f64::from(u8::from(flag)),
+                _ => f64::NAN,
+            })
+        });
+        Ok(Field::Numbers(numbers.collect::<Result<_, String>>()?))
     }
 
     fn skip_value(&mut self, kind: u32, depth: u32) -> Result<(), String> {

@@ -4,27 +4,27 @@ use super::archs::Arch;
 use crate::path::join;
 
 /// The embedding, whose A is stored with a row for each token.
-pub(super) const TOKENS: &str = "token_embd";
+pub(crate) const TOKENS: &str = "token_embd";
 
 /// The head.
-pub(super) const HEAD: &str = "output";
+pub(crate) const HEAD: &str = "output";
 
 /// Where llama.cpp keeps the update of a module, or a part of it.
 #[derive(Debug, PartialEq)]
-pub(super) struct Place {
+pub(crate) struct Place {
     /// The weight's name, without `.weight`.
-    pub name: String,
+    pub(crate) name: String,
     /// The expert's number in a weight of all experts.
-    pub expert: Option<usize>,
+    pub(crate) expert: Option<usize>,
 }
 
 /// The weight of a layer without the layer's number: `attn_q` for `blk.3.attn_q`.
-pub(super) fn kind(name: &str) -> &str {
+pub(crate) fn kind(name: &str) -> &str {
     name.rsplit('.').next().unwrap_or(name)
 }
 
 /// True for a weight that holds all experts.
-pub(super) fn is_of_experts(name: &str) -> bool {
+pub(crate) fn is_of_experts(name: &str) -> bool {
     kind(name).ends_with("_exps")
 }
 
@@ -47,7 +47,7 @@ fn inner(arch: &Arch, path: &str) -> String {
 
 /// `blk.3.attn_q` for `model.layers.3.self_attn.q_proj`. None where the module is not known; several
 /// where llama.cpp has its outputs in several weights.
-pub(super) fn to_gguf(arch: &Arch, path: &str) -> Vec<Place> {
+pub(crate) fn to_gguf(arch: &Arch, path: &str) -> Vec<Place> {
     let path = inner(arch, path);
     for (name, module) in [(TOKENS, arch.tokens), (HEAD, arch.head)] {
         if path == module {
@@ -78,7 +78,7 @@ fn matches(known: &str, module: &str) -> Option<Option<usize>> {
 }
 
 /// `model.layers.3.self_attn.q_proj` for `blk.3.attn_q`, with `*` for the number of an expert.
-pub(super) fn from_gguf(arch: &Arch, name: &str) -> Option<String> {
+pub(crate) fn from_gguf(arch: &Arch, name: &str) -> Option<String> {
     match name {
         TOKENS => return Some(arch.tokens.into()),
         HEAD => return (!arch.head.is_empty()).then(|| arch.head.into()),

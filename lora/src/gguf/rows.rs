@@ -1,20 +1,26 @@
 //! The order of a weight's rows: llama.cpp stores the outputs of queries, keys and values in an
 //! order of its own.
 
-use super::GgufOptions;
 use super::archs::{Arch, Rows};
 use super::names::kind;
 use candle_core::Tensor;
 
+/// How many heads a model has, where that is known.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Heads {
+    pub(crate) queries: Option<usize>,
+    pub(crate) keys: Option<usize>,
+}
+
 /// For each row that llama.cpp has the row of the module, in a module of `count` rows; `None` where
 /// both have the same rows.
-pub(super) fn order(
+pub(crate) fn order(
     arch: &Arch,
     name: &str,
     count: usize,
-    options: &GgufOptions,
+    heads: Heads,
 ) -> Result<Option<Vec<u32>>, String> {
-    let order = ordered(arch, kind(name), count, options);
+    let order = ordered(arch, kind(name), count, heads);
     order.map_err(|problem| format!("`{name}` {problem}"))
 }
 
@@ -22,9 +28,9 @@ fn ordered(
     arch: &Arch,
     kind: &str,
     count: usize,
-    options: &GgufOptions,
+    heads: Heads,
 ) -> Result<Option<Vec<u32>>, String> {
-    let (of_queries, of_keys) = (("heads", options.heads), ("kv_heads", options.kv_heads));
+    let (of_queries, of_keys) = (("heads", heads.queries), ("kv_heads", heads.keys));
     let heads = |(field, heads): (&str, Option<usize>)| match heads {
         Some(heads) if heads > 0 => Ok(heads),
         _ => Err(format!(
@@ -97,13 +103,13 @@ fn ungrouped(rows: &[u32], heads: usize, kv_heads: usize) -> Result<[Vec<u32>; 3
 }
 
 /// The rows in llama.cpp's order.
-pub(super) fn select(b: &Tensor, order: Vec<u32>) -> candle_core::Result<Tensor> {
+pub(crate) fn select(b: &Tensor, order: Vec<u32>) -> candle_core::Result<Tensor> {
     let count = order.len();
     b.index_select(&Tensor::from_vec(order, count, b.device())?, 0)
 }
 
 /// The place of each of the module's rows.
-pub(super) fn inverse(order: &[u32]) -> Vec<u32> {
+pub(crate) fn inverse(order: &[u32]) -> Vec<u32> {
     let mut inverse = vec![0; order.len()];
     for (place, row) in order.iter().enumerate() {
         inverse[*row as usize] = place as u32;
@@ -116,9 +122,16 @@ mod tests {
     use super::super::archs::named;
     use super::*;
 
+    fn of_heads(queries: usize, keys: usize) -> Heads {
+        Heads {
+            queries: Some(queries),
+            keys: Some(keys),
+        }
+    }
+
     fn of(arch: &str, name: &str, count: usize, heads: usize, kv: usize) -> Option<Vec<u32>> {
-        let options = GgufOptions::new(arch).heads(heads, kv);
-        order(named(arch).unwrap(), name, count, &options).unwrap()
+        let options = of_heads(heads, kv);
+        order(named(arch).unwrap(), name, count, options).unwrap()
     }
 
     /// Two heads of four rows: halves (0 1 | 2 3) become pairs (0 2, 1 3).
@@ -137,8 +150,8 @@ mod tests {
         assert_eq!(of("qwen2", "blk.0.attn_q", 8, 2, 1), None);
         let llama = named("llama").unwrap();
         for heads in [3, usize::MAX] {
-            let options = GgufOptions::new("llama").heads(heads, heads);
-            assert!(order(llama, "blk.0.attn_q", 8, &options).is_err());
+            let options = of_heads(heads, heads);
+            assert!(order(llama, "blk.0.attn_q", 8, options).is_err());
         }
     }
 
@@ -160,8 +173,8 @@ mod tests {
         assert_eq!(internlm("blk.0.attn_v"), [6, 7, 14, 15]);
         let falcon = named("falcon").unwrap();
         for (heads, kv, count) in [(3, 2, 16), (4, 2, 15), (usize::MAX, 1, 16)] {
-            let options = GgufOptions::new("falcon").heads(heads, kv);
-            assert!(order(falcon, "blk.0.attn_qkv", count, &options).is_err());
+            let options = of_heads(heads, kv);
+            assert!(order(falcon, "blk.0.attn_qkv", count, options).is_err());
         }
     }
 }

@@ -6,28 +6,28 @@
 type Names = &'static [(&'static str, &'static str)];
 
 /// An architecture.
-pub(super) struct Arch {
+pub(crate) struct Arch {
     /// llama.cpp's name.
-    pub name: &'static str,
+    pub(crate) name: &'static str,
     /// Its `model_type` in transformers.
-    pub models: &'static [&'static str],
+    pub(crate) models: &'static [&'static str],
     /// The path of the list of layers.
-    pub layers: &'static str,
+    pub(crate) layers: &'static str,
     /// The path of the embedding.
-    pub tokens: &'static str,
+    pub(crate) tokens: &'static str,
     /// The path of the head; empty for an encoder.
-    pub head: &'static str,
-    pub groups: &'static [Names],
-    pub rows: Rows,
+    pub(crate) head: &'static str,
+    pub(crate) groups: &'static [Names],
+    pub(crate) rows: Rows,
     /// What transformers takes where the model does not say `tie_word_embeddings`.
-    pub is_tied: bool,
+    pub(crate) is_tied: bool,
     /// Names of weights for which llama.cpp has no adapter.
-    pub unadapted: &'static [&'static str],
+    pub(crate) unadapted: &'static [&'static str],
 }
 
 /// In which order llama.cpp stores the outputs of queries, keys and values.
 #[derive(Clone, Copy, PartialEq)]
-pub(super) enum Rows {
+pub(crate) enum Rows {
     /// As transformers does.
     Same,
     /// Queries and keys: both halves of a head in pairs.
@@ -178,7 +178,7 @@ const ENCODER: Arch = Arch {
     ..DECODER
 };
 
-pub(super) const ARCHS: &[Arch] = &[
+pub(crate) const ARCHS: &[Arch] = &[
     Arch {
         name: "llama",
         models: &["llama", "mistral", "mixtral"],
@@ -329,25 +329,25 @@ const fn headless(name: &'static str, models: &'static [&'static str]) -> Arch {
 }
 
 /// The architecture of this name.
-pub(super) fn named(name: &str) -> Option<&'static Arch> {
+pub(crate) fn named(name: &str) -> Option<&'static Arch> {
     ARCHS.iter().find(|arch| arch.name == name)
 }
 
 /// The architecture of a `model_type`, or of llama.cpp's own name of it.
-pub(super) fn of_model(model_type: &str) -> Option<&'static Arch> {
+pub(crate) fn of_model(model_type: &str) -> Option<&'static Arch> {
     let mut archs = ARCHS.iter();
     let of_model = archs.find(|arch| arch.models.contains(&model_type));
     of_model.or_else(|| named(model_type))
 }
 
-pub(super) fn known() -> String {
+pub(crate) fn known() -> String {
     let names: Vec<_> = ARCHS.iter().map(|arch| arch.name).collect();
     format!("the architectures known are {}", names.join(", "))
 }
 
 impl Arch {
     /// The names of a layer's weights.
-    pub fn names(&self) -> impl Iterator<Item = &'static (&'static str, &'static str)> {
+    pub(crate) fn names(&self) -> impl Iterator<Item = &'static (&'static str, &'static str)> {
         self.groups.iter().copied().flatten()
     }
 }
