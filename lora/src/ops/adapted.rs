@@ -101,8 +101,8 @@ impl LinearParts {
         self.updates.first()
     }
 
-    /// The layer of some of the outputs, for a layer that is [`fused`](Self::fused): a detour knows all
-    /// of them only.
+    /// The layer of some of the outputs, for a layer that is [`fused`](Self::fused): a detour and blocks
+    /// know all of them only.
     pub(crate) fn outputs(&self, start: usize, count: usize) -> Result<Self> {
         let part = |tensor: &Tensor| tensor.narrow(0, start, count);
         let update = |update: &UpdateParts| {
@@ -116,7 +116,7 @@ impl LinearParts {
         };
         Ok(Self {
             weight: part(&self.weight)?,
-            blocks: None,
+            blocks: self.blocks.clone(),
             bias: self.bias.as_ref().map(part).transpose()?,
             updates: self.updates.iter().map(update).collect::<Result<_>>()?,
             detour: self.detour.clone(),
