@@ -45,6 +45,9 @@ pub(super) fn adapted<M: Architecture>(
     config: &M::Config,
     parts: Parts,
 ) -> Result<Lora<M>> {
+    if args.quantize.is_some() && args.mode != Mode::Lora {
+        bail!("--quantize: only a model with adapters is quantised, with --mode lora");
+    }
     let adapters = adapters(args, &parts)?;
     Ok(match args.mode {
         Mode::Lora => {
@@ -60,6 +63,10 @@ fn adapters(args: &Args, parts: &Parts) -> Result<LoraConfig> {
     let config = LoraConfig::new(args.rank)
         .seed(args.seed)
         .use_dora(args.variant == Variant::Dora);
+    let config = match args.quantize {
+        Some(dtype) => config.quantize(dtype),
+        None => config,
+    };
     // What the models mark are queries and values, where they have such.
     let config = match (args.targets, args.mode) {
         (Choice::AllLinear, Mode::Lora) => config.target_modules("all-linear"),

@@ -90,6 +90,7 @@ impl<M: LoraModel> Bench<M> {
             Written::Library => "library",
             Written::User => "user",
         };
+        let summary = model.summary();
         let line = serde_json::json!({
             "model": args.model,
             "mode": mode,
@@ -102,7 +103,9 @@ impl<M: LoraModel> Bench<M> {
             "forward_s": forward_s,
             "rss_before_mb": before,
             "peak_rss_mb": peak,
-            "trainable": model.summary().trainable,
+            "trainable": summary.trainable,
+            "quantize": args.quantize.map(|dtype| format!("{dtype:?}").to_lowercase()),
+            "weights_mb": (summary.bytes as f64 / (1 << 20) as f64 * 10.0).round() / 10.0,
             "threads": candle_core::utils::get_num_threads(),
         });
         program::say(line)

@@ -2,7 +2,9 @@
 
 use crate::args::{any_number, count, probability};
 use candle_core::DType;
+use candle_core::quantized::GgmlDType;
 use clap::{Parser, ValueEnum};
+use lora::layers::GGML_TYPES;
 use std::path::PathBuf;
 
 /// Measures a training step and a forward pass, and prints one line of JSON.
@@ -85,10 +87,28 @@ pub(super) struct Args {
     #[arg(long, default_value = "f32")]
     pub(super) dtype: Precision,
 
+    /// Quantise the linear layers to this type of GGML's as the model is converted, such as q4_1 or q4_k;
+    /// not the head of a decoder.
+    #[arg(long, value_name = "TYPE", value_parser = quantisation)]
+    pub(super) quantize: Option<GgmlDType>,
+
     /// Run one more step, or without training one more forward pass, and print where its time goes,
     /// by op, to the standard error.
     #[arg(long)]
     pub(super) profile: bool,
+}
+
+/// Reads a type of GGML's by its name.
+fn quantisation(text: &str) -> Result<GgmlDType, String> {
+    let plain = |name: &str| name.replace('_', "").to_lowercase();
+    let name = |dtype: &GgmlDType| format!("{dtype:?}");
+    let known = GGML_TYPES
+        .iter()
+        .find(|dtype| plain(&name(dtype)) == plain(text));
+    known.copied().ok_or_else(|| {
+        let names: Vec<String> = GGML_TYPES.iter().map(name).collect();
+        format!("it must be one of {}", names.join(", ").to_lowercase())
+    })
 }
 
 #[derive(Clone, Copy, PartialEq, ValueEnum)]

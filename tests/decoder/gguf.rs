@@ -104,6 +104,12 @@ fn write(mut config: Json, tensors: HashMap<String, Tensor>, kind: GgmlDType) ->
         Json::Null => config["rope_scaling"].clone(),
         rope => rope.clone(),
     };
+    let local = float(&rope["sliding_attention"], "rope_theta");
+    let local = local.or(float(&config, "rope_local_base_freq"));
+    let rope = match &rope["full_attention"] {
+        Json::Null => rope,
+        full => full.clone(),
+    };
     let theta = float(&rope, "rope_theta").or(float(&config, "rope_theta"));
     let mut fields: Vec<(String, Value)> = vec![
         ("general.architecture".into(), Value::String(arch.clone())),
@@ -135,11 +141,13 @@ fn write(mut config: Json, tensors: HashMap<String, Tensor>, kind: GgmlDType) ->
         ("residual_scale", "residual_multiplier"),
         ("attention.scale", "attention_multiplier"),
         ("logit_scale", "logits_scaling"),
-        ("rope.freq_base_swa", "rope_local_base_freq"),
     ] {
         if let Some(value) = float(&config, of) {
             set(key, Value::F32(value));
         }
+    }
+    if let Some(local) = local {
+        set("rope.freq_base_swa", Value::F32(local));
     }
     if let Some(window) = config["sliding_window"].as_u64() {
         set("attention.sliding_window", Value::U32(window as u32));

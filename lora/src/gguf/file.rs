@@ -92,6 +92,23 @@ impl GgufFile {
         self.tensors.get(name).map(|(_, info)| info)
     }
 
+    /// The number of files that the model is in.
+    pub(crate) fn parts(&self) -> usize {
+        self.parts.len()
+    }
+
+    /// A whole number of a key; of a list, the number that all have in common.
+    pub(crate) fn count(&self, key: &str) -> Option<usize> {
+        match self.fields.get(key)? {
+            Field::Unsigned(count) => usize::try_from(*count).ok(),
+            Field::Numbers(counts) => match counts[..] {
+                [first, ..] if counts.iter().all(|count| *count == first) => Some(first as usize),
+                _ => None,
+            },
+            _ => None,
+        }
+    }
+
     /// The text of a key.
     pub(crate) fn text(&self, key: &str) -> Option<&str> {
         match self.fields.get(key) {

@@ -15,6 +15,7 @@
 //! | read the settings alone | [`LoraConfig::from_pretrained`](crate::LoraConfig::from_pretrained), [`AdapterConfig::read`] |
 //! | merge into a checkpoint on disk | [`merge_checkpoint`] |
 //! | load a merged model | [`merged_var_builder`] |
+//! | merge an adapter into a model in a GGUF file | [`merge_gguf`] |
 //! | exchange adapters with llama.cpp | [`adapter_to_gguf`], [`gguf_to_adapter`] |
 //! | exchange adapters with kohya, diffusers, mlx-lm | [`import`] |
 //! | say how to read what a directory leaves open | [`AdapterDir`] |
@@ -88,7 +89,7 @@ mod weights;
 pub use crate::adapter::check_name;
 pub use config::{AdapterConfig, InitWeights, OneOrMany, TaskType, TokenIndices};
 pub use dir::AdapterDir;
-pub use gguf::{GgufOptions, adapter_to_gguf, gguf_to_adapter};
+pub use gguf::{GgufMergeReport, GgufOptions, adapter_to_gguf, gguf_to_adapter, merge_gguf};
 pub use merge::{
     MergeCheck, MergeOptions, MergeReport, merge_checkpoint, merge_checkpoint_with,
     merged_var_builder, merged_var_builder_with,

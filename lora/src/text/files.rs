@@ -46,27 +46,51 @@ impl Files {
             _ => Ok(Map::new()),
         };
         let (config, tokens) = (optional(CONFIG)?, optional(SPECIAL)?);
+        let longest = longest(&optional(SENTENCES)?, &config);
+        let templates = templates(directory, &config)?;
+        Self::of(directory, &config, &tokens, (longest, templates)).map_err(|problems| {
+            Error::File {
+                path: directory.join(CONFIG),
+                problems,
+            }
+        })
+    }
+
+    /// What the metadata of a GGUF file say, in the words of `tokenizer_config.json`.
+    pub(super) fn of_gguf(path: &Path, config: &Map<String, Value>) -> Result<Self> {
+        let template = config.get("chat_template").and_then(Value::as_str);
+        let templates = template.map(|template| (DEFAULT.to_string(), template.to_string()));
+        let more = (None, templates.into_iter().collect());
+        Self::of(path, config, &Map::new(), more).map_err(|problems| Error::File {
+            path: path.into(),
+            problems,
+        })
+    }
+
+    fn of(
+        directory: &Path,
+        config: &Map<String, Value>,
+        tokens: &Map<String, Value>,
+        (longest, templates): (Option<usize>, IndexMap<String, String>),
+    ) -> Result<Self, Vec<String>> {
         let mut problems = Vec::new();
         let files = Self {
             directory: directory.into(),
-            special: special::named(&[&config, &tokens]),
-            unnamed: [special::unnamed(&config), special::unnamed(&tokens)].concat(),
-            added: added(&config, &mut problems),
-            longest: longest(&optional(SENTENCES)?, &config),
-            cut: match side(&config, "truncation_side", &mut problems) {
+            special: special::named(&[config, tokens]),
+            unnamed: [special::unnamed(config), special::unnamed(tokens)].concat(),
+            added: added(config, &mut problems),
+            longest,
+            cut: match side(config, "truncation_side", &mut problems) {
                 true => TruncationDirection::Left,
                 false => TruncationDirection::Right,
             },
-            pads_left: side(&config, "padding_side", &mut problems),
+            pads_left: side(config, "padding_side", &mut problems),
             adds: ["add_bos_token", "add_eos_token"].map(|key| config.get(key)?.as_bool()),
-            templates: templates(directory, &config)?,
+            templates,
         };
         match problems.is_empty() {
             true => Ok(files),
-            false => Err(Error::File {
-                path: directory.join(CONFIG),
-                problems,
-            }),
+            false => Err(problems),
         }
     }
 

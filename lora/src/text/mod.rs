@@ -26,6 +26,7 @@
 mod chat;
 mod files;
 mod generate;
+mod gguf;
 mod python;
 mod special;
 mod stops;

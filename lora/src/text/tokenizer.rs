@@ -2,9 +2,11 @@
 
 use super::chat::ChatOptions;
 use super::files::Files;
+use super::gguf;
 use super::special::NAMES;
 use crate::data::{Message, Rendered, Side, Tokenize, Tokenized};
 use crate::file::{parse_json, read_up_to};
+use crate::gguf::GgufFile;
 use crate::{Error, Result};
 use rayon::prelude::*;
 use serde_json::Value;
@@ -123,9 +125,32 @@ impl Tokenizer {
         let bytes = read_up_to(&path, MOST_MIB, "a tokenizer")?;
         let broken = |problem: String| Error::file(&path, problem);
         parse_json(&bytes).map_err(|error| broken(format!("is not valid JSON: {error}")))?;
-        let mut inner = tokenizers::Tokenizer::from_bytes(&bytes)
+        Self::with(&bytes, Files::read(directory)?, broken)
+    }
+
+    /// The tokenizer of a model in a GGUF file, with its special tokens and chat template. Byte-level BPE
+    /// is read, as most models have it; the way to cut texts must be known.
+    ///
+    /// ```no_run
+    /// let tokenizer = lora::text::Tokenizer::from_gguf("SmolLM2-135M-Instruct.Q4_1.gguf")?;
+    /// assert_eq!(tokenizer.decode(&tokenizer.encode("a token")?.ids)?, "a token");
+    /// # Ok::<(), lora::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::File`] if the file is damaged, or its tokenizer is of another kind, which is named.
+    pub fn from_gguf(path: impl AsRef<Path>) -> Result<Self> {
+        let path = path.as_ref();
+        let (tokenizer, config) = gguf::files(&GgufFile::open(path)?)?;
+        let files = Files::of_gguf(path, &config)?;
+        let broken = |problem: String| Error::file(path, problem);
+        Self::with(tokenizer.to_string().as_bytes(), files, broken)
+    }
+
+    /// The tokenizer of a file's contents.
+    fn with(bytes: &[u8], files: Files, broken: impl Fn(String) -> Error) -> Result<Self> {
+        let mut inner = tokenizers::Tokenizer::from_bytes(bytes)
             .map_err(|error| broken(format!("is no tokenizer: {error}")))?;
-        let files = Files::read(directory)?;
         inner.with_padding(None);
         let failed = |error: tokenizers::Error| broken(error.to_string());
         inner.with_truncation(None).map_err(failed)?;

@@ -3,11 +3,13 @@
 //! `plan` finds the places of a file's modules, `sources` has what a tensor of a GGUF file consists
 //! of.
 
+mod merge;
 mod plan;
 mod read;
 mod sources;
 mod write;
 
+pub use merge::{GgufMergeReport, merge_gguf};
 pub use read::gguf_to_adapter;
 pub use write::adapter_to_gguf;
 

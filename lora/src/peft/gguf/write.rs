@@ -1,7 +1,8 @@
 //! From a directory to GGUF.
 
+use super::plan as places;
 use super::sources::Pair;
-use super::{GgufOptions, VERSION, plan};
+use super::{GgufOptions, VERSION};
 use crate::adapter::Part;
 use crate::config::naming::Naming;
 use crate::config::selection::misfits;
@@ -16,6 +17,7 @@ use crate::peft::{AdapterConfig, AdapterDir, CONFIG_FILE, WEIGHTS_FILE, files, k
 use crate::{Error, LoraConfig, Result, TrainBias};
 use candle_core::quantized::GgmlDType;
 use candle_core::{DType, Tensor};
+use indexmap::IndexMap;
 use std::io::{self, BufWriter, Write};
 use std::path::Path;
 
@@ -61,32 +63,16 @@ pub fn adapter_to_gguf(
             return Err(Error::Config(vec![problem]));
         }
     };
-    let (file, Weights { mut tensors }) = files::open_pair(&dir)?;
-    let mut config = settings(&file).map_err(|problems| Error::File {
-        path: dir.path().join(CONFIG_FILE),
-        problems,
-    })?;
+    let Plan {
+        file,
+        weights,
+        alpha,
+        pairs,
+    } = plan(&dir, arch, options)?;
     let failed = |problems| Error::File {
         path: dir.path().join(WEIGHTS_FILE),
         problems,
     };
-    config.naming = name(&mut tensors, arch, &dir).map_err(|problem| failed(vec![problem]))?;
-    let weights = tensors;
-    // Zero means a scaling of 1 in GGUF.
-    let alpha = match config.alpha as f32 {
-        alpha if alpha.is_finite() && alpha != 0.0 => alpha,
-        _ => config.rank as f32,
-    };
-    if !config.naming.is_same() {
-        let of_file = misfits(&config, ranks(&weights))?;
-        config.naming.settings_mean_model(true);
-        let of_model = misfits(&config, ranks(&weights))?;
-        config.naming.settings_mean_model(of_model < of_file);
-    }
-    let (pairs, problems) = plan::pairs(&weights, &config, arch, options, are_old(&dir, &file))?;
-    if !problems.is_empty() {
-        return Err(failed(problems));
-    }
     let header = header(arch.name, alpha, &file, pairs.values(), kind);
     let header = header.map_err(|problem| failed(vec![problem]))?;
 
@@ -118,6 +104,51 @@ pub fn adapter_to_gguf(
     staged.persist(path).map_err(|error| written(error.error))?;
     file::sync(parent);
     Ok(())
+}
+
+/// The updates of a directory's adapter, as an architecture of llama.cpp has them.
+pub(super) struct Plan {
+    file: AdapterConfig,
+    pub(super) weights: Tensors,
+    alpha: f32,
+    /// By llama.cpp's name of the weight.
+    pub(super) pairs: IndexMap<String, Pair>,
+}
+
+/// Reads the adapter of a directory.
+pub(super) fn plan(dir: &AdapterDir, arch: &'static Arch, options: &GgufOptions) -> Result<Plan> {
+    let (file, Weights { mut tensors }) = files::open_pair(dir)?;
+    let mut config = settings(&file).map_err(|problems| Error::File {
+        path: dir.path().join(CONFIG_FILE),
+        problems,
+    })?;
+    let failed = |problems| Error::File {
+        path: dir.path().join(WEIGHTS_FILE),
+        problems,
+    };
+    config.naming = name(&mut tensors, arch, dir).map_err(|problem| failed(vec![problem]))?;
+    let weights = tensors;
+    // Zero means a scaling of 1 in GGUF.
+    let alpha = match config.alpha as f32 {
+        alpha if alpha.is_finite() && alpha != 0.0 => alpha,
+        _ => config.rank as f32,
+    };
+    if !config.naming.is_same() {
+        let of_file = misfits(&config, ranks(&weights))?;
+        config.naming.settings_mean_model(true);
+        let of_model = misfits(&config, ranks(&weights))?;
+        config.naming.settings_mean_model(of_model < of_file);
+    }
+    let (pairs, problems) = places::pairs(&weights, &config, arch, options, are_old(dir, &file))?;
+    if !problems.is_empty() {
+        return Err(failed(problems));
+    }
+    Ok(Plan {
+        file,
+        weights,
+        alpha,
+        pairs,
+    })
 }
 
 /// The paths of the modules in the file, with their ranks.
