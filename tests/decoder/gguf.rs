@@ -517,3 +517,45 @@ fn what_is_wrong_is_named() {
         "`general.type` is adapter",
     );
 }
+
+/// The merged file holds what the adapter makes of the dequantised weights, in the types of the base.
+#[test]
+fn an_adapter_is_merged_into_a_file() {
+    for (case, kind) in [
+        ("llama_llama3", GgmlDType::F32),
+        ("phi3_partial", GgmlDType::F32),
+        ("phi3_partial", GgmlDType::Q8_0),
+    ] {
+        let (pair, io) = (pair(case, kind), io(case));
+        let adapter = folder("peft").join(case).join("adapter");
+        let out = pair.root.path().join("merged.gguf");
+        let report = lora::peft::merge_gguf(pair.gguf(), &adapter, &out).unwrap();
+        assert!(!report.layers.is_empty());
+        let most = if kind == GgmlDType::F32 { 0.0 } else { 0.01 };
+        for (name, error) in &report.layers {
+            assert!(*error <= most, "{case}, {name}: {error}");
+        }
+        let merged = from_gguf(&out, &Options::new()).unwrap().model;
+        let merged = merged.forward(&io["ids"], None).unwrap();
+        let adapted = pair.full().with_adapter(adapter).unwrap();
+        let expected = adapted.forward(&io["ids"], None).unwrap();
+        // What Q8_0 rounds is in the report.
+        if kind == GgmlDType::F32 {
+            assert_close(case, &merged, &expected, 1e-5);
+        }
+        assert_eq!(
+            fs::metadata(&out).unwrap().len(),
+            fs::metadata(pair.gguf()).unwrap().len()
+        );
+    }
+    let pair = wide(GgmlDType::Q4_0);
+    let adapter = folder("peft").join("llama_llama3").join("adapter");
+    let out = pair.root.path().join("merged.gguf");
+    let error = lora::peft::merge_gguf(pair.gguf(), adapter, &out).unwrap_err();
+    let error = error.to_string();
+    assert!(
+        error.contains("of shape [256, 256], the adapter's is"),
+        "{error}"
+    );
+    assert!(!out.exists());
+}

@@ -2,6 +2,7 @@
 
 mod chat;
 mod generate;
+mod gguf;
 mod learn;
 mod tokenizer;
 

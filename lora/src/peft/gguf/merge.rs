@@ -1,12 +1,12 @@
 //! Merging an adapter into a model in a GGUF file, in the types of its blocks.
 
-use super::write::{Plan, plan};
 use super::GgufOptions;
-use crate::gguf::{archs, names};
+use super::write::{Plan, plan};
 use crate::adapter::quantised::quantise;
 use crate::error::shorten;
 use crate::file;
 use crate::gguf::GgufFile;
+use crate::gguf::{archs, names};
 use crate::peft::AdapterDir;
 use crate::{Error, Result};
 use candle_core::{DType, Device, Tensor};
