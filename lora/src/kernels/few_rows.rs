@@ -153,3 +153,67 @@ fn add_dots<T: Element, S: Simd, const ROWS: usize, const RANKS: usize>(
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kernels::matrix::{Matrix, multiply};
+    use crate::kernels::simd::testing::at_every_level;
+
+    fn numbers(count: usize, seed: usize) -> Vec<f64> {
+        let number = |i: usize| ((i * 37 + seed * 101) % 97) as f64 / 97.0 - 0.5;
+        (0..count).map(number).collect()
+    }
+
+    /// The product of few rows, and that of [`multiply`], against sums in f64.
+    fn check<T: Element>((rows, inputs, outputs): (usize, usize, usize), error: f64) {
+        let (x, w) = (numbers(rows * inputs, 1), numbers(outputs * inputs, 2));
+        let start = numbers(rows * outputs, 3);
+        let cast = |values: &[f64]| -> Vec<T> { values.iter().map(|&x| T::of(x)).collect() };
+        let (of_x, of_w) = (cast(&x), cast(&w));
+        for add in [false, true] {
+            for threads in [Threads::One, Threads::All] {
+                let mut ours = cast(&start);
+                product(&mut ours, &of_x, &of_w, inputs, add, threads);
+                let mut general = cast(&start);
+                let (x_matrix, w_matrix) = (
+                    Matrix::new(&of_x, rows, inputs),
+                    Matrix::new(&of_w, outputs, inputs),
+                );
+                multiply(&mut general, x_matrix, w_matrix.t(), T::ONE, add, threads);
+                for (index, (ours, general)) in ours.iter().zip(general).enumerate() {
+                    let (row, output) = (index / outputs, index % outputs);
+                    let terms = (0..inputs).map(|i| x[row * inputs + i] * w[output * inputs + i]);
+                    let before = if add { start[index] } else { 0.0 };
+                    let exact = before + terms.sum::<f64>();
+                    for value in [*ours, general] {
+                        let value = value.to_f64();
+                        assert!(
+                            (value - exact).abs() <= error * (1.0 + inputs as f64).sqrt(),
+                            "{rows}x{inputs}x{outputs}, add {add}: {value} for {exact}"
+                        );
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn every_level_computes_the_product() {
+        at_every_level(|_| {
+            for rows in [1, 2, 3, 7, 8, 9] {
+                for (inputs, outputs) in [(1, 1), (3, 5), (17, 70), (100, 9), (1030, 130)] {
+                    check::<f32>((rows, inputs, outputs), 1e-5);
+                    check::<f64>((rows, inputs, outputs), 1e-13);
+                }
+            }
+        });
+    }
+
+    /// What is measured: rows that gemm is slow for.
+    #[test]
+    fn few_rows_are_those_of_a_step_of_generation() {
+        assert!(are_few(8, 576) && are_few(1, 1536) && are_few(63, 4096));
+        assert!(!are_few(1, 576) && !are_few(9, 576) && !are_few(64, 4096) && !are_few(2, 0));
+    }
+}
