@@ -12,14 +12,19 @@ pub(super) const FAR_APART: usize = 1024;
 /// From so many rows on, a copy of a weight in another order pays, where its columns are far apart.
 pub(super) const MANY_ROWS: usize = 64;
 
-/// Whether so many rows are few, for a weight of so many inputs: gemm reads columns that are far apart
-/// much slower than others.
-pub(super) fn are_few(rows: usize, inputs: usize) -> bool {
-    match inputs >= FAR_APART {
-        true => rows < MANY_ROWS,
-        false => inputs > 0 && (2..=8).contains(&rows),
+/// Whether so many rows are few, for a weight of so many inputs and outputs: where gemm is slower.
+pub(super) fn are_few(rows: usize, inputs: usize, outputs: usize) -> bool {
+    match inputs {
+        0 => false,
+        // gemm reads columns that are far apart much slower than others.
+        FAR_APART.. => rows < MANY_ROWS,
+        _ if rows == 1 => inputs * outputs >= LARGE,
+        _ => rows <= 16,
     }
 }
+
+/// Numbers of a weight from which on a single row's product is faster here.
+const LARGE: usize = 1 << 20;
 
 /// Numbers of W that one task reads.
 const PART: usize = 1 << 16;
@@ -128,7 +133,14 @@ fn dots_block<T: Element, S: Simd, const ROWS: usize, const RANKS: usize>(
     if whole < width {
         add_dots(simd, x, a, width, whole, width - whole, &mut sums);
     }
-    sums.map(|row| row.map(Vector::sum))
+    // Loops, as a closure would not be compiled for the vector instructions.
+    let mut totals = [[T::ZERO; RANKS]; ROWS];
+    for row in 0..ROWS {
+        for k in 0..RANKS {
+            totals[row][k] = sums[row][k].sum();
+        }
+    }
+    totals
 }
 
 /// Adds the products of so many columns from `start` on.
@@ -213,7 +225,9 @@ mod tests {
     /// What is measured: rows that gemm is slow for.
     #[test]
     fn few_rows_are_those_of_a_step_of_generation() {
-        assert!(are_few(8, 576) && are_few(1, 1536) && are_few(63, 4096));
-        assert!(!are_few(1, 576) && !are_few(9, 576) && !are_few(64, 4096) && !are_few(2, 0));
+        assert!(are_few(8, 576, 576) && are_few(16, 576, 49152) && are_few(1, 576, 49152));
+        assert!(are_few(1, 1536, 576) && are_few(63, 4096, 4096));
+        assert!(!are_few(1, 576, 576) && !are_few(17, 576, 49152));
+        assert!(!are_few(64, 4096, 4096) && !are_few(2, 0, 3));
     }
 }
