@@ -329,3 +329,39 @@ fn a_model_comes_with_its_configuration_and_shards() {
         "{missing}"
     );
 }
+
+/// A tokenizer comes with those of its files that there are.
+#[test]
+fn a_tokenizer_is_fetched_with_the_files_beside_it() {
+    let route = |file: &str| format!("/someone/model/resolve/main/{file}");
+    let files = HashMap::from([
+        (route("tokenizer.json"), b"{}".to_vec()),
+        (
+            route("tokenizer_config.json"),
+            b"{\"eos_token\": \"x\"}".to_vec(),
+        ),
+    ]);
+    let server = Server::of(Answer::Whole, files);
+    let cache = tempfile::tempdir().unwrap();
+    let found = server
+        .hub(cache.path())
+        .fetch_tokenizer("someone/model")
+        .unwrap();
+    let mut names: Vec<String> = std::fs::read_dir(&found)
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    names.sort();
+    assert_eq!(names, ["tokenizer.json", "tokenizer_config.json"]);
+    let offline = server.hub(cache.path()).offline(true);
+    assert_eq!(offline.fetch_tokenizer("someone/model").unwrap(), found);
+    let missing = server
+        .hub(cache.path())
+        .fetch_tokenizer("someone/other")
+        .unwrap_err();
+    let missing = missing.to_string();
+    assert!(
+        missing.starts_with("someone/other/tokenizer.json: the hub at "),
+        "{missing}"
+    );
+}

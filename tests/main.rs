@@ -5,6 +5,7 @@
 //! the network, the compiler.
 
 mod convert;
+mod data;
 mod decoder;
 mod derive;
 mod encoder;

@@ -78,6 +78,14 @@ pub enum Error {
     #[error("the generation:{}", list(.0))]
     Generation(Vec<String>),
 
+    /// Training data that cannot be used: records, lengths, the state of batches.
+    #[error("the data:{}", list(.0))]
+    Data(Vec<String>),
+
+    /// A chat template that refuses a conversation or is damaged, or a text that has no tokens.
+    #[error("the text:{}", list(.0))]
+    Text(Vec<String>),
+
     /// A name that no model has.
     #[error("no model is called `{name}`{}", suggest(.near))]
     UnknownModel {

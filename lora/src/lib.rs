@@ -59,6 +59,8 @@
 //!   [`transfer_weights`].
 //! - Chains of layers as one node: [`blocks`]. Parts that keep no inner values: [`checkpoint`].
 //! - Ready models: [`models`]. Language models: [`models::decoder`], [`models::generate`].
+//! - Training data, from JSONL files to batches: [`data`]. Tokenizers, chat templates and generated text:
+//!   `text`, a feature.
 //! - Where the time of a step goes: [`profile`]. Memory that a program keeps from step to step:
 //!   [`memory`].
 //! - PEFT's calls and their counterparts: [`coming_from_peft`].
@@ -86,7 +88,8 @@
 //!
 //! # Features
 //!
-//! `hub` adds pretrained weights from the Hugging Face hub; `mimalloc` is an allocator for [`memory`];
+//! `hub` adds pretrained weights from the Hugging Face hub; `text` adds tokenizers, chat templates and
+//! generated text; `mimalloc` is an allocator for [`memory`];
 //! `cuda`, `metal`, `mkl` and `accelerate`
 //! are candle's.
 
@@ -100,6 +103,7 @@ pub mod blocks;
 pub mod coming_from_peft {}
 mod config;
 mod convert;
+pub mod data;
 mod error;
 mod file;
 mod init;
@@ -114,6 +118,8 @@ pub mod optim;
 mod path;
 pub mod peft;
 pub mod profile;
+#[cfg(feature = "text")]
+pub mod text;
 mod traits;
 
 pub use adapter::{

@@ -281,7 +281,7 @@ fn settings_come_with_the_model() {
     assert_eq!(
         error,
         "DIR/generation_config.json:
-  - `eos_token_id` is \"x\": a token or a list of tokens is expected
+  - `eos_token_id` is \"x\": one value or a list is expected
   - `num_beams` is 4: generation here has no such setting
   - temperature is -1: it must be 0 or more"
     );

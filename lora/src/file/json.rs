@@ -1,9 +1,12 @@
 //! JSON whose objects have each key once.
 
+use super::read_bounded;
+use crate::{Error as LoraError, Result};
 use serde::de::{Deserializer, Error, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, de};
 use serde_json::{Map, Value};
 use std::fmt;
+use std::path::Path;
 
 /// A JSON value whose objects have each key once. serde_json and Python silently take the last of
 /// two equal keys, so that a file could say two things.
@@ -15,6 +18,20 @@ pub(crate) struct Unique(pub(crate) Value);
 /// If the text is no JSON, is nested deeper than 127 levels, or an object has a key twice.
 pub(crate) fn parse(json: &[u8]) -> serde_json::Result<Value> {
     serde_json::from_slice(json).map(|Unique(value)| value)
+}
+
+/// Reads a file of JSON.
+pub(crate) fn read(path: &Path) -> Result<Value> {
+    parse(&read_bounded(path)?)
+        .map_err(|error| LoraError::file(path, format!("is not valid JSON: {error}")))
+}
+
+/// Reads a file that holds a JSON object.
+pub(crate) fn read_object(path: &Path) -> Result<Map<String, Value>> {
+    match read(path)? {
+        Value::Object(map) => Ok(map),
+        _ => Err(LoraError::file(path, "is no JSON object")),
+    }
 }
 
 impl<'de> Deserialize<'de> for Unique {

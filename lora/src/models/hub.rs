@@ -12,6 +12,16 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+/// What a repository may have beside `tokenizer.json`.
+const BESIDE_A_TOKENIZER: [&str; 6] = [
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+    "chat_template.json",
+    "sentence_bert_config.json",
+    "generation_config.json",
+];
+
 /// Access to the Hugging Face hub.
 ///
 /// A file in the cache is used as it is, without a request. Any other file is downloaded, with a
@@ -87,12 +97,34 @@ impl Hub {
         Ok(directory.to_path_buf())
     }
 
+    /// The directory in the cache that holds a repository's tokenizer: `tokenizer.json`, and those of the
+    /// files beside that the repository has. `text::Tokenizer`, of the feature `text`, reads it. Offline, the
+    /// files beside are those in the cache.
+    ///
+    /// # Errors
+    /// As [`fetch`](Self::fetch).
+    pub fn fetch_tokenizer(&self, repository: &str) -> Result<PathBuf> {
+        let tokenizer = self.fetch(repository, "tokenizer.json")?;
+        for file in BESIDE_A_TOKENIZER {
+            // Not every tokenizer has each.
+            let _ = self.find(repository, file)?;
+        }
+        let directory = tokenizer.parent().unwrap_or(Path::new("."));
+        Ok(directory.to_path_buf())
+    }
+
     /// The path of a repository's file in the cache, for example of `model.safetensors` of
     /// `timm/convnext_tiny.fb_in1k`. A file that is missing or damaged is downloaded.
     ///
     /// # Errors
     /// [`Error::File`] names repository and file. The cache is then as if nothing had been asked.
     pub fn fetch(&self, repository: &str, file: &str) -> Result<PathBuf> {
+        let missing = |reason| Error::file(format!("{repository}/{file}"), reason);
+        self.find(repository, file)?.map_err(missing)
+    }
+
+    /// The path of a repository's file in the cache, or the reason why there is no such file.
+    fn find(&self, repository: &str, file: &str) -> Result<Result<PathBuf, String>> {
         let name = format!("{repository}/{file}");
         let fail = |problem: String| Error::file(&name, problem);
         let mut client = HFClient::builder();
@@ -119,14 +151,14 @@ impl Hub {
         let cached = cached.local_files_only(true).send();
         let damaged = match cached {
             Ok(path) => match check(&path, None) {
-                Ok(()) => return Ok(path),
+                Ok(()) => return Ok(Ok(path)),
                 Err(problem) if self.offline => return Err(fail(problem)),
                 Err(_) => true,
             },
             Err(_) => false,
         };
         if self.offline {
-            return Err(fail(format!(
+            return Ok(Err(format!(
                 "not in the cache, {}, and offline mode allows no download",
                 cache.display()
             )));
@@ -139,16 +171,19 @@ impl Hub {
         };
         let download = repository.download_file().filename(file);
         let download = download.force_download(damaged).progress(progress).send();
-        let path = download.map_err(|error| {
-            fail(match error {
-                HFError::EntryNotFound { .. } | HFError::RepoNotFound { .. } => {
-                    format!("the hub at {endpoint} has no such repository or file")
-                }
-                error => format!("not downloaded from {endpoint}: {}", describe(&error)),
-            })
-        })?;
+        let path = match download {
+            Ok(path) => path,
+            Err(HFError::EntryNotFound { .. } | HFError::RepoNotFound { .. }) => {
+                let reason = format!("the hub at {endpoint} has no such repository or file");
+                return Ok(Err(reason));
+            }
+            Err(error) => {
+                let problem = format!("not downloaded from {endpoint}: {}", describe(&error));
+                return Err(fail(problem));
+            }
+        };
         match check(&path, Some(length.load(Ordering::Relaxed))) {
-            Ok(()) => Ok(path),
+            Ok(()) => Ok(Ok(path)),
             Err(problem) => {
                 remove(&path);
                 Err(fail(format!("not downloaded from {endpoint}: {problem}")))

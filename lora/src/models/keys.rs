@@ -1,32 +1,16 @@
 //! Reading the settings of a `config.json`, with a list of everything wrong.
 
 use crate::error::shorten;
-use crate::file::{parse_json, read_bounded};
-use crate::{Error, Result};
+pub(super) use crate::file::{read_json, read_object};
 use candle_nn::Activation;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 use std::cell::RefCell;
 use std::collections::HashSet;
-use std::path::Path;
 
 /// More than any model has. A damaged file must not make us ask for all memory.
 pub(super) const MAX_WIDTH: usize = 1 << 20;
 pub(super) const MAX_LAYERS: usize = 1 << 10;
-
-/// Reads a file of JSON.
-pub(super) fn read_json(path: &Path) -> Result<Value> {
-    parse_json(&read_bounded(path)?)
-        .map_err(|error| Error::file(path, format!("is not valid JSON: {error}")))
-}
-
-/// Reads a file that holds a JSON object.
-pub(super) fn read_object(path: &Path) -> Result<Map<String, Value>> {
-    match read_json(path)? {
-        Value::Object(map) => Ok(map),
-        _ => Err(Error::file(path, "is no JSON object")),
-    }
-}
 
 /// The activation that most models call so.
 pub(super) fn activation(name: &str) -> Option<Activation> {

@@ -71,6 +71,13 @@ pub fn generate<'a, M: Decode>(
     settings: &Settings,
 ) -> Result<Generate<'a, M>> {
     let mut problems = settings.problems();
+    if !settings.stop_strings.is_empty() {
+        problems.push(
+            "stop strings end texts, here are tokens: call `text::generate`, of the feature `text`, or leave \
+             them out with `stop_strings::<String>([])`"
+                .into(),
+        );
+    }
     let prompts: Vec<&[u32]> = prompts.iter().map(AsRef::as_ref).collect();
     if prompts.is_empty() {
         problems.push("there is no prompt".into());
@@ -130,6 +137,22 @@ impl<M: Decode> Generate<'_, M> {
             }
         }
         Ok(all)
+    }
+
+    /// Ends the sequence of a prompt: it gets no more tokens.
+    ///
+    /// # Panics
+    /// If there is no prompt of this number.
+    pub fn end_row(&mut self, prompt: usize) {
+        self.rows[prompt].ended = true;
+    }
+
+    /// Whether the sequence of a prompt has ended.
+    ///
+    /// # Panics
+    /// If there is no prompt of this number.
+    pub fn has_ended(&self, prompt: usize) -> bool {
+        self.rows[prompt].ended
     }
 
     fn step(&mut self) -> Result<Vec<Option<u32>>> {

@@ -14,6 +14,9 @@ pub struct Settings {
     pub max_new_tokens: usize,
     /// A sequence ends with one of these tokens, which is its last.
     pub stop_tokens: Vec<u32>,
+    /// A text ends before one of these, which may lie in several tokens. Only `text::generate`, of the
+    /// feature `text`, knows texts.
+    pub stop_strings: Vec<String>,
     /// Divides the logits: below 1 for likely tokens, above 1 for variety. With 0 the likeliest token
     /// is taken, and nothing is drawn.
     pub temperature: f64,
@@ -36,6 +39,7 @@ impl Default for Settings {
         Self {
             max_new_tokens: 64,
             stop_tokens: Vec::new(),
+            stop_strings: Vec::new(),
             temperature: 0.0,
             top_k: None,
             top_p: None,
@@ -61,6 +65,12 @@ impl Settings {
     /// Sets [`stop_tokens`](Self::stop_tokens).
     pub fn stop_tokens(mut self, tokens: impl IntoIterator<Item = u32>) -> Self {
         self.stop_tokens = tokens.into_iter().collect();
+        self
+    }
+
+    /// Sets [`stop_strings`](Self::stop_strings).
+    pub fn stop_strings<S: Into<String>>(mut self, strings: impl IntoIterator<Item = S>) -> Self {
+        self.stop_strings = strings.into_iter().map(Into::into).collect();
         self
     }
 
@@ -153,12 +163,21 @@ fn without_counterpart() -> [(&'static str, Value); 11] {
     ]
 }
 
-/// One token or several.
+/// One token or text, or several.
 #[derive(Deserialize)]
-#[serde(untagged, expecting = "a token or a list of tokens is expected")]
-enum Tokens {
-    One(u32),
-    Several(Vec<u32>),
+#[serde(untagged, expecting = "one value or a list is expected")]
+enum OneOrMore<T> {
+    One(T),
+    More(Vec<T>),
+}
+
+impl<T> From<OneOrMore<T>> for Vec<T> {
+    fn from(values: OneOrMore<T>) -> Self {
+        match values {
+            OneOrMore::One(value) => vec![value],
+            OneOrMore::More(values) => values,
+        }
+    }
 }
 
 impl Settings {
@@ -185,11 +204,8 @@ impl Settings {
         };
         let map = read_object(&path)?;
         let keys = Keys::new(&map);
-        let mut settings = Self::new().stop_tokens(match keys.find("eos_token_id") {
-            Some(Tokens::One(token)) => vec![token],
-            Some(Tokens::Several(tokens)) => tokens,
-            None => Vec::new(),
-        });
+        let stop_tokens: Option<OneOrMore<u32>> = keys.find("eos_token_id");
+        let mut settings = Self::new().stop_tokens(stop_tokens.map_or(Vec::new(), Vec::from));
         if is_own {
             settings.read(&map, &keys);
         }
@@ -203,6 +219,8 @@ impl Settings {
 
     /// Reads a `generation_config.json`.
     fn read(&mut self, map: &Map<String, Value>, keys: &Keys<'_>) {
+        let stop_strings: Option<OneOrMore<String>> = keys.find("stop_strings");
+        self.stop_strings = stop_strings.map_or(Vec::new(), Vec::from);
         self.max_new_tokens = keys.get("max_new_tokens", self.max_new_tokens);
         self.repetition_penalty = keys.get("repetition_penalty", 1.0);
         if keys.get("do_sample", false) {
