@@ -22,4 +22,5 @@ mod optim;
 mod peft;
 mod properties;
 mod strict;
+mod train;
 mod vit;
