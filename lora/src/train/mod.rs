@@ -17,21 +17,21 @@
 //! #[lora::forward]
 //! impl Module for Mlp {
 //!     fn forward(&self, xs: &Tensor) -> candle_core::Result<Tensor> {
-//!         xs.apply(&self.fc1)?.relu()?.apply(&self.fc2)
+//!         xs.apply(&self.fc1)?.tanh()?.apply(&self.fc2)
 //!     }
 //! }
 //!
-//! // Sixteen points of a parabola; a model that gives some line through them.
+//! // Sixteen points of a parabola; a model that gives another curve.
 //! let xs: Vec<f32> = (0..16).map(|x| x as f32 / 8.0 - 1.0).collect();
-//! let weight = |shape: (usize, usize)| {
-//!     let values = (0..shape.0 * shape.1).map(|i| (i as f32 * 0.618).fract() - 0.5);
+//! let weight = |shape: &[usize], seed: f32| {
+//!     let values = (0..32).map(|i| 2.0 * (i as f32 * seed).fract() - 1.0);
 //!     Tensor::from_iter(values, &Device::Cpu)?.reshape(shape)
 //! };
 //! let mlp = Mlp {
-//!     fc1: Linear::new(weight((32, 1))?, Some(weight((1, 32))?.squeeze(0)?)),
-//!     fc2: Linear::new(weight((1, 32))?, None),
+//!     fc1: Linear::new(weight(&[32, 1], 0.618)?, Some(weight(&[32], 0.414)?)),
+//!     fc2: Linear::new(weight(&[1, 32], 0.732)?, None),
 //! };
-//! let config = LoraConfig::new(4).target_modules(["fc1", "fc2"]).seed(1);
+//! let config = LoraConfig::new(1).target_modules(["fc1", "fc2"]).seed(1);
 //! let mut model = mlp.to_lora(&config)?;
 //!
 //! let mut batches = Examples::new([1; 16], &BatchOptions::new(4), |numbers| {
