@@ -47,7 +47,7 @@
 //!     |model, (xs, ys)| Ok(mse(&model.forward(xs)?, ys)?),
 //! )?;
 //! assert_eq!(trained.steps, 60 * 4);
-//! assert!(trained.losses[0] > 0.05 && trained.losses[59] < 1e-3, "{:?}", trained.losses);
+//! assert!(trained.losses[0] > 0.5 && trained.losses[59] < 2e-3, "{:?}", trained.losses);
 //! # Ok::<(), lora::Error>(())
 //! ```
 //!
