@@ -1,7 +1,7 @@
 //! What came of the job.
 
 use super::Agreement;
-use crate::training::Trained;
+use lora::train::Trained;
 use std::fmt;
 use std::path::PathBuf;
 
@@ -60,9 +60,11 @@ impl fmt::Display for Report {
             total,
             ..
         } = &self.trained;
-        let (layers, worst) = (gradients.layers, 100.0 * gradients.worst);
-        let checked = format!("right at {layers} layers, to {worst:.2} % by differences");
-        row("gradients", checked)?;
+        if let Some(gradients) = gradients {
+            let (layers, worst) = (gradients.layers, 100.0 * gradients.worst);
+            let checked = format!("right at {layers} layers, to {worst:.2} % by differences");
+            row("gradients", checked)?;
+        }
         let (step, total) = (step.as_secs_f64(), total.as_secs_f64());
         let times = format!("{step:.4} (median of {steps}), {total:.1} s in all");
         row("seconds a step", times)?;
