@@ -7,6 +7,7 @@ pub mod finetune;
 pub mod images;
 pub mod interrupt;
 pub mod pretrain;
+pub mod pretrain_text;
 pub mod program;
 pub mod rank;
 pub mod step_bench;

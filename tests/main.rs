@@ -14,6 +14,7 @@ mod gradients;
 mod house;
 mod kinds;
 mod layers;
+mod losses;
 mod matrix;
 mod merge;
 mod models;

@@ -8,7 +8,7 @@ mod common;
 use anyhow::{Context, Result};
 use common::{checkpoint, folder};
 use libtest_mimic::{Arguments, Failed, Trial};
-use lora_examples::{finetune, pretrain, step_bench, summary};
+use lora_examples::{finetune, pretrain, pretrain_text, step_bench, summary};
 use std::env;
 use std::fs;
 use std::path::Path;
@@ -20,6 +20,7 @@ fn main() -> ExitCode {
     match env::var(PROGRAM).as_deref() {
         Ok("finetune") => return finetune::main(),
         Ok("pretrain") => return pretrain::main(),
+        Ok("pretrain_text") => return pretrain_text::main(),
         Ok("step_bench") => return step_bench::main(),
         Ok("summary") => return summary::main(),
         _ => {}
@@ -37,6 +38,7 @@ fn main() -> ExitCode {
         #[cfg(unix)]
         trial("a_signal_leaves_nothing_behind", signals),
         trial("finetune_takes_up_where_pretrain_ends", pretraining),
+        trial("pretrain_text_writes_the_same_model_twice", text_models),
         trial("summary_prints_the_totals", totals),
         trial("step_bench_prints_a_line_of_json", json_line),
         trial("help_tells_what_is_not_obvious", help),
@@ -87,6 +89,10 @@ fn numbers() -> Result<()> {
         (
             "pretrain",
             "--epochs 0, --lr 0, --lr nan, --seed x, --threads 1000000",
+        ),
+        (
+            "pretrain_text",
+            "--steps 0, --batch 0, --context 0, --lr 0, --seed x, --threads 1000000",
         ),
         (
             "step_bench",
@@ -238,6 +244,51 @@ fn pretraining() -> Result<()> {
     assert!(output.status.success(), "{}", stderr(&output));
     let text = stdout(&output);
     assert!(text.contains("accuracy before"), "{text}");
+    Ok(())
+}
+
+fn text_models() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let text = dir.path().join("text.txt");
+    fs::write(&text, "Who goes there? A friend of bytes.\n".repeat(40))?;
+    let pretrain = |name: &str, seed: &str| -> Result<Output> {
+        let line = "--steps 3 --batch 2 --context 16 --seed";
+        let args: Vec<&str> = line.split(' ').chain([seed]).collect();
+        let mut command = program("pretrain_text", &args)?;
+        command.arg("--data").arg(&text);
+        Ok(command
+            .arg("--output")
+            .arg(dir.path().join(name))
+            .output()?)
+    };
+    let mut models = Vec::new();
+    for (name, seed) in [("one", "1"), ("again", "1"), ("another", "2")] {
+        let output = pretrain(name, seed)?;
+        assert!(output.status.success(), "{}", stderr(&output));
+        assert!(stdout(&output).contains("perplexity of a byte"));
+        let files = ["model.safetensors", "config.json", "tokenizer.json"];
+        let files = files.map(|file| fs::read(dir.path().join(name).join(file)));
+        models.push(files.into_iter().collect::<std::io::Result<Vec<_>>>()?);
+    }
+    assert!(models[0] == models[1], "the same seed");
+    assert!(models[0][0] != models[2][0], "another seed");
+    let model = lora::models::auto(dir.path().join("one"), &lora::models::Options::new())?;
+    assert_eq!(model.into_decoder()?.config.vocab_size, 257);
+    let output = pretrain("one", "1")?;
+    assert!(
+        stderr(&output).starts_with("error: --output"),
+        "{}",
+        stderr(&output)
+    );
+    assert!(stderr(&output).contains("is not empty"));
+    // Nothing lies beside them.
+    assert_eq!(fs::read_dir(dir.path())?.count(), 4);
+    fs::write(&text, "short")?;
+    let error = stderr(&pretrain("short", "1")?);
+    assert!(
+        error.contains("is no text to train on: it has 5 bytes"),
+        "{error}"
+    );
     Ok(())
 }
 

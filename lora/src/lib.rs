@@ -52,6 +52,7 @@
 //! - The state of the adapters: [`LayerStatus`], [`ModelStatus`].
 //! - The layers themselves, for use by hand: [`layers`].
 //! - Functions with candle's signatures that pass the gradient where candle's do not: [`ops`].
+//! - Losses of classes, numbers and embeddings: [`losses`]. How good a model is: [`metrics`].
 //! - Optimisers, LoRA+ and LoRA-FA among them, schedules, gradient clipping: [`optim`]. Training that
 //!   stops and goes on exactly there: [`optim::save_state`], [`optim::load_state`].
 //! - The seed of what training draws: [`seed_dropout`]; of initial values: [`LoraConfig::seed`].
@@ -110,8 +111,10 @@ mod init;
 mod kernels;
 pub mod layers;
 mod linalg;
+pub mod losses;
 mod manage;
 pub mod memory;
+pub mod metrics;
 pub mod models;
 pub mod ops;
 pub mod optim;

@@ -138,3 +138,25 @@ fn older_and_newer_directories() {
     fs::write(path.join("modules.json"), "{}").unwrap();
     assert_eq!(error(), "DIR/modules.json: a list of modules is expected");
 }
+
+/// The cosine of each embedding of the real MiniLM with that of sentence-transformers.
+#[test]
+#[ignore = "set LORA_MINILM to a directory of sentence-transformers/all-MiniLM-L6-v2"]
+fn real_minilm_embeds_as_sentence_transformers_does() {
+    let directory = std::env::var("LORA_MINILM");
+    let directory = directory.expect("LORA_MINILM, the directory of all-MiniLM-L6-v2");
+    let auto = models::auto(&directory, &Options::new()).unwrap();
+    let created = auto.into_encoder().unwrap();
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/minilm/embeddings.safetensors");
+    let io = candle_core::safetensors::load(file, &Device::Cpu).unwrap();
+    let inputs = Inputs::new(&io["ids"]).mask(&io["mask"]);
+    let embeddings = created.model.embed(&inputs, false).unwrap();
+    let expected = &io["embeddings"];
+    let cosines = (embeddings * expected).unwrap().sum(1).unwrap();
+    let cosines = values(&cosines).unwrap();
+    println!("cosines with sentence-transformers: {cosines:.9?}");
+    assert_eq!(cosines.len(), 8);
+    for cosine in cosines {
+        assert!((0.999_999..1.000_001).contains(&cosine), "{cosine}");
+    }
+}
