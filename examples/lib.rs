@@ -5,6 +5,7 @@ pub mod args;
 pub mod bundled;
 pub mod checkpoint;
 pub mod finetune;
+pub mod finetune_embeddings;
 pub mod finetune_lm;
 pub mod finetune_text;
 pub mod images;
