@@ -21,5 +21,6 @@ pub mod summary;
 pub mod text;
 pub mod threads;
 pub mod training;
+pub mod user_bert;
 pub mod user_convnext;
 pub mod user_llama;

@@ -22,5 +22,6 @@ mod ops;
 mod optim;
 mod peft;
 mod properties;
+mod quantised;
 mod strict;
 mod vit;

@@ -5,4 +5,5 @@ mod finetune;
 mod folders;
 mod images;
 mod output;
+mod user_bert;
 mod user_convnext;

@@ -32,6 +32,7 @@ fn main() -> ExitCode {
     };
     let trials = vec![
         trial("numbers_that_cannot_be_are_refused_by_name", numbers),
+        trial("step_bench_refuses_what_its_model_has_not", misfits),
         trial("the_environment_has_as_many_threads_as_cores", environment),
         trial("threads_are_set_within_the_process", threads),
         trial("a_closed_pipe_ends_a_program_quietly", closed_pipes),
@@ -41,6 +42,7 @@ fn main() -> ExitCode {
         trial("pretrain_text_writes_the_same_model_twice", text_models),
         trial("summary_prints_the_totals", totals),
         trial("step_bench_prints_a_line_of_json", json_line),
+        trial("step_bench_trains_what_peft_trains", models),
         trial("help_tells_what_is_not_obvious", help),
     ];
     libtest_mimic::run(&Arguments::from_args(), trials).exit_code()
@@ -96,7 +98,8 @@ fn numbers() -> Result<()> {
         ),
         (
             "step_bench",
-            "--batch 0, --size 0, --steps 0, --rank 0, --rank -2",
+            "--batch 0, --size 0, --seq 0, --steps 0, --rank 0, --rank -2, --dropout 1, \
+             --dropout -0.1, --dropout x, --targets x, --variant x, --recompute x, --written x",
         ),
         (
             "summary",
@@ -113,18 +116,70 @@ fn numbers() -> Result<()> {
             assert_eq!(output.status.code(), Some(2), "{name} {line}");
         }
     }
-    let output = program("step_bench", &["--model", "convnext_atto", "--size", "31"])?.output()?;
-    let error = stderr(&output);
-    assert!(
-        error.starts_with("error: --size 31 does not suit the model: "),
-        "{error}"
-    );
-    let output = program("step_bench", &["--batch", "1000000", "--size", "1000000"])?.output()?;
-    let error = stderr(&output);
-    assert!(
-        error.starts_with("error: --batch 1000000 with --size 1000000"),
-        "{error}"
-    );
+    Ok(())
+}
+
+/// Options of `step_bench` that do not fit its model are refused by name.
+fn misfits() -> Result<()> {
+    let cases = [
+        (
+            "--model convnext_atto --size 31",
+            "--size 31 does not suit the model: ",
+        ),
+        (
+            "--model convnext_atto --batch 1000000 --size 1000000",
+            "--batch 1000000 with --size 1000000",
+        ),
+        (
+            "--model vit_b16 --size 8",
+            "--size 8 does not suit the model: its patches are 16 wide",
+        ),
+        (
+            "--model minilm --seq 513 --batch 1",
+            "--seq 513 does not suit the model: ",
+        ),
+        (
+            "--model vit_b16 --dropout 0.1",
+            "--dropout is for minilm: the layers of vit_b16 drop nothing",
+        ),
+        (
+            "--dropout 0.1",
+            "--dropout is for minilm: the layers of convnext_tiny drop nothing",
+        ),
+        (
+            "--model vit_b16 --written user",
+            "--written user: of vit_b16 there is the library's model alone",
+        ),
+        (
+            "--model mlp --weights .",
+            "--weights is for models that have a checkpoint: mlp has none",
+        ),
+        ("--model minilm --weights nowhere", "--weights nowhere: "),
+        (
+            "--model mlp --recompute block",
+            "--recompute block: mlp has no such part to switch",
+        ),
+        (
+            "--model minilm --recompute mlp",
+            "--recompute mlp: minilm has no such part to switch",
+        ),
+        (
+            "--model mlp --rank 1000",
+            "--rank is 1000, above the smaller side of every adapted weight",
+        ),
+        (
+            "--model mini",
+            "--model mini is none of minilm, mlp, smollm2, vit_b16, and no ConvNeXt: ",
+        ),
+    ];
+    for (line, expected) in cases {
+        let args: Vec<&str> = line.split(' ').collect();
+        let output = program("step_bench", &args)?.output()?;
+        let error = stderr(&output);
+        let expected = format!("error: {expected}");
+        assert!(error.starts_with(&expected), "{line}: {error}");
+        assert_eq!(output.status.code(), Some(1), "{line}");
+    }
     Ok(())
 }
 
@@ -324,46 +379,48 @@ fn totals() -> Result<()> {
     Ok(())
 }
 
+/// The line that `step_bench` prints.
+fn line(options: &str) -> Result<serde_json::Value> {
+    let options: Vec<&str> = options.split_whitespace().collect();
+    let output = program("step_bench", &options)?.output()?;
+    assert_eq!(stderr(&output), "", "{options:?}");
+    Ok(serde_json::from_str(&stdout(&output))?)
+}
+
 fn json_line() -> Result<()> {
-    let args = [
-        "--model",
-        "convnext_atto",
-        "--size",
-        "32",
-        "--batch",
-        "2",
-        "--steps",
-        "1",
-    ];
-    let output = program("step_bench", &args)?.output()?;
-    assert_eq!(stderr(&output), "");
-    let line: serde_json::Value = serde_json::from_str(&stdout(&output))?;
-    let keys: Vec<&str> = line
-        .as_object()
-        .into_iter()
-        .flatten()
-        .map(|(key, _)| key.as_str())
-        .collect();
-    assert_eq!(
-        keys,
-        [
-            "model",
-            "mode",
-            "written",
-            "rank",
-            "batch",
-            "size",
-            "seq",
-            "step_s",
-            "forward_s",
-            "rss_before_mb",
-            "peak_rss_mb",
-            "trainable",
-            "threads"
-        ]
-    );
+    let line = line("--model convnext_atto --size 32 --batch 2 --steps 1")?;
+    let keys = line.as_object().into_iter().flatten();
+    let keys: Vec<&str> = keys.map(|(key, _)| key.as_str()).collect();
+    let expected = "model mode written rank batch size seq step_s forward_s rss_before_mb peak_rss_mb \
+                    trainable threads";
+    assert_eq!(keys, expected.split(' ').collect::<Vec<_>>());
     assert_eq!(line["mode"], "lora");
     assert!(line["step_s"].as_f64() > Some(0.0), "{line}");
+    Ok(())
+}
+
+/// What is trained, by models and options. The numbers are those of PEFT's twin.
+fn models() -> Result<()> {
+    let small = "--steps 1 --batch 1 --rank 2";
+    for (options, trainable) in [
+        ("--model mlp", 15_360),
+        ("--model mlp --variant dora --written user", 19_200),
+        ("--model mlp --mode full", 4_722_432),
+        (
+            "--model minilm --seq 8 --dropout 0.1 --recompute block",
+            18_432,
+        ),
+        (
+            "--model minilm --seq 8 --dropout 0.1 --targets all-linear --variant dora --written user",
+            106_374,
+        ),
+    ] {
+        let line = line(&format!("{small} {options}"))?;
+        assert_eq!(line["trainable"], trainable, "{options}");
+        assert!(line["step_s"].as_f64() > Some(0.0), "{line}");
+        let written = options.contains("user").then_some("user");
+        assert_eq!(line["written"], written.unwrap_or("library"), "{options}");
+    }
     Ok(())
 }
 

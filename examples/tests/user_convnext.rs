@@ -1,5 +1,6 @@
 //! The ConvNeXt of the user against the library's: the same weights, logits and gradients.
 
+use crate::common::fixed;
 use candle_core::{DType, Device, Module, Tensor, Var};
 use candle_nn::loss::cross_entropy;
 use lora::models::{self, Options, Weights, convnext};
@@ -7,16 +8,6 @@ use lora::{Lora, LoraConfig, LoraModel, LoraModule, Role};
 use lora_examples::checkpoint::Checkpoint;
 use lora_examples::user_convnext;
 use std::collections::BTreeMap;
-
-/// Values in −1..1 without a pattern.
-fn fixed(shape: &[usize], seed: usize) -> candle_core::Result<Tensor> {
-    let value =
-        |i: usize| ((i + 1 + 101 * seed) as f64 * 0.618_033_988_749_895).fract() * 2.0 - 1.0;
-    let values: Vec<f32> = (0..shape.iter().product())
-        .map(|i| value(i) as f32)
-        .collect();
-    Tensor::from_vec(values, shape, &Device::Cpu)
-}
 
 /// The logits, and the gradients by the paths of their parameters.
 fn outcome<M: LoraModel>(base: &M) -> lora::Result<(Tensor, BTreeMap<String, Tensor>)>

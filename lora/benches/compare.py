@@ -6,6 +6,10 @@
     python lora/benches/compare.py
     python lora/benches/compare.py --batch 2 --ours "" --ours "--written user"
     python lora/benches/compare.py --model smollm2 --rank 8 --batch 2 --seq 256 --targets all-linear
+    python lora/benches/compare.py --model minilm --rank 8 --batch 16 --seq 128 --dropout 0.1
+    python lora/benches/compare.py --model vit_b16 --rank 8 --batch 8
+    (cd lora/benches/burn && cargo build --release)
+    python lora/benches/compare.py --model mlp --rank 8 --batch 512 --burn
 
 Each round runs every program once, so that a change of the machine's speed meets all of them. It
 still wants an idle machine: threads of PyTorch's that wait for each other spin, and lose most where
@@ -28,7 +32,13 @@ HERE = pathlib.Path(__file__).resolve().parent
 TARGET = pathlib.Path(os.environ.get("CARGO_TARGET_DIR", HERE.parent.parent / "target"))
 
 # What both programs understand.
-SHARED = ["model", "mode", "rank", "batch", "size", "seq", "variant", "targets", "steps", "seed"]
+SHARED = [
+    *["model", "mode", "weights", "rank", "batch", "size", "seq"],
+    *["variant", "targets", "dropout", "steps", "seed"],
+]
+
+# What burn's program, which has one model, understands of these.
+OF_BURN = ["model", "mode", "rank", "batch", "steps", "seed"]
 
 # glibc's malloc keeps what is freed, in place of giving it back and faulting it in again.
 MALLOC = {
@@ -63,7 +73,19 @@ def arguments():
     parser.add_argument(
         "--tuned", action="store_true", help="measure PEFT with a tuned malloc (glibc) as well"
     )
+    parser.add_argument(
+        "--burn",
+        type=pathlib.Path,
+        nargs="?",
+        const=HERE / "burn/target/release/burn-step-bench",
+        metavar="PROGRAM",
+        help="measure burn's LoRA as well, of --model mlp",
+    )
     args = parser.parse_args()
+    if args.burn and args.model != "mlp":
+        parser.error("--burn needs --model mlp: burn's program has no other")
+    if args.burn and (args.variant or "lora") != "lora":
+        parser.error("--burn has no --variant but lora")
     if args.rounds < 1:
         parser.error("--rounds must be at least 1")
     return args
@@ -71,8 +93,12 @@ def arguments():
 
 def programs(args):
     """The programs by name: command and environment."""
-    given = {name: getattr(args, name) for name in SHARED}
-    shared = [part for name, value in given.items() if value for part in (f"--{name}", value)]
+
+    def options(names):
+        given = {name: getattr(args, name) for name in names}
+        return [part for name, value in given.items() if value for part in (f"--{name}", value)]
+
+    shared = options(SHARED)
     threads = {}
     if args.threads:
         threads = {name: str(args.threads) for name in ("RAYON_NUM_THREADS", "OMP_NUM_THREADS")}
@@ -80,9 +106,11 @@ def programs(args):
     found = {"PEFT": (peft, threads)}
     if args.tuned:
         found["PEFT, tuned malloc"] = (peft, threads | MALLOC)
-    for options in args.ours or [""]:
-        command = [str(args.step_bench), *shared, *shlex.split(options)]
-        found[f"lora {options}".strip()] = (command, threads)
+    if args.burn:
+        found["burn"] = ([str(args.burn), *options(OF_BURN)], threads)
+    for more in args.ours or [""]:
+        command = [str(args.step_bench), *shared, *shlex.split(more)]
+        found[f"lora {more}".strip()] = (command, threads)
     return found
 
 

@@ -5,9 +5,9 @@
 //! spend their time in. The same code runs with base layers and with their LoRA counterparts, so a
 //! model's forward pass under `#[lora::forward]` can use it for both.
 
-use crate::layers::{LoraLayerNorm, LoraLinear, LoraRmsNorm};
-use crate::ops::{LinearParts, MlpParts, NormParts, residual_mlp};
-use candle_core::{Result, Tensor};
+use crate::layers::{LoraLayerNorm, LoraLinear, LoraQLinear, LoraRmsNorm, QLinear};
+use crate::ops::{FirstParts, LinearParts, MlpParts, NormParts, residual_mlp};
+use candle_core::{Result, Tensor, bail};
 use candle_nn::{Activation, LayerNorm, Linear, Module, RmsNorm};
 use std::fmt::Debug;
 
@@ -16,12 +16,19 @@ pub trait AsLinear: Module + Debug {
     /// Weight, bias and updates.
     #[doc(hidden)]
     fn as_linear(&self) -> Result<LinearParts>;
+
+    /// Whether the layer is in training, so that dropout acts: never a base layer.
+    #[doc(hidden)]
+    fn in_training(&self) -> bool {
+        false
+    }
 }
 
 impl AsLinear for Linear {
     fn as_linear(&self) -> Result<LinearParts> {
         Ok(LinearParts {
             weight: self.weight().clone(),
+            blocks: None,
             bias: self.bias().cloned(),
             updates: Vec::new(),
             detour: None,
@@ -29,58 +36,75 @@ impl AsLinear for Linear {
     }
 }
 
-impl AsLinear for LoraLinear {
+impl AsLinear for QLinear {
+    fn as_linear(&self) -> Result<LinearParts> {
+        self.parts()
+    }
+}
+
+impl AsLinear for LoraQLinear {
     fn as_linear(&self) -> Result<LinearParts> {
         self.parts_of_forward()
     }
 }
 
+impl AsLinear for LoraLinear {
+    fn as_linear(&self) -> Result<LinearParts> {
+        self.parts_of_forward()
+    }
+
+    fn in_training(&self) -> bool {
+        self.adapters().training
+    }
+}
+
 /// A normalisation over the last dimension that blocks can run: [`LayerNorm`], [`RmsNorm`] or their
 /// LoRA counterparts.
-pub trait AsNorm: Module {
+pub trait AsNorm: Module + Debug {
     /// Weight, bias and settings.
     #[doc(hidden)]
-    fn as_norm(&self) -> NormParts;
+    fn as_norm(&self) -> Result<NormParts>;
 }
 
 impl AsNorm for LayerNorm {
-    fn as_norm(&self) -> NormParts {
-        NormParts {
+    fn as_norm(&self) -> Result<NormParts> {
+        Ok(NormParts {
             weight: self.weight().clone(),
             bias: self.bias().cloned(),
             eps: self.eps(),
             remove_mean: self.remove_mean(),
-        }
+        })
     }
 }
 
 impl AsNorm for RmsNorm {
-    fn as_norm(&self) -> NormParts {
+    fn as_norm(&self) -> Result<NormParts> {
         self.clone().into_inner().as_norm()
     }
 }
 
 impl AsNorm for LoraLayerNorm {
-    fn as_norm(&self) -> NormParts {
-        self.parts_of_forward()
+    fn as_norm(&self) -> Result<NormParts> {
+        Ok(self.parts_of_forward())
     }
 }
 
 impl AsNorm for LoraRmsNorm {
-    fn as_norm(&self) -> NormParts {
-        self.parts_of_forward()
+    fn as_norm(&self) -> Result<NormParts> {
+        Ok(self.parts_of_forward())
     }
 }
 
-/// Two linear layers with an activation between them. On request a norm comes before them, a factor
-/// for each channel behind them, and a shortcut around everything:
-/// `shortcut + gamma·fc2(act(fc1(norm(x))))`.
+/// Two linear layers with an activation between them, or a gated MLP: see [`gated`](Self::gated). On
+/// request a norm comes before them, a factor for each channel behind them, and a shortcut around
+/// everything: `shortcut + gamma·fc2(act(fc1(norm(x))))`.
 ///
 /// The block runs as one node in f32 or f64 on the CPU, if everything but the layers' adapters is
 /// frozen and a layer has at most one adapter; dropout included. Anything else runs layer by layer
 /// with the same result.
 ///
-/// The node keeps its input and the hidden values before the activation for the backward pass.
+/// The node keeps its input, and for the backward pass the hidden values before the activation; of a
+/// gated MLP gate and up, not their product.
 ///
 /// ```
 /// use candle_core::{DType, Device, Tensor};
@@ -101,23 +125,69 @@ impl AsNorm for LoraRmsNorm {
 #[derive(Clone, Debug)]
 #[must_use]
 pub struct Mlp<'a> {
-    norm: Option<NormParts>,
-    fc1: &'a dyn AsLinear,
+    norm: Option<&'a dyn AsNorm>,
+    first: First<'a>,
     act: Activation,
     fc2: &'a dyn AsLinear,
+    dropout: f64,
     gamma: Option<Tensor>,
     recompute: bool,
     shortcut: Option<Tensor>,
 }
 
+/// What makes the hidden values.
+#[derive(Clone, Copy, Debug)]
+enum First<'a> {
+    Plain(&'a dyn AsLinear),
+    Gated(&'a dyn AsLinear, &'a dyn AsLinear),
+    Joined(&'a dyn AsLinear),
+}
+
 impl<'a> Mlp<'a> {
     /// `fc2(act(fc1(x)))`
     pub fn new(fc1: &'a impl AsLinear, act: &Activation, fc2: &'a impl AsLinear) -> Self {
+        Self::of(First::Plain(fc1), act, fc2)
+    }
+
+    /// `down(act(gate(x))·up(x))`: SwiGLU with [`Activation::Silu`], GEGLU with
+    /// [`Activation::Gelu`], <https://arxiv.org/abs/2002.05202>.
+    ///
+    /// ```
+    /// use candle_core::{DType, Device, Tensor};
+    /// use candle_nn::{Activation, Linear};
+    /// use lora::blocks::Mlp;
+    ///
+    /// let layer = |out: usize, input: usize, value: f32| {
+    ///     Tensor::full(value, (out, input), &Device::Cpu).map(|weight| Linear::new(weight, None))
+    /// };
+    /// let (gate, up, down) = (layer(8, 2, 1.0)?, layer(8, 2, 3.0)?, layer(2, 8, 1.0)?);
+    /// let x = Tensor::ones((3, 2), DType::F32, &Device::Cpu)?;
+    /// let y = Mlp::gated(&gate, &Activation::Relu, &up, &down).forward(&x)?;
+    /// // 8·relu(2)·6
+    /// assert_eq!(y.to_vec2::<f32>()?[0], [96., 96.]);
+    /// # Ok::<(), candle_core::Error>(())
+    /// ```
+    pub fn gated(
+        gate: &'a impl AsLinear,
+        act: &Activation,
+        up: &'a impl AsLinear,
+        down: &'a impl AsLinear,
+    ) -> Self {
+        Self::of(First::Gated(gate, up), act, down)
+    }
+
+    /// As [`gated`](Self::gated), with gate and up in one layer, the gate's outputs first.
+    pub fn joined(gate_up: &'a impl AsLinear, act: &Activation, down: &'a impl AsLinear) -> Self {
+        Self::of(First::Joined(gate_up), act, down)
+    }
+
+    fn of(first: First<'a>, act: &Activation, fc2: &'a dyn AsLinear) -> Self {
         Self {
             norm: None,
-            fc1,
+            first,
             act: *act,
             fc2,
+            dropout: 0.0,
             gamma: None,
             recompute: false,
             shortcut: None,
@@ -125,8 +195,16 @@ impl<'a> Mlp<'a> {
     }
 
     /// Puts a norm in front of the first layer.
-    pub fn norm(mut self, norm: &impl AsNorm) -> Self {
-        self.norm = Some(norm.as_norm());
+    pub fn norm(mut self, norm: &'a impl AsNorm) -> Self {
+        self.norm = Some(norm);
+        self
+    }
+
+    /// Drops results with this probability, before the factors and the shortcut, and divides the others
+    /// by the probability to be kept: for training. The draw is
+    /// [`seed_dropout`](crate::ops::seed_dropout)'s.
+    pub fn dropout(mut self, probability: f64) -> Self {
+        self.dropout = probability;
         self
     }
 
@@ -152,13 +230,25 @@ impl<'a> Mlp<'a> {
     /// The result for an input (.., in): (.., out).
     ///
     /// # Errors
-    /// If the shapes or dtypes do not fit.
+    /// If the shapes or dtypes do not fit, or the dropout's probability is outside of `0.0..1.0`.
     pub fn forward(&self, xs: &Tensor) -> Result<Tensor> {
+        if !(0.0..1.0).contains(&self.dropout) {
+            bail!(
+                "the probability of dropout must be in 0..1, it is {}",
+                self.dropout
+            );
+        }
+        let first = match self.first {
+            First::Plain(fc1) => FirstParts::Plain(fc1.as_linear()?),
+            First::Gated(gate, up) => FirstParts::Gated(gate.as_linear()?, up.as_linear()?),
+            First::Joined(both) => FirstParts::Joined(both.as_linear()?),
+        };
         let parts = MlpParts {
-            norm: self.norm.clone(),
-            fc1: self.fc1.as_linear()?,
+            norm: self.norm.map(AsNorm::as_norm).transpose()?,
+            first,
             act: self.act,
             fc2: self.fc2.as_linear()?,
+            dropout: self.dropout,
             gamma: self.gamma.clone(),
             recompute: self.recompute,
         };

@@ -2,11 +2,13 @@
 
 mod cache;
 mod config;
+mod dropout;
 mod files;
 mod generate;
 mod gradients;
 mod logits;
 mod loss;
+mod packed;
 mod peft;
 
 use candle_core::safetensors::load;

@@ -3,7 +3,7 @@
 // Each test binary uses a part of this.
 #![allow(dead_code)]
 
-use candle_core::Result;
+use candle_core::{Device, Result, Tensor};
 use image::{Rgb, RgbImage};
 use lora::models::convnext::{ConvNext, ConvNextConfig};
 use lora::models::{self, Options, Weights};
@@ -87,4 +87,14 @@ pub fn snapshot(dir: &Path) -> anyhow::Result<Vec<(PathBuf, Vec<u8>)>> {
     }
     files.sort();
     Ok(files)
+}
+
+/// Values in −1..1 without a pattern.
+pub fn fixed(shape: &[usize], seed: usize) -> candle_core::Result<Tensor> {
+    let value =
+        |i: usize| ((i + 1 + 101 * seed) as f64 * 0.618_033_988_749_895).fract() * 2.0 - 1.0;
+    let values: Vec<f32> = (0..shape.iter().product())
+        .map(|i| value(i) as f32)
+        .collect();
+    Tensor::from_vec(values, shape, &Device::Cpu)
 }

@@ -130,6 +130,10 @@ pub trait Adapted: Debug {
     }
 
     /// The weight. While adapters are merged, this is the merged weight.
+    ///
+    /// Where the weight is quantised, [`Adapters::blocks`] holds the values. The tensor then has the
+    /// weight's shape and the dtype that the layer computes in, takes no memory, and all of its values
+    /// are NaN. [`adapted_weight`](Self::adapted_weight) dequantises.
     fn weight(&self) -> &Tensor {
         self.parts().weight
     }
@@ -164,7 +168,7 @@ pub trait Adapted: Debug {
         Ok(delta?)
     }
 
-    /// The weight without merged adapters.
+    /// The weight without merged adapters. Where the weight is quantised, see [`weight`](Self::weight).
     fn unmerged_weight(&self) -> &Tensor {
         let LayerParts {
             weight, adapters, ..

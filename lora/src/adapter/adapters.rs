@@ -4,6 +4,8 @@ use super::reading::Reading;
 use super::{Adapted, Adapter, Copies, Recorder, Rows, Tokens, seen};
 use crate::{Error, Part, Result};
 use candle_core::Tensor;
+use candle_core::quantized::QTensor;
+use std::sync::Arc;
 
 /// The adapters of one layer: which adapters the layer has, which of them are active, and the
 /// layer's own weight while adapters are merged into it.
@@ -12,6 +14,8 @@ pub struct Adapters {
     /// The layer's path in its model, for messages.
     pub(crate) path: String,
     pub(crate) list: Vec<Adapter>,
+    /// The blocks that hold the weight's values, where the weight is quantised.
+    pub(crate) blocks: Option<Arc<QTensor>>,
     /// The rows of an embedding that adapters train. A head that shares the embedding's weight has
     /// views of these rows.
     pub(crate) tokens: Vec<Tokens>,
@@ -39,6 +43,10 @@ pub(crate) struct Merged {
     /// The weight and bias from before merging.
     pub(crate) weight: Tensor,
     pub(crate) bias: Option<Tensor>,
+    /// The weight's blocks from before merging.
+    pub(crate) blocks: Option<Arc<QTensor>>,
+    /// The relative error of the merged weight where it was quantised again.
+    pub(crate) error: Option<f64>,
 }
 
 impl Adapters {
@@ -46,6 +54,7 @@ impl Adapters {
         Self {
             path: path.into(),
             list: Vec::new(),
+            blocks: None,
             tokens: Vec::new(),
             active: Vec::new(),
             merged: None,
@@ -153,6 +162,24 @@ impl Adapters {
     /// True while adapters are merged into the weight.
     pub fn is_merged(&self) -> bool {
         self.merged.is_some()
+    }
+
+    /// The blocks that hold the weight, where the weight is quantised. While adapters are merged,
+    /// these are the merged weight's.
+    pub fn blocks(&self) -> Option<&Arc<QTensor>> {
+        self.blocks.as_ref()
+    }
+
+    /// As [`blocks`](Self::blocks), without merged adapters.
+    pub(crate) fn unmerged_blocks(&self) -> Option<&Arc<QTensor>> {
+        let merged = self.merged.as_ref();
+        merged.map_or(self.blocks.as_ref(), |merged| merged.blocks.as_ref())
+    }
+
+    /// While adapters are merged into a quantised weight: how far the merged weight is from the sum that
+    /// it was quantised from, relative to the sum.
+    pub fn requantising_error(&self) -> Option<f64> {
+        self.merged.as_ref()?.error
     }
 
     /// The names of the merged adapters, in order.

@@ -6,6 +6,7 @@ use crate::adapter::Access;
 use crate::config::Mark;
 use crate::{Error, Layer, Param, Result};
 use candle_core::Tensor;
+use candle_core::quantized::QTensor;
 use std::sync::Arc;
 
 /// The adapters' copies of a layer's own parameters: PEFT's `modules_to_save`, trained biases, and
@@ -237,6 +238,8 @@ pub(crate) struct Own {
     pub(crate) param: Param<Tensor>,
     /// Whether the adapter trains the tensor.
     pub(crate) trained: bool,
+    /// The tensor's values, where they are quantised.
+    pub(crate) blocks: Option<Arc<QTensor>>,
 }
 
 /// The layer's own parameters, as the layer would hold them with this adapter active and nothing
@@ -252,7 +255,10 @@ pub(crate) fn seen_by(layer: &dyn Layer, adapter: &str) -> Vec<Own> {
             let original =
                 adapted.and_then(|layer| layer.adapters().original(&name, layer.weight_name()));
             let tensor = original.unwrap_or(tensor).clone();
+            let weight = adapted.filter(|layer| layer.weight_name() == name);
+            let blocks = weight.and_then(|layer| layer.adapters().unmerged_blocks());
             Own {
+                blocks: blocks.cloned(),
                 // Where a layer has room for copies, only a copy is trained.
                 trained: layer.copies().is_none() && tensor.is_variable(),
                 param: Param { name, role, tensor },

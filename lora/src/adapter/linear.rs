@@ -2,7 +2,7 @@
 //! calibration's notes, an adapter for each row of a batch. The ops need not know of these.
 
 use super::{Adapted, Recorder, Tokens, by_rows, updates};
-use crate::ops::{self, Detour, LinearParts};
+use crate::ops::{self, Blocks, Detour, LinearParts};
 use candle_core::{Result, Tensor};
 use std::sync::Arc;
 
@@ -19,8 +19,13 @@ pub(crate) fn linear_parts<L: Adapted + Clone>(
         recorder: adapters.recorder.clone(),
         rows: adapters.row_parts(layer, parts)?,
     };
+    let blocks = adapters.blocks.clone().map(|tensor| Blocks {
+        tensor,
+        is_exact: adapters.training,
+    });
     Ok(LinearParts {
         weight,
+        blocks,
         bias: layer.bias().map(|bias| adapters.seen(bias)),
         updates: updates::updates(layer)?,
         detour: beside.detour(),
@@ -56,10 +61,10 @@ impl Detour for Beside {
             recorder.observe(xs)?;
         }
         if self.tokens.is_empty() {
-            return layer.composed(xs, |xs, bias| ops::linear(xs, &layer.weight, bias));
+            return layer.composed(xs, |xs, bias| layer.product(xs, bias));
         }
         layer.composed(xs, |xs, bias| {
-            let ys = ops::linear(xs, &layer.weight, None)?;
+            let ys = layer.product(xs, None)?;
             // Before the bias: a trained row replaces a row of the weight, not a value of the bias.
             let mut tokens = self.tokens.iter();
             let ys = tokens.try_fold(ys, |ys, tokens| tokens.after_head(xs, &ys))?;

@@ -4,9 +4,10 @@ use super::places::RECORDED;
 use super::{
     Access, Adapted, AdaptedMut, Adapter, Adapters, LayerParts, LayerPartsMut, Merged, Tokens,
 };
-use super::{release, updates};
+use super::{quantised, release, updates};
 use crate::{Error, Result, ops};
 use candle_core::Tensor;
+use candle_core::quantized::QMatMul;
 
 /// Takes the merged adapters out of the weight: the very tensor from before comes back. Subtracting
 /// the update would leave rounding errors.
@@ -18,6 +19,7 @@ pub(crate) fn unmerge(layer: &mut (impl AdaptedMut + ?Sized)) {
     } = layer.parts_mut(Access::new());
     if let Some(merged) = adapters.merged.take() {
         *weight = merged.weight;
+        adapters.blocks = merged.blocks;
         if let (Some(bias), Some(original)) = (bias, merged.bias) {
             *bias = original;
         }
@@ -39,12 +41,19 @@ pub(crate) fn set_merged(layer: &mut dyn Adapted, names: &[String]) -> Result<()
         return Ok(());
     }
     adapters.check_order(&names)?;
-    // Computed before the layer is changed: an error leaves the layer as it was.
-    let (merged_weight, merged_bias) = merged_parts(layer, &names)?;
-    unmerge(layer);
     if names.is_empty() {
+        unmerge(layer);
         return Ok(());
     }
+    // Computed before the layer is changed: an error leaves the layer as it was.
+    let (mut merged_weight, merged_bias) = merged_parts(layer, &names)?;
+    let (mut merged_blocks, mut error) = (None, None);
+    if let Some(blocks) = layer.adapters().unmerged_blocks() {
+        let (blocks, relative) = quantised::quantise(&merged_weight, blocks.dtype())?;
+        merged_weight = quantised::stand_in(&blocks, merged_weight.dtype())?;
+        (merged_blocks, error) = (Some(blocks), Some(relative));
+    }
+    unmerge(layer);
     let LayerPartsMut {
         weight,
         bias,
@@ -55,10 +64,13 @@ pub(crate) fn set_merged(layer: &mut dyn Adapted, names: &[String]) -> Result<()
         (Some(bias), Some(merged)) => Some(std::mem::replace(bias, merged)),
         _ => None,
     };
+    let blocks = std::mem::replace(&mut adapters.blocks, merged_blocks);
     adapters.merged = Some(Merged {
         names,
         weight,
         bias,
+        blocks,
+        error,
     });
     Ok(())
 }
@@ -81,6 +93,25 @@ pub(crate) fn base_parts(layer: &dyn Adapted) -> Result<(Tensor, Option<Tensor>)
     Ok((weight, bias))
 }
 
+/// As [`base_parts`], for a base layer that holds a quantised weight: the weight is quantised again, to
+/// the same type. Without an adapter to merge these are the very blocks.
+pub(crate) fn quantised_base_parts(layer: &dyn Adapted) -> Result<(QMatMul, Option<Tensor>)> {
+    let adapters = layer.adapters();
+    let blocks = adapters.unmerged_blocks();
+    if let Some(blocks) = blocks.filter(|_| adapters.to_merge().is_empty())
+        && adapters.rows.is_none()
+    {
+        let bias = layer.bias().map(release).transpose()?;
+        return Ok((QMatMul::QTensor(blocks.clone()), bias));
+    }
+    let (weight, bias) = base_parts(layer)?;
+    let weight = match blocks {
+        Some(blocks) => QMatMul::QTensor(quantised::quantise(&weight, blocks.dtype())?.0),
+        None => QMatMul::Tensor(weight),
+    };
+    Ok((weight, bias))
+}
+
 /// Weight and bias with these adapters in them, in this order: they compute what the forward pass
 /// computes with these adapters active. The sums are taken in at least f32 and rounded once to the
 /// weight's dtype.
@@ -90,7 +121,7 @@ fn merged_parts(layer: &dyn Adapted, names: &[String]) -> Result<(Tensor, Option
     let merged = adapters.merged.as_ref();
     let bias = merged.and_then(|merged| merged.bias.as_ref()).or(bias);
     if names.is_empty() {
-        return Ok((weight.clone(), bias.cloned()));
+        return Ok((quantised::unmerged_values(layer)?, bias.cloned()));
     }
     let (sum, added) = sums(layer, names)?;
     let merged = sum.to_dtype(weight.dtype())?;
@@ -114,7 +145,8 @@ fn merged_parts(layer: &dyn Adapted, names: &[String]) -> Result<(Tensor, Option
 /// The merged weight in the precision of the sum, and the sum that is added to the bias.
 fn sums(layer: &dyn Adapted, names: &[String]) -> Result<(Tensor, Option<Tensor>)> {
     let adapters = layer.adapters();
-    let weight = layer.form().widened(&layer.unmerged_weight().detach())?;
+    let weight = quantised::unmerged_values(layer)?.detach();
+    let weight = layer.form().widened(&weight)?;
     let tokens = names.iter().filter_map(|name| adapters.tokens_of(name));
     let tokens: Vec<Tokens> = tokens.map(Tokens::detached).collect();
     let list = names.iter().filter_map(|name| adapters.get(name));

@@ -12,6 +12,7 @@ mod name;
 mod parked;
 mod part;
 pub(crate) mod places;
+pub(crate) mod quantised;
 pub(crate) mod reading;
 mod recorder;
 mod rows;

@@ -27,7 +27,7 @@ type Compute = fn(&dyn Adapted) -> Result<Tensor>;
 
 /// The weight with every active adapter.
 pub(crate) fn weight<L: Readable>(layer: &L) -> &Tensor {
-    if !updates::changes_weight(layer) {
+    if !updates::changes_weight(layer) && layer.adapters().blocks.is_none() {
         return Adapted::weight(layer);
     }
     Read::of(

@@ -1,7 +1,7 @@
 //! What the active adapters do to a layer's weight and to its output.
 
-use super::{Adapted, Adapter, Form, Tokens, dora};
-use crate::ops::UpdateParts;
+use super::{Adapted, Adapter, Form, Tokens, dora, quantised};
+use crate::ops::{self, UpdateParts};
 use crate::{Error, Result};
 use candle_core::{Tensor, bail};
 
@@ -13,24 +13,37 @@ pub(crate) fn matrix(layer: &dyn Adapted) -> Result<Option<Tensor>> {
     if !is_matrix || layer.is_lookup() || layer.layer_kind().is_bare() {
         return Ok(None);
     }
-    Ok(Some(form.to_matrix(layer.unmerged_weight())?))
+    Ok(Some(form.to_matrix(&quantised::unmerged_values(layer)?)?))
 }
 
 /// The norm of each output's weights in W + s·B·A: (out). The norms have no graph, as DoRA takes
 /// them for constants.
 pub(crate) fn norms(layer: &dyn Adapted, adapter: &Adapter) -> Result<Tensor> {
-    let (form, weight) = (layer.form(), layer.unmerged_weight().detach());
-    let wide = dora::precision(weight.dtype());
-    let delta = layer.delta(&adapter.detached())?.to_dtype(wide)?;
-    let sum = (form.widened(&weight.to_dtype(wide)?)? + delta)?;
-    Ok(dora::norms(&sum, form.output_dim())?)
+    norms_with(layer, Some(&adapter.detached()))
 }
 
 /// The norm of each output's weights in W alone.
 pub(crate) fn base_norms(layer: &dyn Adapted) -> Result<Tensor> {
+    norms_with(layer, None)
+}
+
+fn norms_with(layer: &dyn Adapted, adapter: Option<&Adapter>) -> Result<Tensor> {
     let (form, weight) = (layer.form(), layer.unmerged_weight().detach());
-    let weight = weight.to_dtype(dora::precision(weight.dtype()))?;
-    Ok(dora::norms(&form.widened(&weight)?, form.output_dim())?)
+    let wide = dora::precision(weight.dtype());
+    if let Some(blocks) = layer.adapters().unmerged_blocks() {
+        return quantised::norms(blocks, form, adapter, wide);
+    }
+    if let (Form::Linear, Some(adapter)) = (form, adapter) {
+        let (a, b) = (&adapter.a, &adapter.b);
+        if let Some(norms) = ops::weight_norms(&weight, a, b, adapter.scaling())? {
+            return Ok(norms);
+        }
+    }
+    let mut sum = form.widened(&weight.to_dtype(wide)?)?;
+    if let Some(adapter) = adapter {
+        sum = (sum + layer.delta(adapter)?.to_dtype(wide)?)?;
+    }
+    Ok(dora::norms(&sum, form.output_dim())?)
 }
 
 /// DoRA's factor for each output: (out); `None` without a magnitude.
@@ -88,7 +101,7 @@ pub(crate) fn adapted_weight(layer: &dyn Adapted) -> candle_core::Result<Tensor>
     let weight = layer.weight();
     Ok(match changes_weight(layer) {
         true => adapted(layer)?.0.to_dtype(weight.dtype())?,
-        false => layer.adapters().seen(weight),
+        false => layer.adapters().seen(&quantised::values(layer)?),
     })
 }
 
@@ -118,7 +131,7 @@ fn adapted(layer: &dyn Adapted) -> Result<(Tensor, Option<Tensor>)> {
              model's code could read",
         ));
     }
-    let weight = adapters.seen(layer.weight());
+    let weight = adapters.seen(&quantised::values(layer)?);
     // A merged weight has the merged shape already.
     let weight = match adapters.is_merged() {
         true => weight,

@@ -240,7 +240,7 @@ impl LoftqConfig {
 }
 
 /// Names of candle's quantisations.
-mod quantiser {
+pub(super) mod quantiser {
     use candle_core::quantized::GgmlDType;
     use serde::{Deserialize, Deserializer, Serializer};
 
@@ -257,12 +257,12 @@ mod quantiser {
         ("q6k", GgmlDType::Q6K),
     ];
 
-    pub(super) fn name(dtype: GgmlDType) -> Option<&'static str> {
+    pub(in crate::config) fn name(dtype: GgmlDType) -> Option<&'static str> {
         let mut names = NAMES.iter();
         names.find(|(_, d)| *d == dtype).map(|(name, _)| *name)
     }
 
-    pub(super) fn names() -> String {
+    pub(in crate::config) fn names() -> String {
         NAMES.map(|(name, _)| name).join(", ")
     }
 
@@ -280,5 +280,29 @@ mod quantiser {
         let mut known = NAMES.iter();
         let found = known.find(|(known, _)| *known == name);
         found.map(|(_, dtype)| *dtype).ok_or_else(unknown)
+    }
+
+    /// A quantisation that may be missing.
+    pub(in crate::config) mod optional {
+        use super::{Deserialize, Deserializer, GgmlDType, Serializer};
+
+        pub(in crate::config) fn serialize<S: Serializer>(
+            dtype: &Option<GgmlDType>,
+            to: S,
+        ) -> Result<S::Ok, S::Error> {
+            match dtype {
+                Some(dtype) => super::serialize(dtype, to),
+                None => to.serialize_none(),
+            }
+        }
+
+        pub(in crate::config) fn deserialize<'de, D: Deserializer<'de>>(
+            from: D,
+        ) -> Result<Option<GgmlDType>, D::Error> {
+            #[derive(Deserialize)]
+            struct Named(#[serde(deserialize_with = "super::deserialize")] GgmlDType);
+
+            Ok(Option::<Named>::deserialize(from)?.map(|Named(dtype)| dtype))
+        }
     }
 }

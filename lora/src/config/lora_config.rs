@@ -1,8 +1,10 @@
 //! [`LoraConfig`]: what to adapt, with which rank, and what else to train.
 
+use super::init_options::quantiser;
 use super::naming::Naming;
 use super::{CordaConfig, EvaConfig, Init, LoftqConfig, LoraGaConfig, Settings, Targets};
 use crate::{Error, Result};
+use candle_core::quantized::GgmlDType;
 use indexmap::IndexMap;
 use serde::{Deserialize, Serialize};
 
@@ -145,6 +147,24 @@ pub struct LoraConfig {
     /// [`Recompute`](crate::layers::Recompute) parts.
     #[serde(rename = "lora_recompute", skip_serializing_if = "Option::is_none")]
     pub recompute: Option<Targets>,
+    /// The base is quantised to this type as it is converted: QLoRA,
+    /// <https://arxiv.org/abs/2305.14314>. Without
+    /// [`quantize_modules`](Self::quantize_modules) these are all `Linear` layers but the one that gives
+    /// a language model's scores (`lm_head`), those that share an embedding's weight, and those that are
+    /// trained in full. The base model keeps its own weights: drop it to free their memory. In JSON the
+    /// type's name in lower case: `"q4_0"`, `"q4k"`.
+    #[serde(
+        rename = "lora_quantize",
+        with = "quantiser::optional",
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub quantize: Option<GgmlDType>,
+    /// The layers that [`quantize`](Self::quantize) quantises: names, or a regular expression.
+    #[serde(
+        rename = "lora_quantize_modules",
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub quantize_modules: Option<Targets>,
     /// Seed of the initial values. The same seed gives the same adapters on every device. Without a
     /// seed, adapters differ from run to run. What training draws has a seed of its own:
     /// [`seed_dropout`](crate::seed_dropout).
@@ -190,6 +210,8 @@ impl LoraConfig {
             lora_ga_config: LoraGaConfig::default(),
             loftq_config: LoftqConfig::default(),
             recompute: None,
+            quantize: None,
+            quantize_modules: None,
             seed: None,
             naming: Naming::default(),
         }
@@ -336,6 +358,31 @@ impl LoraConfig {
         self
     }
 
+    /// Sets [`quantize`](Self::quantize): each `Linear` of the base becomes one in GGML's blocks.
+    ///
+    /// ```
+    /// use candle_core::quantized::GgmlDType;
+    /// use candle_core::{DType, Device, Tensor};
+    /// use candle_nn::Linear;
+    /// use lora::{LoraConfig, LoraModel};
+    ///
+    /// let base = Linear::new(Tensor::ones((4, 64), DType::F32, &Device::Cpu)?, None);
+    /// let model = base.to_lora(&LoraConfig::new(2).quantize(GgmlDType::Q4_0))?;
+    /// let blocks = model.adapters().blocks().unwrap();
+    /// assert_eq!(blocks.storage_size_in_bytes(), 4 * 64 / 32 * 18);
+    /// # Ok::<(), lora::Error>(())
+    /// ```
+    pub fn quantize(mut self, dtype: GgmlDType) -> Self {
+        self.quantize = Some(dtype);
+        self
+    }
+
+    /// Sets [`quantize_modules`](Self::quantize_modules).
+    pub fn quantize_modules(mut self, modules: impl Into<Targets>) -> Self {
+        self.quantize_modules = Some(modules.into());
+        self
+    }
+
     /// Sets [`seed`](Self::seed).
     pub fn seed(mut self, seed: u64) -> Self {
         self.seed = Some(seed);
@@ -400,6 +447,19 @@ impl LoraConfig {
         check(
             !self.modules_to_save.iter().any(|name| name.is_empty()),
             "modules_to_save has an empty name".into(),
+        );
+        check(
+            self.quantize.is_some() || self.quantize_modules.is_none(),
+            "quantize_modules has no effect without quantize".into(),
+        );
+        check(
+            self.quantize
+                .is_none_or(|dtype| quantiser::name(dtype).is_some()),
+            format!(
+                "quantize: {:?} is not a quantisation: take one of {}",
+                self.quantize.unwrap_or(GgmlDType::F32),
+                quantiser::names()
+            ),
         );
         self.eva_config.check(&mut problems);
         self.lora_ga_config.check(&mut problems);

@@ -19,6 +19,7 @@ pub(crate) struct Selection<'a> {
     rank: Patterns,
     alpha: Patterns,
     recompute: Option<Patterns>,
+    quantize: Option<Patterns>,
     tokens: Patterns,
     parameters: Patterns,
 }
@@ -111,6 +112,7 @@ impl<'a> Selection<'a> {
             rank: Patterns::suffixes("rank_pattern", config.rank_pattern.keys())?,
             alpha: Patterns::suffixes("alpha_pattern", config.alpha_pattern.keys())?,
             recompute: targets("recompute", &config.recompute)?,
+            quantize: targets("quantize_modules", &config.quantize_modules)?,
             parameters: Patterns::names("target_parameters", &config.target_parameters),
             tokens: Patterns::names("trainable_token_indices", &tokens),
         })
@@ -232,6 +234,22 @@ impl<'a> Selection<'a> {
         }
     }
 
+    /// Whether quantize_modules names this path; `None` where it is not set.
+    pub(crate) fn quantises(&mut self, path: &str) -> Result<Option<bool>> {
+        let Some(path) = self.named(path) else {
+            return Ok(Some(false));
+        };
+        match &mut self.quantize {
+            Some(quantize) => Ok(Some(quantize.find(&path, false)?.is_some())),
+            None => Ok(None),
+        }
+    }
+
+    /// True for the layer that gives a language model's scores.
+    pub(crate) fn is_output(&self, path: &str) -> bool {
+        is_output_embedding(path)
+    }
+
     /// The rows of this layer that are trained.
     pub(crate) fn tokens(&mut self, path: &str) -> Result<Option<&'a [u32]>> {
         let found = match self.named(path) {
@@ -265,7 +283,8 @@ impl<'a> Selection<'a> {
     /// The patterns without effect, as problems.
     pub(crate) fn unused(&self) -> impl Iterator<Item = String> {
         let targets = self.targets.as_ref().and_then(Chosen::patterns);
-        let optional = [&self.exclude, &self.recompute].into_iter().flatten();
+        let optional = [&self.exclude, &self.recompute, &self.quantize];
+        let optional = optional.into_iter().flatten();
         let all = targets.into_iter().chain(optional);
         let all = all.chain([
             &self.save,

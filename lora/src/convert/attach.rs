@@ -4,7 +4,7 @@
 use super::fresh;
 use crate::adapter::AdaptedMut;
 use crate::adapter::places::RECORDED;
-use crate::adapter::{Parked, Tie, Tokens, copies};
+use crate::adapter::{Parked, Tie, Tokens, copies, quantised};
 use crate::config::matching::{is_bias, modules_above};
 use crate::config::selection::Selection;
 use crate::config::{Kind, Mark};
@@ -108,6 +108,13 @@ impl<'a> Attach<'a> {
         if let (Some(settings), Some(adapted)) = (settings, layer.adapted_mut()) {
             match adapted.refuses(&settings, self.config) {
                 Some(problem) => self.problems.push(format!("`{path}`: {problem}")),
+                None if adapted.adapters().blocks.is_some() && self.config.init.changes_base() => {
+                    self.problems.push(format!(
+                        "`{path}` is quantised, and `{}` would leave another base in full precision: \
+                         take an initial value that leaves the base as it is",
+                        self.config.init
+                    ));
+                }
                 None => {
                     let largest = adapted.largest_rank();
                     if settings.rank > largest {
@@ -128,6 +135,17 @@ impl<'a> Attach<'a> {
                     }
                 }
             }
+        }
+        if trainable
+            && layer
+                .adapted()
+                .is_some_and(|layer| layer.adapters().blocks.is_some())
+        {
+            self.problems.push(format!(
+                "`{path}` is quantised, so it cannot be trained in full: load the layer in full \
+                 precision, or give it an adapter"
+            ));
+            return Ok(());
         }
         self.tokens(path, layer, settings.is_some() || trainable)?;
         // Copies come last: only now is it known whether the adapter left a residual base.
@@ -150,7 +168,7 @@ impl<'a> Attach<'a> {
                  Embedding, and of a Linear with an output for each token"
             )),
             Some(layer) => {
-                let table = layer.unmerged_weight().clone();
+                let table = quantised::unmerged_values(layer)?;
                 let tokens = Tokens::new(path, self.name, ids, &table)?;
                 layer.adapters_mut().tokens.push(tokens);
                 self.trained += 1;

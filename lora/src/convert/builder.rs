@@ -1,16 +1,18 @@
 //! [`Builder`]: the walk over a base model that builds its LoRA model.
 
 use super::paths::{Found, Paths};
+use super::quantise::quantise;
 use super::{Attach, Values};
 use crate::adapter::places::{PLACED, RECORDED};
-use crate::adapter::{Access, Adapters};
+use crate::adapter::{Access, Adapters, quantised};
 use crate::config::selection::Selection;
 use crate::config::{Kind, Mark};
 use crate::manage;
 use crate::path::Path;
 use crate::traits::{Tuples, each_layer, each_layer_mut, try_each_layer_mut};
 use crate::{Error, Layer, Lora, LoraConfig, LoraModel, LoraModule, Result, WithLora};
-use candle_core::{Device, Tensor, TensorId};
+use candle_core::quantized::QTensor;
+use candle_core::{DType, Device, Tensor, TensorId};
 use std::collections::HashMap;
 use std::sync::Arc;
 
@@ -56,6 +58,8 @@ pub struct Builder<'a> {
     /// The frozen tensor of each base tensor, by the base tensor's identity: tied tensors stay
     /// tied.
     frozen: HashMap<TensorId, Tensor>,
+    /// What stands for each quantised weight, by the blocks' place in memory.
+    stand_ins: HashMap<(*const QTensor, DType), Tensor>,
     /// See [`devices`](Self::devices).
     devices: Vec<Device>,
 }
@@ -74,6 +78,13 @@ impl<'a, L: LoraModule> Conversion<'a, L> {
         let mut builder = Builder::new(config, Selection::new(config)?);
         let mut lora = model.adapt(&mut builder)?;
         builder.place(&mut lora)?;
+        let Builder {
+            selection,
+            marks,
+            problems,
+            ..
+        } = &mut builder;
+        problems.extend(quantise(&mut lora, config, selection, marks)?);
         Ok(Self { builder, lora })
     }
 
@@ -163,6 +174,7 @@ impl<'a> Builder<'a> {
             recomputable: Vec::new(),
             problems: Vec::new(),
             frozen: HashMap::new(),
+            stand_ins: HashMap::new(),
             devices: vec![Device::Cpu],
         }
     }
@@ -291,6 +303,21 @@ impl<'a> Builder<'a> {
         self.recorded.extend(RECORDED.name_of(tensor));
         let frozen = self.frozen.entry(tensor.id());
         frozen.or_insert_with(|| tensor.detach()).clone()
+    }
+
+    /// What stands for a base model's quantised weight. Layers that share the blocks share this tensor,
+    /// too.
+    pub(crate) fn quantised(&mut self, blocks: &Arc<QTensor>, dtype: DType) -> Result<Tensor> {
+        let (device, id) = (blocks.device(), (Arc::as_ptr(blocks), dtype));
+        if !self.devices.iter().any(|known| known.same_device(&device)) {
+            self.devices.push(device);
+        }
+        if let Some(known) = self.stand_ins.get(&id) {
+            return Ok(known.clone());
+        }
+        let stand_in = quantised::stand_in(blocks, dtype)?;
+        self.stand_ins.insert(id, stand_in.clone());
+        Ok(stand_in)
     }
 
     /// Gives each layer the path that the names of its tensors say, if any were recorded.

@@ -112,10 +112,15 @@ fn by_gradients<M: LoraModule>(
     mut calibration: Calibration,
     batch: &mut impl FnMut(&M) -> Result<Option<Tensor>>,
 ) -> Result<Calibration> {
-    try_each_layer_mut(model, |_, layer| {
+    try_each_layer_mut(model, |path, layer| {
         if let Some(adapted) = layer.adapted_mut()
             && adapted.adapters().get(DEFAULT_ADAPTER).is_some()
         {
+            if adapted.adapters().blocks.is_some() {
+                let problem = "is quantised, and `lora_ga` needs the gradient of the weight: take \
+                               another initial value";
+                return Err(Error::layer(path, problem));
+            }
             let weight = adapted.weight_mut();
             *weight = Var::from_tensor(weight)?.into_inner();
         }

@@ -18,13 +18,17 @@ pub(crate) fn fresh(
 ) -> Result<(Adapter, Option<Tensor>)> {
     let weight = layer.unmerged_weight();
     let path = &layer.adapters().path;
+    let from_weight = match config.init.is_drawn() {
+        true => None,
+        false => Some(updates::matrix(layer)?),
+    };
     let Start {
         a,
         b,
         base,
         frozen_b,
-    } = match (config.init.is_drawn(), updates::matrix(layer)?) {
-        (true, _) => {
+    } = match from_weight {
+        None => {
             let (a, b) = layer.shapes(settings.rank);
             let init = AdapterInit {
                 a,
@@ -40,8 +44,8 @@ pub(crate) fn fresh(
                 frozen_b: false,
             }
         }
-        (false, None) => return Err(not_linear(path, layer.layer_kind(), config.init)),
-        (false, Some(weight)) => {
+        Some(None) => return Err(not_linear(path, layer.layer_kind(), config.init)),
+        Some(Some(weight)) => {
             let target = Target {
                 path,
                 weight: &weight,

@@ -7,6 +7,7 @@ mod calibrate;
 mod fresh;
 mod names;
 mod paths;
+mod quantise;
 
 pub(crate) use attach::{Attach, Values};
 pub use builder::Builder;

@@ -4,12 +4,15 @@
 use super::blocks::{blocks, take};
 use super::buffer::buffer;
 use super::dropout::Dropout;
+use super::few_rows::{FAR_APART, MANY_ROWS};
 use super::layout::transpose_block;
 use super::low_rank::{add_outer, add_product, dots};
 use super::matrix::{Matrix, Threads, multiply};
+use super::quantised::Blocks;
 use super::simd::Element;
 use rayon::prelude::*;
 use std::borrow::Cow;
+use std::ops::Range;
 
 /// The layer as it is computed for one batch of rows.
 ///
@@ -20,6 +23,8 @@ pub(crate) struct LinearKernel<'a, T: Element> {
     /// (out, in) with these steps; it includes the update if `merged`.
     weight: Cow<'a, [T]>,
     steps: (usize, usize),
+    /// A quantised weight; `weight` is empty then.
+    blocks: Option<Blocks<'a>>,
     bias: Option<&'a [T]>,
     pub(crate) inputs: usize,
     pub(crate) outputs: usize,
@@ -27,14 +32,16 @@ pub(crate) struct LinearKernel<'a, T: Element> {
     merged: bool,
 }
 
-/// From so many inputs on, the numbers of a weight's column count as far apart in memory.
-const FAR_APART: usize = 1024;
-
-/// From so many rows of a product on, a copy of the weight in a better order pays.
-const MANY_ROWS: usize = 64;
-
 /// Weights of more bytes are not copied, such as the head of a language model.
 const LARGEST_COPY: usize = 1 << 26;
+
+/// Numbers in a row block that one thread handles: fewer, and reading A or B once more for each block
+/// costs more than the block.
+const PART: usize = 1 << 17;
+
+/// Rows whose gradients of an update one thread adds up, where all threads may take part. It does not
+/// depend on their number, so that sums do not either.
+const SUMMED_ROWS: usize = 128;
 
 /// The pass that a layer is made for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -80,6 +87,13 @@ pub(crate) struct UpdateGrads<T> {
 }
 
 impl<T: Element> UpdateGrads<T> {
+    fn zeros(rank: usize, inputs: usize, outputs: usize) -> Self {
+        Self {
+            a: vec![T::ZERO; rank * inputs],
+            b: vec![T::ZERO; rank * outputs],
+        }
+    }
+
     pub(crate) fn add(&mut self, other: &Self) {
         for (sum, more) in [(&mut self.a, &other.a), (&mut self.b, &other.b)] {
             for (sum, &more) in sum.iter_mut().zip(more) {
@@ -103,6 +117,27 @@ impl<'a, T: Element> LinearKernel<'a, T> {
         rows: usize,
         pass: Direction,
     ) -> Self {
+        Self::of(weight, bias, (update, false), rows, pass)
+    }
+
+    /// As [`new`](Self::new), for a weight that has the update in it.
+    pub(crate) fn merged(
+        weight: Matrix<'a, T>,
+        bias: Option<&'a [T]>,
+        update: UpdateKernel<'a, T>,
+        rows: usize,
+        pass: Direction,
+    ) -> Self {
+        Self::of(weight, bias, (Some(update), true), rows, pass)
+    }
+
+    fn of(
+        weight: Matrix<'a, T>,
+        bias: Option<&'a [T]>,
+        (update, merged): (Option<UpdateKernel<'a, T>>, bool),
+        rows: usize,
+        pass: Direction,
+    ) -> Self {
         let (outputs, inputs) = weight.shape();
         let update = update.map(|low_rank| Update {
             scaled_b: transpose_of(low_rank.b, outputs, low_rank.scaling),
@@ -111,14 +146,33 @@ impl<'a, T: Element> LinearKernel<'a, T> {
         let mut layer = Self {
             weight: Cow::Borrowed(weight.values()),
             steps: weight.steps(),
+            blocks: None,
             bias,
             inputs,
             outputs,
             update,
-            merged: false,
+            merged,
         };
         layer.lay_out(rows, pass);
         layer
+    }
+
+    /// A layer whose weight is quantised. It computes as any other, on the weight's values.
+    pub(crate) fn quantised(
+        blocks: Blocks<'a>,
+        bias: Option<&'a [T]>,
+        update: Option<UpdateKernel<'a, T>>,
+        rows: usize,
+        pass: Direction,
+    ) -> Self {
+        let (outputs, inputs) = blocks.shape();
+        // Steps of no matrix in memory: such a weight is never copied.
+        let none = Matrix::with_steps(&[], (outputs, 0), (0, 0));
+        Self {
+            blocks: Some(blocks),
+            inputs,
+            ..Self::new(none, bias, update, rows, pass)
+        }
     }
 
     /// Copies the weight, with the update added or in another memory order, where the products with
@@ -133,7 +187,7 @@ impl<'a, T: Element> LinearKernel<'a, T> {
         // pass over the weight.
         let merged = self.update.as_ref().filter(|update| {
             let worth = rows * (inputs + outputs) > 3 * count;
-            worth && update.low_rank.dropout.is_none()
+            worth && update.low_rank.dropout.is_none() && !self.merged
         });
         // The forward product reads the weight along its columns. When a column's numbers are far
         // apart, products run at half their speed.
@@ -169,7 +223,7 @@ impl<'a, T: Element> LinearKernel<'a, T> {
                 add_product(copy, &t[first * rank..][..rows * rank], b, width);
             }
         });
-        self.merged = merged.is_some();
+        self.merged |= merged.is_some();
         self.weight = Cow::Owned(copy);
         self.steps = match transposed {
             true => (1, outputs),
@@ -187,6 +241,19 @@ impl<'a, T: Element> LinearKernel<'a, T> {
         Matrix::with_steps(&self.weight, (self.outputs, self.inputs), self.steps)
     }
 
+    /// y = x·Wᵀ for a forward pass, or x·W for a backward pass; added to y with `add`.
+    fn times_weight(&self, y: &mut [T], x: &[T], pass: Direction, add: bool, threads: Threads) {
+        if let Some(blocks) = &self.blocks {
+            return blocks.multiply(y, x, pass, add, threads);
+        }
+        let (weight, width) = match pass {
+            Direction::Forward => (self.weight().t(), self.inputs),
+            Direction::Backward => (self.weight(), self.outputs),
+        };
+        let rows = y.len() / weight.shape().1.max(1);
+        multiply(y, Matrix::new(x, rows, width), weight, T::ONE, add, threads);
+    }
+
     /// y from x. `t` gets drop(x)·Aᵀ, rank numbers for each row, for the backward pass; without a
     /// backward pass it may be empty. `first` is the number of the first row in its batch.
     pub(crate) fn forward(
@@ -202,9 +269,7 @@ impl<'a, T: Element> LinearKernel<'a, T> {
             y.chunks_mut(self.outputs.max(1))
                 .for_each(|row| row.copy_from_slice(bias));
         }
-        let matrix = Matrix::new(x, rows, self.inputs);
-        let add = self.bias.is_some();
-        multiply(y, matrix, self.weight().t(), T::ONE, add, threads);
+        self.times_weight(y, x, Direction::Forward, self.bias.is_some(), threads);
         let Some(Update { low_rank, scaled_b }) = &self.update else {
             return;
         };
@@ -297,6 +362,10 @@ impl<'a, T: Element> LinearKernel<'a, T> {
     }
 
     fn blocks(&self, rows: usize) -> (usize, Threads) {
+        if self.blocks.is_some() {
+            // Each block of rows would dequantise the whole weight.
+            return (rows.max(1), Threads::All);
+        }
         let (inputs, outputs) = (self.inputs, self.outputs);
         let size = size_of::<T>();
         blocks(rows, inputs.max(outputs) * size, inputs * outputs * size)
@@ -305,10 +374,7 @@ impl<'a, T: Element> LinearKernel<'a, T> {
     /// Empty gradients of the update.
     pub(crate) fn no_grads(&self) -> Option<UpdateGrads<T>> {
         let rank = self.update.as_ref()?.low_rank.rank;
-        Some(UpdateGrads {
-            a: vec![T::ZERO; rank * self.inputs],
-            b: vec![T::ZERO; rank * self.outputs],
-        })
+        Some(UpdateGrads::zeros(rank, self.inputs, self.outputs))
     }
 
     /// Writes the gradient of x to `on_x`, if there, and adds those of the update to `grads`, from
@@ -323,7 +389,7 @@ impl<'a, T: Element> LinearKernel<'a, T> {
     ) {
         let u = self.grad_input(grad, on_x, seen.first, threads);
         if let Some(grads) = grads {
-            self.grad_update(grad, seen, &u, grads);
+            self.grad_update(grad, seen, &u, grads, threads);
         }
     }
 
@@ -338,8 +404,7 @@ impl<'a, T: Element> LinearKernel<'a, T> {
     ) -> Vec<T> {
         let rows = grad.len() / self.outputs.max(1);
         if let Some(on_x) = on_x.as_deref_mut() {
-            let grad = Matrix::new(grad, rows, self.outputs);
-            multiply(on_x, grad, self.weight(), T::ONE, false, threads);
+            self.times_weight(on_x, grad, Direction::Backward, false, threads);
         }
         let Some(Update { low_rank, scaled_b }) = &self.update else {
             return Vec::new();
@@ -364,13 +429,47 @@ impl<'a, T: Element> LinearKernel<'a, T> {
         Seen { x, t, first }: Seen<'_, T>,
         u: &[T],
         grads: &mut UpdateGrads<T>,
+        threads: Threads,
     ) {
-        if let Some(Update { low_rank, .. }) = &self.update {
-            let x = low_rank.dropped(x, self.inputs, first);
-            add_outer(&mut grads.a, u, &x, self.inputs);
-            add_outer(&mut grads.b, t, grad, self.outputs);
+        let Some(Update { low_rank, .. }) = &self.update else {
+            return;
+        };
+        let rank = low_rank.rank;
+        let x = low_rank.dropped(x, self.inputs, first);
+        let add = |rows: Range<usize>, grads: &mut UpdateGrads<T>| {
+            let rows = &rows;
+            add_outer(
+                &mut grads.a,
+                part_of(u, rows, rank),
+                part_of(&x, rows, self.inputs),
+                self.inputs,
+            );
+            add_outer(
+                &mut grads.b,
+                part_of(t, rows, rank),
+                part_of(grad, rows, self.outputs),
+                self.outputs,
+            );
+        };
+        let rows = u.len().checked_div(rank).unwrap_or(0);
+        if threads == Threads::One || rows <= SUMMED_ROWS {
+            return add(0..rows, grads);
         }
+        let parts = (0..rows.div_ceil(SUMMED_ROWS)).into_par_iter().map(|part| {
+            let first = part * SUMMED_ROWS;
+            let mut grads = UpdateGrads::zeros(rank, self.inputs, self.outputs);
+            add(first..(first + SUMMED_ROWS).min(rows), &mut grads);
+            grads
+        });
+        // Added in the order of the rows, so that sums come out the same each time.
+        let parts: Vec<_> = parts.collect();
+        parts.iter().for_each(|part| grads.add(part));
     }
+}
+
+/// These rows of a matrix.
+fn part_of<'a, T>(values: &'a [T], rows: &Range<usize>, width: usize) -> &'a [T] {
+    &values[rows.start * width..rows.end * width]
 }
 
 /// Calls `f` with blocks of the rows of two matrices, on several threads if it may.
@@ -386,7 +485,7 @@ fn each_rows<T: Element>(
     if threads == Threads::One {
         return f(y, x);
     }
-    let rows = (1 << 14) / y_width.max(x_width) + 1;
+    let rows = PART / y_width.max(x_width) + 1;
     y.par_chunks_mut(rows * y_width)
         .zip(x.par_chunks(rows * x_width))
         .for_each(|(y, x)| f(y, x));

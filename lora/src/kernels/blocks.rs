@@ -8,6 +8,9 @@ const CACHE: usize = 3 << 19;
 /// Bytes of weights that stay in the cache that all cores share, from one block to the next.
 const SHARED_CACHE: usize = 8 << 20;
 
+/// From so many rows on, a thread computes longer with weights than it reads them.
+const ROWS_OF_A_THREAD: usize = 128;
+
 /// Rows in a block, and whether the work inside a block may use all threads.
 ///
 /// `bytes` is the size of the widest row that a block holds, `weights` the size of the matrices
@@ -27,6 +30,14 @@ pub(crate) fn blocks(rows: usize, bytes: usize, weights: usize) -> (usize, Threa
     // A multiple of the number of threads, so that no thread waits for a last block.
     let blocks = whole.div_ceil(CACHE).next_multiple_of(threads);
     (rows.div_ceil(blocks).max(1), Threads::One)
+}
+
+/// One block for each thread, for many rows with weights that no cache holds: each thread reads the
+/// weights once, and everything between the products runs on all threads too.
+pub(crate) fn each_thread(rows: usize, weights: usize) -> Option<(usize, Threads)> {
+    let threads = rayon::current_num_threads();
+    let many = rows >= ROWS_OF_A_THREAD * threads && weights > SHARED_CACHE;
+    (threads > 1 && many).then(|| (rows.div_ceil(threads), Threads::One))
 }
 
 /// Takes the first items off a slice.

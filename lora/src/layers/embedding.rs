@@ -7,8 +7,10 @@ use crate::config::Kind;
 use crate::{
     Builder, Cursor, CursorMut, LoraConfig, LoraLayer, LoraModel, LoraModule, Result, Settings, ops,
 };
-use candle_core::Tensor;
+use candle_core::quantized::QTensor;
+use candle_core::{DType, Tensor};
 use candle_nn::{Embedding, Module};
+use std::sync::Arc;
 
 /// An [`Embedding`] layer with low-rank updates: `y = W[i] + s·(Aᵀ)[i]·Bᵀ`.
 ///
@@ -45,6 +47,18 @@ impl LoraEmbedding {
         reading::weight(self)
     }
 
+    /// An embedding whose table is quantised.
+    pub(super) fn quantised(table: &Arc<QTensor>, cx: &mut Builder<'_>) -> Result<Self> {
+        let weight = cx.quantised(table, DType::F32)?;
+        let mut adapters = cx.adapters();
+        adapters.blocks = Some(table.clone());
+        cx.layer(Self {
+            hidden_size: weight.dim(1)?,
+            weight,
+            adapters,
+        })
+    }
+
     /// The size of a row.
     pub fn hidden_size(&self) -> usize {
         self.hidden_size
@@ -70,7 +84,12 @@ impl Module for LoraEmbedding {
         .run(
             ids,
             |ids, _| {
-                let rows = ops::embedding(ids, &weight)?;
+                let rows = match &self.adapters.blocks {
+                    Some(table) => {
+                        ops::quantised_embedding(ids, table)?.to_dtype(weight.dtype())?
+                    }
+                    None => ops::embedding(ids, &weight)?,
+                };
                 let mut tokens = self.adapters.tokens_to_compute();
                 tokens.try_fold(rows, |rows, tokens| tokens.after_lookup(ids, &rows))
             },

@@ -6,7 +6,7 @@
 
 use crate::{Builder, Cursor, CursorMut, Error, LoraLayer, LoraModel, LoraModule, Result};
 use candle_core::Tensor;
-use candle_core::quantized::{QMatMul, QTensor};
+use candle_core::quantized::QTensor;
 use candle_nn::{Func, FuncT, GRU, LSTM, Module, Sequential};
 use std::convert::Infallible;
 use std::fmt;
@@ -39,14 +39,14 @@ pub trait KnowsTypes<'a> {}
 )]
 pub trait ShowsParameters<'a> {}
 
-/// Neither `QMatMul` nor `QTensor` implements this trait.
+/// `QTensor` does not implement this trait.
 #[diagnostic::on_unimplemented(
-    message = "`{Self}` holds quantised weights, which take no adapter yet",
-    label = "quantised",
-    note = "under `#[lora(skip)]` the weights stay as they are, and no gradient passes them: what comes after them can be trained",
-    note = "to train what comes before, too, load the weights in full precision, as a `Linear`"
+    message = "`{Self}` is a quantised weight without its layer",
+    label = "not a layer",
+    note = "`lora::layers::QLinear`, `lora::layers::QEmbedding` and candle's `QMatMul` hold a quantised weight, and can be adapted",
+    note = "under `#[lora(skip)]` the weight stays as it is, and no gradient passes it: what comes after it can be trained"
 )]
-pub trait InFullPrecision<'a> {}
+pub trait IsALayer<'a> {}
 
 /// The LoRA type of a type that has none: without a value.
 pub struct Hidden<M>(Infallible, PhantomData<fn() -> M>);
@@ -109,5 +109,4 @@ hidden!(FuncT<'_>: NotAClosure);
 hidden!(Sequential: KnowsTypes);
 hidden!(LSTM: ShowsParameters);
 hidden!(GRU: ShowsParameters);
-hidden!(QMatMul: InFullPrecision);
-hidden!(QTensor: InFullPrecision);
+hidden!(QTensor: IsALayer);

@@ -53,6 +53,21 @@ impl LoraLinear {
         &self.adapters
     }
 
+    /// A layer of a frozen weight, which is known to the walk already.
+    pub(super) fn of_parts(
+        weight: Tensor,
+        bias: Option<&Tensor>,
+        adapters: Adapters,
+        cx: &mut Builder<'_>,
+    ) -> Result<Self> {
+        let bias = bias.map(|bias| cx.parameter(bias));
+        cx.layer(Self {
+            weight,
+            bias,
+            adapters,
+        })
+    }
+
     /// The layer as its forward pass computes it.
     pub(crate) fn parts_of_forward(&self) -> candle_core::Result<ops::LinearParts> {
         let weight = self.adapters.seen(&self.weight);
@@ -72,12 +87,8 @@ impl LoraModel for Linear {
 
     fn adapt(&self, cx: &mut Builder<'_>) -> Result<LoraLinear> {
         self.weight().dims2()?;
-        let layer = LoraLinear {
-            weight: cx.parameter(self.weight()),
-            bias: self.bias().map(|bias| cx.parameter(bias)),
-            adapters: cx.adapters(),
-        };
-        cx.layer(layer)
+        let (weight, adapters) = (cx.parameter(self.weight()), cx.adapters());
+        LoraLinear::of_parts(weight, self.bias(), adapters, cx)
     }
 }
 

@@ -32,7 +32,8 @@
 //! | `candle_nn::LSTM`, `candle_nn::GRU` | [`LSTM`], [`GRU`]: the same constructors. Candle keeps the tensors private. Under `#[lora(skip)]` candle's own stays as it is and passes the gradient, but is not counted, moved or trained |
 //! | `Func`, `FuncT`, `Arc<dyn Fn(..)>` that call layers | a struct of those layers |
 //! | `Func`, `FuncT`, `Arc<dyn Fn(..)>` that call none | `#[lora(skip)]`: the closure is shared |
-//! | `QMatMul`, `QTensor` | no adapter yet. Under `#[lora(skip)]` the weights stay as they are, and no gradient passes them |
+//! | `QMatMul` | nothing: [`LoraQMatMul`] takes its place. With a bias, or in a linear layer of your own: [`QLinear`] |
+//! | `QTensor` | [`QLinear`] or [`QEmbedding`]. Under `#[lora(skip)]` the weights stay as they are, and no gradient passes them |
 //! | `KvCache`, `RotatingKvCache`, `ConcatKvCache` of candle's | nothing: a [`LoraCache`] takes its place |
 //! | `Cache`, `ScatteredKvCache` and other caches of candle's | nothing; they serve generation and pass no gradient |
 //! | `Option<(Tensor, Tensor)>` as a cache | nothing: two tensors of three dimensions and more are state, which is cloned, not parameters. Weights of such shapes need a field each |
@@ -58,6 +59,7 @@ mod linear;
 mod own_linear;
 mod plain;
 mod prelu;
+mod quantised;
 mod recompute;
 mod rnn;
 mod sequential;
@@ -78,6 +80,7 @@ pub use layer_norm::{LoraLayerNorm, LoraRmsNorm};
 pub use linear::LoraLinear;
 pub use own_linear::{LoraOwnLinear, OwnLinear};
 pub use prelu::LoraPReLU;
+pub use quantised::{GGML_TYPES, LoraQEmbedding, LoraQLinear, LoraQMatMul, QEmbedding, QLinear};
 pub use recompute::{LoraRecompute, Recompute};
 pub use rnn::{GRU, LSTM, LoraGRU, LoraLSTM, gru, lstm};
 pub use sequential::{LoraSequential, Sequential, seq};

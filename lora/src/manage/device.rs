@@ -1,14 +1,15 @@
 //! A model of other tensors: on another device, in another dtype, or copied.
 
 use super::merge::{merge_like, unmerge};
-use crate::adapter::Parked;
-use crate::adapter::{Access, AdaptedMut};
+use crate::adapter::{Access, AdaptedMut, Parked, quantised};
 use crate::init::adapter_dtype;
 use crate::manage::tie::retie;
 use crate::traits::try_each_layer_mut;
 use crate::{Copies, Error, LoraModule, Part, Result, Role, Tokens};
+use candle_core::quantized::QTensor;
 use candle_core::{DType, Device, Tensor, TensorId, Var};
 use std::collections::HashMap;
+use std::sync::Arc;
 
 pub(crate) fn to_device<M: LoraModule>(model: &M, device: &Device) -> Result<M> {
     map(model, |tensor, _, _| Ok(tensor.to_device(device)?))
@@ -35,7 +36,7 @@ pub(crate) fn to_dtype<M: LoraModule>(model: &M, dtype: DType) -> Result<M> {
         Ok(match role {
             _ if !tensor.dtype().is_float() => tensor.clone(),
             Role::Adapter(_) => tensor.to_dtype(adapter_dtype(dtype))?,
-            Role::Base | Role::Buffer => tensor.to_dtype(dtype)?,
+            Role::Base | Role::Buffer => quantised::cast(tensor, dtype)?,
         })
     })
 }
@@ -48,6 +49,7 @@ fn map<M: LoraModule>(model: &M, f: impl Fn(&Tensor, Role, bool) -> Result<Tenso
     // A merged layer keeps its original weight aside, where the walk would not meet it.
     unmerge(&mut mapped);
     let mut tied = HashMap::<(TensorId, Role), Tensor>::new();
+    let mut blocks = HashMap::<*const QTensor, Arc<QTensor>>::new();
     let mut change = |tensor: &mut Tensor, role: Role, copied: bool| -> Result<()> {
         // By role too, as a base weight and an adapter's part may get different dtypes.
         let key = (tensor.id(), role);
@@ -78,6 +80,15 @@ fn map<M: LoraModule>(model: &M, f: impl Fn(&Tensor, Role, bool) -> Result<Tenso
         let Some(layer) = layer.adapted_mut() else {
             return Ok(());
         };
+        if let Some(own) = layer.adapters().blocks.clone() {
+            let device = layer.weight().device().clone();
+            let moved = match blocks.get(&Arc::as_ptr(&own)) {
+                Some(moved) => Arc::clone(moved),
+                None => quantised::to_device(&own, &device)?,
+            };
+            blocks.insert(Arc::as_ptr(&own), moved.clone());
+            layer.adapters_mut().blocks = Some(moved);
+        }
         for adapter in &mut layer.adapters_mut().list {
             // Parked variables belong to the tensors from before.
             adapter.parked = Parked::default();

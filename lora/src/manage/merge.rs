@@ -3,6 +3,7 @@
 use super::active::active;
 use super::checks::{checked, refuse_overlapping_rows, refuse_view, unknown};
 use crate::adapter::merging;
+use crate::error::warn;
 use crate::traits::{each_layer, each_layer_mut, try_each_layer_mut};
 use crate::{Adapted, LoraModule, Result};
 
@@ -94,7 +95,27 @@ fn each_merged<M: LoraModule>(
         None => Ok(()),
     })?;
     *model = changed;
+    if let Some(note) = requantised(model) {
+        warn(&note);
+    }
     Ok(())
+}
+
+/// What quantising the merged weights again has changed, if any are quantised.
+fn requantised<M: LoraModule>(model: &M) -> Option<String> {
+    let mut errors = Vec::new();
+    each_layer(model, |path, layer| {
+        let adapters = layer.adapted().map(|layer| layer.adapters());
+        let error = adapters.and_then(|adapters| adapters.requantising_error());
+        errors.extend(error.map(|error| (error, path.to_string())));
+    });
+    let (worst, path) = errors.iter().max_by(|a, b| a.0.total_cmp(&b.0))?;
+    Some(format!(
+        "{} merged weights were quantised again, to their type: each is off by up to {worst:.1e} of its \
+         size, most at `{path}`. Adapters::requantising_error tells of each layer, unmerge() puts the \
+         blocks back",
+        errors.len()
+    ))
 }
 
 pub(crate) fn unmerge<M: LoraModule>(model: &mut M) {

@@ -33,6 +33,7 @@ pub use status::{LayerStatus, ModelStatus, State};
 pub(crate) use status::{layer_status, model_status};
 pub(crate) use summary::oversized;
 pub use summary::{Summary, SummaryRow};
+pub(crate) use tie::base_id;
 pub(crate) use transfer::assign_to_adapter;
 pub use transfer::transfer_weights;
 pub(crate) use views::{disabled, for_rows};

@@ -5,6 +5,7 @@ use crate::path::join;
 use crate::traits::each_layer;
 use crate::{LoraModule, Param, Role};
 use candle_core::TensorId;
+use candle_core::quantized::GgmlDType;
 use std::collections::HashMap;
 use std::fmt;
 
@@ -23,6 +24,8 @@ pub struct Summary {
     pub total: usize,
     /// Number of values that are trained.
     pub trainable: usize,
+    /// Bytes of all parameters. Those of a quantised weight are its blocks'.
+    pub bytes: usize,
 }
 
 /// A row of a [`Summary`]: one layer.
@@ -44,6 +47,10 @@ pub struct SummaryRow {
     pub total: usize,
     /// Number of its values that are trained, without tied parameters that an earlier layer counts.
     pub trainable: usize,
+    /// Bytes of these parameters.
+    pub bytes: usize,
+    /// The type of its weight's blocks, if the weight is quantised.
+    pub quantised: Option<GgmlDType>,
     /// The parameter of an earlier layer that one of this layer's parameters is tied to.
     pub tied_to: Option<String>,
 }
@@ -55,6 +62,7 @@ impl Summary {
         each_layer(model, |path, layer| {
             let params = layer.params();
             let adapters = layer.adapted().map(|layer| layer.adapters());
+            let blocks = adapters.and_then(|adapters| adapters.unmerged_blocks());
             let mut row = SummaryRow {
                 path: path.into(),
                 kind: layer.kind(),
@@ -66,6 +74,8 @@ impl Summary {
                 largest_rank: None,
                 total: 0,
                 trainable: 0,
+                bytes: 0,
+                quantised: blocks.map(|blocks| blocks.dtype()),
                 tied_to: None,
             };
             let largest_rank = layer.adapted().map(|layer| layer.largest_rank());
@@ -86,6 +96,11 @@ impl Summary {
                 }
                 seen.insert(tensor.id(), join(path, &name));
                 row.total += tensor.elem_count();
+                let is_weight = layer.adapted().is_some_and(|l| l.weight_name() == name);
+                row.bytes += match blocks.filter(|_| is_weight) {
+                    Some(blocks) => blocks.storage_size_in_bytes(),
+                    None => tensor.elem_count() * tensor.dtype().size_in_bytes(),
+                };
                 if tensor.is_variable() {
                     row.trainable += tensor.elem_count();
                 }
@@ -95,6 +110,7 @@ impl Summary {
         Self {
             total: rows.iter().map(|row| row.total).sum(),
             trainable: rows.iter().map(|row| row.trainable).sum(),
+            bytes: rows.iter().map(|row| row.bytes).sum(),
             rows,
         }
     }
@@ -142,7 +158,10 @@ impl fmt::Display for Summary {
             };
             table.push([
                 row.path.clone(),
-                row.kind.to_string(),
+                match row.quantised {
+                    Some(dtype) => format!("{} {dtype:?}", row.kind),
+                    None => row.kind.to_string(),
+                },
                 shape.join("x"),
                 row.rank.map_or(String::new(), |rank| rank.to_string()),
                 total,
@@ -171,6 +190,15 @@ impl fmt::Display for Summary {
         });
         if let Some(note) = self::oversized(&oversized.collect::<Vec<_>>()) {
             writeln!(f, "note: {note}")?;
+        }
+        let quantised = self.rows.iter().filter(|row| row.quantised.is_some());
+        let count = quantised.count();
+        if count > 0 {
+            writeln!(
+                f,
+                "{count} layers are quantised; all parameters take {} bytes",
+                thousands(self.bytes)
+            )?;
         }
         write!(f, "{}", self.totals())
     }

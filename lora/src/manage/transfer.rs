@@ -2,14 +2,15 @@
 
 use super::is_merged;
 use super::tie::retie;
-use crate::adapter::Access;
-use crate::adapter::{copies, release};
+use crate::adapter::{Access, AdaptedMut, copies, quantised, release};
 use crate::path::join;
-use crate::traits::{named, try_each_layer_mut};
+use crate::traits::{each_layer, named, try_each_layer_mut};
 use crate::{Error, LoraModule, Result};
+use candle_core::quantized::QTensor;
 use candle_core::{Tensor, TensorId, Var};
 use fancy_regex::Regex;
 use std::collections::HashMap;
+use std::sync::Arc;
 
 /// Puts the weights of `src` into `dst`, by path. The models may be of different types.
 ///
@@ -52,6 +53,8 @@ pub fn transfer_weights<S: LoraModule, D: LoraModule>(
         return Err(Error::Weights(vec![problem.into()]));
     }
 
+    let (theirs, own) = (blocks_of(src), blocks_of(dst));
+    let mut blocks = HashMap::new();
     let mut values = HashMap::new();
     for param in named(src) {
         if !ignore.matches(&param.path)? {
@@ -75,6 +78,23 @@ pub fn transfer_weights<S: LoraModule, D: LoraModule>(
             )),
             Some(value) if value.id() == param.tensor.id() => {}
             Some(value) => {
+                match (theirs.get(&param.path), own.get(&param.path)) {
+                    (None, None) => {}
+                    (Some(theirs), Some(own)) if theirs.dtype() == own.dtype() => {
+                        blocks.insert(param.path.clone(), theirs.clone());
+                    }
+                    (theirs, own) => {
+                        let name = |blocks: Option<&Arc<QTensor>>| match blocks {
+                            Some(blocks) => format!("quantised to {:?}", blocks.dtype()),
+                            None => "in full precision".into(),
+                        };
+                        let (theirs, own) = (name(theirs), name(own));
+                        problems.push(format!(
+                            "{}: {theirs} where the model has it {own}",
+                            param.path
+                        ));
+                    }
+                }
                 let value = like(&value, &param.tensor, &mut tied)?;
                 changes.insert(param.path, value);
             }
@@ -86,7 +106,30 @@ pub fn transfer_weights<S: LoraModule, D: LoraModule>(
     if !problems.is_empty() {
         return Err(Error::Weights(problems));
     }
-    assign(dst, &changes)
+    assign(dst, &changes)?;
+    try_each_layer_mut(dst, |path, layer| {
+        let Some(layer) = layer.adapted_mut() else {
+            return Ok(());
+        };
+        if let Some(blocks) = blocks.get(&join(path, layer.weight_name())) {
+            let blocks = quantised::to_device(blocks, layer.weight().device())?;
+            layer.adapters_mut().blocks = Some(blocks);
+        }
+        Ok(())
+    })
+}
+
+/// The blocks of the quantised weights, by the weight's path.
+fn blocks_of<M: LoraModule>(model: &M) -> HashMap<String, Arc<QTensor>> {
+    let mut found = HashMap::new();
+    each_layer(model, |path, layer| {
+        if let Some(layer) = layer.adapted()
+            && let Some(blocks) = layer.adapters().blocks()
+        {
+            found.insert(join(path, layer.weight_name()), blocks.clone());
+        }
+    });
+    found
 }
 
 /// The value in the dtype and on the device of this parameter. A tied value gives the same tensor
@@ -104,7 +147,7 @@ fn like(
         return Ok(made.clone());
     }
     // A trained parameter is copied: its training must not reach the other model.
-    let new = release(value)?.to_dtype(dtype)?.to_device(device)?;
+    let new = quantised::cast(&release(value)?, dtype)?.to_device(device)?;
     made.push(new.clone());
     Ok(new)
 }

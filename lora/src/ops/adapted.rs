@@ -2,10 +2,12 @@
 
 use super::contiguous::copy;
 use super::dropout::{drop_values, mask};
-use super::{Compute, affine, linear, record, wider, working};
+use super::quantised::{Blocks, quantised_linear};
+use super::{Compute, affine, dora, linear, record, wider, working};
 use crate::kernels::adapted::{Direction, LinearKernel, UpdateGrads, UpdateKernel};
 use crate::kernels::buffer::{Cpu, CpuMatrix, buffer, tensor};
 use crate::kernels::dropout::Dropout;
+use crate::kernels::quantised;
 use crate::kernels::simd::Element;
 use crate::profile;
 use candle_core::{DType, Result, Tensor, bail};
@@ -17,6 +19,8 @@ use std::sync::Arc;
 pub struct LinearParts {
     /// (out, in)
     pub(crate) weight: Tensor,
+    /// The weight's values, where they are quantised; `weight` then only says shape and dtype.
+    pub(crate) blocks: Option<Blocks>,
     /// (out)
     pub(crate) bias: Option<Tensor>,
     pub(crate) updates: Vec<UpdateParts>,
@@ -52,7 +56,7 @@ impl LinearParts {
     pub(crate) fn fused(&self) -> std::result::Result<Option<&UpdateParts>, ()> {
         let frozen = !self.weight.track_op();
         match &self.updates[..] {
-            _ if self.detour.is_some() => Err(()),
+            _ if self.detour.is_some() || self.blocks.is_some() => Err(()),
             [] if frozen => Ok(None),
             [update] if frozen && update.fits(&self.weight) => Ok(Some(update)),
             _ => Err(()),
@@ -79,9 +83,44 @@ impl LinearParts {
         })
     }
 
+    /// The layer's own product with this bias.
+    pub(crate) fn product(&self, xs: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
+        match &self.blocks {
+            Some(blocks) => quantised_linear(xs, blocks, bias),
+            None => linear(xs, &self.weight, bias),
+        }
+    }
+
+    /// True for a layer that computes x·Wᵀ + b with a weight in full precision and does nothing else.
+    pub(crate) fn is_plain(&self) -> bool {
+        self.updates.is_empty() && self.detour.is_none() && self.blocks.is_none()
+    }
+
     /// The first update, for a layer that is [`fused`](Self::fused).
     pub(crate) fn update(&self) -> Option<&UpdateParts> {
         self.updates.first()
+    }
+
+    /// The layer of some of the outputs, for a layer that is [`fused`](Self::fused): a detour knows all
+    /// of them only.
+    pub(crate) fn outputs(&self, start: usize, count: usize) -> Result<Self> {
+        let part = |tensor: &Tensor| tensor.narrow(0, start, count);
+        let update = |update: &UpdateParts| {
+            Ok(UpdateParts {
+                a: update.a.clone(),
+                b: part(&update.b)?,
+                bias: update.bias.as_ref().map(part).transpose()?,
+                gain: update.gain.as_ref().map(part).transpose()?,
+                ..*update
+            })
+        };
+        Ok(Self {
+            weight: part(&self.weight)?,
+            blocks: None,
+            bias: self.bias.as_ref().map(part).transpose()?,
+            updates: self.updates.iter().map(update).collect::<Result<_>>()?,
+            detour: self.detour.clone(),
+        })
     }
 
     /// The same layer without its graph.
@@ -95,6 +134,7 @@ impl LinearParts {
         };
         Self {
             weight: self.weight.detach(),
+            blocks: self.blocks.clone(),
             bias: self.bias.as_ref().map(Tensor::detach),
             updates: self.updates.iter().map(update).collect(),
             detour: None,
@@ -104,7 +144,11 @@ impl LinearParts {
     /// The same layer in the precision to compute in.
     pub(crate) fn working(&self) -> Result<Self> {
         Ok(Self {
-            weight: working(&self.weight)?,
+            weight: match self.blocks {
+                Some(_) => self.weight.clone(),
+                None => working(&self.weight)?,
+            },
+            blocks: self.blocks.clone(),
             bias: self.bias.as_ref().map(working).transpose()?,
             updates: self.updates.clone(),
             detour: None,
@@ -115,7 +159,7 @@ impl LinearParts {
 impl UpdateParts {
     /// Whether the update is a plain one in the precision that the kernels compute with. On a half
     /// base that is f32.
-    fn fits(&self, weight: &Tensor) -> bool {
+    pub(super) fn fits(&self, weight: &Tensor) -> bool {
         if self.bias.is_some() || self.gain.is_some() {
             return false;
         }
@@ -139,6 +183,12 @@ pub(crate) fn adapted_linear(xs: &Tensor, layer: &LinearParts) -> Result<Tensor>
     if let Some(detour) = &layer.detour {
         return detour.forward(xs, layer);
     }
+    if let Some(single) = dora::single(xs, layer)? {
+        return match xs.dtype() {
+            DType::F64 => dora::fused::<f64>(xs, layer, single),
+            _ => dora::fused::<f32>(xs, layer, single),
+        };
+    }
     let compute = Compute::of(xs);
     let (outputs, inputs) = layer.weight.dims2()?;
     // The single ops report whatever does not fit, so that each error has one text.
@@ -148,10 +198,14 @@ pub(crate) fn adapted_linear(xs: &Tensor, layer: &LinearParts) -> Result<Tensor>
         && layer.bias.as_ref().is_none_or(|bias| {
             bias.dims() == [outputs] && bias.dtype() == xs.dtype() && bias.is_contiguous()
         });
-    match (compute, layer.fused()) {
-        (Compute::F32, Ok(Some(update))) if fits => fused::<f32>(xs, layer, update),
-        (Compute::F64, Ok(Some(update))) if fits => fused::<f64>(xs, layer, update),
-        _ => layer.composed(xs, |xs, bias| linear(xs, &layer.weight, bias)),
+    let update = match &layer.blocks {
+        Some(blocks) => blocks.fused(xs, layer),
+        None => layer.fused().ok().flatten(),
+    };
+    match (compute, update) {
+        (Compute::F32, Some(update)) if fits => fused::<f32>(xs, layer, update),
+        (Compute::F64, Some(update)) if fits => fused::<f64>(xs, layer, update),
+        _ => layer.composed(xs, |xs, bias| layer.product(xs, bias)),
     }
 }
 
@@ -305,9 +359,15 @@ impl Frozen {
     }
 }
 
+/// A weight's values, borrowed.
+enum Values<'a, T> {
+    Full(CpuMatrix<'a, T>),
+    Quantised(quantised::Blocks<'a>),
+}
+
 /// A layer's tensors, borrowed.
 pub(crate) struct Operands<'a, T> {
-    weight: CpuMatrix<'a, T>,
+    weight: Values<'a, T>,
     bias: Option<Cpu<'a, T>>,
     update: Option<(&'a UpdateParts, Cpu<'a, T>, Cpu<'a, T>)>,
 }
@@ -319,7 +379,10 @@ impl<'a, T: Element> Operands<'a, T> {
             None => None,
         };
         Ok(Self {
-            weight: CpuMatrix::of(&layer.weight)?,
+            weight: match &layer.blocks {
+                Some(blocks) => Values::Quantised(blocks.kernel()?),
+                None => Values::Full(CpuMatrix::of(&layer.weight)?),
+            },
             bias: layer.bias.as_ref().map(Cpu::of).transpose()?,
             update,
         })
@@ -338,6 +401,12 @@ impl<'a, T: Element> Operands<'a, T> {
             scaling: parts.scaling,
             dropout: mask,
         });
-        LinearKernel::new(self.weight.view(), self.bias.as_deref(), update, rows, pass)
+        let bias = self.bias.as_deref();
+        match &self.weight {
+            Values::Full(weight) => LinearKernel::new(weight.view(), bias, update, rows, pass),
+            Values::Quantised(blocks) => {
+                LinearKernel::quantised(blocks.clone(), bias, update, rows, pass)
+            }
+        }
     }
 }

@@ -1,4 +1,5 @@
-//! A residual MLP as one op: shortcut + gamma·fc2(act(fc1(norm(x)))).
+//! A residual MLP as one op: shortcut + gamma·drop(fc2(act(fc1(norm(x))))), where a gated one multiplies
+//! the activation's result by up(norm(x)).
 
 use super::adapted::{LinearParts, Operands, adapted_linear};
 use super::contiguous::copy;
@@ -9,10 +10,10 @@ use crate::kernels::activation::{Function, GeluErf, GeluTanh, Relu, Silu};
 use crate::kernels::adapted::Direction;
 use crate::kernels::buffer::{Cpu, buffer, tensor};
 use crate::kernels::dropout::Dropout;
-use crate::kernels::mlp::{self, Grads, Keep, Kept};
+use crate::kernels::mlp::{self, Keep, Kept};
 use crate::kernels::simd::Element;
 use crate::profile;
-use candle_core::{D, DType, Result, Tensor};
+use candle_core::{D, DType, Result, Tensor, bail};
 use candle_nn::{Activation, Module};
 use std::marker::PhantomData;
 
@@ -29,12 +30,76 @@ pub struct NormParts {
 #[derive(Clone, Debug)]
 pub(crate) struct MlpParts {
     pub(crate) norm: Option<NormParts>,
-    pub(crate) fc1: LinearParts,
+    pub(crate) first: FirstParts,
     pub(crate) act: Activation,
     pub(crate) fc2: LinearParts,
+    /// Probability that a result is dropped, before gamma and the shortcut.
+    pub(crate) dropout: f64,
     pub(crate) gamma: Option<Tensor>,
     /// Compute the hidden values anew in the backward pass.
     pub(crate) recompute: bool,
+}
+
+/// What makes the hidden values of a normalised input.
+#[derive(Clone, Debug)]
+pub(crate) enum FirstParts {
+    /// act(fc1(x))
+    Plain(LinearParts),
+    /// act(gate(x))·up(x)
+    Gated(LinearParts, LinearParts),
+    /// The same, by one layer with the gate's outputs first.
+    Joined(LinearParts),
+}
+
+impl FirstParts {
+    /// The layer before the activation and the one that multiplies its result.
+    fn apart(&self) -> Result<(LinearParts, Option<LinearParts>)> {
+        Ok(match self {
+            Self::Plain(fc1) => (fc1.clone(), None),
+            Self::Gated(gate, up) => (gate.clone(), Some(up.clone())),
+            Self::Joined(both) => {
+                let half = half(both)?;
+                let part = |start| both.outputs(start, half);
+                (part(0)?, Some(part(half)?))
+            }
+        })
+    }
+
+    /// The hidden values, layer by layer.
+    fn composed(&self, xs: &Tensor, act: Activation) -> Result<Tensor> {
+        match self {
+            Self::Plain(fc1) => activate(&adapted_linear(xs, fc1)?, act),
+            Self::Gated(gate, up) => {
+                let gate = adapted_linear(xs, gate)?;
+                activate(&gate, act)? * adapted_linear(xs, up)?
+            }
+            Self::Joined(both) => {
+                let half = half(both)?;
+                let both = adapted_linear(xs, both)?;
+                let gate = both.narrow(D::Minus1, 0, half)?.contiguous()?;
+                activate(&gate, act)? * both.narrow(D::Minus1, half, half)?
+            }
+        }
+    }
+}
+
+/// The outputs of the gate, of those of gate and up together.
+fn half(both: &LinearParts) -> Result<usize> {
+    let outputs = both.weight.dim(0)?;
+    if outputs % 2 != 0 {
+        bail!("a layer of gate and up has as many outputs for each, it has {outputs} in all");
+    }
+    Ok(outputs / 2)
+}
+
+/// The parts as the kernel takes them.
+#[derive(Clone)]
+struct Apart {
+    norm: Option<NormParts>,
+    fc1: LinearParts,
+    up: Option<LinearParts>,
+    fc2: LinearParts,
+    gamma: Option<Tensor>,
 }
 
 /// The block's result for `xs` of shape (.., in), with a shortcut of the result's shape. It is one
@@ -44,9 +109,6 @@ pub(crate) fn residual_mlp(
     shortcut: Option<&Tensor>,
     parts: &MlpParts,
 ) -> Result<Tensor> {
-    if !parts.fit(xs, shortcut) {
-        return composed(xs, shortcut, parts);
-    }
     match parts.act {
         Activation::Gelu => with::<GeluErf>(xs, shortcut, parts),
         Activation::NewGelu | Activation::GeluPytorchTanh => with::<GeluTanh>(xs, shortcut, parts),
@@ -62,14 +124,28 @@ fn with<F: Function + 'static>(
     shortcut: Option<&Tensor>,
     parts: &MlpParts,
 ) -> Result<Tensor> {
+    let apart = parts.apart()?;
     match Compute::of(xs) {
-        Compute::F32 => fused::<f32, F>(xs, shortcut, parts),
-        Compute::F64 => fused::<f64, F>(xs, shortcut, parts),
-        Compute::Tensors => composed(xs, shortcut, parts),
+        Compute::F32 if apart.fit(xs, shortcut) => fused::<f32, F>(xs, shortcut, parts, apart),
+        Compute::F64 if apart.fit(xs, shortcut) => fused::<f64, F>(xs, shortcut, parts, apart),
+        _ => composed(xs, shortcut, parts),
     }
 }
 
 impl MlpParts {
+    fn apart(&self) -> Result<Apart> {
+        let (fc1, up) = self.first.apart()?;
+        Ok(Apart {
+            norm: self.norm.clone(),
+            fc1,
+            up,
+            fc2: self.fc2.clone(),
+            gamma: self.gamma.clone(),
+        })
+    }
+}
+
+impl Apart {
     /// Whether the fused op computes this: everything frozen but the updates, one dtype, shapes
     /// that belong together. The single ops report whatever does not fit, so that each error has
     /// one text.
@@ -100,6 +176,12 @@ impl MlpParts {
             && self.fc1.fused().is_ok()
             && self.fc2.fused().is_ok()
             && vector(self.fc1.bias.as_ref(), hidden)
+            && self.up.as_ref().is_none_or(|up| {
+                up.weight.dims() == fc1.dims()
+                    && up.weight.dtype() == xs.dtype()
+                    && up.fused().is_ok()
+                    && vector(up.bias.as_ref(), hidden)
+            })
             && vector(self.fc2.bias.as_ref(), outputs)
             && vector(norm.map(|norm| &norm.weight), width)
             && vector(norm.and_then(|norm| norm.bias.as_ref()), width)
@@ -124,8 +206,8 @@ fn composed(xs: &Tensor, shortcut: Option<&Tensor>, parts: &MlpParts) -> Result<
         }) => norm(xs, weight, bias.as_ref(), *eps, *remove_mean)?,
         None => xs.clone(),
     };
-    let hidden = activate(&adapted_linear(&normed, &parts.fc1)?, parts.act)?;
-    let y = adapted_linear(&hidden, &parts.fc2)?;
+    let hidden = parts.first.composed(&normed, parts.act)?;
+    let y = dropout::drop_values(&adapted_linear(&hidden, &parts.fc2)?, parts.dropout)?;
     let last = y.rank().saturating_sub(1);
     match (shortcut, &parts.gamma) {
         (Some(shortcut), gamma) => residual(shortcut, &y, gamma.as_ref(), last),
@@ -149,38 +231,34 @@ fn fused<T: Element, F: Function + 'static>(
     xs: &Tensor,
     shortcut: Option<&Tensor>,
     parts: &MlpParts,
+    apart: Apart,
 ) -> Result<Tensor> {
     let span = profile::forward("mlp");
-    let (update1, update2) = (parts.fc1.update(), parts.fc2.update());
-    let absent = &parts.fc1.weight;
-    let args = [
-        xs,
-        shortcut.unwrap_or(absent),
-        update1.map_or(absent, |update| &update.a),
-        update1.map_or(absent, |update| &update.b),
-        update2.map_or(absent, |update| &update.a),
-        update2.map_or(absent, |update| &update.b),
-    ];
+    let updates: Vec<_> = apart.layers().map(|layer| layer?.update()).collect();
+    let absent = &apart.fc1.weight;
+    let a = |layer: usize| updates[layer].map_or(absent, |update| &update.a);
+    let b = |layer: usize| updates[layer].map_or(absent, |update| &update.b);
+    let shortcut_or = shortcut.unwrap_or(absent);
+    let args = [xs, shortcut_or, a(0), b(0), a(1), b(1), a(2), b(2)];
     let keep = match args.iter().any(|arg| arg.track_op()) {
         false => Keep::Nothing,
         true if parts.recompute => Keep::Little,
         true => Keep::Hidden,
     };
-    let outputs = parts.fc2.weight.dim(0)?;
+    let outputs = apart.fc2.weight.dim(0)?;
     let xs_shape = xs.shape().clone();
     let mut shape = xs.dims().to_vec();
     shape[xs.rank() - 1] = outputs;
-    let rows = xs.elem_count() / xs.dim(D::Minus1)?;
     let block = Block::<F> {
         x: copy(&xs.detach())?,
-        parts: parts.detached(),
-        masks: [&parts.fc1, &parts.fc2]
-            .map(|layer| layer.update().and_then(|u| dropout::mask(u.dropout))),
-        rows,
+        masks: parts.masks(),
+        dropout: dropout::mask(parts.dropout),
+        parts: apart.detached(),
+        rows: xs.elem_count() / xs.dim(D::Minus1)?,
         act: PhantomData,
     };
     let shortcut = shortcut.map(|shortcut| working(&copy(&shortcut.detach())?));
-    let mut y = buffer::<T>(rows * outputs);
+    let mut y = buffer::<T>(block.rows * outputs);
     let kept = {
         let shortcut = shortcut.transpose()?;
         let shortcut = shortcut.as_ref().map(Cpu::<T>::of).transpose()?;
@@ -192,19 +270,39 @@ fn fused<T: Element, F: Function + 'static>(
     let y = tensor(y, shape)?.to_dtype(dtype)?;
     span.end([&y].into_iter());
     record("mlp", args, y, move |grad, [on_xs, on_shortcut, ..]| {
-        let (on_x, [a1, b1, a2, b2]) = block.backward::<T>(grad, &kept, on_xs)?;
+        let (on_x, [(a1, b1), (a_up, b_up), (a2, b2)]) = block.backward::<T>(grad, &kept, on_xs)?;
         let on_x = on_x.map(|on_x| tensor(on_x, &xs_shape)?.to_dtype(dtype));
         let on_x = on_x.transpose()?;
         let on_shortcut = on_shortcut.then(|| grad.clone());
-        Ok([on_x, on_shortcut, a1, b1, a2, b2])
+        Ok([on_x, on_shortcut, a1, b1, a_up, b_up, a2, b2])
     })
 }
 
 impl MlpParts {
+    /// The masks of the updates of fc1, up and fc2, drawn in the order of the layers.
+    fn masks(&self) -> [Option<Dropout>; 3] {
+        let draw = |layer: &LinearParts| dropout::mask(layer.update()?.dropout);
+        let [fc1, up] = match &self.first {
+            FirstParts::Plain(fc1) => [draw(fc1), None],
+            FirstParts::Gated(gate, up) => [draw(gate), draw(up)],
+            // One layer has one mask.
+            FirstParts::Joined(both) => [draw(both); 2],
+        };
+        [fc1, up, draw(&self.fc2)]
+    }
+}
+
+impl Apart {
+    /// fc1, up and fc2.
+    fn layers(&self) -> impl Iterator<Item = Option<&LinearParts>> {
+        [Some(&self.fc1), self.up.as_ref(), Some(&self.fc2)].into_iter()
+    }
+
     /// The same block without its graph.
     fn detached(&self) -> Self {
         Self {
             fc1: self.fc1.detached(),
+            up: self.up.as_ref().map(LinearParts::detached),
             fc2: self.fc2.detached(),
             ..self.clone()
         }
@@ -222,9 +320,9 @@ impl MlpParts {
         Ok(Self {
             norm: norm.transpose()?,
             fc1: self.fc1.working()?,
+            up: self.up.as_ref().map(LinearParts::working).transpose()?,
             fc2: self.fc2.working()?,
             gamma: self.gamma.as_ref().map(working).transpose()?,
-            ..self.clone()
         })
     }
 }
@@ -232,13 +330,15 @@ impl MlpParts {
 /// What the block's node keeps: its input, the frozen parts and the values of the updates.
 struct Block<F> {
     x: Tensor,
-    parts: MlpParts,
-    masks: [Option<Dropout>; 2],
+    parts: Apart,
+    masks: [Option<Dropout>; 3],
+    dropout: Option<Dropout>,
     rows: usize,
     act: PhantomData<F>,
 }
 
-type InputAndUpdates<T> = (Option<Vec<T>>, [Option<Tensor>; 4]);
+/// The gradients of an update's A and B.
+type OnUpdate = (Option<Tensor>, Option<Tensor>);
 
 impl<F: Function> Block<F> {
     /// Calls `f` with the block as slices, and x.
@@ -248,10 +348,9 @@ impl<F: Function> Block<F> {
         f: impl FnOnce(&mlp::Mlp<'_, T, F>, &[T]) -> R,
     ) -> Result<R> {
         let (x, parts) = (working(&self.x)?, self.parts.working()?);
-        let (fc1, fc2) = (
-            Operands::<T>::of(&parts.fc1)?,
-            Operands::<T>::of(&parts.fc2)?,
-        );
+        let fc1 = Operands::<T>::of(&parts.fc1)?;
+        let up = parts.up.as_ref().map(Operands::<T>::of).transpose()?;
+        let fc2 = Operands::<T>::of(&parts.fc2)?;
         let vector = |tensor: Option<&Tensor>| -> Result<Option<Vec<T>>> {
             Ok(match tensor {
                 Some(tensor) => Some(Cpu::<T>::of(tensor)?.to_vec()),
@@ -269,37 +368,40 @@ impl<F: Function> Block<F> {
             remove_mean: norm.remove_mean,
         });
         let x = Cpu::<T>::of(&x)?;
+        let [mask1, mask_up, mask2] = self.masks;
         let mlp = mlp::Mlp {
             norm,
-            fc1: fc1.layer(self.masks[0], self.rows, pass),
+            fc1: fc1.layer(mask1, self.rows, pass),
             act: PhantomData,
-            fc2: fc2.layer(self.masks[1], self.rows, pass),
+            up: up.as_ref().map(|up| up.layer(mask_up, self.rows, pass)),
+            fc2: fc2.layer(mask2, self.rows, pass),
+            dropout: self.dropout,
             gamma: gamma.as_deref(),
         };
         Ok(f(&mlp, &x))
     }
 
+    /// The gradients of x, if wanted, and of the updates of fc1, up and fc2.
     fn backward<T: Element>(
         &self,
         grad: &Tensor,
         kept: &Kept<T>,
         on_xs: bool,
-    ) -> Result<InputAndUpdates<T>> {
+    ) -> Result<(Option<Vec<T>>, [OnUpdate; 3])> {
         let mut on_x = on_xs.then(|| buffer(self.x.elem_count()));
         let grad = working(grad)?;
         let grad = Cpu::<T>::of(&grad)?;
-        let Grads { fc1, fc2 } = self.run(Direction::Backward, |mlp, x| {
+        let grads = self.run(Direction::Backward, |mlp, x| {
             mlp.backward(x, &grad, kept, on_x.as_deref_mut())
         })?;
-        let mut on_updates = [None, None, None, None];
-        for (layer, (parts, grads)) in [(&self.parts.fc1, fc1), (&self.parts.fc2, fc2)]
-            .into_iter()
-            .enumerate()
-        {
-            if let (Some(update), Some(grads)) = (parts.update(), grads) {
+        let mut on_updates = [(); 3].map(|()| (None, None));
+        let layers = self.parts.layers().zip(grads).zip(&mut on_updates);
+        for ((layer, grads), (on_a, on_b)) in layers {
+            let update = layer.and_then(LinearParts::update);
+            if let (Some(update), Some(grads)) = (update, grads) {
                 let (a, b) = grads.finish(update.a.dim(0)?, update.scaling);
-                on_updates[2 * layer] = Some(tensor(a, update.a.shape())?);
-                on_updates[2 * layer + 1] = Some(tensor(b, update.b.shape())?);
+                *on_a = Some(tensor(a, update.a.shape())?);
+                *on_b = Some(tensor(b, update.b.shape())?);
             }
         }
         Ok((on_x, on_updates))

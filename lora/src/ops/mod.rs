@@ -23,6 +23,7 @@ mod checkpoint;
 mod contiguous;
 mod conv;
 mod cross_entropy;
+mod dora;
 mod dropout;
 mod embedding;
 mod finite;
@@ -33,6 +34,7 @@ mod mlp;
 mod norm;
 mod pool;
 mod prelu;
+mod quantised;
 mod receiver;
 mod rope;
 mod scatter;
@@ -70,10 +72,12 @@ pub use candle::{Candle, Function, Other};
 pub use receiver::{AsTensor, Receiver};
 
 pub(crate) use adapted::{Detour, LinearParts, UpdateParts, Updated, adapted_linear};
+pub(crate) use dora::weight_norms;
 pub(crate) use dropout::dropout_state;
 pub(crate) use finite::{first_not_finite, is_finite};
-pub(crate) use mlp::{MlpParts, NormParts, activate, residual_mlp};
+pub(crate) use mlp::{FirstParts, MlpParts, NormParts, activate, residual_mlp};
 pub(crate) use norm::norm;
+pub(crate) use quantised::{Blocks, quantised_embedding};
 #[doc(hidden)]
 pub use tape::recorded_values;
 

@@ -1,14 +1,15 @@
 //! The same under `rank`.
 
-use candle_core::quantized::QMatMul;
+use candle_core::quantized::QTensor;
 use lora::LoraModel;
+use std::sync::Arc;
 
 #[derive(LoraModel)]
 struct Attention {
     #[lora(rank)]
-    q_proj: QMatMul,
+    q_proj: Arc<QTensor>,
     #[lora(rank)]
-    layers: Vec<QMatMul>,
+    layers: Vec<Arc<QTensor>>,
     heads: usize,
 }
 

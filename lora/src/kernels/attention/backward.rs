@@ -55,28 +55,35 @@ pub(crate) fn backward<T: Element>(
     wanted: &Gradients<RowOrder>,
 ) -> Gradients<Vec<T>> {
     let sizes = attention.sizes;
-    let zeros = |wanted: Option<RowOrder>, heads: usize, rows: usize, dim: usize| {
-        wanted.map(|_| vec![T::ZERO; sizes.batch * heads * rows * dim])
+    let empty = sizes.batch * sizes.heads * sizes.queries * sizes.keys * sizes.value_dim == 0;
+    let memory = |wanted: Option<RowOrder>, heads: usize, rows: usize, dim: usize| {
+        let count = sizes.batch * heads * rows * dim;
+        wanted.map(|_| match empty {
+            true => vec![T::ZERO; count],
+            // Each row is written, by its task or from the sums of its head.
+            false => buffer(count),
+        })
     };
     let mut result = Gradients {
-        q: zeros(wanted.q, sizes.heads, sizes.queries, sizes.dim),
-        k: zeros(wanted.k, sizes.kv_heads, sizes.keys, sizes.dim),
-        v: zeros(wanted.v, sizes.kv_heads, sizes.keys, sizes.value_dim),
+        q: memory(wanted.q, sizes.heads, sizes.queries, sizes.dim),
+        k: memory(wanted.k, sizes.kv_heads, sizes.keys, sizes.dim),
+        v: memory(wanted.v, sizes.kv_heads, sizes.keys, sizes.value_dim),
     };
-    if sizes.batch * sizes.heads * sizes.queries * sizes.keys * sizes.value_dim == 0 {
+    if empty {
         return result;
     }
     let shape = (sizes.heads, sizes.queries, sizes.dim);
+    let size = attention.rows_in_block();
     let mut on_q = rows_of(result.q.as_deref_mut(), wanted.q, shape);
-    let blocks = on_q.iter_mut().flat_map(|rows| rows.chunks_mut(QUERIES));
-    let splits = splits(&sizes);
-    let tasks = tasks(&sizes, splits, blocks);
+    let blocks = on_q.iter_mut().flat_map(|rows| rows.chunks_mut(size));
+    let splits = splits(attention);
+    let tasks = tasks(attention, splits, blocks);
     let work = || Work {
-        probabilities: buffer(sizes.tile()),
-        on_scores: buffer(sizes.tile()),
-        slopes: attention.cap.map(|_| buffer(sizes.tile())),
-        dropped: attention.dropout.map(|_| buffer(sizes.tile())),
-        on_q: buffer(QUERIES * sizes.dim),
+        probabilities: buffer(attention.tile()),
+        on_scores: buffer(attention.tile()),
+        slopes: attention.cap.map(|_| buffer(attention.tile())),
+        dropped: attention.dropout.map(|_| buffer(attention.tile())),
+        on_q: buffer(size * sizes.dim),
     };
     let sums = each(tasks, sizes.is_small(), work, |work, task| {
         attention.gradients(given, work, task, (wanted.k.is_some(), wanted.v.is_some()))
@@ -91,21 +98,23 @@ pub(crate) fn backward<T: Element>(
 }
 
 /// In how many tasks the work on a head of keys and values is split.
-fn splits(sizes: &Sizes) -> usize {
+fn splits<T: Element>(attention: &Attention<'_, T>) -> usize {
+    let sizes = &attention.sizes;
     let threads = rayon::current_num_threads();
     if threads == 1 || sizes.is_small() {
         return 1;
     }
     // Two for each thread, as tasks take different times.
     let splits = (2 * threads).div_ceil(sizes.batch * sizes.kv_heads);
-    splits.min(sizes.group() * sizes.blocks())
+    splits.min(sizes.group() * attention.blocks())
 }
 
-fn tasks<'a, 'b, T>(
-    sizes: &Sizes,
+fn tasks<'a, 'b, T: Element>(
+    attention: &Attention<'_, T>,
     splits: usize,
     mut on_q: impl Iterator<Item = &'a mut [&'b mut [T]]>,
 ) -> Vec<Task<'a, 'b, T>> {
+    let (sizes, blocks) = (attention.sizes, attention.blocks());
     let mut tasks = Vec::with_capacity(sizes.batch * sizes.kv_heads * splits);
     for batch in 0..sizes.batch {
         for kv in 0..sizes.kv_heads {
@@ -114,11 +123,11 @@ fn tasks<'a, 'b, T>(
                 batch,
                 blocks: Vec::new(),
             }));
-            for index in 0..sizes.group() * sizes.blocks() {
+            for index in 0..sizes.group() * blocks {
                 // Dealt out in turn: with a causal mask later blocks take longer.
                 tasks[start + index % splits].blocks.push(Block {
-                    head: kv * sizes.group() + index / sizes.blocks(),
-                    queries: sizes.block(index % sizes.blocks()),
+                    head: kv * sizes.group() + index / blocks,
+                    queries: attention.block(index % blocks),
                     on_q: on_q.next(),
                 });
             }

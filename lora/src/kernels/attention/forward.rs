@@ -11,26 +11,28 @@ use std::ops::Range;
 pub(crate) fn forward<T: Element>(attention: &Attention<'_, T>) -> (Vec<T>, Vec<T>) {
     let sizes = attention.sizes;
     let rows = sizes.batch * sizes.heads * sizes.queries;
+    let size = attention.rows_in_block();
     let mut output = buffer::<T>(rows * sizes.value_dim);
     let mut log_sums = vec![T::ZERO; rows];
     let shape = (sizes.heads, sizes.queries, sizes.value_dim);
     let mut heads = by_head(&mut output, RowOrder::RowsFirst, shape);
-    let outputs = heads.iter_mut().flat_map(|rows| rows.chunks_mut(QUERIES));
+    let outputs = heads.iter_mut().flat_map(|rows| rows.chunks_mut(size));
     let sums = log_sums.chunks_mut(sizes.queries.max(1));
-    let sums = sums.flat_map(|sums| sums.chunks_mut(QUERIES));
+    let sums = sums.flat_map(|sums| sums.chunks_mut(size));
     let blocks = outputs.zip(sums).enumerate().collect();
+    let blocks_of_head = attention.blocks();
     let work = || Work {
-        scores: buffer(sizes.tile()),
-        gathered: buffer(QUERIES * sizes.value_dim),
+        scores: buffer(attention.tile()),
+        gathered: buffer(size * sizes.value_dim),
     };
     each(
         blocks,
         sizes.is_small(),
         work,
         |work, (index, (output, sums))| {
-            let (head, block) = (index / sizes.blocks(), index % sizes.blocks());
+            let (head, block) = (index / blocks_of_head, index % blocks_of_head);
             let head = (head / sizes.heads, head % sizes.heads);
-            attention.block(work, head, sizes.block(block), output, sums);
+            attention.output(work, head, attention.block(block), output, sums);
         },
     );
     (output, log_sums)
@@ -43,7 +45,8 @@ struct Work<T> {
 }
 
 impl<T: Element> Attention<'_, T> {
-    fn block(
+    /// The output and the sums of a block of queries.
+    fn output(
         &self,
         work: &mut Work<T>,
         (batch, head): (usize, usize),

@@ -14,8 +14,12 @@ use super::simd::{Element, run};
 use rayon::prelude::*;
 use std::ops::Range;
 
-/// Queries in a tile.
-const QUERIES: usize = 64;
+/// Queries in a tile at most. Each product with a tile first lays out its keys and values, which larger
+/// tiles do less often.
+const QUERIES: usize = 256;
+
+/// Queries in a tile where each sees other keys: larger tiles hold more scores that nobody sees.
+const QUERIES_OF_A_BAND: usize = 64;
 
 /// Keys in a tile. A tile of scores, with its keys and values, stays in a core's cache.
 const KEYS: usize = 256;
@@ -67,21 +71,6 @@ impl Sizes {
     /// Query heads that share a head of keys and values.
     fn group(&self) -> usize {
         self.heads / self.kv_heads.max(1)
-    }
-
-    /// The number of blocks of queries for each head.
-    fn blocks(&self) -> usize {
-        self.queries.div_ceil(QUERIES)
-    }
-
-    fn block(&self, index: usize) -> Range<usize> {
-        let start = index * QUERIES;
-        start..(start + QUERIES).min(self.queries)
-    }
-
-    /// Numbers in a tile.
-    fn tile(&self) -> usize {
-        self.queries.min(QUERIES) * self.keys.min(KEYS)
     }
 
     /// An output of (batch, queries, heads, dim).
@@ -153,6 +142,35 @@ pub(crate) struct Attention<'a, T> {
 }
 
 impl<T: Element> Attention<'_, T> {
+    /// Queries in a block.
+    fn rows_in_block(&self) -> usize {
+        let Sizes { queries, .. } = self.sizes;
+        let is_band = self.visible.causal || self.visible.window.is_some();
+        // A band of long sequences is almost full in larger tiles, too.
+        let most = match is_band {
+            true => (queries / 16).clamp(QUERIES_OF_A_BAND, 2 * QUERIES_OF_A_BAND),
+            false => QUERIES,
+        };
+        // Blocks of about the same size.
+        queries.div_ceil(queries.div_ceil(most).max(1)).max(1)
+    }
+
+    /// The number of blocks of queries for each head.
+    fn blocks(&self) -> usize {
+        self.sizes.queries.div_ceil(self.rows_in_block())
+    }
+
+    fn block(&self, index: usize) -> Range<usize> {
+        let rows = self.rows_in_block();
+        let start = index * rows;
+        start..(start + rows).min(self.sizes.queries)
+    }
+
+    /// Numbers in a tile.
+    fn tile(&self) -> usize {
+        self.rows_in_block() * self.sizes.keys.min(KEYS)
+    }
+
     /// Tiles along the keys that any of these queries sees.
     fn key_blocks(
         &self,

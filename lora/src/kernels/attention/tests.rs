@@ -101,14 +101,13 @@ fn every_level_computes_the_same() {
     });
 }
 
-#[test]
-fn tiles_are_those_that_are_seen() {
-    let none: &[f32] = &[];
+/// Attention over nothing, of so many queries and keys.
+fn attention(queries: usize, keys: usize, visible: Visible<'_>) -> Attention<'_, f32> {
     let heads = Heads {
-        values: none,
+        values: &[],
         steps: [0; 4],
     };
-    let attention = |queries, keys, visible| Attention {
+    Attention {
         q: heads,
         k: heads,
         v: heads,
@@ -122,7 +121,11 @@ fn tiles_are_those_that_are_seen() {
         dropout: None,
         scale: 1.0,
         cap: None,
-    };
+    }
+}
+
+#[test]
+fn tiles_are_those_that_are_seen() {
     let causal = Visible {
         causal: true,
         ..Visible::default()
@@ -168,13 +171,17 @@ fn tiles_are_those_that_are_seen() {
 /// A thread holds a few tiles and a head's gradients of keys and values, whatever the length.
 #[test]
 fn tiles_do_not_grow() {
-    let sizes = |length| Sizes {
-        queries: length,
-        keys: length,
-        ..SIZES
+    let causal = Visible {
+        causal: true,
+        ..Visible::default()
     };
-    assert_eq!(sizes(1 << 20).tile(), QUERIES * KEYS);
-    assert_eq!(sizes(10).tile(), 100);
+    let tile = |length, visible| attention(length, length, visible).tile();
+    assert_eq!(tile(1 << 20, Visible::default()), QUERIES * KEYS);
+    assert_eq!(tile(1 << 20, causal), 2 * QUERIES_OF_A_BAND * KEYS);
+    assert_eq!(tile(128, causal), QUERIES_OF_A_BAND * 128);
+    assert_eq!(tile(10, causal), 100);
+    // 300 queries are two blocks of the same size.
+    assert_eq!(tile(300, Visible::default()), 150 * KEYS);
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use super::form::{AdapterForm, CopyForm, LayerForm, ModelForm, RowsForm};
 use super::{fingerprint, of_adapter, of_copy, of_field, of_start};
 use crate::adapter::{
-    Access, AdaptedMut, Adapter, Parked, Tie, Tokens, check_name, copies, dora, updates,
+    Access, AdaptedMut, Adapter, Parked, Tie, Tokens, check_name, copies, dora, quantised, updates,
 };
 use crate::file::TensorFile;
 use crate::init::{self, Start, Target};
@@ -124,7 +124,7 @@ impl Loading<'_> {
         }
         let loftq = form.adapters.iter().find(|form| form.loftq.is_some());
         if let (Some(form_of_adapter), Some(adapted)) = (loftq, layer.adapted_mut())
-            && let Some(quantised) = quantised(path, adapted, form_of_adapter)?
+            && let Some(quantised) = by_loftq(path, adapted, form_of_adapter)?
         {
             own[0].param.tensor = quantised.clone();
             if fingerprint(&own)? == form.base {
@@ -205,7 +205,7 @@ impl Loading<'_> {
     }
 
     fn rows(&mut self, path: &str, layer: &dyn Adapted, form: &RowsForm) -> Result<Option<Tokens>> {
-        let table = layer.unmerged_weight();
+        let table = &quantised::unmerged_values(layer)?;
         let tokens = Tokens::new(path, &form.adapter, &form.ids, table)?;
         let name = Part::Tokens.name(layer.is_lookup(), &form.adapter);
         let rows = self.value(&of_adapter(path, &name), tokens.rows().shape(), table)?;
@@ -353,7 +353,7 @@ fn variable(value: Tensor, trained: bool) -> Result<Tensor> {
 }
 
 /// The weight that LoftQ's start leaves of the layer's.
-fn quantised(path: &str, layer: &dyn Adapted, form: &AdapterForm) -> Result<Option<Tensor>> {
+fn by_loftq(path: &str, layer: &dyn Adapted, form: &AdapterForm) -> Result<Option<Tensor>> {
     let (Some(matrix), Some(loftq)) = (updates::matrix(layer)?, &form.loftq) else {
         return Ok(None);
     };

@@ -51,9 +51,15 @@ fn fingerprint(own: &[Own]) -> Result<String> {
             hash = (hash ^ u64::from_le_bytes(word)).wrapping_mul(0x0100_0000_01b3);
         }
     };
-    for Own { param, .. } in own {
+    for Own { param, blocks, .. } in own {
         take(format!("{:?}{:?}", param.tensor.dtype(), param.tensor.dims()).as_bytes());
-        take(&safetensors::View::data(&sample(&param.tensor)?));
+        match blocks {
+            Some(blocks) => {
+                take(format!("{:?}", blocks.dtype()).as_bytes());
+                take(&blocks.data()?);
+            }
+            None => take(&safetensors::View::data(&sample(&param.tensor)?)),
+        }
     }
     Ok(format!("{hash:016x}"))
 }

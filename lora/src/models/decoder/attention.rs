@@ -4,7 +4,8 @@ use super::config::{DecoderConfig, LayerConfig, QkNorm};
 use super::context::{Context, Turn};
 use super::norm::Norm;
 use crate::LoraModel;
-use crate::models::parts::linear;
+use crate::blocks::AsLinear;
+use crate::models::parts::{attend, linear};
 use crate::ops::{self, KvCache};
 use candle_core::{Result, Tensor};
 use candle_nn::{Linear, Module, VarBuilder};
@@ -43,9 +44,9 @@ struct Settings {
     head_dim: usize,
     /// The width of all query heads, and of all key heads.
     widths: [usize; 2],
-    scale: f32,
-    /// 1 stands for none.
-    cap: f32,
+    scale: f64,
+    cap: Option<f64>,
+    dropout: f64,
 }
 
 impl Attention {
@@ -79,8 +80,9 @@ impl Attention {
                 layer: layer.clone(),
                 head_dim: config.head_dim,
                 widths: [queries, keys],
-                scale: config.attention_multiplier as f32,
-                cap: config.attn_logit_softcapping.unwrap_or(1.0) as f32,
+                scale: config.attention_multiplier,
+                cap: config.attn_logit_softcapping,
+                dropout: config.attention_dropout,
             },
         })
     }
@@ -106,9 +108,14 @@ impl Attention {
             None => q,
         };
         let (k, v) = extended(k, v, turn, cache)?;
-        let mask = context.mask(&settings.layer);
-        let ys = ops::sdpa(&q, &k, &v, mask, true, settings.scale, settings.cap)?;
-        ys.transpose(1, 2)?.flatten_from(2)?.apply(&self.o_proj)
+        let mut attention = context.limited(ops::Attention::new(settings.scale), &settings.layer);
+        if let Some(cap) = settings.cap {
+            attention = attention.soft_cap(cap);
+        }
+        if self.o_proj.in_training() {
+            attention = attention.dropout(settings.dropout);
+        }
+        attend(&attention, [&q, &k, &v])?.apply(&self.o_proj)
     }
 
     /// From (batch, time, width) to (batch, heads, time, head_dim). The norm is over as many numbers

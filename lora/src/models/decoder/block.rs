@@ -8,7 +8,7 @@ use super::mlp::Mlp;
 use super::norm::Norm;
 use crate::LoraModel;
 use crate::ops::{self, KvCache};
-use candle_core::{Result, Tensor};
+use candle_core::{D, Result, Tensor};
 use candle_nn::{Module, VarBuilder};
 
 /// A layer of a decoder.
@@ -147,7 +147,7 @@ impl Module for FeedForward {
     }
 }
 
-#[lora::forward]
+#[lora::forward(also(Norm, Mlp, FeedForward))]
 impl Block {
     /// From (batch, time, hidden_size) to the same.
     pub(super) fn forward(
@@ -160,8 +160,28 @@ impl Block {
         let ys = normed(xs, before_attention)?;
         let ys = self.self_attn.forward(&ys, context, cache)?;
         let xs = self.add(xs, &normed(&ys, behind_attention)?)?;
+        if let (FeedForward::Mlp { mlp }, None) = (&self.feed_forward, behind_mlp) {
+            return self.with_mlp(&xs, before_mlp, mlp);
+        }
         let ys = self.feed_forward.forward(&normed(&xs, before_mlp)?)?;
         self.add(&xs, &normed(&ys, behind_mlp)?)
+    }
+
+    /// The half of the layer behind attention as one node: norm, MLP and shortcut.
+    fn with_mlp(&self, xs: &Tensor, norm: Option<&Norm>, mlp: &Mlp) -> Result<Tensor> {
+        let chain = mlp.chain().shortcut(xs);
+        let chain = match norm {
+            Some(norm) => chain.norm(norm),
+            None => chain,
+        };
+        let gamma = match self.residual_multiplier {
+            1.0 => None,
+            factor => {
+                let factor = Tensor::full(factor as f32, xs.dim(D::Minus1)?, xs.device())?;
+                Some(factor.to_dtype(xs.dtype())?)
+            }
+        };
+        chain.gamma(gamma.as_ref()).forward(xs)
     }
 
     fn add(&self, xs: &Tensor, ys: &Tensor) -> Result<Tensor> {

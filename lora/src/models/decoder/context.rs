@@ -1,18 +1,17 @@
-//! What all layers of a forward pass share: the tables of the ropes, and the masks.
+//! What all layers of a forward pass share: the tables of the ropes, and which keys a
+//! token sees.
 
 use super::config::{DecoderConfig, LayerConfig};
-use super::padding::Padding;
+use super::padding::{Hidden, Padding};
 use super::rope::Tables;
-use candle_core::{DType, Device, Result, Tensor};
-use std::collections::HashMap;
-use std::collections::hash_map::Entry;
+use crate::ops::Attention;
+use candle_core::{DType, Device, Result};
 
-/// The tables and masks of one forward pass.
+/// The tables of one forward pass, and where its padding is.
 #[derive(Clone, Debug)]
 pub(super) struct Context {
     turns: Vec<Turn>,
-    /// By window.
-    masks: HashMap<Option<usize>, Option<Tensor>>,
+    hidden: Hidden,
 }
 
 /// The tables of a rope.
@@ -40,7 +39,7 @@ impl Context {
             .iter()
             .map(|row| &row[padding.length() - time..])
             .collect();
-        let length = |row: &Vec<u32>| row.last().map_or(0, |&last| last as usize + 1);
+        let length = |row: &Vec<u32>| row.iter().max().map_or(0, |&last| last as usize + 1);
         let lengths: Vec<usize> = positions.iter().map(length).collect();
         let turns = config.ropes.iter().map(|rope| {
             let tables = |rows: &[&[u32]]| Tables::new(rope, rows, &lengths, dtype, device);
@@ -49,15 +48,10 @@ impl Context {
                 all: rope.varies().then(|| tables(&all)).transpose()?,
             })
         });
-        let mut masks = HashMap::new();
-        for layer in &config.layers {
-            if let Entry::Vacant(place) = masks.entry(layer.window) {
-                place.insert(padding.mask(&positions, layer.window, time, device)?);
-            }
-        }
+        let windows = config.layers.iter().map(|layer| layer.window);
         Ok(Self {
             turns: turns.collect::<Result<_>>()?,
-            masks,
+            hidden: padding.hidden(&positions, windows, time, device)?,
         })
     }
 
@@ -66,8 +60,8 @@ impl Context {
         self.turns.get(layer.rope?)
     }
 
-    /// The mask of a layer beside the causal one.
-    pub(super) fn mask(&self, layer: &LayerConfig) -> Option<&Tensor> {
-        self.masks.get(&layer.window)?.as_ref()
+    /// The attention of a layer, in which a token sees what it may.
+    pub(super) fn limited(&self, attention: Attention, layer: &LayerConfig) -> Attention {
+        self.hidden.from(attention.causal(), layer.window)
     }
 }

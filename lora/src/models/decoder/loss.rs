@@ -47,7 +47,7 @@ impl Decoder {
             return self.logits(&hidden);
         };
         let head = lm_head.as_linear()?;
-        if !head.updates.is_empty() || head.detour.is_some() {
+        if !head.is_plain() {
             return CrossEntropy::new().of_logits(&self.logits(&hidden)?, &labels);
         }
         let config = self.config();

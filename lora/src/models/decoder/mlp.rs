@@ -2,8 +2,9 @@
 
 use super::config::DecoderConfig;
 use crate::LoraModel;
+use crate::blocks::Mlp as Chain;
 use crate::models::parts::linear;
-use candle_core::{D, Result, Tensor};
+use candle_core::{Result, Tensor};
 use candle_nn::{Activation, Linear, Module, VarBuilder};
 
 /// An MLP under the names of a checkpoint.
@@ -70,28 +71,29 @@ impl Mlp {
 }
 
 #[lora::forward]
-impl Module for Mlp {
-    fn forward(&self, xs: &Tensor) -> Result<Tensor> {
-        let (gate, up, down, act) = match self {
+impl Mlp {
+    /// The chain that runs as one node.
+    pub(super) fn chain(&self) -> Chain<'_> {
+        match self {
             Self::Apart {
                 gate_proj,
                 up_proj,
                 down_proj,
                 act,
-            } => (xs.apply(gate_proj)?, xs.apply(up_proj)?, down_proj, act),
-            Self::Numbered { w1, w2, w3, act } => (xs.apply(w1)?, xs.apply(w3)?, w2, act),
+            } => Chain::gated(gate_proj, act, up_proj, down_proj),
+            Self::Numbered { w1, w2, w3, act } => Chain::gated(w1, act, w3, w2),
             Self::Joined {
                 gate_up_proj,
                 down_proj,
                 act,
-            } => {
-                let both = xs.apply(gate_up_proj)?;
-                let inner = both.dim(D::Minus1)? / 2;
-                let gate = both.narrow(D::Minus1, 0, inner)?.contiguous()?;
-                let up = both.narrow(D::Minus1, inner, inner)?;
-                (gate, up, down_proj, act)
-            }
-        };
-        (gate.apply(act)? * up)?.apply(down)
+            } => Chain::joined(gate_up_proj, act, down_proj),
+        }
+    }
+}
+
+#[lora::forward]
+impl Module for Mlp {
+    fn forward(&self, xs: &Tensor) -> Result<Tensor> {
+        self.chain().forward(xs)
     }
 }

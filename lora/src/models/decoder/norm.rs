@@ -2,7 +2,8 @@
 
 use super::config::DecoderConfig;
 use crate::LoraModel;
-use crate::ops;
+use crate::blocks::AsNorm;
+use crate::ops::{self, NormParts};
 use candle_core::{Result, Tensor};
 use candle_nn::{Init, Module, VarBuilder};
 
@@ -33,15 +34,31 @@ impl Norm {
     pub(super) fn width(&self) -> usize {
         self.weight.elem_count()
     }
+
+    /// The factors, for candle's and the ops' norms.
+    fn factors(&self) -> Result<Tensor> {
+        match self.adds_one {
+            true => &self.weight + 1.0,
+            false => Ok(self.weight.clone()),
+        }
+    }
 }
 
 #[lora::forward]
 impl Module for Norm {
     fn forward(&self, xs: &Tensor) -> Result<Tensor> {
-        let weight = match self.adds_one {
-            true => (&self.weight + 1.0)?,
-            false => self.weight.clone(),
-        };
-        ops::rms_norm(xs, &weight, self.eps as f32)
+        ops::rms_norm(xs, &self.factors()?, self.eps as f32)
+    }
+}
+
+#[lora::forward]
+impl AsNorm for Norm {
+    fn as_norm(&self) -> Result<NormParts> {
+        Ok(NormParts {
+            weight: self.factors()?,
+            bias: None,
+            eps: f64::from(self.eps as f32),
+            remove_mean: false,
+        })
     }
 }

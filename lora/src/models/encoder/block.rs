@@ -150,14 +150,8 @@ impl Block {
         let ys = attend(&attention, [&q, &k, &v])?;
         let ys = context.dropped(&ys.apply(output)?, self.dropouts.output)?;
         let xs = ops::add(&ys, xs)?.apply(attention_norm)?;
-        let mlp = Mlp::new(up, &self.act, down);
-        let ys = match context.train && self.dropouts.mlp > 0.0 {
-            true => ops::add(
-                &ops::dropout(&mlp.forward(&xs)?, self.dropouts.mlp as f32)?,
-                &xs,
-            )?,
-            false => mlp.shortcut(&xs).forward(&xs)?,
-        };
+        let mlp = Mlp::new(up, &self.act, down).dropout(context.share(self.dropouts.mlp));
+        let ys = mlp.shortcut(&xs).forward(&xs)?;
         ys.apply(mlp_norm)
     }
 }

@@ -5,11 +5,13 @@ use super::inputs::{Inputs, mask};
 use crate::ops::{self, Attention};
 use candle_core::{Device, Result, Tensor};
 
-/// The masks of one forward pass, in ModernBERT the tables that turn queries and keys, and whether
+/// Where the padding of one forward pass is, in ModernBERT the tables that turn queries and keys, and whether
 /// the model is trained.
 #[derive(Clone, Debug)]
 pub(super) struct Context {
-    pub(super) train: bool,
+    train: bool,
+    /// Where the padding is; missing if there is none.
+    mask: Option<Tensor>,
     pub(super) all: Sight,
     /// For the layers that see a window.
     pub(super) window: Option<Sight>,
@@ -18,7 +20,8 @@ pub(super) struct Context {
 /// Which tokens a token sees, and by which angles it turns.
 #[derive(Clone, Debug)]
 pub(super) struct Sight {
-    pub(super) mask: Option<Tensor>,
+    /// How many tokens on either side; all if missing.
+    window: Option<usize>,
     pub(super) turn: Option<Turn>,
 }
 
@@ -32,13 +35,12 @@ pub(super) struct Turn {
 impl Context {
     pub(super) fn new(config: &EncoderConfig, inputs: &Inputs<'_>, train: bool) -> Result<Self> {
         let (_, time) = inputs.shape()?;
-        let tokens = inputs.tokens()?;
         let device = inputs.ids.device();
         let head_dim = config.hidden_size / config.num_attention_heads;
         let sight = |window: Option<usize>, theta: Option<f64>| {
             let turn = theta.map(|theta| Turn::new(theta, head_dim, time, device));
             Ok::<_, candle_core::Error>(Sight {
-                mask: mask(tokens.as_ref(), window, time, device)?,
+                window,
                 turn: turn.transpose()?,
             })
         };
@@ -47,6 +49,10 @@ impl Context {
         let local = |window| sight(Some(window), modern.map(|modern| modern.local_rope_theta));
         Ok(Self {
             train,
+            mask: inputs
+                .tokens()?
+                .map(|rows| mask(&rows, device))
+                .transpose()?,
             all: sight(None, modern.map(|modern| modern.global_rope_theta))?,
             window: window.map(local).transpose()?,
         })
@@ -54,18 +60,23 @@ impl Context {
 
     /// The numbers, in training with this share dropped.
     pub(super) fn dropped(&self, xs: &Tensor, share: f64) -> Result<Tensor> {
-        match self.train {
-            true => ops::dropout(xs, share as f32),
-            false => Ok(xs.clone()),
-        }
+        ops::dropout(xs, self.share(share) as f32)
+    }
+
+    /// The share that is dropped: none outside of training.
+    pub(super) fn share(&self, share: f64) -> f64 {
+        if self.train { share } else { 0.0 }
     }
 
     /// The attention of a layer in which a token sees this; in training this share is dropped.
     pub(super) fn attention(&self, sight: &Sight, head_dim: usize, dropout: f64) -> Attention {
-        let dropout = if self.train { dropout } else { 0.0 };
-        let attention = Attention::new((head_dim as f64).powf(-0.5)).dropout(dropout);
-        match &sight.mask {
+        let attention = Attention::new((head_dim as f64).powf(-0.5)).dropout(self.share(dropout));
+        let attention = match &self.mask {
             Some(mask) => attention.mask(mask),
+            None => attention,
+        };
+        match sight.window {
+            Some(window) => attention.window(window, window),
             None => attention,
         }
     }

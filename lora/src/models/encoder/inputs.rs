@@ -127,36 +127,11 @@ impl<'a> Inputs<'a> {
     }
 }
 
-/// What the attention adds to the scores: nothing where a token sees another, else −∞. `None` if
-/// all see all. A window is how many tokens on either side a token sees.
-///
-/// The mask is (batch, 1, 1, time), or (batch or 1, 1, time, time) with a window.
-pub(super) fn mask(
-    tokens: Option<&Vec<Vec<bool>>>,
-    window: Option<usize>,
-    time: usize,
-    device: &Device,
-) -> Result<Option<Tensor>> {
-    let value = |sees: bool| if sees { 0.0 } else { f32::NEG_INFINITY };
-    let window = window.filter(|window| window + 1 < time);
-    let Some(window) = window else {
-        let Some(rows) = tokens else {
-            return Ok(None);
-        };
-        let values = rows.iter().flatten().map(|&is_token| value(is_token));
-        let shape = (rows.len(), 1, 1, time);
-        return Tensor::from_vec(values.collect(), shape, device).map(Some);
-    };
-    let all = vec![vec![true; time]];
-    let rows = tokens.unwrap_or(&all);
-    let mut values = Vec::with_capacity(rows.len() * time * time);
-    for row in rows {
-        for query in 0..time {
-            let keys = row.iter().enumerate();
-            values.extend(
-                keys.map(|(key, &is_token)| value(is_token && query.abs_diff(key) <= window)),
-            );
-        }
-    }
-    Tensor::from_vec(values, (rows.len(), 1, time, time), device).map(Some)
+/// What the attention adds to the scores, (batch, 1, 1, time): 0 for a token and −∞ for padding. As in
+/// transformers, padding sees the tokens.
+pub(super) fn mask(rows: &[Vec<bool>], device: &Device) -> Result<Tensor> {
+    let value = |&is_token: &bool| if is_token { 0.0 } else { f32::NEG_INFINITY };
+    let values: Vec<f32> = rows.iter().flatten().map(value).collect();
+    let shape = (rows.len(), 1, 1, values.len() / rows.len());
+    Tensor::from_vec(values, shape, device)
 }

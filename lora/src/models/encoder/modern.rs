@@ -5,6 +5,7 @@ use super::config::{Dropouts, EncoderConfig, ModernBertConfig};
 use super::context::Context;
 use super::inputs::Inputs;
 use super::table;
+use crate::blocks::Mlp;
 use crate::layers::Recompute;
 use crate::models::parts::{attend, heads, layer_norm, linear};
 use crate::{LoraModel, ops};
@@ -128,8 +129,7 @@ impl Block {
         };
         let ys = context.dropped(&self.attention(&ys, context)?, self.dropouts.output)?;
         let xs = ops::add(xs, &ys)?;
-        let ys = self.mlp(&xs.apply(&self.mlp_norm)?, context)?;
-        ops::add(&xs, &ys)
+        self.with_mlp(&xs, context)
     }
 
     fn attention(&self, xs: &Tensor, context: &Context) -> Result<Tensor> {
@@ -145,11 +145,19 @@ impl Block {
         attend(&attention, [&q, &k, &v])?.apply(&self.output)
     }
 
-    fn mlp(&self, xs: &Tensor, context: &Context) -> Result<Tensor> {
-        let both = xs.apply(&self.up)?;
+    /// Norm, MLP and shortcut.
+    fn with_mlp(&self, xs: &Tensor, context: &Context) -> Result<Tensor> {
+        let share = context.share(self.dropouts.mlp);
+        if share == 0.0 {
+            let mlp = Mlp::joined(&self.up, &self.act, &self.down);
+            return mlp.norm(&self.mlp_norm).shortcut(xs).forward(xs);
+        }
+        // This dropout is before the last layer.
+        let both = xs.apply(&self.mlp_norm)?.apply(&self.up)?;
         let inner = both.dim(2)? / 2;
-        let xs = both.narrow(2, 0, inner)?.contiguous()?.apply(&self.act)?;
-        let ys = (xs * both.narrow(2, inner, inner)?)?;
-        context.dropped(&ys, self.dropouts.mlp)?.apply(&self.down)
+        let ys = both.narrow(2, 0, inner)?.contiguous()?.apply(&self.act)?;
+        let ys = (ys * both.narrow(2, inner, inner)?)?;
+        let ys = context.dropped(&ys, share)?.apply(&self.down)?;
+        ops::add(xs, &ys)
     }
 }

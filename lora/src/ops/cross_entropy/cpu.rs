@@ -10,7 +10,7 @@ use std::borrow::Cow;
 
 /// Bytes of logits that are held at a time. Each block of rows reads the whole weight twice, so that
 /// blocks are larger than a cache.
-const LOGITS: usize = 32 << 20;
+const LOGITS: usize = 64 << 20;
 
 /// The layer in front of the loss, in the precision to compute in.
 pub(super) struct Head {

@@ -88,10 +88,9 @@ pub struct DecoderConfig {
     pub attn_logit_softcapping: Option<f64>,
     /// Logits s become c·tanh(s / c).
     pub final_logit_softcapping: Option<f64>,
-    /// The dropout of the attention's weights in training. The model's forward pass does not apply
-    /// it.
+    /// The dropout of the attention's weights in the training of a LoRA model.
     pub attention_dropout: f64,
-    /// Settings of the file that have no effect here: dropouts, and keys that the family does not
+    /// Settings of the file that have no effect here: other dropouts, and keys that the family does not
     /// have in transformers either.
     pub without_effect: Vec<String>,
 }

@@ -75,13 +75,8 @@ const HARMLESS: &[&str] = &[
     "use_cache",
 ];
 
-/// Settings that act in training only. The model's forward pass has no dropout.
-const DROPOUTS: &[&str] = &[
-    "attention_dropout",
-    "resid_pdrop",
-    "embd_pdrop",
-    "router_jitter_noise",
-];
+/// Settings that act in training only, and not here.
+const DROPOUTS: &[&str] = &["resid_pdrop", "embd_pdrop", "router_jitter_noise"];
 
 impl DecoderConfig {
     /// Reads a configuration, or tells everything wrong with it.

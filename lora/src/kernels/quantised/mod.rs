@@ -1,0 +1,222 @@
+//! Weights in GGML's blocks: a few numbers and a scale for each block of 32 or 256 values.
+//!
+//! No product here holds the weight in full precision. Each thread dequantises a panel of the weight
+//! that fits into the core's own cache, multiplies it there, and goes on to the next panel.
+
+mod decode;
+mod k_quants;
+#[cfg(test)]
+mod tests;
+
+use super::adapted::Direction;
+use super::buffer::{buffer, room};
+use super::matrix::{Matrix, Threads, Tile, multiply_into, tiles};
+use super::simd::Element;
+use candle_core::quantized::{GgmlDType, QTensor};
+use candle_core::{Result, bail};
+use pulp::bytemuck;
+use rayon::prelude::*;
+use std::borrow::Cow;
+use std::ops::Range;
+
+/// Columns of a result that one panel of the weight gives.
+const WIDTH: usize = 256;
+
+/// Numbers that one panel adds up for each of those columns. So a panel takes about 512 KB in f32.
+const DEPTH: usize = 640;
+
+/// Rows that are worth dequantising a panel for on one more thread.
+const ROWS: usize = 32;
+
+/// Numbers between the rows of a panel. Rows at a power of two from each other would share the same
+/// few lines of the cache.
+const GAP: usize = 16;
+
+/// A matrix (out, in) in blocks, each of which holds neighbours of one row.
+#[derive(Clone, Debug)]
+pub(crate) struct Blocks<'a> {
+    dtype: GgmlDType,
+    bytes: Cow<'a, [u8]>,
+    outputs: usize,
+    inputs: usize,
+}
+
+impl<'a> Blocks<'a> {
+    /// # Errors
+    /// If the tensor is not on the CPU, not a matrix, or has another size than its type and shape say.
+    pub(crate) fn of(tensor: &'a QTensor) -> Result<Self> {
+        let (outputs, inputs) = tensor.shape().dims2()?;
+        if !tensor.device().is_cpu() {
+            bail!("a kernel got {tensor:?} on {:?}", tensor.device());
+        }
+        Self::new(tensor.dtype(), tensor.data()?, outputs, inputs)
+    }
+
+    fn new(dtype: GgmlDType, bytes: Cow<'a, [u8]>, outputs: usize, inputs: usize) -> Result<Self> {
+        let row = inputs / dtype.block_size() * dtype.type_size();
+        if !inputs.is_multiple_of(dtype.block_size()) || bytes.len() != outputs * row {
+            bail!(
+                "{} bytes are no {dtype:?} of shape [{outputs}, {inputs}]",
+                bytes.len()
+            );
+        }
+        Ok(Self {
+            dtype,
+            bytes,
+            outputs,
+            inputs,
+        })
+    }
+
+    /// Outputs and inputs.
+    pub(crate) fn shape(&self) -> (usize, usize) {
+        (self.outputs, self.inputs)
+    }
+
+    /// The values of these rows.
+    pub(crate) fn rows(&self, rows: Range<usize>) -> Vec<f32> {
+        let mut values = buffer(rows.len() * self.inputs);
+        let row = self.inputs / self.dtype.block_size() * self.dtype.type_size();
+        decode::dequantise(
+            self.dtype,
+            &self.bytes[rows.start * row..rows.end * row],
+            &mut values,
+        );
+        values
+    }
+
+    /// y = x·Wᵀ in the forward direction, where x is (rows, in), and y = x·W in the backward
+    /// direction, where x is (rows, out). With `add` the product is added to y.
+    pub(crate) fn multiply<T: Element>(
+        &self,
+        y: &mut [T],
+        x: &[T],
+        pass: Direction,
+        add: bool,
+        threads: Threads,
+    ) {
+        let (width, depth) = match pass {
+            Direction::Forward => (self.outputs, self.inputs),
+            Direction::Backward => (self.inputs, self.outputs),
+        };
+        let rows = y.len().checked_div(width).unwrap_or(0);
+        if rows * depth == 0 {
+            return if !add {
+                y.fill(T::ZERO)
+            };
+        }
+        let threads = match threads {
+            Threads::All => rayon::current_num_threads(),
+            Threads::One => 1,
+        };
+        let block = self.dtype.block_size();
+        // The inputs of a panel are whole blocks.
+        let (across, along) = match pass {
+            Direction::Forward => (1, block),
+            Direction::Backward => (block, 1),
+        };
+        // As many panels for each thread, so that no thread waits for another.
+        let panels = width.div_ceil(WIDTH).next_multiple_of(threads);
+        let panel = width.div_ceil(panels).next_multiple_of(across.max(16));
+        let panels = width.div_ceil(panel);
+        let parts = threads.div_ceil(panels).min(rows.div_ceil(ROWS));
+        let depth = depth
+            .div_ceil(depth.div_ceil(DEPTH))
+            .next_multiple_of(along);
+        let product = PanelProduct {
+            weight: self,
+            x,
+            pass,
+            add,
+            depth,
+        };
+        let tiles = tiles(y, width, (rows.div_ceil(parts), panel));
+        match threads {
+            1 => {
+                let mut room = Vec::new();
+                tiles
+                    .into_iter()
+                    .for_each(|tile| product.fill(tile, &mut room));
+            }
+            _ => tiles
+                .into_par_iter()
+                .for_each_init(Vec::new, |room, tile| product.fill(tile, room)),
+        }
+    }
+
+    /// The values of a part of the weight, with so many numbers from row to row.
+    fn panel<T: Element>(
+        &self,
+        outputs: Range<usize>,
+        inputs: Range<usize>,
+        values: &mut [T],
+        step: usize,
+    ) {
+        let (block, size) = (self.dtype.block_size(), self.dtype.type_size());
+        let row = self.inputs / block * size;
+        let (start, end) = (inputs.start / block * size, inputs.end / block * size);
+        let width = inputs.len();
+        let mut single = [0f32; WIDTH];
+        for (output, values) in outputs.zip(values.chunks_mut(step)) {
+            let bytes = &self.bytes[output * row..][start..end];
+            let values = &mut values[..width];
+            if size_of::<T>() == size_of::<f32>() {
+                decode::dequantise(self.dtype, bytes, bytemuck::cast_slice_mut(values));
+                continue;
+            }
+            let pieces = bytes.chunks(WIDTH / block * size);
+            for (values, bytes) in values.chunks_mut(WIDTH).zip(pieces) {
+                let single = &mut single[..values.len()];
+                decode::dequantise(self.dtype, bytes, single);
+                for (value, &single) in values.iter_mut().zip(&*single) {
+                    *value = T::of(f64::from(single));
+                }
+            }
+        }
+    }
+}
+
+/// A product with a weight in blocks, panel by panel.
+struct PanelProduct<'a, T> {
+    weight: &'a Blocks<'a>,
+    x: &'a [T],
+    pass: Direction,
+    add: bool,
+    /// So many numbers are added up at a time.
+    depth: usize,
+}
+
+impl<T: Element> PanelProduct<'_, T> {
+    /// Computes a part of the result. The panels of the weight lie in `memory`, one after the other.
+    fn fill(&self, mut tile: Tile<'_, T>, memory: &mut Vec<T>) {
+        let (outputs, inputs) = self.weight.shape();
+        let width = match self.pass {
+            Direction::Forward => inputs,
+            Direction::Backward => outputs,
+        };
+        let (rows, columns) = (tile.rows(), tile.columns());
+        for first in (0..width).step_by(self.depth) {
+            let summed = first..(first + self.depth).min(width);
+            let x = Matrix::with_steps(
+                &self.x[rows.start * width + summed.start..],
+                (rows.len(), summed.len()),
+                (width, 1),
+            );
+            let (outputs, inputs) = match self.pass {
+                Direction::Forward => (columns.clone(), summed),
+                Direction::Backward => (summed, columns.clone()),
+            };
+            let shape = (outputs.len(), inputs.len());
+            let step = shape.1 + GAP;
+            let values = room(memory, shape.0 * step);
+            self.weight.panel(outputs, inputs, values, step);
+            let panel = Matrix::with_steps(values, shape, (step, 1));
+            let panel = match self.pass {
+                Direction::Forward => panel.t(),
+                Direction::Backward => panel,
+            };
+            let add = self.add || first > 0;
+            multiply_into(&mut tile, x, panel, T::ONE, add, Threads::One);
+        }
+    }
+}
