@@ -1,10 +1,13 @@
 //! How much memory a pass takes: every allocation of the process is counted, and one test makes them
 //! all.
 
-use candle_core::{DType, Var};
-use lora::ops;
+use candle_core::quantized::{GgmlDType, QStorage, QTensor};
+use candle_core::{DType, Device, Module, Var};
+use lora::layers::QLinear;
+use lora::{LoraConfig, LoraModel, LoraModule, ops};
 use lora_tests::fixed;
 use std::alloc::{GlobalAlloc, Layout, System};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 /// The system's allocator, which notes how many bytes are in use and how many were at most.
@@ -30,18 +33,54 @@ unsafe impl GlobalAlloc for Counting {
     }
 }
 
-/// 16384·16384 scores would be 1 GiB.
+/// How many bytes more than before are in use at most while `f` runs.
+fn peak_of(f: impl FnOnce()) -> usize {
+    let before = IN_USE.load(Relaxed);
+    PEAK.store(before, Relaxed);
+    f();
+    PEAK.load(Relaxed) - before
+}
+
 #[test]
+fn passes_take_little_memory() {
+    attention_is_linear_in_the_length();
+    a_quantised_weight_is_never_held_in_full();
+}
+
+/// 16384·16384 scores would be 1 GiB.
 fn attention_is_linear_in_the_length() {
     let length = 1 << 14;
     let x = Var::from_tensor(&fixed((1, 1, length, 1), DType::F32, 1)).unwrap();
-    let before = IN_USE.load(Relaxed);
-    PEAK.store(before, Relaxed);
-    let y = ops::sdpa(&x, &x, &x, None, true, 1.0, 1.0).unwrap();
-    let grads = y.sum_all().unwrap().backward().unwrap();
-    assert_eq!(grads.get(&x).unwrap().dims(), x.dims());
-    let more = PEAK.load(Relaxed) - before;
+    let more = peak_of(|| {
+        let y = ops::sdpa(&x, &x, &x, None, true, 1.0, 1.0).unwrap();
+        let grads = y.sum_all().unwrap().backward().unwrap();
+        assert_eq!(grads.get(&x).unwrap().dims(), x.dims());
+    });
     // The output and the gradients alone are that much: nothing is left out of the count.
     assert!(more >= 4 * length, "{more} bytes");
     assert!(more < 128 << 20, "{more} bytes");
+}
+
+/// In full precision 4096·4096 numbers would be 64 MiB.
+fn a_quantised_weight_is_never_held_in_full() {
+    let (outputs, inputs) = (4096, 4096);
+    let bytes = vec![0x11; outputs * inputs / 32 * 20];
+    let storage = QStorage::from_data(bytes.into(), &Device::Cpu, GgmlDType::Q4_1).unwrap();
+    let weight = Arc::new(QTensor::new(storage, (outputs, inputs)).unwrap());
+    let layer = QLinear::new(weight, None).unwrap();
+    let x = Var::from_tensor(&fixed((32, inputs), DType::F32, 1)).unwrap();
+    // DoRA asks for the norms of the weight, too.
+    for config in [LoraConfig::new(8), LoraConfig::new(8).use_dora(true)] {
+        let more = peak_of(|| {
+            let model = layer.to_lora(&config).unwrap();
+            let loss = model.forward(&x).unwrap().sqr().unwrap().mean_all();
+            let grads = model.backward(&loss.unwrap()).unwrap();
+            assert_eq!(grads.get(&x).unwrap().dims(), x.dims());
+        });
+        // The output and the gradient of the input alone are one MiB.
+        assert!(more >= 1 << 20, "{more} bytes");
+        // Each thread has a panel of the weight.
+        let threads = std::thread::available_parallelism().map_or(1, usize::from);
+        assert!(more < (24 << 20) + (threads << 20), "{more} bytes");
+    }
 }

@@ -237,7 +237,8 @@ fn wrong_inputs_are_errors() {
     let mask = Tensor::new(&[[0f32, -1., 0.]], device).unwrap();
     assert_eq!(
         error(model.forward(&ids, Some(&mask))),
-        "the padding mask is 1 for a token and 0 for padding, it holds -1"
+        "the padding mask is 0 for padding and 1 for a token, or the number of its text where several are \
+         packed in a row; it holds -1"
     );
     for unknown in [56, u32::MAX] {
         let unknown = Tensor::new(&[[7, unknown]], device).unwrap();

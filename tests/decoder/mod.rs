@@ -8,6 +8,7 @@ mod generate;
 mod gradients;
 mod logits;
 mod loss;
+mod packed;
 mod peft;
 
 use candle_core::safetensors::load;

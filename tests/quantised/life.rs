@@ -1,9 +1,11 @@
 //! What a model of quantised layers does from its conversion to its files.
 
-use super::{Quantised, blocks, dequantised, ids, pair};
+use super::{LoraQuantised, Quantised, blocks, dequantised, ids, pair};
 use candle_core::quantized::{GgmlDType, QMatMul, QTensor};
 use candle_core::{DType, Device, Module, Tensor};
+use candle_nn::ParamsAdamW;
 use lora::layers::QLinear;
+use lora::optim::{AdamW, load_state, save_state};
 use lora::{Adapted, LoraConfig, LoraModel, LoraModule, transfer_weights};
 use lora_tests::{assert_close, fill_adapters, fixed, values};
 use std::sync::Arc;
@@ -279,6 +281,28 @@ fn what_needs_full_precision_is_refused() -> Result {
         let error = quantised.to_lora(&config).unwrap_err().to_string();
         assert!(error.contains(text), "{error}");
     }
+    Ok(())
+}
+
+#[test]
+fn training_goes_on_with_the_same_blocks_alone() -> Result {
+    let (quantised, _) = pair(GgmlDType::Q4_1);
+    let file = tempfile::tempdir()?;
+    let file = file.path().join("state");
+    let fresh = |model: &mut LoraQuantised| AdamW::for_model(model, ParamsAdamW::default());
+    let mut model = quantised.to_lora(&LoraConfig::new(2))?;
+    fill_adapters(&model);
+    let optimizer = fresh(&mut model)?;
+    save_state(&file, &model, &optimizer)?;
+    let mut again = quantised.to_frozen()?;
+    load_state(&file, &mut again, fresh)?;
+    let (ours, theirs) = (again.forward(&ids())?, model.forward(&ids())?);
+    assert_eq!(values(&ours)?, values(&theirs)?);
+    let mut other = quantised.clone();
+    other.down = QLinear::new(blocks(GgmlDType::Q4_1, (32, 64), 77), None)?;
+    let error = load_state(&file, &mut other.to_frozen()?, fresh).unwrap_err();
+    let text = "was trained with other base weights than this model has at `down`";
+    assert!(error.to_string().contains(text), "{error}");
     Ok(())
 }
 

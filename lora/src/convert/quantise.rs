@@ -61,7 +61,7 @@ pub(super) fn quantise<L: LoraModule>(
             problems.push(format!(
                 "quantize_modules names `{path}`, which is trained in full: choose one"
             ));
-        } else if inputs % block != 0 {
+        } else if !inputs.is_multiple_of(block) {
             problems.push(format!(
                 "quantize: {dtype:?} takes {block} inputs at a time, `{path}` has {inputs}: take \
                  another type, or name the other layers in quantize_modules"

@@ -4,6 +4,7 @@
 use super::blocks::{blocks, take};
 use super::buffer::buffer;
 use super::dropout::Dropout;
+use super::few_rows::{FAR_APART, MANY_ROWS};
 use super::layout::transpose_block;
 use super::low_rank::{add_outer, add_product, dots};
 use super::matrix::{Matrix, Threads, multiply};
@@ -30,12 +31,6 @@ pub(crate) struct LinearKernel<'a, T: Element> {
     update: Option<Update<'a, T>>,
     merged: bool,
 }
-
-/// From so many inputs on, the numbers of a weight's column count as far apart in memory.
-const FAR_APART: usize = 1024;
-
-/// From so many rows of a product on, a copy of the weight in a better order pays.
-const MANY_ROWS: usize = 64;
 
 /// Weights of more bytes are not copied, such as the head of a language model.
 const LARGEST_COPY: usize = 1 << 26;

@@ -2,6 +2,7 @@
 //!
 //! Matrices are stored row by row. The functions run on one thread; callers split the rows.
 
+use super::few_rows::{Dots, blocks};
 use super::matrix::{Matrix, Threads, multiply};
 use super::simd::{Element, Vector, run};
 use pulp::{Simd, WithSimd};
@@ -52,82 +53,6 @@ pub(crate) fn add_outer<T: Element>(sum: &mut [T], u: &[T], x: &[T], width: usiz
             multiply(sum, u.t(), x, T::ONE, true, Threads::One);
         }
     }
-}
-
-/// Runs `$body` for blocks of 4, 2 and 1 of `$count` items. The size is a constant in the body, so
-/// that a block's sums stay in registers while its rows are read once.
-macro_rules! blocks {
-    ($count:expr, |$start:ident, $size:ident| $body:expr) => {{
-        let mut $start = 0;
-        while $start + 4 <= $count {
-            const $size: usize = 4;
-            $body;
-            $start += 4;
-        }
-        if $start + 2 <= $count {
-            const $size: usize = 2;
-            $body;
-            $start += 2;
-        }
-        if $start < $count {
-            const $size: usize = 1;
-            $body;
-        }
-    }};
-}
-
-struct Dots<'a, T> {
-    x: &'a [T],
-    a: &'a [T],
-    t: &'a mut [T],
-    width: usize,
-}
-
-impl<T: Element> WithSimd for Dots<'_, T> {
-    type Output = ();
-
-    #[inline(always)]
-    fn with_simd<S: Simd>(self, simd: S) {
-        let Self { x, a, t, width } = self;
-        let rank = a.len() / width;
-        let rows = x.len() / width;
-        blocks!(rows, |row, ROWS| {
-            let x = &x[row * width..][..ROWS * width];
-            let t = &mut t[row * rank..][..ROWS * rank];
-            blocks!(rank, |k, RANKS| {
-                let a = &a[k * width..][..RANKS * width];
-                let sums = dots_block::<T, S, ROWS, RANKS>(simd, x, a, width);
-                for (t, sums) in t.chunks_mut(rank).zip(sums) {
-                    t[k..k + RANKS].copy_from_slice(&sums);
-                }
-            });
-        });
-    }
-}
-
-#[inline(always)]
-fn dots_block<T: Element, S: Simd, const ROWS: usize, const RANKS: usize>(
-    simd: S,
-    x: &[T],
-    a: &[T],
-    width: usize,
-) -> [[T; RANKS]; ROWS] {
-    let mut sums = [[Vector::<T, S>::zero(simd); RANKS]; ROWS];
-    let lanes = T::lanes::<S>();
-    for start in (0..width).step_by(lanes) {
-        let end = (start + lanes).min(width);
-        let mut factors = [Vector::zero(simd); RANKS];
-        for k in 0..RANKS {
-            factors[k] = Vector::load(simd, &a[k * width + start..k * width + end]);
-        }
-        for row in 0..ROWS {
-            let x = Vector::load(simd, &x[row * width + start..row * width + end]);
-            for k in 0..RANKS {
-                sums[row][k] = x.mul_add(factors[k], sums[row][k]);
-            }
-        }
-    }
-    sums.map(|row| row.map(Vector::sum))
 }
 
 struct AddProduct<'a, T> {

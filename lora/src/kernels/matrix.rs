@@ -1,5 +1,6 @@
 //! Matrix products on the CPU.
 
+use super::few_rows;
 use super::simd::Element;
 use gemm::Parallelism;
 use std::marker::PhantomData;
@@ -67,6 +68,12 @@ impl<'a, T: Element> Matrix<'a, T> {
             column_step: self.row_step,
             ..self
         }
+    }
+
+    /// Its numbers, if it is stored row by row.
+    fn rows_in_order(&self) -> Option<&'a [T]> {
+        let in_order = (self.row_step, self.column_step) == (self.columns, 1);
+        in_order.then(|| &self.values[..self.rows * self.columns])
     }
 
     fn span(&self) -> usize {
@@ -144,6 +151,13 @@ pub(crate) fn multiply<T: Element>(
     threads: Threads,
 ) {
     assert_eq!(y.len(), a.rows * b.columns, "a product of another size");
+    if scale == T::ONE
+        && let (Some(x), Some(w)) = (a.rows_in_order(), b.t().rows_in_order())
+        && a.columns == b.rows
+        && few_rows::are_few(a.rows, a.columns)
+    {
+        return few_rows::product(y, x, w, a.columns, add, threads);
+    }
     let mut whole = Tile {
         first: (0, 0),
         shape: (a.rows, b.columns),

@@ -12,6 +12,7 @@ pub(crate) mod depthwise;
 pub(crate) mod dora;
 pub(crate) mod dropout;
 pub(crate) mod embedding;
+pub(crate) mod few_rows;
 mod functions;
 pub(crate) mod gate;
 pub(crate) mod group_norm;

@@ -45,7 +45,7 @@ impl Blocks {
         );
         // Some of candle's kernels panic on an odd number of blocks.
         known
-            && inputs % 64 == 0
+            && inputs.is_multiple_of(64)
             && !self.is_exact
             && !xs.track_op()
             && Compute::of(xs) == Compute::F32

@@ -1,4 +1,4 @@
-//! A quantised weight without its layer: one error a field, none for the methods.
+//! A quantised weight without its layer.
 
 use candle_core::quantized::{QMatMul, QTensor};
 use candle_core::{Result, Tensor};

@@ -54,7 +54,7 @@ impl<'a> Blocks<'a> {
 
     fn new(dtype: GgmlDType, bytes: Cow<'a, [u8]>, outputs: usize, inputs: usize) -> Result<Self> {
         let row = inputs / dtype.block_size() * dtype.type_size();
-        if inputs % dtype.block_size() != 0 || bytes.len() != outputs * row {
+        if !inputs.is_multiple_of(dtype.block_size()) || bytes.len() != outputs * row {
             bail!(
                 "{} bytes are no {dtype:?} of shape [{outputs}, {inputs}]",
                 bytes.len()

@@ -46,6 +46,22 @@ fn values_are_candles_to_the_last_bit() {
     });
 }
 
+#[test]
+fn every_half_number_is_read() {
+    let bytes: Vec<u8> = (0..=u16::MAX).flat_map(u16::to_le_bytes).collect();
+    let blocks = Blocks::new(GgmlDType::F16, Cow::Owned(bytes), 1, 1 << 16).unwrap();
+    at_every_level(|_| {
+        for (bits, value) in (0..=u16::MAX).zip(blocks.rows(0..1)) {
+            let expected = half::f16::from_bits(bits).to_f32();
+            let both_nan = value.is_nan() && expected.is_nan();
+            assert!(
+                both_nan || value.to_bits() == expected.to_bits(),
+                "{bits:x}: {value}"
+            );
+        }
+    });
+}
+
 /// x·Wᵀ or x·W, added to y, in f64.
 fn expected(
     y: &[f64],

@@ -39,7 +39,7 @@ impl Context {
             .iter()
             .map(|row| &row[padding.length() - time..])
             .collect();
-        let length = |row: &Vec<u32>| row.last().map_or(0, |&last| last as usize + 1);
+        let length = |row: &Vec<u32>| row.iter().max().map_or(0, |&last| last as usize + 1);
         let lengths: Vec<usize> = positions.iter().map(length).collect();
         let turns = config.ropes.iter().map(|rope| {
             let tables = |rows: &[&[u32]]| Tables::new(rope, rows, &lengths, dtype, device);

@@ -143,7 +143,9 @@ impl Decoder {
     ///
     /// `mask` is (batch, time), of any dtype: 1 for a token, 0 for padding, which no token sees and
     /// which does not count in positions. It may stand on either side. The logits at padding mean
-    /// nothing.
+    /// nothing. Where several texts are packed in a row, the mask holds the number of each token's text
+    /// instead, from 1, as [`data::pack`](crate::data::pack) gives it: a token then sees its own text
+    /// alone, and positions begin anew with each.
     ///
     /// # Errors
     /// If the ids are no integers below `vocab_size`, the mask does not fit, or the model has no head.

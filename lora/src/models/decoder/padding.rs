@@ -1,21 +1,23 @@
-//! Which positions of a batch are tokens, and what follows from that: positions and masks.
+//! Which positions of a batch are tokens, of which text, and what follows from that: positions and masks.
 
 use crate::ops::Attention;
 use candle_core::{DType, Device, Result, Tensor, bail};
-use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::collections::{HashMap, HashSet};
 
-/// The tokens among all positions of a batch so far. The others are padding.
+/// The texts of all positions of a batch so far. A position without a text is padding.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Padding {
     batch: usize,
     length: usize,
-    /// For each row, where the tokens are; empty if there is no padding.
-    rows: Vec<Vec<bool>>,
+    /// For each row, the number of each position's text, 0 for padding; empty if each row is one text
+    /// without padding.
+    rows: Vec<Vec<u32>>,
 }
 
 impl Padding {
-    /// These positions and `time` more, which the mask tells apart: 1 for a token, 0 for padding.
+    /// These positions and `time` more, which the mask tells apart: 0 for padding, else the number of a
+    /// token's text in its row, mostly 1.
     pub(super) fn with(&self, batch: usize, time: usize, mask: Option<&Tensor>) -> Result<Self> {
         if self.length > 0 && self.batch != batch {
             bail!(
@@ -25,14 +27,14 @@ impl Padding {
         }
         let new = match mask {
             Some(mask) => read(mask, batch, time)?,
-            None => vec![vec![true; time]; batch],
+            None => vec![vec![1; time]; batch],
         };
-        let is_padded = !self.rows.is_empty() || new.iter().flatten().any(|&token| !token);
-        let row = |(index, new): (usize, Vec<bool>)| match self.rows.get(index) {
+        let is_told_apart = !self.rows.is_empty() || new.iter().flatten().any(|&text| text != 1);
+        let row = |(index, new): (usize, Vec<u32>)| match self.rows.get(index) {
             Some(held) => [held.as_slice(), &new].concat(),
-            None => [vec![true; self.length], new].concat(),
+            None => [vec![1; self.length], new].concat(),
         };
-        let rows = match is_padded {
+        let rows = match is_told_apart {
             true => new.into_iter().enumerate().map(row).collect(),
             false => Vec::new(),
         };
@@ -48,23 +50,25 @@ impl Padding {
         self.length
     }
 
-    /// The position of each token in its sequence: one row for all if there is no padding. Padding
-    /// has any position.
+    /// The position of each token in its text: one row for all if each row is one text without padding.
+    /// Padding has any position.
     pub(super) fn positions(&self) -> Vec<Vec<u32>> {
         if self.rows.is_empty() {
             return vec![(0..self.length as u32).collect()];
         }
-        let count = |row: &Vec<bool>| {
-            let tokens = row.iter().scan(0u32, |tokens, &is_token| {
-                *tokens += u32::from(is_token);
-                Some(tokens.saturating_sub(1))
-            });
-            tokens.collect()
+        let count = |row: &Vec<u32>| {
+            let mut tokens = HashMap::new();
+            let position = |&text: &u32| {
+                let next = tokens.entry(text).or_insert(0);
+                *next += 1;
+                if text == 0 { 0 } else { *next - 1 }
+            };
+            row.iter().map(position).collect()
         };
         self.rows.iter().map(count).collect()
     }
 
-    /// How the last `queries` positions see no padding.
+    /// How the last `queries` positions see their own texts alone.
     pub(super) fn hidden(
         &self,
         positions: &[Vec<u32>],
@@ -97,12 +101,14 @@ impl Padding {
         device: &Device,
     ) -> Result<Tensor> {
         let mut mask = Vec::with_capacity(positions.len() * queries * self.length);
+        let first = self.length - queries;
         for (row, positions) in self.rows.iter().zip(positions) {
-            for &query in &positions[self.length - queries..] {
-                mask.extend(row.iter().zip(positions).map(|(&is_token, &position)| {
+            for (&of_query, &query) in row.iter().zip(positions).skip(first) {
+                mask.extend(row.iter().zip(positions).map(|(&text, &position)| {
                     let near =
                         window.is_none_or(|window| position as usize + window > query as usize);
-                    match is_token && near {
+                    // Padding sees all tokens: what the model computes there means nothing.
+                    match text != 0 && (of_query == 0 || text == of_query) && near {
                         true => 0f32,
                         false => f32::NEG_INFINITY,
                     }
@@ -114,14 +120,14 @@ impl Padding {
     }
 }
 
-/// How padding is hidden from the tokens.
+/// How padding and other texts are hidden from the tokens.
 #[derive(Clone, Debug)]
 pub(super) enum Hidden {
     /// There is none.
     Nothing,
-    /// The tokens of each row stand together: by the numbers of sequences.
+    /// The tokens of each text stand together: by the numbers of sequences.
     Runs(Tensor),
-    /// Padding stands between tokens: by masks of all pairs, for each window.
+    /// Something stands between the tokens of a text: by masks of all pairs, for each window.
     Masks(HashMap<Option<usize>, Tensor>),
 }
 
@@ -145,7 +151,7 @@ impl Hidden {
     }
 }
 
-fn read(mask: &Tensor, batch: usize, time: usize) -> Result<Vec<Vec<bool>>> {
+fn read(mask: &Tensor, batch: usize, time: usize) -> Result<Vec<Vec<u32>>> {
     if mask.dims() != [batch, time] {
         bail!(
             "the padding mask is {:?}, the ids are {:?}",
@@ -153,29 +159,32 @@ fn read(mask: &Tensor, batch: usize, time: usize) -> Result<Vec<Vec<bool>>> {
             [batch, time]
         );
     }
-    let mask: Vec<Vec<f32>> = mask.to_dtype(DType::F32)?.to_vec2()?;
-    if let Some(value) = mask
-        .iter()
-        .flatten()
-        .find(|&&value| value != 0.0 && value != 1.0)
-    {
-        bail!("the padding mask is 1 for a token and 0 for padding, it holds {value}");
+    let mask: Vec<Vec<f64>> = mask.to_dtype(DType::F64)?.to_vec2()?;
+    let is_number =
+        |value: f64| value.fract() == 0.0 && (0.0..=f64::from(u32::MAX)).contains(&value);
+    if let Some(value) = mask.iter().flatten().find(|&&value| !is_number(value)) {
+        bail!(
+            "the padding mask is 0 for padding and 1 for a token, or the number of its text where several \
+             are packed in a row; it holds {value}"
+        );
     }
-    let row = |row: Vec<f32>| row.into_iter().map(|value| value == 1.0).collect();
+    let row = |row: Vec<f64>| row.into_iter().map(|value| value as u32).collect();
     Ok(mask.into_iter().map(row).collect())
 }
 
-/// The numbers for [`Attention::sequences`] by which tokens see tokens and no padding, (batch, time).
-/// `None` if padding stands between the tokens of a row.
-fn runs(rows: &[Vec<bool>]) -> Result<Option<Tensor>> {
+/// The numbers for [`Attention::sequences`] by which tokens see their own text and no padding, (batch,
+/// time). `None` if something stands between the tokens of a text.
+fn runs(rows: &[Vec<u32>]) -> Result<Option<Tensor>> {
     let time = rows.first().map_or(0, Vec::len);
     let mut numbers = Vec::with_capacity(rows.len() * time);
     for row in rows {
         let runs = row.chunk_by(|a, b| a == b);
-        if runs.clone().filter(|run| run[0]).count() > 1 {
+        let mut seen = HashSet::new();
+        let mut texts = runs.clone().map(|run| run[0]).filter(|&text| text != 0);
+        if !texts.all(|text| seen.insert(text)) {
             return Ok(None);
         }
-        let number = |(number, run): (u32, &[bool])| vec![number; run.len()];
+        let number = |(number, run): (u32, &[u32])| vec![number; run.len()];
         numbers.extend((0..).zip(runs).flat_map(number));
     }
     Tensor::from_vec(numbers, (rows.len(), time), &Device::Cpu).map(Some)
@@ -187,13 +196,15 @@ mod tests {
 
     #[test]
     fn padding_on_both_sides_makes_three_runs() -> Result<()> {
-        let rows = |rows: [[u8; 5]; 2]| rows.map(|row| row.map(|token| token == 1).to_vec());
+        let rows = |rows: [[u32; 5]; 2]| rows.map(|row| row.to_vec());
         let numbers = runs(&rows([[0, 1, 1, 0, 0], [1, 1, 1, 1, 1]]))?;
         let numbers = numbers
             .map(|numbers| numbers.to_vec2::<u32>())
             .transpose()?;
         assert_eq!(numbers, Some(vec![vec![0, 1, 1, 2, 2], vec![0; 5]]));
         assert!(runs(&rows([[1, 0, 1, 1, 1], [1; 5]]))?.is_none());
+        assert!(runs(&rows([[1, 2, 2, 3, 0], [1; 5]]))?.is_some());
+        assert!(runs(&rows([[1, 2, 1, 3, 0], [1; 5]]))?.is_none());
         Ok(())
     }
 }
