@@ -3,13 +3,12 @@
 use crate::checkpoint::Input;
 use crate::images::{Batch, Dataset, augment};
 use crate::interrupt;
-use crate::program::note;
-use anyhow::{Context, Result, anyhow, bail};
+use crate::steps::{self, Plan, data_error};
+use anyhow::{Context, Result, bail};
 use candle_core::{D, Tensor};
-use candle_nn::{Module, ParamsAdamW, loss::cross_entropy};
-use lora::optim::AdamW;
-use lora::train::{Ended, Every, Loss, Progress, Source, TrainOptions, Trained, Trainer};
-use lora::{Error, LoraModule};
+use candle_nn::{Module, loss::cross_entropy};
+use lora::LoraModule;
+use lora::train::{Loss, Source, Trained, Unit};
 use rand::SeedableRng;
 use rand::rngs::ChaCha8Rng;
 use rand::seq::SliceRandom;
@@ -47,37 +46,20 @@ pub fn train<M: LoraModule + Module>(
     if data.is_empty() || recipe.batch == 0 || recipe.epochs == 0 {
         bail!("nothing to train: there are no images, no epochs, or the batch size is 0");
     }
-    let params = ParamsAdamW {
+    let plan = Plan {
+        epochs: recipe.epochs,
+        steps: recipe.epochs * data.len().div_ceil(recipe.batch),
         lr: recipe.lr,
         weight_decay: recipe.weight_decay,
-        ..Default::default()
+        clip: None,
+        unit: Unit::Examples,
+        seed: recipe.seed,
     };
-    // As in the programs' other lines, a closed error output ends nothing here.
-    let mut progress = Progress::lines_to(|line| drop(note(line)));
-    let options = TrainOptions::epochs(recipe.epochs).seed(recipe.seed);
-    let trained = Trainer::new(options.evaluate(Every::Never))
-        .schedule(schedule)
-        .stop_when(|| interrupt::requested().is_some())
-        .watch(|event| {
-            progress.tell(event);
-            Ok(())
-        })
-        .run(
-            model,
-            &mut Images::new(data, input, recipe),
-            |model| AdamW::for_model(model, params),
-            |model, batch| {
-                let loss = cross_entropy(&model.forward(&batch.images)?, &batch.labels)?;
-                Ok(Loss::over_examples(loss, batch.labels.elem_count()))
-            },
-        );
-    let trained = trained.map_err(|error| match error {
-        Error::NotFinite(_) => anyhow!("{error}\ntry a lower --lr"),
-        error => error.into(),
+    let mut images = Images::new(data, input, recipe);
+    let (trained, _) = steps::train(model, &plan, &mut images, |model, batch| {
+        let loss = cross_entropy(&model.forward(&batch.images)?, &batch.labels)?;
+        Ok(Loss::over_examples(loss, batch.labels.elem_count()))
     })?;
-    if trained.ended == Ended::Stopped {
-        interrupt::check()?;
-    }
     Ok(trained)
 }
 
@@ -167,18 +149,6 @@ impl Source for Images<'_> {
         self.place = place;
         Ok(())
     }
-}
-
-fn data_error(error: impl std::fmt::Display) -> Error {
-    Error::Data(vec![format!("{error:#}")])
-}
-
-/// The share of the highest learning rate at a step.
-fn schedule(step: usize, steps: usize) -> f64 {
-    let warmup = (steps / 20).max(1);
-    let rise = (step + 1) as f64 / warmup as f64;
-    let fall = 0.5 * (1.0 + (std::f64::consts::PI * step as f64 / steps as f64).cos());
-    rise.min(1.0) * fall
 }
 
 /// The logits of all images, (images, classes).

@@ -1,6 +1,7 @@
 //! The parts of the programs. The programs themselves are run by `programs`.
 
 mod common;
+mod embeddings;
 mod finetune;
 mod folders;
 mod images;
