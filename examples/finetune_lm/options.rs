@@ -90,7 +90,7 @@ impl Options {
         match &self.model {
             Some(model) => Source::find(model),
             None => {
-                let directory = bundled("text/model").context(
+                let directory = bundled("text/bard").context(
                     "--model is not given: name a directory with config.json, model.safetensors and \
                      tokenizer.json",
                 )?;

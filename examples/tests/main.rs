@@ -6,5 +6,6 @@ mod finetune;
 mod folders;
 mod images;
 mod output;
+mod texts;
 mod user_bert;
 mod user_convnext;
