@@ -47,6 +47,8 @@ pub struct Step<B> {
 pub struct Trained {
     /// The library's account.
     pub run: Run,
+    /// Tokens of all steps.
+    pub tokens: usize,
     /// Tokens a second, of texts.
     pub tokens_a_second: Option<f64>,
 }
@@ -75,10 +77,11 @@ pub fn fit<M: LoraModule, B>(
             _ => Loss::over_examples(mean, step.weight),
         })
     })?;
-    let tokens = source.tokens as f64;
+    let tokens = source.tokens;
     Ok(Trained {
         run,
-        tokens_a_second: (tokens > 0.0).then(|| tokens / seconds),
+        tokens,
+        tokens_a_second: (tokens > 0).then(|| tokens as f64 / seconds),
     })
 }
 

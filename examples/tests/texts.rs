@@ -149,7 +149,7 @@ fn texts_are_told_apart_and_the_adapter_loads_back() -> Result<()> {
     let data = write_lines(dir.path(), &moods())?;
     let options = "--epochs 20 --batch 8 --lr 0.02 --rank 2 --held-out 0.25";
     let report = classify(dir.path(), &data, options)?;
-    assert_eq!((report.held_out, report.trained.steps), (8, 60));
+    assert_eq!((report.held_out, report.trained.run.steps), (8, 60));
     assert!(report.fresh);
     assert_eq!(
         (report.after.accuracy, report.after.f1),
@@ -334,7 +334,7 @@ fn a_language_model_learns_a_text() -> Result<()> {
     let report = learn(dir.path(), &text, options)?;
     // 84 of 840 bytes are held out: 5 passages, of which all but the first byte are guessed.
     assert_eq!(report.held_out, 5 * 15);
-    assert_eq!(report.trained.steps, 8 * 12);
+    assert_eq!(report.trained.run.steps, 8 * 12);
     assert!(report.before > 100.0, "{report}");
     assert!(report.after < 0.5 * report.before, "{report}");
     assert_ne!(report.sample_before, report.sample_after);
