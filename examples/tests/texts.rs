@@ -230,6 +230,7 @@ fn folders_are_classes_and_mails_lose_their_headers() -> Result<()> {
     write("texts/x/deep/1.txt", "day night")?;
     write("texts/x/2.txt", "day night")?;
     write("texts/x/3.txt", "  ")?;
+    write("texts/x/3.json", "{}")?;
     write("texts/x/4.json", "{}")?;
     write("texts/y/1.eml", mail)?;
     let texts = finetune_text::read(&dir.path().join("texts"))?;
