@@ -1,8 +1,6 @@
 //! What the command lines of the programs share.
 
 use clap::{Arg, Args, ValueEnum};
-use lora::models::Architecture;
-use lora::models::convnext::ConvNext;
 use lora::{LoraConfig, TrainBias};
 
 /// The highest [`count`]: beyond it nothing is meant, but a sum could overflow.
@@ -58,6 +56,16 @@ pub fn probability(text: &str) -> Result<f64, String> {
     })
 }
 
+/// Reads a share of a whole, of which something is left.
+///
+/// # Errors
+/// As [`count`].
+pub fn share(text: &str) -> Result<f64, String> {
+    number(text, "above 0 and below 1", |value| {
+        value > 0.0 && value < 1.0
+    })
+}
+
 /// Reads a number from 0 to 0.5.
 ///
 /// # Errors
@@ -84,7 +92,7 @@ pub struct LoraArgs {
     /// model's own choice]
     #[arg(
         long,
-        visible_alias = "target",
+        visible_aliases = ["target", "targets"],
         value_name = "NAMES",
         value_delimiter = ','
     )]
@@ -95,12 +103,12 @@ pub struct LoraArgs {
     /// Layers or modules to train in full: ends of their paths, separated by commas
     #[arg(long, value_name = "NAMES", value_delimiter = ',')]
     pub modules_to_save: Vec<String>,
-    /// Train the classifier in full
-    #[arg(long, alias = "train-head")]
-    pub train_classifier: bool,
     /// Biases to train
     #[arg(long, value_enum, default_value_t = Bias::None)]
     pub bias: Bias,
+    /// Split updates into direction and length, as DoRA does
+    #[arg(long)]
+    pub dora: bool,
 }
 
 /// Which biases are trained.
@@ -119,9 +127,9 @@ pub enum Bias {
 impl LoraArgs {
     /// The configuration that they ask for.
     pub fn config(&self) -> LoraConfig {
-        let classifier = self.train_classifier.then_some(ConvNext::CLASSIFIER);
         let config = LoraConfig::new(self.rank)
             .alpha(self.alpha.unwrap_or(self.rank as f64))
+            .use_dora(self.dora)
             .train_bias(match self.bias {
                 Bias::None => TrainBias::None,
                 Bias::LoraOnly => TrainBias::LoraOnly,
@@ -136,10 +144,7 @@ impl LoraArgs {
             }
             (None, names) => config.target_modules(names.to_vec()),
         };
-        train_in_full(
-            config.modules_to_save(self.modules_to_save.clone()),
-            classifier,
-        )
+        config.modules_to_save(self.modules_to_save.clone())
     }
 }
 

@@ -70,6 +70,19 @@ pub fn say(line: impl Display) -> Result<()> {
     Ok(())
 }
 
+/// Prints a piece of a line of the program's result, at once.
+///
+/// # Errors
+/// As [`say`].
+pub fn stream(piece: &str) -> Result<()> {
+    if RUNS.load(Ordering::Relaxed) {
+        let mut to = io::stdout().lock();
+        return told(write!(to, "{piece}").and_then(|()| to.flush()));
+    }
+    print!("{piece}");
+    Ok(())
+}
+
 /// Prints a line beside the result, to the error output.
 ///
 /// # Errors
@@ -84,7 +97,11 @@ pub fn note(line: impl Display) -> Result<()> {
 
 /// The macros of the standard library panic where nobody reads.
 fn write(mut to: impl Write, line: impl Display) -> Result<()> {
-    match writeln!(to, "{line}") {
+    told(writeln!(to, "{line}"))
+}
+
+fn told(written: io::Result<()>) -> Result<()> {
+    match written {
         Err(error) if error.kind() == ErrorKind::BrokenPipe => Err(Stop::Closed.into()),
         written => written.context("cannot write the output"),
     }

@@ -4,7 +4,7 @@
 //! cargo run --release --example summary -- convnext_tiny --rank 2
 //! ```
 
-use crate::args::{LoraArgs, any_number, count_or_none};
+use crate::args::{LoraArgs, any_number, count_or_none, train_in_full};
 use crate::{program, rank};
 use anyhow::Result;
 use clap::Parser;
@@ -31,6 +31,10 @@ struct Args {
     #[command(flatten)]
     lora: LoraArgs,
 
+    /// Train the classifier in full
+    #[arg(long, alias = "train-head")]
+    train_classifier: bool,
+
     /// Number of classes in place of the model's; 0 for no classifier
     #[arg(long, value_parser = count_or_none)]
     num_classes: Option<usize>,
@@ -51,14 +55,15 @@ fn run(args: &Args) -> Result<()> {
     let bare = name.split('.').next().unwrap_or_default();
     let mut vits = Vit::variants().iter();
     match vits.any(|variant| variant.name == bare) {
-        true => summary::<Vit>(name, &options, &args.lora),
-        false => summary::<ConvNext>(name, &options, &args.lora),
+        true => summary::<Vit>(name, &options, args),
+        false => summary::<ConvNext>(name, &options, args),
     }
 }
 
-fn summary<M: Architecture>(name: &str, options: &Options, lora: &LoraArgs) -> Result<()> {
+fn summary<M: Architecture>(name: &str, options: &Options, args: &Args) -> Result<()> {
     let created = models::create::<M>(name, Weights::Placeholder, options)?;
-    let config = lora.config();
+    let classifier = args.train_classifier.then_some(M::CLASSIFIER);
+    let config = train_in_full(args.lora.config(), classifier);
     rank::check::<M>(&created.config, &config)?;
     program::say(created.model.to_lora(&config)?.summary())
 }

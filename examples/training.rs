@@ -1,21 +1,19 @@
-//! The training loop and the evaluation, for any LoRA model of images.
+//! Training and evaluation, for any LoRA model of images.
 
 use crate::checkpoint::Input;
-use crate::images::{Dataset, augment};
+use crate::images::{Batch, Dataset, augment};
 use crate::interrupt;
-use crate::program::note;
+use crate::steps::{self, Plan, data_error};
 use anyhow::{Context, Result, bail};
 use candle_core::{D, Tensor};
-use candle_nn::{Module, Optimizer, ParamsAdamW, loss::cross_entropy};
-use indicatif::{ProgressBar, ProgressStyle};
-use lora::ops::seed_dropout;
-use lora::optim::AdamW;
-use lora::{GradientCheck, LoraModule};
+use candle_nn::{Module, loss::cross_entropy};
+use lora::LoraModule;
+use lora::train::{Loss, Source, Trained, Unit};
 use rand::SeedableRng;
 use rand::rngs::ChaCha8Rng;
 use rand::seq::SliceRandom;
-use std::io::IsTerminal;
-use std::time::{Duration, Instant};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 /// How to train.
 #[derive(Clone, Debug)]
@@ -34,21 +32,6 @@ pub struct Recipe {
     pub seed: u64,
 }
 
-/// What the training came to.
-#[derive(Clone, Debug)]
-pub struct Trained {
-    /// Mean loss of each epoch.
-    pub losses: Vec<f64>,
-    /// The check of the gradients on the first batch.
-    pub gradients: GradientCheck,
-    /// Number of steps.
-    pub steps: usize,
-    /// Median duration of a step.
-    pub step: Duration,
-    /// Duration of the whole.
-    pub total: Duration,
-}
-
 /// Trains what is trainable of a model and leaves it in eval mode.
 ///
 /// # Errors
@@ -63,76 +46,109 @@ pub fn train<M: LoraModule + Module>(
     if data.is_empty() || recipe.batch == 0 || recipe.epochs == 0 {
         bail!("nothing to train: there are no images, no epochs, or the batch size is 0");
     }
-    let params = ParamsAdamW {
+    let plan = Plan {
+        epochs: recipe.epochs,
+        steps: recipe.epochs * data.len().div_ceil(recipe.batch),
         lr: recipe.lr,
         weight_decay: recipe.weight_decay,
-        ..Default::default()
+        clip: None,
+        unit: Unit::Examples,
+        seed: recipe.seed,
     };
-    let mut optimizer = AdamW::for_model(model, params)?;
-    let mut rng = ChaCha8Rng::seed_from_u64(recipe.seed);
-    seed_dropout(recipe.seed);
-    let mut order: Vec<usize> = (0..data.len()).collect();
-    let steps = recipe.epochs * data.len().div_ceil(recipe.batch);
-    let progress = Progress::new(recipe.epochs, steps);
-    let start = Instant::now();
-    let mut checked = None;
-    let mut durations = Vec::new();
-    let mut losses = Vec::new();
+    let mut images = Images::new(data, input, recipe);
+    let (trained, _) = steps::train(model, &plan, &mut images, |model, batch| {
+        let loss = cross_entropy(&model.forward(&batch.images)?, &batch.labels)?;
+        Ok(Loss::over_examples(loss, batch.labels.elem_count()))
+    })?;
+    Ok(trained)
+}
 
-    model.train();
-    for epoch in 0..recipe.epochs {
-        order.shuffle(&mut rng);
-        let mut sum = 0.0;
-        for indices in order.chunks(recipe.batch) {
-            interrupt::check()?;
-            let start = Instant::now();
-            optimizer.set_learning_rate(recipe.lr * schedule(durations.len(), steps));
-            let batch = augment(&data.batch(indices)?, recipe.augment, &mut rng)?;
-            let images = input.normalize(&batch.images)?;
-            let loss = |model: &M| Ok(cross_entropy(&model.forward(&images)?, &batch.labels)?);
-            if checked.is_none() {
-                checked = Some(model.check_gradients(loss)?);
-            }
-            let loss: Tensor = loss(model)?;
-            let value = f64::from(loss.to_scalar::<f32>()?);
-            if !value.is_finite() {
-                bail!(
-                    "the loss is {value} in epoch {}: try a lower --lr",
-                    epoch + 1
-                );
-            }
-            optimizer.step(&model.backward(&loss)?)?;
-            sum += value * indices.len() as f64;
-            durations.push(start.elapsed());
-            progress.step(epoch, value, &durations);
+/// The images of each epoch in random order, changed a little.
+struct Images<'a> {
+    data: &'a Dataset,
+    input: &'a Input,
+    batch: usize,
+    augment: f64,
+    rng: ChaCha8Rng,
+    place: Place,
+}
+
+/// Where the images are.
+#[derive(Clone, Serialize, Deserialize)]
+struct Place {
+    order: Vec<usize>,
+    next: usize,
+    /// How much was drawn, which is too large a number for JSON.
+    drawn: String,
+}
+
+impl<'a> Images<'a> {
+    fn new(data: &'a Dataset, input: &'a Input, recipe: &Recipe) -> Self {
+        Self {
+            data,
+            input,
+            batch: recipe.batch,
+            augment: recipe.augment,
+            rng: ChaCha8Rng::seed_from_u64(recipe.seed),
+            place: Place {
+                order: (0..data.len()).collect(),
+                next: 0,
+                drawn: String::new(),
+            },
         }
-        losses.push(sum / data.len() as f64);
-        progress.epoch(epoch, sum / data.len() as f64, &durations)?;
     }
-    progress.finish();
-    model.eval();
-    let gradients = checked.context("nothing was trained")?;
-    Ok(Trained {
-        losses,
-        gradients,
-        steps,
-        step: median(&durations),
-        total: start.elapsed(),
-    })
+
+    fn prepared(&mut self, numbers: &[usize]) -> Result<Batch> {
+        let mut batch = augment(&self.data.batch(numbers)?, self.augment, &mut self.rng)?;
+        batch.images = self.input.normalize(&batch.images)?;
+        Ok(batch)
+    }
 }
 
-/// The share of the highest learning rate at a step.
-fn schedule(step: usize, steps: usize) -> f64 {
-    let warmup = (steps / 20).max(1);
-    let rise = (step + 1) as f64 / warmup as f64;
-    let fall = 0.5 * (1.0 + (std::f64::consts::PI * step as f64 / steps as f64).cos());
-    rise.min(1.0) * fall
-}
+impl Source for Images<'_> {
+    type Batch = Batch;
 
-fn median(durations: &[Duration]) -> Duration {
-    let mut sorted = durations.to_vec();
-    sorted.sort();
-    sorted.get(sorted.len() / 2).copied().unwrap_or_default()
+    fn next_batch(&mut self) -> lora::Result<Option<Batch>> {
+        let Place { order, next, .. } = &mut self.place;
+        if *next >= order.len() {
+            *next = 0;
+            return Ok(None);
+        }
+        if *next == 0 {
+            order.shuffle(&mut self.rng);
+        }
+        let end = (*next + self.batch).min(order.len());
+        let numbers = order[*next..end].to_vec();
+        *next = end;
+        Ok(Some(self.prepared(&numbers).map_err(data_error)?))
+    }
+
+    fn batches_per_epoch(&self) -> Option<usize> {
+        Some(self.data.len().div_ceil(self.batch))
+    }
+
+    fn state(&self) -> lora::Result<Value> {
+        let drawn = self.rng.get_word_pos().to_string();
+        let place = Place {
+            drawn,
+            ..self.place.clone()
+        };
+        serde_json::to_value(place).map_err(data_error)
+    }
+
+    fn restore(&mut self, state: &Value) -> lora::Result<()> {
+        let place: Place = serde_json::from_value(state.clone()).map_err(data_error)?;
+        if place.order.len() != self.data.len() {
+            let (then, now) = (place.order.len(), self.data.len());
+            return Err(data_error(format!(
+                "there were {then} images, now there are {now}"
+            )));
+        }
+        self.rng
+            .set_word_pos(place.drawn.parse().map_err(data_error)?);
+        self.place = place;
+        Ok(())
+    }
 }
 
 /// The logits of all images, (images, classes).
@@ -165,53 +181,4 @@ pub fn predictions(logits: &Tensor) -> Result<Vec<u32>> {
 pub fn accuracy(predictions: &[u32], labels: &[u32]) -> f64 {
     let pairs = predictions.iter().zip(labels);
     pairs.filter(|(a, b)| a == b).count() as f64 / labels.len().max(1) as f64
-}
-
-/// A progress bar on a terminal, a line an epoch elsewhere.
-struct Progress {
-    bar: Option<ProgressBar>,
-    epochs: usize,
-}
-
-impl Progress {
-    fn new(epochs: usize, steps: usize) -> Self {
-        let style = "{msg}  {wide_bar} {pos}/{len} steps, {eta} left";
-        // A bad template would only cost the looks.
-        let style = ProgressStyle::with_template(style)
-            .unwrap_or_else(|_| ProgressStyle::default_bar())
-            .progress_chars("=> ");
-        let terminal = std::io::stderr().is_terminal();
-        let bar = terminal.then(|| ProgressBar::new(steps as u64).with_style(style));
-        Self { bar, epochs }
-    }
-
-    fn step(&self, epoch: usize, loss: f64, durations: &[Duration]) {
-        if let Some(bar) = &self.bar {
-            bar.set_message(self.line(epoch, loss, durations));
-            bar.inc(1);
-        }
-    }
-
-    fn epoch(&self, epoch: usize, loss: f64, durations: &[Duration]) -> Result<()> {
-        match self.bar {
-            Some(_) => Ok(()),
-            None => note(self.line(epoch, loss, durations)),
-        }
-    }
-
-    fn line(&self, epoch: usize, loss: f64, durations: &[Duration]) -> String {
-        let recent = &durations[durations.len().saturating_sub(20)..];
-        let seconds = median(recent).as_secs_f64();
-        let epochs = self.epochs;
-        format!(
-            "epoch {:>2}/{epochs}  loss {loss:.4}  {seconds:.3} s/step",
-            epoch + 1
-        )
-    }
-
-    fn finish(&self) {
-        if let Some(bar) = &self.bar {
-            bar.finish();
-        }
-    }
 }

@@ -24,4 +24,5 @@ mod peft;
 mod properties;
 mod quantised;
 mod strict;
+mod train;
 mod vit;

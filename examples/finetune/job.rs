@@ -1,6 +1,6 @@
 //! What the job reads: a base model and images that fit together.
 
-use super::Agreement;
+use crate::agreement::Agreement;
 use crate::checkpoint::{Checkpoint, FIRST_LAYER, Input, in_colour};
 use crate::images::{Dataset, HELD_OUT, read_folder};
 use crate::training::{accuracy, logits, predictions};

@@ -1,22 +1,20 @@
 //! The main job: adapting an image classifier to new images.
 
-mod checks;
 mod font;
 mod job;
 mod options;
-mod output;
 mod picture;
 mod report;
 
-pub use checks::Agreement;
 pub use job::Job;
 pub use options::{Options, threads_for};
-pub use output::{Output, size_on_disk};
 pub use picture::write_picture;
 pub use report::Report;
 
 use crate::checkpoint::Checkpoint;
+use crate::output::{Output, size_on_disk};
 use crate::program::say;
+use crate::results::peak_memory;
 use crate::training::{Recipe, train};
 use crate::{interrupt, program, rank, threads};
 use anyhow::Result;
@@ -25,6 +23,9 @@ use lora::models::convnext::ConvNext;
 use lora::{LoraConfig, LoraModel, LoraModule};
 use std::path::Path;
 use std::process::ExitCode;
+
+/// The name of the list of results.
+const PROGRAM: &str = "finetune";
 
 /// The files that the job writes.
 pub const FILES: [&str; 5] = [
@@ -54,7 +55,7 @@ pub fn main() -> ExitCode {
 pub fn run(options: &Options) -> Result<Report> {
     let (checkpoint, data) = (options.checkpoint()?, options.data()?);
     // Before the work: whether the results have a place. They are made after it.
-    drop(Output::new(&options.output, &FILES)?);
+    drop(Output::new(&options.output, PROGRAM, &FILES)?);
     let job = Job::read(&checkpoint, &data, options.seed)?;
     introduce(&job, &checkpoint, &data)?;
     let config = options.config(job.in_full());
@@ -83,7 +84,7 @@ pub fn run(options: &Options) -> Result<Report> {
     let trained = train(&mut model, &job.training, &job.input, &recipe)?;
     let after = job.evaluate(&model)?;
 
-    let output = Output::new(&options.output, &FILES)?;
+    let output = Output::new(&options.output, PROGRAM, &FILES)?;
     let adapter = output.draft("adapter");
     model.save_adapter(&adapter)?;
     let reloaded = after.agreement(&job.evaluate(&reload(&job, &config, &adapter)?)?)?;
@@ -106,7 +107,7 @@ pub fn run(options: &Options) -> Result<Report> {
         trainable: summary.trainable,
         parameters: summary.total,
         trained,
-        peak_memory: report::peak_memory(),
+        peak_memory: peak_memory(),
         adapter_bytes,
         checkpoint_bytes,
         reloaded,

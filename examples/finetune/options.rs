@@ -6,6 +6,8 @@ use crate::threads;
 use anyhow::{Context, Result};
 use clap::Parser;
 use lora::LoraConfig;
+use lora::models::Architecture;
+use lora::models::convnext::ConvNext;
 use std::path::{Path, PathBuf};
 
 const BEFORE: &str = "\
@@ -71,6 +73,9 @@ pub struct Options {
     /// What is adapted and what is trained.
     #[command(flatten)]
     pub lora: LoraArgs,
+    /// Train the classifier in full
+    #[arg(long, alias = "train-head")]
+    pub train_classifier: bool,
     /// Share of the adapters' inputs that is dropped in training
     #[arg(long, default_value_t = 0.0, value_parser = probability)]
     pub dropout: f64,
@@ -119,7 +124,9 @@ impl Options {
     pub fn config<'a>(&self, in_full: impl IntoIterator<Item = &'a str>) -> LoraConfig {
         let alpha = self.lora.alpha.unwrap_or(2.0 * self.lora.rank as f64);
         let config = self.lora.config().alpha(alpha);
-        train_in_full(config.dropout(self.dropout).seed(self.seed), in_full)
+        let config = config.dropout(self.dropout).seed(self.seed);
+        let classifier = self.train_classifier.then_some(ConvNext::CLASSIFIER);
+        train_in_full(config, in_full.into_iter().chain(classifier))
     }
 }
 

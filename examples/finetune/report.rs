@@ -1,7 +1,8 @@
 //! What came of the job.
 
-use super::Agreement;
-use crate::training::Trained;
+use crate::agreement::Agreement;
+use crate::results::{paths, percent, row, size, training};
+use lora::train::Trained;
 use std::fmt;
 use std::path::PathBuf;
 
@@ -38,69 +39,22 @@ pub struct Report {
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut row = |name: &str, value: String| writeln!(f, "{name:<20}{value}");
         let images = self.held_out;
-        let percent = |share: f64| format!("{:.1} %", 100.0 * share);
+        let accuracy = |share| format!("{} of {images} held-out images", percent(share));
         if let Some(before) = self.before {
-            row(
-                "accuracy before",
-                format!("{} of {images} held-out images", percent(before)),
-            )?;
+            row(f, "accuracy before", accuracy(before))?;
         }
-        row(
-            "accuracy after",
-            format!("{} of {images} held-out images", percent(self.after)),
-        )?;
-        let share = percent(self.trainable as f64 / self.parameters as f64);
-        row("trainable share", format!("{share} of the parameters"))?;
-        let Trained {
-            gradients,
-            steps,
-            step,
-            total,
-            ..
-        } = &self.trained;
-        let (layers, worst) = (gradients.layers, 100.0 * gradients.worst);
-        let checked = format!("right at {layers} layers, to {worst:.2} % by differences");
-        row("gradients", checked)?;
-        let (step, total) = (step.as_secs_f64(), total.as_secs_f64());
-        let times = format!("{step:.4} (median of {steps}), {total:.1} s in all");
-        row("seconds a step", times)?;
+        row(f, "accuracy after", accuracy(self.after))?;
+        training(f, self.trainable, self.parameters, &self.trained, None)?;
         if let Some(bytes) = self.peak_memory {
-            row("peak memory", size(bytes))?;
+            row(f, "peak memory", size(bytes))?;
         }
         let (adapter, full) = (size(self.adapter_bytes), size(self.checkpoint_bytes));
-        row(
-            "adapter on disk",
-            format!("{adapter}; the full checkpoint {full}"),
-        )?;
-        row("adapter reloaded", self.reloaded.to_string())?;
-        row("merged", self.merged.to_string())?;
-        row("as a base model", self.base.to_string())?;
-        for (index, path) in self.saved.iter().enumerate() {
-            let name = if index == 0 { "saved" } else { "" };
-            row(name, path.display().to_string())?;
-        }
-        Ok(())
+        let on_disk = format!("{adapter}; the full checkpoint {full}");
+        row(f, "adapter on disk", on_disk)?;
+        row(f, "adapter reloaded", &self.reloaded)?;
+        row(f, "merged", &self.merged)?;
+        row(f, "as a base model", &self.base)?;
+        paths(f, &self.saved)
     }
-}
-
-/// Bytes in kB or MB.
-fn size(bytes: u64) -> String {
-    let kilobytes = bytes as f64 / 1000.0;
-    if kilobytes < 1000.0 {
-        format!("{kilobytes:.0} kB")
-    } else {
-        format!("{:.1} MB", kilobytes / 1000.0)
-    }
-}
-
-/// The largest resident memory of this process so far, in bytes; only Linux tells.
-pub(super) fn peak_memory() -> Option<u64> {
-    let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status
-        .lines()
-        .find_map(|line| line.strip_prefix("VmHWM:"))?;
-    let kibibytes: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
-    Some(kibibytes * 1024)
 }

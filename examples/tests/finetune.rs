@@ -8,9 +8,11 @@ use clap::Parser;
 use image::{Rgb, RgbImage};
 use lora::models::convnext::ConvNext;
 use lora::{LoraConfig, LoraModel, LoraModule, TrainBias};
+use lora_examples::agreement::Agreement;
 use lora_examples::checkpoint::{Checkpoint, Input};
-use lora_examples::finetune::{Agreement, Job, Options, run, size_on_disk, write_picture};
+use lora_examples::finetune::{Job, Options, run, write_picture};
 use lora_examples::images::{Dataset, Image, read_folder};
+use lora_examples::output::size_on_disk;
 use lora_examples::rank;
 use lora_examples::training::{Recipe, accuracy, predictions, train};
 use std::fs;
@@ -281,7 +283,7 @@ fn colour_reaches_a_model_of_grey_images() -> Result<()> {
 
     let mut options = options(&base, &data, &dir.path().join("out"));
     (options.epochs, options.lr, options.augment) = (20, 0.02, 0.0);
-    options.lora.train_classifier = true;
+    options.train_classifier = true;
     let report = run(&options)?;
     assert_eq!((report.before, report.after), (Some(0.5), 1.0));
     // Beside the adapters a stem of 4 x 3 x 4 x 4 weights and 4 biases, and the classifier.

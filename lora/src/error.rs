@@ -74,6 +74,10 @@ pub enum Error {
     #[error("the optimiser:{}", list(.0))]
     Optimizer(Vec<String>),
 
+    /// Training that cannot begin or go on: options, data, checkpoints that do not fit.
+    #[error("the training:{}", list(.0))]
+    Training(Vec<String>),
+
     /// Generating tokens: settings, prompts or logits that cannot be used.
     #[error("the generation:{}", list(.0))]
     Generation(Vec<String>),

@@ -55,6 +55,7 @@
 //! - Losses of classes, numbers and embeddings: [`losses`]. How good a model is: [`metrics`].
 //! - Optimisers, LoRA+ and LoRA-FA among them, schedules, gradient clipping: [`optim`]. Training that
 //!   stops and goes on exactly there: [`optim::save_state`], [`optim::load_state`].
+//! - The loop around them, with evaluation, checkpoints, logs and early stopping: [`train`].
 //! - The seed of what training draws: [`seed_dropout`]; of initial values: [`LoraConfig::seed`].
 //! - Adapters as files, and merged into checkpoints: [`peft`]. Weights from model to model:
 //!   [`transfer_weights`].
@@ -90,7 +91,7 @@
 //! # Features
 //!
 //! `hub` adds pretrained weights from the Hugging Face hub; `text` adds tokenizers, chat templates and
-//! generated text; `mimalloc` is an allocator for [`memory`];
+//! generated text; `train-ui` adds progress bars and Ctrl-C to [`train`]; `mimalloc` is an allocator for [`memory`];
 //! `cuda`, `metal`, `mkl` and `accelerate`
 //! are candle's.
 
@@ -124,6 +125,7 @@ pub mod peft;
 pub mod profile;
 #[cfg(feature = "text")]
 pub mod text;
+pub mod train;
 mod traits;
 
 pub use adapter::{

@@ -69,7 +69,7 @@ impl<T: Element> Sum<'_, T> {
 pub(crate) fn scale_rows<T: Element>(values: &mut [T], factors: &[T], width: usize) {
     let rows = values.chunks_mut(width.max(1));
     rows.zip(factors)
-        .for_each(|(row, &factor)| row.iter_mut().for_each(|value| *value = *value * factor));
+        .for_each(|(row, &factor)| row.iter_mut().for_each(|value| *value *= factor));
 }
 
 struct Lengths<'a, T> {

@@ -12,14 +12,19 @@ pub(super) const FAR_APART: usize = 1024;
 /// From so many rows on, a copy of a weight in another order pays, where its columns are far apart.
 pub(super) const MANY_ROWS: usize = 64;
 
-/// Whether so many rows are few, for a weight of so many inputs: gemm reads columns that are far apart
-/// much slower than others.
-pub(super) fn are_few(rows: usize, inputs: usize) -> bool {
-    match inputs >= FAR_APART {
-        true => rows < MANY_ROWS,
-        false => inputs > 0 && (2..=8).contains(&rows),
+/// Whether so many rows are few, for a weight of so many inputs and outputs: where gemm is slower.
+pub(super) fn are_few(rows: usize, inputs: usize, outputs: usize) -> bool {
+    match inputs {
+        0 => false,
+        // gemm reads columns that are far apart much slower than others.
+        FAR_APART.. => rows < MANY_ROWS,
+        _ if rows == 1 => inputs * outputs >= LARGE,
+        _ => rows <= 16,
     }
 }
+
+/// Numbers of a weight from which on a single row's product is faster here.
+const LARGE: usize = 1 << 20;
 
 /// Numbers of W that one task reads.
 const PART: usize = 1 << 16;
@@ -128,7 +133,14 @@ fn dots_block<T: Element, S: Simd, const ROWS: usize, const RANKS: usize>(
     if whole < width {
         add_dots(simd, x, a, width, whole, width - whole, &mut sums);
     }
-    sums.map(|row| row.map(Vector::sum))
+    // Loops, as a closure would not be compiled for the vector instructions.
+    let mut totals = [[T::ZERO; RANKS]; ROWS];
+    for row in 0..ROWS {
+        for k in 0..RANKS {
+            totals[row][k] = sums[row][k].sum();
+        }
+    }
+    totals
 }
 
 /// Adds the products of so many columns from `start` on.
@@ -151,5 +163,71 @@ fn add_dots<T: Element, S: Simd, const ROWS: usize, const RANKS: usize>(
         for k in 0..RANKS {
             sums[row][k] = x.mul_add(factors[k], sums[row][k]);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kernels::matrix::{Matrix, multiply};
+    use crate::kernels::simd::testing::at_every_level;
+
+    fn numbers(count: usize, seed: usize) -> Vec<f64> {
+        let number = |i: usize| ((i * 37 + seed * 101) % 97) as f64 / 97.0 - 0.5;
+        (0..count).map(number).collect()
+    }
+
+    /// The product of few rows, and that of [`multiply`], against sums in f64.
+    fn check<T: Element>((rows, inputs, outputs): (usize, usize, usize), error: f64) {
+        let (x, w) = (numbers(rows * inputs, 1), numbers(outputs * inputs, 2));
+        let start = numbers(rows * outputs, 3);
+        let cast = |values: &[f64]| -> Vec<T> { values.iter().map(|&x| T::of(x)).collect() };
+        let (of_x, of_w) = (cast(&x), cast(&w));
+        for add in [false, true] {
+            for threads in [Threads::One, Threads::All] {
+                let mut ours = cast(&start);
+                product(&mut ours, &of_x, &of_w, inputs, add, threads);
+                let mut general = cast(&start);
+                let (x_matrix, w_matrix) = (
+                    Matrix::new(&of_x, rows, inputs),
+                    Matrix::new(&of_w, outputs, inputs),
+                );
+                multiply(&mut general, x_matrix, w_matrix.t(), T::ONE, add, threads);
+                for (index, (ours, general)) in ours.iter().zip(general).enumerate() {
+                    let (row, output) = (index / outputs, index % outputs);
+                    let terms = (0..inputs).map(|i| x[row * inputs + i] * w[output * inputs + i]);
+                    let before = if add { start[index] } else { 0.0 };
+                    let exact = before + terms.sum::<f64>();
+                    for value in [*ours, general] {
+                        let value = value.to_f64();
+                        assert!(
+                            (value - exact).abs() <= error * (1.0 + inputs as f64).sqrt(),
+                            "{rows}x{inputs}x{outputs}, add {add}: {value} for {exact}"
+                        );
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn every_level_computes_the_product() {
+        at_every_level(|_| {
+            for rows in [1, 2, 3, 7, 8, 9] {
+                for (inputs, outputs) in [(1, 1), (3, 5), (17, 70), (100, 9), (1030, 130)] {
+                    check::<f32>((rows, inputs, outputs), 1e-5);
+                    check::<f64>((rows, inputs, outputs), 1e-13);
+                }
+            }
+        });
+    }
+
+    /// What is measured: rows that gemm is slow for.
+    #[test]
+    fn few_rows_are_those_of_a_step_of_generation() {
+        assert!(are_few(8, 576, 576) && are_few(16, 576, 49152) && are_few(1, 576, 49152));
+        assert!(are_few(1, 1536, 576) && are_few(63, 4096, 4096));
+        assert!(!are_few(1, 576, 576) && !are_few(17, 576, 49152));
+        assert!(!are_few(64, 4096, 4096) && !are_few(2, 0, 3));
     }
 }

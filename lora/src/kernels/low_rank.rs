@@ -10,11 +10,14 @@ use pulp::{Simd, WithSimd};
 /// The rank from which general matrix products are faster.
 const GENERAL: usize = 8;
 
+/// The same for the products that are sums over a row: gemm computes at least 16 of a row's at a time.
+const GENERAL_DOTS: usize = 16;
+
 /// t = x·aᵀ: x is (rows, width), a (rank, width), t (rows, rank).
 pub(crate) fn dots<T: Element>(x: &[T], a: &[T], t: &mut [T], width: usize) {
     match a.len().checked_div(width).unwrap_or(0) {
         0 => {}
-        rank if rank < GENERAL => run(Dots { x, a, t, width }),
+        rank if rank < GENERAL_DOTS => run(Dots { x, a, t, width }),
         rank => {
             let (x, a) = (
                 Matrix::new(x, x.len() / width, width),

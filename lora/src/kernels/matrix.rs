@@ -154,7 +154,7 @@ pub(crate) fn multiply<T: Element>(
     if scale == T::ONE
         && let (Some(x), Some(w)) = (a.rows_in_order(), b.t().rows_in_order())
         && a.columns == b.rows
-        && few_rows::are_few(a.rows, a.columns)
+        && few_rows::are_few(a.rows, a.columns, b.columns)
     {
         return few_rows::product(y, x, w, a.columns, add, threads);
     }

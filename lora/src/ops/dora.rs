@@ -220,12 +220,12 @@ impl Node {
                 along
                     .iter_mut()
                     .zip(of_bias)
-                    .for_each(|(along, (&bias, &total))| *along = *along - bias * total);
+                    .for_each(|(along, (&bias, &total))| *along -= bias * total);
             }
             along
                 .iter_mut()
                 .zip(gain.iter())
-                .for_each(|(along, &gain)| *along = *along / gain);
+                .for_each(|(along, &gain)| *along /= gain);
             of_gain = on_gain.then(|| tensor(along, outputs)).transpose()?;
             of_bias = on_bias.then(|| tensor(totals, outputs)).transpose()?;
         }

@@ -257,6 +257,29 @@ impl AdamW {
         state::load(&mut self.slots, &file, "", HashSet::new())
     }
 
+    /// One step, unless the gradients are another model's or not finite.
+    pub(super) fn checked_step(&mut self, grads: &GradStore) -> Result<()> {
+        checked::reached(&self.slots, grads)?;
+        if !self.allows_non_finite {
+            checked::finite(&self.slots, grads)?;
+        }
+        self.step_with(|var| grads.get(var))
+    }
+
+    /// The settings that no state holds, for a comparison: learning rates and weight decays of the groups,
+    /// betas and eps.
+    pub(crate) fn settings(&self) -> String {
+        let rates = self.rates.iter();
+        let rates = rates.map(|rate| format!("({}, {})", rate.lr, rate.weight_decay));
+        format!(
+            "(learning rate, weight decay) of each group {}, betas {} and {}, eps {}",
+            rates.collect::<Vec<_>>().join(" "),
+            self.beta1,
+            self.beta2,
+            self.eps
+        )
+    }
+
     /// One step, with the gradient that `grad` gives for a parameter.
     fn step_with<'a>(&mut self, grad: impl Fn(&Var) -> Option<&'a Tensor>) -> Result<()> {
         if !(self.lr_factor >= 0.0 && self.lr_factor.is_finite()) {
@@ -382,11 +405,7 @@ impl Optimizer for AdamW {
     /// One step. It is an error if no parameter has a gradient: the parameters belong to another
     /// model, or to this one before it was changed. A gradient that is not finite is an error, too.
     fn step(&mut self, grads: &GradStore) -> candle_core::Result<()> {
-        checked::reached(&self.slots, grads)?;
-        if !self.allows_non_finite {
-            checked::finite(&self.slots, grads)?;
-        }
-        Ok(self.step_with(|var| grads.get(var))?)
+        Ok(self.checked_step(grads)?)
     }
 
     /// The present learning rate of the first group whose own is not 0.

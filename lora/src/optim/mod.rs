@@ -65,5 +65,6 @@ pub use group::{Group, weight_decay_groups};
 pub use lora_fa::LoraFa;
 pub use lora_plus::LoraPlus;
 pub use resume::{AsAdamW, load_state, save_state};
+pub(crate) use resume::{load_model, save_state_with};
 pub use riemannian::Riemannian;
 pub use schedule::Schedule;

@@ -4,6 +4,7 @@ use super::{AdamW, LoraFa, Riemannian, state};
 use crate::file::{TensorFile, parse_json};
 use crate::manage::{self, ModelForm};
 use crate::{Error, LoraModule, Result, ops};
+use candle_core::backprop::GradStore;
 use serde::{Deserialize, Serialize};
 use std::collections::HashSet;
 use std::path::Path;
@@ -14,17 +15,53 @@ const KEY: &str = "lora_training_state";
 /// What the keys of the optimiser's tensors begin with.
 const OPTIMIZER: &str = "optimizer";
 
-/// An optimiser that computes with an [`AdamW`]: those of this crate.
+/// An optimiser that computes with an [`AdamW`]: those of this crate, and those that change the gradients
+/// before they hand them to one. [`Trainer`](crate::train::Trainer) trains with any of them.
+///
+/// ```
+/// use candle_core::backprop::GradStore;
+/// use lora::optim::{AdamW, AsAdamW};
+///
+/// /// AdamW that learns from the signs of the gradients alone.
+/// struct Signs(AdamW, Vec<candle_core::Var>);
+///
+/// impl AsAdamW for Signs {
+///     fn as_adamw(&self) -> &AdamW {
+///         &self.0
+///     }
+///
+///     fn as_adamw_mut(&mut self) -> &mut AdamW {
+///         &mut self.0
+///     }
+///
+///     fn take_step(&mut self, grads: &GradStore) -> lora::Result<()> {
+///         let mut signs = GradStore::default();
+///         for var in &self.1 {
+///             if let Some(grad) = grads.get(var) {
+///                 signs.insert(var, grad.sign()?);
+///             }
+///         }
+///         self.0.take_step(&signs)
+///     }
+/// }
+/// ```
 pub trait AsAdamW {
     /// The AdamW.
     fn as_adamw(&self) -> &AdamW;
 
     /// The AdamW, to be changed.
     fn as_adamw_mut(&mut self) -> &mut AdamW;
+
+    /// One step with the gradients of [`LoraModule::backward`].
+    ///
+    /// # Errors
+    /// Those of candle, gradients of which none is for this optimiser, a gradient that is not finite, and
+    /// a factor of the learning rate that is negative or not finite.
+    fn take_step(&mut self, grads: &GradStore) -> Result<()>;
 }
 
 macro_rules! as_adamw {
-    ($($optimizer:ty: |$self:ident| $of:expr, $of_mut:expr;)*) => {$(
+    ($($optimizer:ty: |$self:ident| $of:expr, $of_mut:expr, $step:ident;)*) => {$(
         impl AsAdamW for $optimizer {
             fn as_adamw(&self) -> &AdamW {
                 let $self = self;
@@ -35,14 +72,18 @@ macro_rules! as_adamw {
                 let $self = self;
                 $of_mut
             }
+
+            fn take_step(&mut self, grads: &GradStore) -> Result<()> {
+                self.$step(grads)
+            }
         }
     )*};
 }
 
 as_adamw! {
-    AdamW: |it| it, it;
-    LoraFa: |it| it.adamw(), it.adamw_mut();
-    Riemannian: |it| it.adamw(), it.adamw_mut();
+    AdamW: |it| it, it, checked_step;
+    LoraFa: |it| it.adamw(), it.adamw_mut(), step;
+    Riemannian: |it| it.adamw(), it.adamw_mut(), step;
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -101,7 +142,16 @@ pub fn save_state<M: LoraModule>(
     model: &M,
     optimizer: &impl AsAdamW,
 ) -> Result<()> {
-    let path = path.as_ref();
+    save_state_with(path.as_ref(), model, optimizer, None)
+}
+
+/// As [`save_state`], with a text of the caller's under this key of the file's header.
+pub(crate) fn save_state_with<M: LoraModule>(
+    path: &Path,
+    model: &M,
+    optimizer: &impl AsAdamW,
+    beside: Option<(&str, String)>,
+) -> Result<()> {
     let (form, mut tensors) = manage::save_state(model)?;
     let adamw = optimizer.as_adamw();
     tensors.extend(state::tensors(&adamw.slots, OPTIMIZER)?);
@@ -112,7 +162,9 @@ pub fn save_state<M: LoraModule>(
         random_state: ops::dropout_state(),
     };
     let json = serde_json::to_string(&form).map_err(|error| Error::file(path, error))?;
-    state::write(path, tensors, [(KEY.to_string(), json)])
+    let beside = beside.map(|(key, text)| (key.to_string(), text));
+    let texts = [(KEY.to_string(), json)].into_iter().chain(beside);
+    state::write(path, tensors, texts)
 }
 
 /// Puts a model into the state that [`save_state`] wrote, and gives the optimiser that `optimizer` makes
@@ -143,6 +195,13 @@ pub fn load_state<M: LoraModule, O: AsAdamW>(
     ops::seed_dropout(form.random_state);
     *model = loaded;
     Ok(optimizer)
+}
+
+/// Puts a model into the state that [`save_state`] wrote, for a use without an optimiser.
+pub(crate) fn load_model<M: LoraModule>(path: &Path, model: &mut M) -> Result<()> {
+    let file = TensorFile::open(path)?;
+    *model = manage::load_state(model, &form(&file)?.model, &file, &mut HashSet::new())?;
+    Ok(())
 }
 
 fn form(file: &TensorFile) -> Result<Form> {

@@ -7,15 +7,14 @@ use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use tempfile::TempDir;
 
-/// What a run wrote into the folder: a checksum for each file, so that a file that somebody changed
-/// or put there is known as theirs.
-const MANIFEST: &str = "finetune.json";
-
 /// A folder for results. They are made in a hidden folder inside it, and put into place together
 /// by [`publish`](Self::publish). Without that they are gone when this is dropped.
 #[derive(Debug)]
 pub struct Output {
     dir: PathBuf,
+    /// Lists what a run wrote into the folder: a checksum for each file, so that a file that somebody
+    /// changed or put there is known as theirs.
+    manifest: String,
     files: &'static [&'static str],
     staging: TempDir,
     /// Behind `staging`: it is dropped later, when the folders are empty.
@@ -27,21 +26,23 @@ pub struct Output {
 struct Made(Vec<PathBuf>);
 
 impl Output {
-    /// Makes the folder and checks that the files can be put there.
+    /// Makes the folder and checks that the files can be put there. `NAME.json`, by the program's name,
+    /// will list them.
     ///
     /// # Errors
     /// If the folder cannot be made or written to, or something else than an earlier run's file
     /// stands in the place of a file.
-    pub fn new(dir: &Path, files: &'static [&'static str]) -> Result<Self> {
+    pub fn new(dir: &Path, program: &str, files: &'static [&'static str]) -> Result<Self> {
         let mut made = Made::default();
         let staging = made.folder(dir).and_then(|()| {
             let mut builder = tempfile::Builder::new();
-            builder.prefix(".finetune-").tempdir_in(dir)
+            builder.prefix(&format!(".{program}-")).tempdir_in(dir)
         });
         let staging =
             staging.with_context(|| format!("cannot write to output folder {}", dir.display()))?;
         let output = Self {
             dir: dir.into(),
+            manifest: format!("{program}.json"),
             files,
             staging,
             made,
@@ -71,13 +72,14 @@ impl Output {
         });
         let manifest = sums.collect::<Result<BTreeMap<String, u32>>>()?;
         fs::write(
-            self.draft(MANIFEST),
+            self.draft(&self.manifest),
             serde_json::to_string_pretty(&manifest)? + "\n",
         )?;
         self.check_places()?;
 
         let mut done = Vec::<(PathBuf, PathBuf)>::new();
-        for name in self.files.iter().copied().chain([MANIFEST]) {
+        let list = self.manifest.clone();
+        for name in self.files.iter().copied().chain([list.as_str()]) {
             let place = self.dir.join(name);
             let earlier = self.draft("earlier").join(name);
             if let Err(error) = self.replace(name, &place, &earlier) {
@@ -103,7 +105,7 @@ impl Output {
 
     /// Checks that each file's place is free, or taken by what an earlier run wrote.
     fn check_places(&self) -> Result<()> {
-        let path = self.dir.join(MANIFEST);
+        let path = self.dir.join(&self.manifest);
         let known = match fs::read_to_string(&path) {
             Ok(text) => serde_json::from_str(&text).ok(),
             Err(error) if error.kind() == ErrorKind::NotFound => Some(BTreeMap::new()),

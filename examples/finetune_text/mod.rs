@@ -1,0 +1,220 @@
+//! Classes of texts: an encoder with a head, adapted with LoRA.
+
+mod data;
+mod folders;
+mod options;
+mod report;
+mod set;
+mod tables;
+
+pub use data::{Item, Texts, read};
+pub use options::Options;
+pub use report::{Report, Scores};
+pub use set::{Batch, Evaluation, Set};
+pub use tables::{confusion, examples};
+
+use crate::agreement::Agreement;
+use crate::output::{Output, size_on_disk};
+use crate::program::say;
+use crate::results::peak_memory;
+use crate::steps::{Plan, Step, Trained, fit};
+use crate::text::{Source, TuningArgs};
+use crate::{interrupt, program, rank, threads};
+use anyhow::{Context, Result};
+use clap::Parser;
+use lora::data::{BatchOptions, Batches};
+use lora::models::encoder::{Encoder, LoraEncoder};
+use lora::models::{self, Architecture, Created, Task};
+use lora::ops::CrossEntropy;
+use lora::peft::{SaveOptions, TaskType};
+use lora::text::Tokenizer;
+use lora::train::Unit;
+use lora::{LoraModel, LoraModule};
+use std::fs;
+use std::process::ExitCode;
+
+/// The name of the list of results.
+const PROGRAM: &str = "finetune_text";
+
+/// The files that the job writes.
+pub const FILES: [&str; 3] = [
+    "adapter/adapter_config.json",
+    "adapter/adapter_model.safetensors",
+    "classes.json",
+];
+
+/// Texts that the report shows.
+const EXAMPLES: usize = 8;
+
+/// The program.
+pub fn main() -> ExitCode {
+    lora::memory::keep();
+    let options = Options::parse();
+    program::run(|| {
+        threads::set(options.tuning.threads, None)?;
+        interrupt::catch()?;
+        run(&options).map(drop)
+    })
+}
+
+/// Does the whole job and prints what it does.
+///
+/// # Errors
+/// Says what went wrong. Output of an earlier run is then as it was.
+pub fn run(options: &Options) -> Result<Report> {
+    let (source, data) = (options.source()?, options.data()?);
+    // Before the work: whether the results have a place. They are made after it.
+    drop(Output::new(&options.output, PROGRAM, &FILES)?);
+    let tuning = &options.tuning;
+    let mut texts = read(&data)?;
+    let base = base(&source, &mut texts, tuning.seed)?;
+    let (classes, notes) = (texts.classes.clone(), texts.notes.clone());
+    let (training, held_out) = texts.split(tuning.held_out, options.limit, tuning.seed)?;
+    let fresh = base.fresh.iter().any(|name| !is_pooler(name));
+    say(format_args!(
+        "model   {}, {} layers of width {}{}",
+        source.name,
+        base.config.num_hidden_layers,
+        base.config.hidden_size,
+        if fresh { ", with a fresh head" } else { "" }
+    ))?;
+    say(format_args!(
+        "texts   {}: {} to train on, {} held out, of {} classes",
+        data.display(),
+        training.len(),
+        held_out.len(),
+        classes.len()
+    ))?;
+    for note in notes {
+        say(format_args!("        {note}"))?;
+    }
+    let tokenizer = cut(source.tokenizer()?, tuning.max_length, &base)?;
+    let has_types = base.config.type_vocab_size > 1;
+    let [train_set, held_set] =
+        [&training, &held_out].map(|items| Set::new(items, &tokenizer, has_types));
+    let (train_set, held_set) = (train_set?, held_set?);
+
+    let config = tuning.config(in_full(&base));
+    rank::check::<Encoder>(&base.config, &config)?;
+    let mut model = base.model.to_lora(&config)?;
+    model.eval();
+    let summary = model.summary();
+    match tuning.summary {
+        true => say(format_args!("\n{summary}\n"))?,
+        false => say(format_args!(
+            "LoRA    rank {}: {}\n",
+            config.rank,
+            summary.totals()
+        ))?,
+    }
+    let before = held_set.evaluate(&model, 2 * tuning.batch)?;
+    let trained = train(&mut model, &train_set, tuning)?;
+    let after = held_set.evaluate(&model, 2 * tuning.batch)?;
+
+    let output = Output::new(&options.output, PROGRAM, &FILES)?;
+    let adapter = output.draft("adapter");
+    let save = SaveOptions::new()
+        .task_type(TaskType::SeqCls)
+        .base_model(&source.name);
+    model.save_adapter_with(&adapter, &save)?;
+    let names = serde_json::to_string_pretty(&classes)? + "\n";
+    fs::write(output.draft("classes.json"), names)?;
+    let mut again = base.model.to_lora(&config)?;
+    again.load_adapter(&adapter)?;
+    again.eval();
+    let again = held_set.evaluate(&again, 2 * tuning.batch)?;
+
+    let labels = held_set.labels();
+    let report = Report {
+        before: Scores::of(&before.predictions, labels)?,
+        after: Scores::of(&after.predictions, labels)?,
+        fresh,
+        held_out: held_out.len(),
+        confusion: confusion(&after.predictions, labels, &classes)?,
+        examples: examples(&held_out, &before, &after, &classes, EXAMPLES),
+        trainable: summary.trainable,
+        parameters: summary.total,
+        trained,
+        peak_memory: peak_memory(),
+        adapter_bytes: size_on_disk(&adapter)?,
+        reloaded: Agreement::of(&after.logits, &again.logits)?,
+        saved: output.publish()?,
+    };
+    say(format_args!("\n{report}"))?;
+    Ok(report)
+}
+
+/// The base model with a head for the texts' classes: its own, if it tells just these apart, else a fresh
+/// one. The texts get the head's numbers.
+fn base(source: &Source, texts: &mut Texts, seed: u64) -> Result<Created<Encoder>> {
+    let cannot = || format!("cannot use --model {}", source.name);
+    let options = models::Options::new()
+        .task(Task::SequenceClassification)
+        .num_classes(texts.classes.len())
+        .seed(seed);
+    let load = |options: &models::Options| -> Result<Created<Encoder>> {
+        let model = models::auto(&source.directory, options).with_context(cannot)?;
+        model.into_encoder().with_context(cannot)
+    };
+    let created = load(&options)?;
+    let is_fresh = created.fresh.iter().any(|name| !is_pooler(name));
+    if is_fresh || texts.renumber(&created.config.labels) {
+        return Ok(created);
+    }
+    let heads = Encoder::heads(&created.config, &options).into_iter();
+    load(&options.clone().fresh(heads.filter(|head| !is_pooler(head))))
+}
+
+/// Whether a name is one of the layer between the texts' vectors and the head.
+fn is_pooler(name: &str) -> bool {
+    name.split('.').any(|part| part == "pooler")
+}
+
+/// The modules that are trained in full: the head, and the pooler if the model's files have none.
+fn in_full(base: &Created<Encoder>) -> Vec<&'static str> {
+    let options = models::Options::new().num_classes(base.config.labels.len());
+    let heads = Encoder::heads(&base.config, &options).into_iter();
+    let is_fresh = |head: &str| base.fresh.iter().any(|name| name.starts_with(head));
+    heads
+        .filter(|head| !is_pooler(head) || is_fresh(head))
+        .collect()
+}
+
+/// The tokenizer with texts of at most this many tokens, and no more than the model has positions for.
+fn cut(tokenizer: Tokenizer, most: usize, base: &Created<Encoder>) -> Result<Tokenizer> {
+    let longest = tokenizer.longest().unwrap_or(usize::MAX);
+    let most = most.min(longest).min(base.config.max_position_embeddings);
+    tokenizer
+        .truncate_to(most)
+        .context("--max-length is too small")
+}
+
+/// Trains on the texts, those of about the same length together.
+fn train(model: &mut LoraEncoder, set: &Set, tuning: &TuningArgs) -> Result<Trained> {
+    let options = BatchOptions::new(tuning.batch).seed(tuning.seed);
+    let mut batches = Batches::new(set.lengths(), &options)?;
+    let plan = Plan {
+        epochs: tuning.epochs,
+        steps: tuning.epochs * batches.batches_per_epoch(),
+        lr: tuning.lr,
+        weight_decay: 0.0,
+        clip: Some(1.0),
+        unit: Unit::Examples,
+        seed: tuning.seed,
+    };
+    let next = || {
+        let Some(indices) = batches.next_batch() else {
+            return Ok(None);
+        };
+        Ok(Some(Step {
+            batch: set.batch(&indices)?,
+            weight: indices.len(),
+            tokens: set.tokens(&indices),
+        }))
+    };
+    let loss = |model: &LoraEncoder, batch: &Batch| {
+        let logits = batch.logits(model, true)?;
+        Ok(CrossEntropy::new().of_logits(&logits, &batch.labels)?)
+    };
+    fit(model, &plan, next, loss)
+}

@@ -1,0 +1,78 @@
+//! Where a language model is.
+
+use anyhow::{Context, Result, bail};
+use lora::text::Tokenizer;
+use std::path::{Path, PathBuf};
+
+/// A model's directory, and what the user called it.
+#[derive(Clone, Debug)]
+pub struct Source {
+    /// As the command line has it.
+    pub name: String,
+    /// The directory that holds `config.json`, the weights and `tokenizer.json`.
+    pub directory: PathBuf,
+}
+
+impl Source {
+    /// The model that `--model` names: a directory, or a repository of the Hugging Face hub.
+    ///
+    /// # Errors
+    /// If it is neither, or cannot be downloaded.
+    pub fn find(model: &str) -> Result<Self> {
+        Ok(Self {
+            name: model.into(),
+            directory: directory(model)?,
+        })
+    }
+
+    /// The model's tokenizer.
+    ///
+    /// # Errors
+    /// If the directory holds none, or a damaged one.
+    pub fn tokenizer(&self) -> Result<Tokenizer> {
+        Tokenizer::from_directory(&self.directory)
+            .with_context(|| format!("cannot use the tokenizer of --model {}", self.name))
+    }
+}
+
+/// The directory of a model, by its path or by its name on the hub.
+///
+/// # Errors
+/// If there is no such directory, and the name is none of the hub or cannot be downloaded.
+pub fn directory(model: &str) -> Result<PathBuf> {
+    let path = Path::new(model);
+    if path.is_dir() {
+        return Ok(path.into());
+    }
+    if path.exists() {
+        bail!("--model {model} is a file: name the directory that holds config.json");
+    }
+    let mut parts = model.split('/');
+    let is_name = |part: Option<&str>| {
+        part.is_some_and(|part| !part.is_empty() && !part.starts_with(['.', '~']))
+    };
+    match is_name(parts.next()) && is_name(parts.next()) && parts.next().is_none() {
+        true => download(model),
+        false => bail!(
+            "--model {model} is no directory, and no name on the Hugging Face hub, which is OWNER/NAME"
+        ),
+    }
+}
+
+#[cfg(feature = "hub")]
+fn download(name: &str) -> Result<PathBuf> {
+    let hub = lora::models::Hub::new();
+    let fetch = || {
+        hub.fetch_tokenizer(name)?;
+        hub.fetch_model(name)
+    };
+    fetch().with_context(|| format!("cannot get --model {name} from the Hugging Face hub"))
+}
+
+#[cfg(not(feature = "hub"))]
+fn download(name: &str) -> Result<PathBuf> {
+    bail!(
+        "--model {name} is no directory; to download it from the Hugging Face hub, build the program \
+         with the feature hub: cargo run --release --features hub --example ..."
+    )
+}

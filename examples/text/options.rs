@@ -1,0 +1,51 @@
+//! The options that the programs about text share.
+
+use crate::args::{LoraArgs, count, positive, probability, share, train_in_full};
+use crate::threads;
+use clap::Args;
+use lora::LoraConfig;
+
+/// How a model of texts is tuned.
+#[derive(Clone, Debug, Args)]
+pub struct TuningArgs {
+    /// Passes over the data to train on
+    #[arg(long, default_value_t = 1, value_parser = count)]
+    pub epochs: usize,
+    /// Texts a step
+    #[arg(long, default_value_t = 16, value_parser = count)]
+    pub batch: usize,
+    /// Highest learning rate; it rises at first and then falls to 0
+    #[arg(long, default_value_t = 5e-4, value_parser = positive)]
+    pub lr: f64,
+    /// Tokens of a text at most
+    #[arg(long, default_value_t = 128, value_parser = count, value_name = "TOKENS")]
+    pub max_length: usize,
+    /// What is adapted and what is trained.
+    #[command(flatten)]
+    pub lora: LoraArgs,
+    /// Share of the adapters' inputs that is dropped in training
+    #[arg(long, default_value_t = 0.0, value_parser = probability)]
+    pub dropout: f64,
+    /// Share of the data that is held out and only used for the figures
+    #[arg(long, default_value_t = 0.2, value_parser = share, value_name = "SHARE")]
+    pub held_out: f64,
+    /// Seed of everything that is drawn
+    #[arg(long, default_value_t = 0)]
+    pub seed: u64,
+    /// Threads to compute with, at most one a core; another number may change the last bits of the
+    /// result [default: RAYON_NUM_THREADS, else all cores]
+    #[arg(long, value_parser = threads::parse)]
+    pub threads: Option<usize>,
+    /// Print the table of all layers
+    #[arg(long)]
+    pub summary: bool,
+}
+
+impl TuningArgs {
+    /// The LoRA configuration, with modules that are trained in full whatever the options say.
+    pub fn config<'a>(&self, in_full: impl IntoIterator<Item = &'a str>) -> LoraConfig {
+        let alpha = self.lora.alpha.unwrap_or(2.0 * self.lora.rank as f64);
+        let config = self.lora.config().alpha(alpha);
+        train_in_full(config.dropout(self.dropout).seed(self.seed), in_full)
+    }
+}
