@@ -2,7 +2,8 @@
 
 use super::data::{Item, Texts};
 use anyhow::{Context, Result, bail};
-use mail_parser::MessageParser;
+use mail_parser::decoders::html::html_to_text;
+use mail_parser::{MessageParser, PartType};
 use std::fs;
 use std::path::{Path, PathBuf};
 use walkdir::WalkDir;
@@ -132,7 +133,11 @@ fn mail(bytes: &[u8]) -> Option<String> {
         return None;
     }
     let subject = message.subject().unwrap_or_default();
-    let body = message.body_text(0).unwrap_or_default();
+    let body = match message.text_part(0).map(|part| &part.body) {
+        // A tag parts words, which the parser would join.
+        Some(PartType::Html(html)) => html_to_text(&html.replace('<', " <")).into(),
+        _ => message.body_text(0).unwrap_or_default(),
+    };
     Some(format!("{subject}\n{body}").trim().to_string())
 }
 

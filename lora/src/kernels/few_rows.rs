@@ -16,6 +16,7 @@ pub(super) const MANY_ROWS: usize = 64;
 pub(super) fn are_few(rows: usize, inputs: usize, outputs: usize) -> bool {
     match inputs {
         0 => false,
+        _ if rows == 0 => false,
         // gemm reads columns that are far apart much slower than others.
         FAR_APART.. => rows < MANY_ROWS,
         _ if rows == 1 => inputs * outputs >= LARGE,
@@ -228,6 +229,6 @@ mod tests {
         assert!(are_few(8, 576, 576) && are_few(16, 576, 49152) && are_few(1, 576, 49152));
         assert!(are_few(1, 1536, 576) && are_few(63, 4096, 4096));
         assert!(!are_few(1, 576, 576) && !are_few(17, 576, 49152));
-        assert!(!are_few(64, 4096, 4096) && !are_few(2, 0, 3));
+        assert!(!are_few(64, 4096, 4096) && !are_few(2, 0, 3) && !are_few(0, 576, 3));
     }
 }
