@@ -152,7 +152,7 @@ pub fn run(options: &Options) -> Result<Report> {
 
 /// The encoder that the directory holds.
 fn encoder(source: &Source) -> Result<Created<Encoder>> {
-    let read = || models::auto(&source.directory, &models::Options::new())?.into_encoder();
+    let read = || models::auto(&source.path, &models::Options::new())?.into_encoder();
     read().with_context(|| format!("cannot use --model {}", source.name))
 }
 

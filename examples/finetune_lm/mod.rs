@@ -98,7 +98,7 @@ pub fn run(options: &Options) -> Result<Report> {
     let pad = Pad::new(tokenizer.pad());
     let held_out = spread(&data.held_out, options.evaluate);
     let before = perplexity(&model, &held_out, pad, tuning.batch)?;
-    let settings = settings(&source, options)?;
+    let settings = settings(&source, &tokenizer, options)?;
     let sample_before = sample("before", &model, &tokenizer, &data.prompt, &settings)?;
 
     let trained = train(&mut model, &data.training, pad, tuning)?;
@@ -136,7 +136,7 @@ pub fn run(options: &Options) -> Result<Report> {
 }
 
 fn base(source: &Source) -> Result<Created<Decoder>> {
-    let read = || models::auto(&source.directory, &models::Options::new())?.into_decoder();
+    let read = || models::auto(&source.path, &models::Options::new())?.into_decoder();
     read().with_context(|| format!("cannot use --model {}", source.name))
 }
 
@@ -184,11 +184,17 @@ fn logits(model: &LoraDecoder, sequences: &[&Sequence], pad: Pad) -> Result<Tens
 }
 
 /// How samples are drawn: with the tokens that end a text for this model.
-fn settings(source: &Source, options: &Options) -> Result<Settings> {
-    let published = Settings::from_directory(&source.directory)
-        .with_context(|| format!("cannot use --model {}", source.name))?;
+fn settings(source: &Source, tokenizer: &Tokenizer, options: &Options) -> Result<Settings> {
+    let stop_tokens = match source.is_gguf() {
+        true => tokenizer.eos().into_iter().collect(),
+        false => {
+            Settings::from_directory(&source.path)
+                .with_context(|| format!("cannot use --model {}", source.name))?
+                .stop_tokens
+        }
+    };
     Ok(Settings::new()
-        .stop_tokens(published.stop_tokens)
+        .stop_tokens(stop_tokens)
         .max_new_tokens(options.sample)
         .temperature(options.temperature)
         .seed(options.tuning.seed))

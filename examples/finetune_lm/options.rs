@@ -55,8 +55,8 @@ The same seed gives the same result on the same machine with the same number of 
     mut_arg("held_out", |arg| arg.default_value("0.1"))
 )]
 pub struct Options {
-    /// Base model: a directory, or a name on the Hugging Face hub [default: the model of the repository]
-    #[arg(long, value_name = "DIR|NAME")]
+    /// Base model: a directory, a GGUF file, or a name on the Hugging Face hub [default: the model of the repository]
+    #[arg(long, value_name = "MODEL")]
     pub model: Option<String>,
     /// What to learn: a text, or a JSONL file [default: two books of Paradise Lost]
     #[arg(long, value_name = "FILE")]
@@ -96,7 +96,7 @@ impl Options {
                 )?;
                 Ok(Source {
                     name: directory.display().to_string(),
-                    directory,
+                    path: directory,
                 })
             }
         }

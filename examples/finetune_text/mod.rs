@@ -153,7 +153,7 @@ fn base(source: &Source, texts: &mut Texts, seed: u64) -> Result<Created<Encoder
         .num_classes(texts.classes.len())
         .seed(seed);
     let load = |options: &models::Options| -> Result<Created<Encoder>> {
-        let model = models::auto(&source.directory, options).with_context(cannot)?;
+        let model = models::auto(&source.path, options).with_context(cannot)?;
         model.into_encoder().with_context(cannot)
     };
     let created = load(&options)?;

@@ -4,35 +4,54 @@ use anyhow::{Context, Result, bail};
 use lora::text::Tokenizer;
 use std::path::{Path, PathBuf};
 
-/// A model's directory, and what the user called it.
+/// Where a model's files are, and what the user called it.
 #[derive(Clone, Debug)]
 pub struct Source {
     /// As the command line has it.
     pub name: String,
-    /// The directory that holds `config.json`, the weights and `tokenizer.json`.
-    pub directory: PathBuf,
+    /// The directory that holds `config.json`, the weights and `tokenizer.json`; or a GGUF file, which holds
+    /// all of these.
+    pub path: PathBuf,
 }
 
 impl Source {
-    /// The model that `--model` names: a directory, or a repository of the Hugging Face hub.
+    /// The model that `--model` names: a directory, a GGUF file, or a repository of the Hugging Face hub.
     ///
     /// # Errors
     /// If it is neither, or cannot be downloaded.
     pub fn find(model: &str) -> Result<Self> {
         Ok(Self {
             name: model.into(),
-            directory: directory(model)?,
+            path: match is_gguf(Path::new(model)) {
+                true => model.into(),
+                false => directory(model)?,
+            },
         })
+    }
+
+    /// Whether the model is a GGUF file.
+    pub fn is_gguf(&self) -> bool {
+        is_gguf(&self.path)
     }
 
     /// The model's tokenizer.
     ///
     /// # Errors
-    /// If the directory holds none, or a damaged one.
+    /// If the files hold none, or a damaged one.
     pub fn tokenizer(&self) -> Result<Tokenizer> {
-        Tokenizer::from_directory(&self.directory)
-            .with_context(|| format!("cannot use the tokenizer of --model {}", self.name))
+        let read = match self.is_gguf() {
+            true => Tokenizer::from_gguf(&self.path),
+            false => Tokenizer::from_directory(&self.path),
+        };
+        read.with_context(|| format!("cannot use the tokenizer of --model {}", self.name))
     }
+}
+
+fn is_gguf(path: &Path) -> bool {
+    path.is_file()
+        && path
+            .extension()
+            .is_some_and(|extension| extension == "gguf")
 }
 
 /// The directory of a model, by its path or by its name on the hub.

@@ -1,7 +1,11 @@
 //! The tokenizer in a GGUF file's metadata.
 
 use candle_core::quantized::gguf_file::{self, Value};
-use lora::text::Tokenizer;
+use candle_core::{D, Device};
+use lora::models::generate::Settings;
+use lora::models::{self, Options};
+use lora::text::{Tokenizer, generate};
+use lora_tests::assert_close;
 use std::fs::File;
 use std::path::Path;
 
@@ -57,4 +61,42 @@ fn other_kinds_are_named() {
         let error = Tokenizer::from_gguf(&path).unwrap_err().to_string();
         assert!(error.contains(expected), "{error}");
     }
+}
+
+/// A real file: `tests/fixtures/smollm2/make.py` says where to get one, and holds what transformers makes
+/// of it.
+#[test]
+#[ignore = "set LORA_SMOLLM2 to SmolLM2-135M-Instruct's GGUF file in Q4_1"]
+fn real_smollm2_is_read_as_transformers_reads_it() {
+    let path = std::env::var("LORA_SMOLLM2").expect("LORA_SMOLLM2, the file");
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/smollm2/logits.safetensors");
+    let expected = candle_core::safetensors::load(file, &Device::Cpu).unwrap();
+    let tokenizer = Tokenizer::from_gguf(&path).unwrap();
+    let text = "The capital of France is Paris, and in 2024 it's naïve to ask.";
+    let ids = tokenizer.encode(text).unwrap().ids;
+    let as_transformers = expected["ids"].to_vec1::<i64>().unwrap();
+    assert_eq!(
+        ids.iter().map(|&id| i64::from(id)).collect::<Vec<_>>(),
+        as_transformers
+    );
+
+    let auto = models::auto(&path, &Options::new()).unwrap();
+    let model = auto.into_decoder().unwrap().model;
+    let ids = expected["ids"].unsqueeze(0).unwrap();
+    let logits = model.forward(&ids, None).unwrap().get(0).unwrap();
+    let columns = expected["logits"].dim(D::Minus1).unwrap();
+    let part = logits.narrow(1, 0, columns).unwrap();
+    assert_close("logits", &part, &expected["logits"], 1e-4);
+    let best = logits.argmax(D::Minus1).unwrap().to_vec1::<u32>().unwrap();
+    let best: Vec<i64> = best.into_iter().map(i64::from).collect();
+    assert_eq!(best, expected["best"].to_vec1::<i64>().unwrap());
+
+    let prompt = tokenizer.encode("The capital of France is").unwrap().ids;
+    let settings = Settings::new().max_new_tokens(8);
+    let mut written = String::new();
+    for step in generate(&model, &tokenizer, &[prompt], &settings).unwrap() {
+        written.extend(step.unwrap());
+    }
+    println!("The capital of France is{written}");
+    assert!(written.contains("Paris"), "{written}");
 }
