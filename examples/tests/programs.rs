@@ -405,7 +405,7 @@ fn json_line() -> Result<()> {
     let keys = line.as_object().into_iter().flatten();
     let keys: Vec<&str> = keys.map(|(key, _)| key.as_str()).collect();
     let expected = "model mode written rank batch size seq step_s forward_s rss_before_mb peak_rss_mb \
-                    trainable threads";
+                    trainable quantize weights_mb threads";
     assert_eq!(keys, expected.split(' ').collect::<Vec<_>>());
     assert_eq!(line["mode"], "lora");
     assert!(line["step_s"].as_f64() > Some(0.0), "{line}");

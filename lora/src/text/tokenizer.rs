@@ -125,7 +125,7 @@ impl Tokenizer {
         let bytes = read_up_to(&path, MOST_MIB, "a tokenizer")?;
         let broken = |problem: String| Error::file(&path, problem);
         parse_json(&bytes).map_err(|error| broken(format!("is not valid JSON: {error}")))?;
-        Self::with(&bytes, Files::read(directory)?, broken)
+        Self::with(&bytes, || Files::read(directory), broken)
     }
 
     /// The tokenizer of a model in a GGUF file, with its special tokens and chat template. Byte-level BPE
@@ -142,15 +142,20 @@ impl Tokenizer {
     pub fn from_gguf(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
         let (tokenizer, config) = gguf::files(&GgufFile::open(path)?)?;
-        let files = Files::of_gguf(path, &config)?;
         let broken = |problem: String| Error::file(path, problem);
+        let files = || Files::of_gguf(path, &config);
         Self::with(tokenizer.to_string().as_bytes(), files, broken)
     }
 
-    /// The tokenizer of a file's contents.
-    fn with(bytes: &[u8], files: Files, broken: impl Fn(String) -> Error) -> Result<Self> {
+    /// The tokenizer of a file's contents; `files` reads what stands beside.
+    fn with(
+        bytes: &[u8],
+        files: impl FnOnce() -> Result<Files>,
+        broken: impl Fn(String) -> Error,
+    ) -> Result<Self> {
         let mut inner = tokenizers::Tokenizer::from_bytes(bytes)
             .map_err(|error| broken(format!("is no tokenizer: {error}")))?;
+        let files = files()?;
         inner.with_padding(None);
         let failed = |error: tokenizers::Error| broken(error.to_string());
         inner.with_truncation(None).map_err(failed)?;
