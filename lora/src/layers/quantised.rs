@@ -133,7 +133,7 @@ fn dims(weight: &QMatMul) -> Result<(usize, usize)> {
     })
 }
 
-/// A quantised embedding, one of a GGUF file: y = W[i], with W (n, dim). The rows are in f32.
+/// A quantised embedding, one of a GGUF file: the rows of W, (n, dim). The rows are in f32.
 ///
 /// Its LoRA type is [`LoraQEmbedding`]. A table in full precision is taken too, so that a model can hold
 /// either.
