@@ -13,12 +13,12 @@ pub use loss::Loss;
 pub use options::Options;
 pub use report::{Quality, Report, ScoreQuality, SearchQuality};
 
-use crate::output::{Output, size_on_disk};
+use crate::output::Output;
 use crate::program::say;
-use crate::results::{peak_memory, thousands};
+use crate::rank;
+use crate::results::thousands;
 use crate::steps::{Plan, Trained, fit};
-use crate::text::Source;
-use crate::{interrupt, program, rank, threads};
+use crate::text::{Source, Tuned};
 use anyhow::{Context, Result, bail};
 use clap::Parser;
 use lessons::Lessons;
@@ -51,11 +51,7 @@ const POOLER: &str = "pooler.dense";
 pub fn main() -> ExitCode {
     lora::memory::keep();
     let options = Options::parse();
-    program::run(|| {
-        threads::set(options.tuning.threads, None)?;
-        interrupt::catch()?;
-        run(&options).map(drop)
-    })
+    options.tuning.start(|| run(&options).map(drop))
 }
 
 /// Does the whole job and prints what it does.
@@ -138,11 +134,7 @@ pub fn run(options: &Options) -> Result<Report> {
     let report = Report {
         before: before.quality,
         after: after.quality,
-        trainable: summary.trainable,
-        parameters: summary.total,
-        trained,
-        peak_memory: peak_memory(),
-        adapter_bytes: size_on_disk(&adapter)?,
+        tuned: Tuned::of(&summary, trained, &adapter)?,
         reloaded: differences.flatten_all()?.max(0)?.to_scalar()?,
         saved: output.publish()?,
     };

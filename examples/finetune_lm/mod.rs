@@ -9,12 +9,11 @@ pub use options::Options;
 pub use report::Report;
 
 use crate::agreement::Agreement;
-use crate::output::{Output, size_on_disk};
+use crate::output::Output;
 use crate::program::{say, stream};
-use crate::results::peak_memory;
 use crate::steps::{Plan, Step, Trained, fit};
-use crate::text::{Source, TuningArgs};
-use crate::{interrupt, program, rank, threads};
+use crate::text::{Source, Tuned, TuningArgs};
+use crate::{interrupt, rank};
 use anyhow::{Context, Result};
 use candle_core::{DType, Device, Tensor};
 use clap::Parser;
@@ -45,11 +44,7 @@ const COMPARED: usize = 4;
 pub fn main() -> ExitCode {
     lora::memory::keep();
     let options = Options::parse();
-    program::run(|| {
-        threads::set(options.tuning.threads, None)?;
-        interrupt::catch()?;
-        run(&options).map(drop)
-    })
+    options.tuning.start(|| run(&options).map(drop))
 }
 
 /// Does the whole job and prints what it does.
@@ -123,11 +118,7 @@ pub fn run(options: &Options) -> Result<Report> {
         held_out: after.tokens(),
         sample_before,
         sample_after,
-        trainable: summary.trainable,
-        parameters: summary.total,
-        trained,
-        peak_memory: peak_memory(),
-        adapter_bytes: size_on_disk(&adapter)?,
+        tuned: Tuned::of(&summary, trained, &adapter)?,
         reloaded: Agreement::of(&tuned?, &again?)?,
         saved: output.publish()?,
     };

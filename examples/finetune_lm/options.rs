@@ -2,7 +2,7 @@
 
 use crate::args::{any_number, count, positive};
 use crate::bundled::bundled;
-use crate::text::{Source, TuningArgs};
+use crate::text::{Source, TuningArgs, alpha};
 use anyhow::{Context, Result};
 use clap::Parser;
 use std::path::PathBuf;
@@ -41,9 +41,7 @@ The same seed gives the same result on the same machine with the same number of 
     long_about = BEFORE,
     after_long_help = AFTER,
     mut_args(any_number),
-    mut_arg("alpha", |arg| {
-        arg.help("Numerator of their scaling alpha / rank [default: twice the rank]")
-    }),
+    mut_arg("alpha", alpha),
     mut_arg("target_modules", |arg| {
         arg.help(
             "Layers to adapt: ends of their paths, separated by commas, or all-linear [default: all-linear]",

@@ -1,8 +1,8 @@
 //! What came of the job.
 
 use crate::agreement::Agreement;
-use crate::results::{paths, row, size, thousands, training};
-use crate::steps::Trained;
+use crate::results::{row, thousands};
+use crate::text::Tuned;
 use std::fmt;
 use std::path::PathBuf;
 
@@ -19,16 +19,8 @@ pub struct Report {
     pub sample_before: String,
     /// How the tuned model does.
     pub sample_after: String,
-    /// Parameters trained.
-    pub trainable: usize,
-    /// Parameters in all.
-    pub parameters: usize,
-    /// The training's steps and times.
-    pub trained: Trained,
-    /// Largest resident memory of the process, in bytes, where the system tells.
-    pub peak_memory: Option<u64>,
-    /// Size of the adapter's folder.
-    pub adapter_bytes: u64,
+    /// The tuning.
+    pub tuned: Tuned,
     /// A fresh model with the saved adapter, against the tuned one, on the tokens of some passages.
     pub reloaded: Agreement,
     /// What was written.
@@ -41,18 +33,6 @@ impl fmt::Display for Report {
         let perplexity = |value: f64| format!("{value:.3} on {tokens} held-out tokens");
         row(f, "perplexity before", perplexity(self.before))?;
         row(f, "perplexity after", perplexity(self.after))?;
-        training(
-            f,
-            self.trainable,
-            self.parameters,
-            &self.trained.run,
-            self.trained.tokens_a_second,
-        )?;
-        if let Some(bytes) = self.peak_memory {
-            row(f, "peak memory", size(bytes))?;
-        }
-        row(f, "adapter on disk", size(self.adapter_bytes))?;
-        row(f, "adapter reloaded", &self.reloaded)?;
-        paths(f, &self.saved)
+        self.tuned.rows(f, &self.reloaded, &self.saved)
     }
 }

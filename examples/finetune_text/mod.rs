@@ -14,12 +14,11 @@ pub use set::{Batch, Evaluation, Set};
 pub use tables::{confusion, examples};
 
 use crate::agreement::Agreement;
-use crate::output::{Output, size_on_disk};
+use crate::output::Output;
 use crate::program::say;
-use crate::results::peak_memory;
+use crate::rank;
 use crate::steps::{Plan, Step, Trained, fit};
-use crate::text::{Source, TuningArgs};
-use crate::{interrupt, program, rank, threads};
+use crate::text::{Source, Tuned, TuningArgs};
 use anyhow::{Context, Result};
 use clap::Parser;
 use lora::data::{BatchOptions, Batches};
@@ -50,11 +49,7 @@ const EXAMPLES: usize = 8;
 pub fn main() -> ExitCode {
     lora::memory::keep();
     let options = Options::parse();
-    program::run(|| {
-        threads::set(options.tuning.threads, None)?;
-        interrupt::catch()?;
-        run(&options).map(drop)
-    })
+    options.tuning.start(|| run(&options).map(drop))
 }
 
 /// Does the whole job and prints what it does.
@@ -132,11 +127,7 @@ pub fn run(options: &Options) -> Result<Report> {
         held_out: held_out.len(),
         confusion: confusion(&after.predictions, labels, &classes)?,
         examples: examples(&held_out, &before, &after, &classes, EXAMPLES),
-        trainable: summary.trainable,
-        parameters: summary.total,
-        trained,
-        peak_memory: peak_memory(),
-        adapter_bytes: size_on_disk(&adapter)?,
+        tuned: Tuned::of(&summary, trained, &adapter)?,
         reloaded: Agreement::of(&after.logits, &again.logits)?,
         saved: output.publish()?,
     };

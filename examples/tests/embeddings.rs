@@ -110,9 +110,9 @@ fn a_search_gets_better_and_the_adapter_loads_back() -> Result<()> {
     let (before, after) = (base.mrr, search.mrr);
     assert!(before < 0.3 && after > 0.6, "{before} {after}");
     assert!(search.recall_1 <= search.mrr && search.mrr <= search.recall_10);
-    assert_eq!((report.trained.run.steps, report.reloaded), (75, 0.0));
+    assert_eq!((report.tuned.trained.run.steps, report.reloaded), (75, 0.0));
     // Two layers of 6 linear ones: four of 16 by 16, two of 16 by 32. The pooler is none of them.
-    assert_eq!(report.trainable, 2 * 4 * (4 * 32 + 2 * 48));
+    assert_eq!(report.tuned.trainable, 2 * 4 * (4 * 32 + 2 * 48));
 
     let adapter = dir.path().join("out/adapter");
     let config: Value = serde_json::from_slice(&fs::read(adapter.join("adapter_config.json"))?)?;
@@ -166,7 +166,7 @@ fn each_loss_learns_from_its_data() -> Result<()> {
         let report = tune(dir.path(), lines, &format!("{options} {loss}"))?;
         let by_scores = matches!(report.after, Quality::Scores(_));
         assert_eq!(by_scores, loss.starts_with("cos"), "{loss}");
-        let losses = report.trained.run.losses;
+        let losses = report.tuned.trained.run.losses;
         assert!(losses[7] < 0.9 * losses[0], "{loss}: {losses:?}");
     }
     Ok(())
@@ -182,7 +182,7 @@ fn a_pair_alone_does_not_stop_the_training() -> Result<()> {
         .map(|[query, document]| json!({"anchor": query, "positive": document}))
         .collect();
     let steps = |pairs: &[Value], options: &str| -> Result<usize> {
-        Ok(tune(dir.path(), pairs, options)?.trained.run.steps)
+        Ok(tune(dir.path(), pairs, options)?.tuned.trained.run.steps)
     };
     assert_eq!(steps(&pairs, "--batch 4 --epochs 2")?, 4);
     let with = |key: &str, value: Value| -> Vec<Value> {

@@ -149,7 +149,7 @@ fn texts_are_told_apart_and_the_adapter_loads_back() -> Result<()> {
     let data = write_lines(dir.path(), &moods())?;
     let options = "--epochs 20 --batch 8 --lr 0.02 --rank 2 --held-out 0.25";
     let report = classify(dir.path(), &data, options)?;
-    assert_eq!((report.held_out, report.trained.run.steps), (8, 60));
+    assert_eq!((report.held_out, report.tuned.trained.run.steps), (8, 60));
     assert!(report.fresh);
     assert_eq!(
         (report.after.accuracy, report.after.f1),
@@ -158,9 +158,9 @@ fn texts_are_told_apart_and_the_adapter_loads_back() -> Result<()> {
     );
     assert_eq!((report.reloaded.same, report.reloaded.difference), (8, 0.0));
     // Queries and values of 2 layers from 16 to 16 at rank 2, and a head for 2 classes.
-    assert_eq!(report.trainable, 2 * 2 * 2 * (16 + 16) + 2 * 16 + 2);
+    assert_eq!(report.tuned.trainable, 2 * 2 * 2 * (16 + 16) + 2 * 16 + 2);
     // [CLS] and three words.
-    assert_eq!(report.trained.tokens, 20 * 24 * 4);
+    assert_eq!(report.tuned.trained.tokens, 20 * 24 * 4);
     let text = report.to_string();
     for part in [
         "accuracy before",
@@ -335,7 +335,7 @@ fn a_language_model_learns_a_text() -> Result<()> {
     let report = learn(dir.path(), &text, options)?;
     // 84 of 840 bytes are held out: 5 passages, of which all but the first byte are guessed.
     assert_eq!(report.held_out, 5 * 15);
-    assert_eq!(report.trained.run.steps, 8 * 12);
+    assert_eq!(report.tuned.trained.run.steps, 8 * 12);
     assert!(report.before > 100.0, "{report}");
     assert!(report.after < 0.5 * report.before, "{report}");
     assert_ne!(report.sample_before, report.sample_after);
@@ -344,7 +344,7 @@ fn a_language_model_learns_a_text() -> Result<()> {
         (4 * 16, 0.0)
     );
     // Rank 8 on all linear layers but the head: four of 16 to 16, three of 16 to 32.
-    assert_eq!(report.trainable, 8 * (4 * (16 + 16) + 3 * (16 + 32)));
+    assert_eq!(report.tuned.trainable, 8 * (4 * (16 + 16) + 3 * (16 + 32)));
     let config = dir.path().join("out/adapter/adapter_config.json");
     let config: Value = serde_json::from_slice(&fs::read(config)?)?;
     assert_eq!(config["task_type"], "CAUSAL_LM");
@@ -367,7 +367,7 @@ fn a_language_model_learns_completions_and_answers() -> Result<()> {
     let report = learn(dir.path(), &write_lines(dir.path(), &completions)?, options)?;
     // Of each of 2 held out: a space, a digit, the end.
     assert_eq!(report.held_out, 2 * 3);
-    assert_eq!(report.trainable, 2 * 2 * (16 + 16));
+    assert_eq!(report.tuned.trainable, 2 * 2 * (16 + 16));
 
     let chats: Vec<Value> = (0..8)
         .map(|number| {

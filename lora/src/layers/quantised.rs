@@ -4,7 +4,7 @@ use super::{LoraEmbedding, LoraLinear};
 use crate::adapter::Adapters;
 use crate::ops::{self, Blocks, LinearParts};
 use crate::{Builder, Cursor, CursorMut, Error, LoraLayer, LoraModel, LoraModule, Result};
-use candle_core::quantized::{GgmlDType, QMatMul, QTensor};
+use candle_core::quantized::{QMatMul, QTensor};
 use candle_core::{DType, Tensor};
 use candle_nn::{Embedding, Linear, Module};
 use std::sync::Arc;
@@ -313,29 +313,3 @@ impl LoraEmbedding {
         Ok(crate::adapter::merging::quantised_base_parts(self)?.0)
     }
 }
-
-/// The types whose blocks a layer can hold: all of GGML's that candle has.
-///
-/// ```
-/// use candle_core::quantized::GgmlDType;
-///
-/// assert_eq!(lora::layers::GGML_TYPES.len(), 15);
-/// assert!(lora::layers::GGML_TYPES.contains(&GgmlDType::Q4K));
-/// ```
-pub const GGML_TYPES: [GgmlDType; 15] = [
-    GgmlDType::F32,
-    GgmlDType::F16,
-    GgmlDType::BF16,
-    GgmlDType::Q4_0,
-    GgmlDType::Q4_1,
-    GgmlDType::Q5_0,
-    GgmlDType::Q5_1,
-    GgmlDType::Q8_0,
-    GgmlDType::Q8_1,
-    GgmlDType::Q2K,
-    GgmlDType::Q3K,
-    GgmlDType::Q4K,
-    GgmlDType::Q5K,
-    GgmlDType::Q6K,
-    GgmlDType::Q8K,
-];

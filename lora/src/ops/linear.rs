@@ -43,16 +43,7 @@ pub fn linear(xs: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Ten
             weight.dtype()
         );
     }
-    if let Some(bias) = bias
-        && (bias.elem_count() != outputs || bias.dtype() != xs.dtype())
-    {
-        bail!(
-            "linear: the bias must be {outputs} values of {:?}, it is {:?} of {:?}",
-            xs.dtype(),
-            bias.dims(),
-            bias.dtype()
-        );
-    }
+    check_bias(xs, bias, outputs)?;
     let span = profile::forward("linear");
     let dtype = xs.dtype();
     let rows = xs.dims()[..xs.rank() - 1].iter().product::<usize>();
@@ -92,6 +83,21 @@ pub fn linear(xs: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Ten
             ])
         },
     )
+}
+
+/// Refuses a bias that is not one value an output, in the input's dtype.
+pub(super) fn check_bias(xs: &Tensor, bias: Option<&Tensor>, outputs: usize) -> Result<()> {
+    if let Some(bias) = bias
+        && (bias.elem_count() != outputs || bias.dtype() != xs.dtype())
+    {
+        bail!(
+            "linear: the bias must be {outputs} values of {:?}, it is {:?} of {:?}",
+            xs.dtype(),
+            bias.dims(),
+            bias.dtype()
+        );
+    }
+    Ok(())
 }
 
 /// x·wᵀ + bias of matrices, in the working precision.

@@ -1,7 +1,7 @@
 //! The linear map and the lookup with a weight in GGML's blocks.
 
 use super::adapted::{LinearParts, UpdateParts};
-use super::linear::product;
+use super::linear::{check_bias, product};
 use super::{Compute, record, working};
 use crate::kernels::adapted::{Direction, LinearKernel};
 use crate::kernels::buffer::{Cpu, buffer, tensor};
@@ -86,16 +86,7 @@ pub(crate) fn quantised_linear(
             xs.dtype()
         );
     }
-    if let Some(bias) = bias
-        && (bias.elem_count() != outputs || bias.dtype() != xs.dtype())
-    {
-        bail!(
-            "linear: the bias must be {outputs} values of {:?}, it is {:?} of {:?}",
-            xs.dtype(),
-            bias.dims(),
-            bias.dtype()
-        );
-    }
+    check_bias(xs, bias, outputs)?;
     let span = profile::forward("quantised-linear");
     let dtype = xs.dtype();
     let rows = xs.dims()[..xs.rank() - 1].iter().product::<usize>();

@@ -19,6 +19,32 @@ use rayon::prelude::*;
 use std::borrow::Cow;
 use std::ops::Range;
 
+/// The types whose blocks a layer can hold: all of GGML's that candle has.
+///
+/// ```
+/// use candle_core::quantized::GgmlDType;
+///
+/// assert_eq!(lora::layers::GGML_TYPES.len(), 15);
+/// assert!(lora::layers::GGML_TYPES.contains(&GgmlDType::Q4K));
+/// ```
+pub const GGML_TYPES: [GgmlDType; 15] = [
+    GgmlDType::F32,
+    GgmlDType::F16,
+    GgmlDType::BF16,
+    GgmlDType::Q4_0,
+    GgmlDType::Q4_1,
+    GgmlDType::Q5_0,
+    GgmlDType::Q5_1,
+    GgmlDType::Q8_0,
+    GgmlDType::Q8_1,
+    GgmlDType::Q2K,
+    GgmlDType::Q3K,
+    GgmlDType::Q4K,
+    GgmlDType::Q5K,
+    GgmlDType::Q6K,
+    GgmlDType::Q8K,
+];
+
 /// Columns of a result that one panel of the weight gives.
 const WIDTH: usize = 256;
 

@@ -2,25 +2,6 @@ use super::*;
 use crate::kernels::simd::testing::{assert_close, at_every_level, values};
 use candle_core::{Device, Tensor};
 
-/// All of GGML's types that candle has.
-pub(crate) const ALL: [GgmlDType; 15] = [
-    GgmlDType::F32,
-    GgmlDType::F16,
-    GgmlDType::BF16,
-    GgmlDType::Q4_0,
-    GgmlDType::Q4_1,
-    GgmlDType::Q5_0,
-    GgmlDType::Q5_1,
-    GgmlDType::Q8_0,
-    GgmlDType::Q8_1,
-    GgmlDType::Q2K,
-    GgmlDType::Q3K,
-    GgmlDType::Q4K,
-    GgmlDType::Q5K,
-    GgmlDType::Q6K,
-    GgmlDType::Q8K,
-];
-
 /// A weight whose blocks differ in scale, and its values as candle dequantises them.
 fn weight(dtype: GgmlDType, outputs: usize, inputs: usize) -> (QTensor, Vec<f32>) {
     let mut full = values::<f32>(outputs * inputs, outputs);
@@ -37,7 +18,7 @@ fn weight(dtype: GgmlDType, outputs: usize, inputs: usize) -> (QTensor, Vec<f32>
 #[test]
 fn values_are_candles_to_the_last_bit() {
     at_every_level(|level| {
-        for dtype in ALL {
+        for dtype in GGML_TYPES {
             let (blocks, full) = weight(dtype, 5, 768);
             let ours = Blocks::of(&blocks).unwrap();
             assert_eq!(ours.rows(0..5), full, "{dtype:?} at {level:?}");
@@ -116,7 +97,7 @@ fn check<T: Element>(dtype: GgmlDType, shape: (usize, usize), rows: usize, toler
 #[test]
 fn products_of_every_type_are_right() {
     at_every_level(|_| {
-        for dtype in ALL {
+        for dtype in GGML_TYPES {
             check::<f32>(dtype, (37, 256), 7, 1e-5);
             check::<f64>(dtype, (9, 512), 3, 1e-13);
         }
