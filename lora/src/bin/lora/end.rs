@@ -1,0 +1,53 @@
+//! How the command ends.
+
+use crate::print::Closed;
+use std::fmt::{self, Display, Formatter};
+use std::io::{self, Write};
+use std::process::ExitCode;
+
+/// The exit codes, as `--help` lists them.
+pub const CODES: &str = "\
+Exit codes:
+  0    done
+  1    failed; the last line of the error output says why and what to do
+  2    the command line cannot be understood
+  130  stopped by Ctrl-C; what to say to go on is printed
+  141  nobody reads the output any more, as in `lora inspect .. | head`
+  143  stopped by kill, as by Ctrl-C";
+
+/// A request to stop, which the command obeyed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stopped {
+    /// The signal: Ctrl-C sends 2, `kill` 15.
+    pub signal: u8,
+}
+
+impl Display for Stopped {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        f.write_str("stopped on request")
+    }
+}
+
+impl std::error::Error for Stopped {}
+
+/// The command's end.
+pub struct End;
+
+impl End {
+    /// Says how the work ended.
+    pub fn of(work: anyhow::Result<()>) -> ExitCode {
+        let Err(error) = work else {
+            return ExitCode::SUCCESS;
+        };
+        if error.is::<Closed>() {
+            return ExitCode::from(128 + 13);
+        }
+        // If this fails, too, there is nobody left to tell.
+        if let Some(stopped) = error.downcast_ref::<Stopped>() {
+            let _ = writeln!(io::stderr(), "{error:#}");
+            return ExitCode::from(128 + stopped.signal);
+        }
+        let _ = writeln!(io::stderr(), "error: {error:#}");
+        ExitCode::FAILURE
+    }
+}
