@@ -140,3 +140,36 @@ fn imports_are_read() {
     assert_eq!(exports["B"], "a");
     assert_eq!(exports["E"], "d");
 }
+
+/// The messages of a page's tables: what stands in backticks in a row's first cell, if anything does.
+fn messages(page: &str) -> Vec<String> {
+    let cells = page.lines().filter_map(|line| line.strip_prefix("| `"));
+    let cells = cells.map(|cell| cell.split(" | ").next().unwrap());
+    let cells = cells.map(|cell| cell.trim_matches(|c| c == '`' || c == ' '));
+    cells.map(str::to_string).collect()
+}
+
+#[test]
+fn troubleshooting_explains_messages_that_there_are() {
+    let mut found = Vec::new();
+    files(&Path::new(ROOT).join("lora/src"), &mut found);
+    let texts = found.iter().map(|path| fs::read_to_string(path).unwrap());
+    // A message that goes on in the next line of code has a backslash there.
+    let texts = texts.map(|text| text.replace("\\\n", " ").replace("\\\"", "\""));
+    let text = texts.collect::<String>();
+    let text = text.split_whitespace().collect::<Vec<_>>().join(" ");
+    let page = Path::new(ROOT).join("lora/docs/troubleshooting.md");
+    let messages = messages(&fs::read_to_string(page).unwrap());
+    assert!(messages.len() > 20, "{messages:?}");
+    for message in &messages {
+        for piece in message
+            .split("..")
+            .map(|piece| piece.trim_matches(['`', ' ']))
+        {
+            assert!(
+                text.contains(piece),
+                "no message says {piece:?} of {message:?}"
+            );
+        }
+    }
+}

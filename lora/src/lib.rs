@@ -65,7 +65,9 @@
 //!   `text`, a feature.
 //! - Where the time of a step goes: [`profile`]. Memory that a program keeps from step to step:
 //!   [`memory`].
-//! - PEFT's calls and their counterparts: [`coming_from_peft`].
+//! - From data of your own to a prediction, step by step: [`guide`]. What a message means: [`troubleshooting`].
+//! - PEFT's calls and their counterparts: [`coming_from_peft`]; those of transformers' Trainer:
+//!   [`coming_from_trainer`]; of mlx-lm: [`coming_from_mlx_lm`].
 //!
 //! # The derive's attributes
 //!
@@ -103,12 +105,18 @@ pub mod annotate {}
 pub mod blocks;
 #[doc = include_str!("../docs/coming-from-peft.md")]
 pub mod coming_from_peft {}
+#[doc = include_str!("../docs/coming-from-mlx-lm.md")]
+pub mod coming_from_mlx_lm {}
+#[doc = include_str!("../docs/coming-from-trainer.md")]
+pub mod coming_from_trainer {}
 mod config;
 mod convert;
 pub mod data;
 mod error;
 mod file;
 mod gguf;
+#[doc = include_str!("../docs/guide.md")]
+pub mod guide {}
 mod init;
 mod kernels;
 pub mod layers;
@@ -127,6 +135,8 @@ pub mod profile;
 pub mod text;
 pub mod train;
 mod traits;
+#[doc = include_str!("../docs/troubleshooting.md")]
+pub mod troubleshooting {}
 
 pub use adapter::{
     Access, Adapted, Adapter, Adapters, Copies, DEFAULT_ADAPTER, Form, LORA_WEIGHT_NAMES, Layer,
