@@ -3,8 +3,10 @@
 //! A file a command, each with its options and a function `run`. The commands use the library as any
 //! program does.
 
+mod common;
 mod completions;
 mod end;
+mod model;
 mod print;
 
 use clap::{Parser, Subcommand};
