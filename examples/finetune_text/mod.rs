@@ -172,7 +172,7 @@ fn in_full(base: &Created<Encoder>) -> Vec<&'static str> {
 /// The tokenizer with texts of at most this many tokens, and no more than the model has positions for.
 fn cut(tokenizer: Tokenizer, most: usize, base: &Created<Encoder>) -> Result<Tokenizer> {
     let longest = tokenizer.longest().unwrap_or(usize::MAX);
-    let most = most.min(longest).min(base.config.max_position_embeddings);
+    let most = most.min(longest).min(base.config.longest());
     tokenizer
         .truncate_to(most)
         .context("--max-length is too small")

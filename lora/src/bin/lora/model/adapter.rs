@@ -5,6 +5,7 @@ use anyhow::{Context, Result, bail};
 use lora::models::Hub;
 use lora::peft::{AdapterConfig, CONFIG_FILE, TaskType, WEIGHTS_FILE, check_name};
 use lora::{DEFAULT_ADAPTER, Lora, LoraModel, LoraModule};
+use safetensors::SafeTensors;
 use std::fs;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
@@ -100,6 +101,19 @@ impl AdapterSource {
     /// Whether it was trained to tell texts apart.
     pub fn is_classifier(&self) -> bool {
         self.config.task_type == Some(TaskType::SeqCls)
+    }
+
+    /// The shape of a layer's weight that the adapter holds whole, as it was trained in full.
+    ///
+    /// # Errors
+    /// If the file cannot be read.
+    pub(super) fn shape(&self, layer: &str) -> Result<Option<Vec<usize>>> {
+        let path = self.dir.join(WEIGHTS_FILE);
+        let cannot = || format!("cannot read {}", path.display());
+        let bytes = fs::read(&path).with_context(cannot)?;
+        let file = SafeTensors::deserialize(&bytes).with_context(cannot)?;
+        let tensor = file.tensor(&format!("base_model.model.{layer}.weight"));
+        Ok(tensor.ok().map(|tensor| tensor.shape().to_vec()))
     }
 
     /// What to say if the adapter names another base than this one.

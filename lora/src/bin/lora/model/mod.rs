@@ -17,15 +17,16 @@
 //! ```
 
 mod adapter;
+mod head;
 mod source;
 
 pub use adapter::{AdapterArg, AdapterSource, load};
 pub use source::Source;
 
 use crate::print::note;
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use clap::Args;
-use lora::models::{self, Auto, Task};
+use lora::models::Auto;
 use std::collections::BTreeSet;
 
 /// The options that name a model.
@@ -127,19 +128,5 @@ impl Named {
             );
         }
         Ok(first.classes.clone())
-    }
-
-    /// How the base model is to be created.
-    fn options(&self) -> Result<models::Options> {
-        let options = models::Options::new();
-        let classes = self
-            .classes()
-            .context("cannot use these --adapter together")?;
-        Ok(match classes.len() {
-            0 => options,
-            count => options
-                .task(Task::SequenceClassification)
-                .num_classes(count),
-        })
     }
 }

@@ -1,6 +1,7 @@
 //! Where a model is.
 
 use anyhow::{Context, Result, bail};
+use lora::images::Input;
 use lora::models::generate::Settings;
 use lora::models::{self, Auto, Hub};
 use lora::text::Tokenizer;
@@ -17,7 +18,8 @@ pub struct Source {
 }
 
 impl Source {
-    /// The model that `--model` names: a directory, a GGUF file, or a repository of the Hugging Face hub.
+    /// The model that `--model` names: a directory, a GGUF file, weights of a model of images with their
+    /// description beside, or a repository of the Hugging Face hub.
     ///
     /// # Errors
     /// If it is none of these, or cannot be downloaded.
@@ -25,10 +27,10 @@ impl Source {
         let path = Path::new(model);
         let path = match (path.is_dir(), path.is_file()) {
             (true, _) => path.into(),
-            (_, true) if is_gguf(path) => path.into(),
+            (_, true) if is_gguf(path) || is_weights(path) => path.into(),
             (_, true) => bail!(
-                "--model {model} is a file, and no GGUF file: name the directory that holds config.json, \
-                 model.safetensors and tokenizer.json"
+                "--model {model} is a file, and neither GGUF nor weights of a model of images in safetensors: \
+                 name the directory that holds config.json, model.safetensors and tokenizer.json"
             ),
             _ if is_gguf(path) => bail!("--model {model} does not exist"),
             _ if is_hub_name(model) => download(model)?,
@@ -45,6 +47,11 @@ impl Source {
     /// Whether the model is a GGUF file, whose weights are quantised.
     pub fn is_gguf(&self) -> bool {
         is_gguf(&self.path)
+    }
+
+    /// Whether the model's files say what images it wants.
+    pub fn is_of_images(&self) -> bool {
+        is_weights(&self.path) || Input::read(&self.path).is_ok()
     }
 
     /// Reads the model.
@@ -82,8 +89,16 @@ impl Source {
 }
 
 fn is_gguf(path: &Path) -> bool {
-    let end = path.extension();
-    end.is_some_and(|end| end.eq_ignore_ascii_case("gguf"))
+    ends_with(path, "gguf")
+}
+
+fn is_weights(path: &Path) -> bool {
+    ends_with(path, "safetensors")
+}
+
+fn ends_with(path: &Path, end: &str) -> bool {
+    path.extension()
+        .is_some_and(|found| found.eq_ignore_ascii_case(end))
 }
 
 /// Whether a text may be OWNER/NAME on the hub.
