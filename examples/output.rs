@@ -185,6 +185,17 @@ impl Drop for Made {
     }
 }
 
+/// Writes the names of the classes beside an adapter, in the order of its head's logits. `lora classify`
+/// reads them there.
+///
+/// # Errors
+/// If the file cannot be written.
+pub fn write_classes(adapter: &Path, classes: &[String]) -> Result<()> {
+    let path = adapter.join("classes.json");
+    let names = serde_json::to_string_pretty(classes)? + "\n";
+    fs::write(&path, names).with_context(|| format!("cannot write {}", path.display()))
+}
+
 /// Bytes in a file, or in the files of a folder.
 ///
 /// # Errors

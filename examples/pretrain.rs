@@ -4,8 +4,8 @@
 
 use crate::args::{any_number, count, positive};
 use crate::bundled::bundled;
-use crate::checkpoint::{Checkpoint, Input};
-use crate::images::{Dataset, HELD_OUT, read_folder};
+use crate::checkpoint::Checkpoint;
+use crate::images::{Dataset, HELD_OUT, Input, read_folder};
 use crate::program::say;
 use crate::training::{Recipe, accuracy, logits, predictions, train};
 use crate::{interrupt, program, threads};

@@ -1,7 +1,6 @@
 //! Training and evaluation, for any LoRA model of images.
 
-use crate::checkpoint::Input;
-use crate::images::{Batch, Dataset, augment};
+use crate::images::{Batch, Dataset, Input, augment};
 use crate::interrupt;
 use crate::steps::{self, Plan, data_error};
 use anyhow::{Context, Result, bail};

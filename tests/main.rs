@@ -12,6 +12,7 @@ mod encoder;
 mod gguf;
 mod gradients;
 mod house;
+mod images;
 mod kinds;
 mod layers;
 mod losses;

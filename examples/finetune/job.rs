@@ -1,8 +1,8 @@
 //! What the job reads: a base model and images that fit together.
 
 use crate::agreement::Agreement;
-use crate::checkpoint::{Checkpoint, FIRST_LAYER, Input, in_colour};
-use crate::images::{Dataset, HELD_OUT, read_folder};
+use crate::checkpoint::Checkpoint;
+use crate::images::{Dataset, HELD_OUT, Input, read_folder};
 use crate::training::{accuracy, logits, predictions};
 use anyhow::{Result, bail};
 use candle_core::Tensor;
@@ -59,7 +59,7 @@ impl Job {
         }
         let widened = training.channels() > input.channels();
         if widened {
-            (base, input) = in_colour(&base, &input)?;
+            (base, input) = (base.in_colour()?, input.in_colour());
         }
         Ok(Self {
             base,
@@ -77,7 +77,7 @@ impl Job {
         let classifier = self.fresh.then_some(ConvNext::CLASSIFIER);
         classifier
             .into_iter()
-            .chain(self.widened.then_some(FIRST_LAYER))
+            .chain(self.widened.then_some(ConvNext::FIRST_LAYER))
     }
 
     /// Logits, predictions and accuracy of a model on the held-out images. A base model goes here by

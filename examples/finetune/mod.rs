@@ -12,7 +12,7 @@ pub use picture::write_picture;
 pub use report::Report;
 
 use crate::checkpoint::Checkpoint;
-use crate::output::{Output, size_on_disk};
+use crate::output::{Output, size_on_disk, write_classes};
 use crate::program::say;
 use crate::results::peak_memory;
 use crate::training::{Recipe, train};
@@ -28,9 +28,10 @@ use std::process::ExitCode;
 const PROGRAM: &str = "finetune";
 
 /// The files that the job writes.
-pub const FILES: [&str; 5] = [
+pub const FILES: [&str; 6] = [
     "adapter/adapter_config.json",
     "adapter/adapter_model.safetensors",
+    "adapter/classes.json",
     "merged.safetensors",
     "merged.json",
     "predictions.png",
@@ -87,6 +88,7 @@ pub fn run(options: &Options) -> Result<Report> {
     let output = Output::new(&options.output, PROGRAM, &FILES)?;
     let adapter = output.draft("adapter");
     model.save_adapter(&adapter)?;
+    write_classes(&adapter, &job.input.label_names)?;
     let reloaded = after.agreement(&job.evaluate(&reload(&job, &config, &adapter)?)?)?;
     model.merge()?;
     let merged = after.agreement(&job.evaluate(&model)?)?;

@@ -19,7 +19,7 @@ in the repository. The last quarter of each class is held out and only used for 
 
 const AFTER: &str = "\
 What it writes into --output, replacing what an earlier run wrote there and nothing else:
-  adapter/             the adapter in PEFT's format
+  adapter/             the adapter in PEFT's format, with classes.json: `lora classify` uses it
   merged.safetensors   the base model with the adapter merged, and merged.json, its description
   predictions.png      some held-out images with the labels before and after
   finetune.json        the list of these files

@@ -14,7 +14,7 @@ pub use set::{Batch, Evaluation, Set};
 pub use tables::{confusion, examples};
 
 use crate::agreement::Agreement;
-use crate::output::Output;
+use crate::output::{Output, write_classes};
 use crate::program::say;
 use crate::rank;
 use crate::steps::{Plan, Step, Trained, fit};
@@ -29,7 +29,6 @@ use lora::peft::{SaveOptions, TaskType};
 use lora::text::Tokenizer;
 use lora::train::Unit;
 use lora::{LoraModel, LoraModule};
-use std::fs;
 use std::process::ExitCode;
 
 /// The name of the list of results.
@@ -39,7 +38,7 @@ const PROGRAM: &str = "finetune_text";
 pub const FILES: [&str; 3] = [
     "adapter/adapter_config.json",
     "adapter/adapter_model.safetensors",
-    "classes.json",
+    "adapter/classes.json",
 ];
 
 /// Texts that the report shows.
@@ -112,8 +111,7 @@ pub fn run(options: &Options) -> Result<Report> {
         .task_type(TaskType::SeqCls)
         .base_model(&source.name);
     model.save_adapter_with(&adapter, &save)?;
-    let names = serde_json::to_string_pretty(&classes)? + "\n";
-    fs::write(output.draft("classes.json"), names)?;
+    write_classes(&adapter, &classes)?;
     let mut again = base.model.to_lora(&config)?;
     again.load_adapter(&adapter)?;
     again.eval();
@@ -174,7 +172,7 @@ fn in_full(base: &Created<Encoder>) -> Vec<&'static str> {
 /// The tokenizer with texts of at most this many tokens, and no more than the model has positions for.
 fn cut(tokenizer: Tokenizer, most: usize, base: &Created<Encoder>) -> Result<Tokenizer> {
     let longest = tokenizer.longest().unwrap_or(usize::MAX);
-    let most = most.min(longest).min(base.config.max_position_embeddings);
+    let most = most.min(longest).min(base.config.longest());
     tokenizer
         .truncate_to(most)
         .context("--max-length is too small")

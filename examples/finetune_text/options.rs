@@ -31,8 +31,8 @@ Of a mail subject and body are read, as its headers would give its class away. O
 one counts.
 
 What it writes into --output, replacing what an earlier run wrote there and nothing else:
-  adapter/             the adapter in PEFT's format, with the head
-  classes.json         the names of the classes, in the order of the head's logits
+  adapter/             the adapter in PEFT's format, with the head, and classes.json, the names of the
+                       classes in the order of the head's logits: `lora classify` uses it
   finetune_text.json   the list of these files
 If anything fails, or Ctrl-C stops it, an earlier run's files stay as they are.
 

@@ -9,9 +9,9 @@ use image::{Rgb, RgbImage};
 use lora::models::convnext::ConvNext;
 use lora::{LoraConfig, LoraModel, LoraModule, TrainBias};
 use lora_examples::agreement::Agreement;
-use lora_examples::checkpoint::{Checkpoint, Input};
+use lora_examples::checkpoint::Checkpoint;
 use lora_examples::finetune::{Job, Options, run, write_picture};
-use lora_examples::images::{Dataset, Image, read_folder};
+use lora_examples::images::{Dataset, Image, Input, read_folder};
 use lora_examples::output::size_on_disk;
 use lora_examples::rank;
 use lora_examples::training::{Recipe, accuracy, predictions, train};
@@ -140,7 +140,7 @@ fn bad_input_leaves_earlier_output_intact() -> Result<()> {
     };
     let missing = dir.path().join("none");
     let error = wrong(&|options| options.data = Some(missing.clone()));
-    assert!(error.contains("there is no folder"), "{error}");
+    assert!(error.contains("there is no such folder"), "{error}");
     let error = wrong(&|options| options.checkpoint = Some(missing.clone()));
     assert!(error.contains("there is no checkpoint"), "{error}");
     let error = wrong(&|options| options.lora.target_modules = vec!["fc9".into()]);
@@ -191,7 +191,10 @@ fn bad_checkpoints_are_explained() -> Result<()> {
 
     fs::remove_file(&description)?;
     let error = message(Checkpoint::open(&path));
-    assert!(error.contains("needs its description beside it"), "{error}");
+    assert!(
+        error.contains("there is no file beside it that says what images it wants"),
+        "{error}"
+    );
     // timm's name for it.
     fs::write(dir.path().join("config.json"), &text)?;
     assert_eq!(Checkpoint::open(&path)?.input, input());
@@ -206,7 +209,8 @@ fn a_written_checkpoint_is_the_model() -> Result<()> {
     let dir = tempfile::tempdir()?;
     let path = checkpoint(dir.path())?;
     let opened = Checkpoint::open(&path)?;
-    assert_eq!((&opened.config, &opened.input), (&config(), &input()));
+    assert_eq!(opened.model(None, 0)?.config, config());
+    assert_eq!(opened.input, input());
     let images = Tensor::ones((1, 1, 32, 32), candle_core::DType::F32, &Device::Cpu)?;
     let normal = opened.input.normalize(&images)?;
     assert_eq!(normal.flatten_all()?.to_vec1::<f32>()?, [1.0; 32 * 32]);
@@ -290,7 +294,8 @@ fn colour_reaches_a_model_of_grey_images() -> Result<()> {
     let adapters = 2 * 2 * (2 * (4 + 16) + 2 * (8 + 32));
     assert_eq!(report.trainable, adapters + 4 * 3 * 16 + 4 + 2 * 8 + 2);
     let merged = Checkpoint::open(&dir.path().join("out/merged.safetensors"))?;
-    assert_eq!((merged.config.in_chans, merged.input.mean.len()), (3, 3));
+    let config = merged.model(None, 0)?.config;
+    assert_eq!((config.in_chans, merged.input.mean.len()), (3, 3));
     Ok(())
 }
 

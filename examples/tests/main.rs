@@ -3,9 +3,8 @@
 mod common;
 mod embeddings;
 mod finetune;
-mod folders;
-mod images;
 mod output;
+mod sheets;
 mod texts;
 mod user_bert;
 mod user_convnext;

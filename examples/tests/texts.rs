@@ -172,7 +172,8 @@ fn texts_are_told_apart_and_the_adapter_loads_back() -> Result<()> {
         assert!(text.contains(part), "{part}: {text}");
     }
     let out = dir.path().join("out");
-    let classes: Vec<String> = serde_json::from_slice(&fs::read(out.join("classes.json"))?)?;
+    let classes: Vec<String> =
+        serde_json::from_slice(&fs::read(out.join("adapter/classes.json"))?)?;
     assert_eq!(classes, ["happy", "sad"]);
     let config: Value =
         serde_json::from_slice(&fs::read(out.join("adapter/adapter_config.json"))?)?;

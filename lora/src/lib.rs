@@ -62,7 +62,7 @@
 //! - Chains of layers as one node: [`blocks`]. Parts that keep no inner values: [`checkpoint`].
 //! - Ready models: [`models`]. Language models: [`models::decoder`], [`models::generate`].
 //! - Training data, from JSONL files to batches: [`data`]. Tokenizers, chat templates and generated text:
-//!   `text`, a feature.
+//!   `text`, a feature. Folders of images: `images`, a feature.
 //! - Where the time of a step goes: [`profile`]. Memory that a program keeps from step to step:
 //!   [`memory`].
 //! - From data of your own to a prediction, step by step: [`guide`]. What a message means: [`troubleshooting`].
@@ -93,7 +93,7 @@
 //! # Features
 //!
 //! `hub` adds pretrained weights from the Hugging Face hub; `text` adds tokenizers, chat templates and
-//! generated text; `train-ui` adds progress bars and Ctrl-C to [`train`]; `mimalloc` is an allocator for [`memory`];
+//! generated text; `images` adds folders of images; `train-ui` adds progress bars and Ctrl-C to [`train`]; `mimalloc` is an allocator for [`memory`];
 //! `cuda`, `metal`, `mkl` and `accelerate`
 //! are candle's.
 
@@ -115,8 +115,13 @@ pub mod data;
 mod error;
 mod file;
 mod gguf;
+<<<<<<< HEAD
 #[doc = include_str!("../docs/guide.md")]
 pub mod guide {}
+=======
+#[cfg(feature = "images")]
+pub mod images;
+>>>>>>> cliuse
 mod init;
 mod kernels;
 pub mod layers;

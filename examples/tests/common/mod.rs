@@ -7,7 +7,8 @@ use candle_core::{Device, Result, Tensor};
 use image::{Rgb, RgbImage};
 use lora::models::convnext::{ConvNext, ConvNextConfig};
 use lora::models::{self, Options, Weights};
-use lora_examples::checkpoint::{Checkpoint, Input};
+use lora_examples::checkpoint::Checkpoint;
+use lora_examples::images::Input;
 use std::fs;
 use std::path::{Path, PathBuf};
 

@@ -1,8 +1,10 @@
 //! Models by what their directory says.
 
+use super::convnext::ConvNext;
 use super::decoder::{Decoder, DecoderConfig, from_gguf};
 use super::encoder::{Encoder, EncoderConfig, Sentences};
 use super::keys::read_object;
+use super::timm::{self, Timm};
 use super::vit::{Vit, VitConfig};
 use super::{Created, Options, Task, Weights, build};
 use crate::error::warn;
@@ -18,8 +20,10 @@ pub enum Auto {
     Decoder(Box<Created<Decoder>>),
     /// A model that reads a text as a whole.
     Encoder(Box<Created<Encoder>>),
-    /// A model of images.
+    /// A model of images, of attention.
     Vit(Box<Created<Vit>>),
+    /// A model of images, of convolutions.
+    ConvNext(Box<Created<ConvNext>>),
 }
 
 impl Auto {
@@ -56,11 +60,23 @@ impl Auto {
         }
     }
 
+    /// The ConvNeXt.
+    ///
+    /// # Errors
+    /// If the model is something else, an error that says what.
+    pub fn into_convnext(self) -> Result<Created<ConvNext>> {
+        match self {
+            Self::ConvNext(created) => Ok(*created),
+            other => Err(other.is_no("a ConvNeXt")),
+        }
+    }
+
     fn is_no(&self, expected: &str) -> Error {
         let (is, model_type) = match self {
-            Self::Decoder(created) => ("a decoder", &created.config.model_type),
-            Self::Encoder(created) => ("an encoder", &created.config.model_type),
-            Self::Vit(created) => ("a vision transformer", &created.config.model_type),
+            Self::Decoder(created) => ("a decoder", created.config.model_type.as_str()),
+            Self::Encoder(created) => ("an encoder", created.config.model_type.as_str()),
+            Self::Vit(created) => ("a vision transformer", created.config.model_type.as_str()),
+            Self::ConvNext(_) => ("a ConvNeXt", "timm"),
         };
         Error::Config(vec![format!(
             "{expected} is expected, the model is {is}: `model_type` is {model_type:?}"
@@ -76,6 +92,9 @@ impl Auto {
 /// no effect here. In a directory of sentence-transformers, `modules.json` says how an encoder makes
 /// sentence embeddings. A path that ends in `.gguf` is read by
 /// [`decoder::from_gguf`](super::decoder::from_gguf).
+///
+/// timm's `config.json`, which names an `architecture`, gives a ConvNeXt or a vision transformer. A path
+/// that ends in `.safetensors` is a file of weights, described by `NAME.json` or `config.json` beside it.
 ///
 /// # Errors
 /// [`Error::File`] lists everything wrong with `config.json`: a `model_type` or a class that is not
@@ -97,6 +116,9 @@ pub fn auto(directory: impl AsRef<Path>, options: &Options) -> Result<Auto> {
         let created = from_gguf(directory, options)?;
         return Ok(Auto::Decoder(Box::new(created)));
     }
+    if let Some(timm) = Timm::find(directory.as_ref())? {
+        return auto_timm(timm, options);
+    }
     let sentences = Sentences::read(directory.as_ref())?;
     let directory = match &sentences {
         Some(sentences) => directory.as_ref().join(&sentences.transformer),
@@ -116,6 +138,25 @@ pub fn auto(directory: impl AsRef<Path>, options: &Options) -> Result<Auto> {
         Config::Decoder(config) => Auto::Decoder(Box::new(build(&config, weights, options)?)),
         Config::Encoder(config) => Auto::Encoder(Box::new(build(&config, weights, options)?)),
         Config::Vit(config) => Auto::Vit(Box::new(build(&config, weights, options)?)),
+    })
+}
+
+/// A model that timm's file describes.
+fn auto_timm(timm: Timm, options: &Options) -> Result<Auto> {
+    let Timm {
+        description,
+        weights,
+        config,
+    } = timm;
+    if let Some(problem) = no_task(options) {
+        return Err(Error::file(description, problem));
+    }
+    let weights = Weights::File(weights);
+    Ok(match config {
+        timm::Config::ConvNext(config) => {
+            Auto::ConvNext(Box::new(build(&config, weights, options)?))
+        }
+        timm::Config::Vit(config) => Auto::Vit(Box::new(build(&config, weights, options)?)),
     })
 }
 

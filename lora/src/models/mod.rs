@@ -33,6 +33,7 @@ mod names;
 mod parts;
 mod random;
 mod shapes;
+mod timm;
 pub mod vit;
 
 pub use auto::{Auto, auto};

@@ -2,7 +2,7 @@
 
 use super::stops::Stops;
 use super::tokenizer::Tokenizer;
-use crate::models::generate::{self as tokens, Decode, Generate, Settings};
+use crate::models::generate::{self as tokens, Decode, Generate, Session, Settings};
 use crate::{Error, Result};
 
 /// What stands for bytes that are no whole character.
@@ -32,8 +32,38 @@ pub fn generate<'a, M: Decode>(
     prompts: &[impl AsRef<[u32]>],
     settings: &Settings,
 ) -> Result<TextStream<'a, M>> {
-    let plain = settings.clone().stop_strings::<String>([]);
-    let generate = tokens::generate(model, prompts, &plain)?;
+    let generate = tokens::generate(model, prompts, &plain(settings))?;
+    stream(generate, tokenizer, prompts, settings)
+}
+
+/// Continues one prompt in text, as [`models::generate_after`](tokens::generate_after) does: a
+/// conversation goes on without being read anew. [`TextStream::into_session`] has the session of the
+/// next time.
+///
+/// # Errors
+/// Those of [`generate`].
+pub fn generate_after<'a, M: Decode>(
+    model: &'a M,
+    session: Session<M>,
+    tokenizer: &'a Tokenizer,
+    prompt: &[u32],
+    settings: &Settings,
+) -> Result<TextStream<'a, M>> {
+    let generate = tokens::generate_after(model, session, prompt, &plain(settings))?;
+    stream(generate, tokenizer, &[prompt], settings)
+}
+
+/// The settings of the tokens alone.
+fn plain(settings: &Settings) -> Settings {
+    settings.clone().stop_strings::<String>([])
+}
+
+fn stream<'a, M: Decode>(
+    generate: Generate<'a, M>,
+    tokenizer: &'a Tokenizer,
+    prompts: &[impl AsRef<[u32]>],
+    settings: &Settings,
+) -> Result<TextStream<'a, M>> {
     if settings.stop_strings.iter().any(String::is_empty) {
         return Err(Error::Generation(vec!["a stop string is empty".into()]));
     }
@@ -114,6 +144,11 @@ impl<M: Decode> TextStream<'_, M> {
             }
         }
         Ok(texts)
+    }
+
+    /// What the model has seen, for [`generate_after`]: nothing if there were several prompts.
+    pub fn into_session(self) -> Session<M> {
+        self.generate.into_session()
     }
 
     fn pieces(&mut self, step: Vec<Option<u32>>) -> Result<Vec<String>> {

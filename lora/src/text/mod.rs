@@ -34,5 +34,5 @@ mod template;
 mod tokenizer;
 
 pub use chat::ChatOptions;
-pub use generate::{TextStream, generate};
+pub use generate::{TextStream, generate, generate_after};
 pub use tokenizer::{Encoding, Input, Tokenizer};

@@ -1,6 +1,12 @@
 //! The command `lora` as a process: what it prints, writes, refuses.
 
+mod chat;
+mod classify;
 mod completions;
+mod embed;
+mod eval;
+mod generate;
+mod models;
 mod pages;
 
 use assert_cmd::Command;
@@ -10,6 +16,14 @@ fn lora<'a>(args: impl IntoIterator<Item = &'a str>) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_lora"));
     command.args(args).env_remove("RAYON_NUM_THREADS");
     command
+}
+
+/// The JSON object that the command prints.
+fn object(mut command: Command) -> serde_json::Value {
+    let output = command.assert().success();
+    let printed = text(&output.get_output().stdout);
+    assert_eq!(printed.lines().count(), 1, "{printed}");
+    serde_json::from_str(&printed).unwrap()
 }
 
 fn text(bytes: &[u8]) -> String {

@@ -34,11 +34,20 @@ fn every_flag_of_the_pages_is_there() {
             _ => continue,
         };
         let help = helps.entry(command).or_insert_with(|| help(command));
-        for flag in span.split_whitespace().filter(|word| word.starts_with("--")) {
+        for flag in span
+            .split_whitespace()
+            .filter(|word| word.starts_with("--"))
+        {
             flags += 1;
             let known = [" ", ",", "\n", "["].map(|end| help.contains(&format!("{flag}{end}")));
-            assert!(known.contains(&true), "`lora {command}` has no {flag} ({span})");
+            assert!(
+                known.contains(&true),
+                "`lora {command}` has no {flag} ({span})"
+            );
         }
     }
-    assert!(flags > 50, "{flags} flags are too few: are the tables read?");
+    assert!(
+        flags > 50,
+        "{flags} flags are too few: are the tables read?"
+    );
 }

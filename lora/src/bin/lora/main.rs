@@ -3,9 +3,18 @@
 //! A file a command, each with its options and a function `run`. The commands use the library as any
 //! program does.
 
+mod chat;
+mod classify;
+mod common;
 mod completions;
+mod embed;
 mod end;
+mod eval;
+mod generate;
+mod model;
 mod print;
+mod texts;
+mod whole;
 
 use clap::{Parser, Subcommand};
 use end::End;
@@ -21,6 +30,16 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Measure a model, with and without adapters, on data that it has not seen
+    Eval(eval::Options),
+    /// Let a language model go on from prompts
+    Generate(generate::Options),
+    /// Talk with a language model
+    Chat(chat::Options),
+    /// Turn texts into vectors
+    Embed(embed::Options),
+    /// Tell the classes of texts or images
+    Classify(classify::Options),
     /// Print the completions of a shell, or the manual page
     Completions(completions::Options),
 }
@@ -28,6 +47,11 @@ enum Command {
 impl Command {
     fn run(&self) -> anyhow::Result<()> {
         match self {
+            Self::Eval(options) => eval::run(options),
+            Self::Generate(options) => generate::run(options),
+            Self::Chat(options) => chat::run(options),
+            Self::Embed(options) => embed::run(options),
+            Self::Classify(options) => classify::run(options),
             Self::Completions(options) => completions::run::<Cli>(options),
         }
     }

@@ -6,6 +6,7 @@
 //! strides other than 32.
 
 mod block;
+mod colour;
 mod config;
 mod head;
 mod layers;

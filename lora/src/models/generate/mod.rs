@@ -23,8 +23,10 @@
 //! ```
 
 mod sampling;
+mod session;
 mod settings;
 
+pub use session::{Session, generate_after};
 pub use settings::Settings;
 
 use crate::{Error, Result};
@@ -70,6 +72,16 @@ pub fn generate<'a, M: Decode>(
     prompts: &[impl AsRef<[u32]>],
     settings: &Settings,
 ) -> Result<Generate<'a, M>> {
+    start(model, Session::new(), prompts, settings)
+}
+
+/// Starts behind what the model has seen, if that is the start of the only prompt.
+fn start<'a, M: Decode>(
+    model: &'a M,
+    session: Session<M>,
+    prompts: &[impl AsRef<[u32]>],
+    settings: &Settings,
+) -> Result<Generate<'a, M>> {
     let mut problems = settings.problems();
     if !settings.stop_strings.is_empty() {
         problems.push(
@@ -90,17 +102,22 @@ pub fn generate<'a, M: Decode>(
     if !problems.is_empty() {
         return Err(Error::Generation(problems));
     }
+    let (cache, seen) = match (session.split(), prompts.as_slice()) {
+        (Some((cache, seen)), [prompt]) if is_start(&seen, prompt) => (cache, seen),
+        _ => (model.new_cache(), Vec::new()),
+    };
     let row = |(index, prompt): (u64, &&[u32])| Row {
         sampler: Sampler::new(settings, settings.seed.wrapping_add(index), prompt),
-        next: prompt.to_vec(),
+        next: prompt[seen.len()..].to_vec(),
         ended: settings.max_new_tokens == 0,
     };
     Ok(Generate {
         model,
-        cache: model.new_cache(),
+        cache,
         rows: (0..).zip(&prompts).map(row).collect(),
         left: settings.max_new_tokens,
         stop_tokens: settings.stop_tokens.clone(),
+        seen: (prompts.len() == 1).then_some(seen),
     })
 }
 
@@ -114,6 +131,8 @@ pub struct Generate<'a, M: Decode> {
     rows: Vec<Row>,
     left: usize,
     stop_tokens: Vec<u32>,
+    /// The tokens in the cache, of the only prompt; `None` with several, or after an error.
+    seen: Option<Vec<u32>>,
 }
 
 /// A sequence.
@@ -157,7 +176,10 @@ impl<M: Decode> Generate<'_, M> {
 
     fn step(&mut self) -> Result<Vec<Option<u32>>> {
         let (ids, mask) = self.inputs()?;
+        // A pass that fails may leave a part of its keys in the cache.
+        let seen = self.seen.take();
         let logits = self.model.decode(&ids, &mask, &mut self.cache)?;
+        self.seen = seen.map(|seen| [seen, self.rows[0].next.clone()].concat());
         if logits.track_op() {
             let problem = "the model keeps a graph for a backward pass, in which dropout acts: call \
                            `eval()` of a LoRA model; `to_frozen()` makes one of a model in variables";
@@ -209,6 +231,14 @@ impl<M: Decode> Generate<'_, M> {
         ))
     }
 
+    /// What the model has seen, for [`generate_after`]: nothing if there were several prompts.
+    pub fn into_session(self) -> Session<M> {
+        match self.seen {
+            Some(seen) => Session::of(self.cache, seen),
+            None => Session::new(),
+        }
+    }
+
     fn end(&mut self) {
         for row in &mut self.rows {
             row.ended = true;
@@ -229,6 +259,11 @@ impl<M: Decode> Iterator for Generate<'_, M> {
         }
         Some(step)
     }
+}
+
+/// Whether a prompt goes on behind these tokens.
+fn is_start(seen: &[u32], prompt: &[u32]) -> bool {
+    seen.len() < prompt.len() && prompt.starts_with(seen)
 }
 
 /// The last position of (batch, time, n): (batch, n).

@@ -321,6 +321,12 @@ fn check(config: &EncoderConfig, keys: &Keys<'_>) {
 }
 
 impl EncoderConfig {
+    /// The tokens of the longest text that the model has positions for.
+    pub fn longest(&self) -> usize {
+        self.max_position_embeddings
+            .saturating_sub(self.first_position())
+    }
+
     /// The position of a text's first token.
     pub(in crate::models::encoder) fn first_position(&self) -> usize {
         match (self.family, self.pad_token_id) {

@@ -1,13 +1,21 @@
-//! Resizing, splitting and changing images.
+//! Images: resizing, splitting, changing; folders; what models want of their images.
 
-use crate::common::message;
-use anyhow::Result;
-use image::Luma;
-use lora_examples::bundled::bundled;
-use lora_examples::images::{Dataset, Image, augment, read_sheets};
+mod folders;
+mod input;
+
+use candle_core::{Device, Tensor};
+use lora::Result;
+use lora::images::{Batch, Dataset, Image, augment};
 use rand::SeedableRng;
 use rand::rngs::ChaCha8Rng;
-use std::fs;
+
+/// The error of a result, as a program prints it.
+fn message<T>(result: Result<T>) -> String {
+    match result {
+        Ok(_) => panic!("no error"),
+        Err(error) => error.to_string(),
+    }
+}
 
 fn row(values: &[f32]) -> Image {
     Image {
@@ -64,50 +72,6 @@ fn crop_takes_every_channel_and_stays_inside() -> Result<()> {
 }
 
 #[test]
-fn the_sheets_hold_what_their_readme_says() -> Result<()> {
-    let mnist = read_sheets(&bundled("mnist")?, 28)?;
-    assert_eq!(mnist.len(), 4000);
-    assert!((0..10).all(|class| mnist.count(class) == 400));
-
-    let digits = read_sheets(&bundled("optdigits")?, 8)?;
-    assert_eq!(digits.len(), 1797);
-    let counts: Vec<usize> = (0..10).map(|class| digits.count(class)).collect();
-    assert_eq!(counts, [178, 182, 177, 183, 181, 182, 181, 179, 174, 180]);
-    // The sum of the source's first image, whose values go to 16, is 294.
-    let image = digits.image(0);
-    let sum: f32 = image
-        .values
-        .iter()
-        .map(|value| (value * 16.0).round())
-        .sum();
-    assert_eq!(sum, 294.0);
-    // And its second row.
-    let row: Vec<f32> = image.values[8..16]
-        .iter()
-        .map(|v| (v * 16.0).round())
-        .collect();
-    assert_eq!(row, [0.0, 0.0, 13.0, 15.0, 10.0, 15.0, 5.0, 0.0]);
-    Ok(())
-}
-
-#[test]
-fn damaged_sheets_are_named() -> Result<()> {
-    let dir = tempfile::tempdir()?;
-    let read = || message(read_sheets(dir.path(), 8));
-    assert!(read().contains("sheet.json"));
-    fs::write(
-        dir.path().join("sheet.json"),
-        r#"{"tile": 8, "columns": 2}"#,
-    )?;
-    assert!(read().contains("counts"), "{}", read());
-    let sheet = r#"{"tile": 8, "columns": 2, "counts": [3]}"#;
-    fs::write(dir.path().join("sheet.json"), sheet)?;
-    image::GrayImage::from_pixel(16, 8, Luma([9])).save(dir.path().join("0.png"))?;
-    assert!(read().contains("lacks tile 2"), "{}", read());
-    Ok(())
-}
-
-#[test]
 fn the_last_images_of_each_class_are_held_out() -> Result<()> {
     let mut data = Dataset::new(vec!["a".into(), "b".into()], 1);
     for index in 0..8 {
@@ -157,8 +121,11 @@ fn classes_are_numbered_as_the_model_numbers_them() {
 
 #[test]
 fn augmentation_follows_its_seed() -> Result<()> {
-    let data = read_sheets(&bundled("optdigits")?, 16)?;
-    let batch = data.batch(&[0, 1, 2])?;
+    let pixels = (0..3 * 16 * 16).map(|index| (index * 37 % 101) as f32 / 100.0);
+    let batch = Batch {
+        images: Tensor::from_iter(pixels, &Device::Cpu)?.reshape((3, 1, 16, 16))?,
+        labels: Tensor::new(&[0u32, 1, 2], &Device::Cpu)?,
+    };
     let changed = |amount: f64, seed: u64| -> Result<Vec<f32>> {
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
         let changed = augment(&batch, amount, &mut rng)?;

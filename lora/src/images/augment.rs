@@ -1,7 +1,7 @@
 //! Random changes to training images: shift, turn, zoom.
 
 use super::Batch;
-use anyhow::Result;
+use crate::Result;
 use candle_core::Tensor;
 use rand::{Rng, RngExt};
 

@@ -1,9 +1,8 @@
 //! A folder of images: one subfolder a class, named for it.
 
+use super::Dataset;
 use super::decode::{Decoded, decode, has_known_ending};
-use super::{Dataset, sheet};
-use crate::interrupt;
-use anyhow::{Context, Result, bail};
+use crate::{Error, Result};
 use std::path::{Path, PathBuf};
 use walkdir::{DirEntry, WalkDir};
 
@@ -57,44 +56,78 @@ impl Folder {
 
 /// Reads a folder of images at the given size, in the order of their names. A class has all images
 /// of its folder, also those of folders inside. The classes are either in the folder itself, or in
-/// two parts of it, `train` and `val`. A folder with a `sheet.json` is read as contact sheets.
+/// two parts of it, `train` and `val` (also `valid`, `validation` or `test`).
 ///
 /// # Errors
-/// If there is no such folder, there are fewer than two classes, a class has too few images to train
-/// on some and hold out others, or images cannot be decoded; the message names all of them.
-pub fn read_folder(dir: &Path, size: usize) -> Result<Folder> {
+/// [`Error::File`] if there is no such folder, there are fewer than two classes, a class has too few
+/// images to train on some and hold out others, or images cannot be decoded; it names all of them.
+pub fn read_folder(dir: impl AsRef<Path>, size: usize) -> Result<Folder> {
+    read_folder_with(dir, size, || Ok(()))
+}
+
+/// As [`read_folder`], but asks `goes_on` before each image. Its error ends the reading: a program
+/// that somebody wants to stop gives one.
+///
+/// # Errors
+/// Those of [`read_folder`] and of `goes_on`.
+pub fn read_folder_with<E: From<Error>>(
+    dir: impl AsRef<Path>,
+    size: usize,
+    mut goes_on: impl FnMut() -> Result<(), E>,
+) -> Result<Folder, E> {
+    let dir = dir.as_ref();
     if !dir.is_dir() {
-        bail!(
-            "there is no folder {}: --data wants a folder of images, one subfolder a class",
-            dir.display()
-        );
+        let problem = "there is no such folder: a folder of images with a subfolder for each class is expected";
+        return Err(Error::file(dir, problem).into());
     }
-    if sheet::is_sheets(dir) {
-        return Ok(Folder {
-            images: sheet::read_sheets(dir, size)?,
-            held_out: None,
-            notes: Vec::new(),
-        });
-    }
-    let mut reader = Reader::new(dir, size);
+    let mut listed = Listed::new(dir);
     let (images, held_out) = match parts(dir)? {
         Some((training, held_out)) => {
-            let others = reader.subfolders(dir)?.into_iter();
+            let others = listed.subfolders(dir)?.into_iter();
             let others = others.filter(|path| *path != training && *path != held_out);
-            reader.skipped.extend(others);
-            let images = reader.dataset(&training, 1)?;
-            let apart = reader.dataset(&held_out, 1)?;
-            let apart = same_classes(&images, apart, &held_out)?;
-            reader.parts = Some([name(&training), name(&held_out)]);
-            (images, Some(apart))
+            listed.skipped.extend(others);
+            let classes = listed.classes(&training, 1)?;
+            let apart = listed.classes(&held_out, 1)?;
+            same_classes(&classes, &apart, &held_out)?;
+            listed.parts = Some([name(&training), name(&held_out)]);
+            (classes, Some(apart))
         }
-        None => (reader.dataset(dir, 2)?, None),
+        None => (listed.classes(dir, 2)?, None),
     };
+    let mut reader = Reader {
+        size,
+        transparent: Vec::new(),
+        broken: Vec::new(),
+        goes_on: &mut goes_on,
+    };
+    let images = reader.dataset(images)?;
+    let held_out = match held_out {
+        Some(held_out) => Some(reader.dataset(held_out)?),
+        None => None,
+    };
+    let Reader {
+        transparent,
+        broken,
+        ..
+    } = reader;
+    if !broken.is_empty() {
+        return Err(Error::File {
+            path: dir.into(),
+            problems: broken,
+        }
+        .into());
+    }
     Ok(Folder {
         images,
         held_out,
-        notes: reader.finish()?,
+        notes: listed.notes(&transparent),
     })
+}
+
+/// A class and its image files.
+struct Class {
+    name: String,
+    files: Vec<PathBuf>,
 }
 
 /// The two parts of a folder that has them: both hold folders, as the classes are.
@@ -114,100 +147,87 @@ fn parts(dir: &Path) -> Result<Option<(PathBuf, PathBuf)>> {
     Ok(part(TRAINING).zip(held_out))
 }
 
-/// The held-out images with their classes numbered as those to train on.
-fn same_classes(training: &Dataset, held_out: Dataset, dir: &Path) -> Result<Dataset> {
-    let missing = |of: &Dataset, from: &Dataset| {
-        let names = of
-            .classes
-            .iter()
-            .filter(|name| !from.classes.contains(name));
-        names.cloned().collect::<Vec<_>>()
+/// Checks that the held-out images in `dir` have the classes of those to train on.
+fn same_classes(training: &[Class], held_out: &[Class], dir: &Path) -> Result<()> {
+    let missing = |of: &[Class], from: &[Class]| {
+        let is_there = |class: &&Class| from.iter().any(|other| other.name == class.name);
+        let names = of.iter().filter(|class| !is_there(class));
+        let names: Vec<&str> = names.map(|class| class.name.as_str()).collect();
+        names.join(", ")
     };
-    let (more, fewer) = (missing(&held_out, training), missing(training, &held_out));
-    let dir = dir.display();
+    let (more, fewer) = (missing(held_out, training), missing(training, held_out));
+    let mut problems = Vec::new();
     if !fewer.is_empty() {
-        bail!("folder {dir} lacks a folder for: {}", fewer.join(", "));
+        problems.push(format!("lacks a folder for: {fewer}"));
     }
-    let renumbered = held_out.renumbered(&training.classes);
-    renumbered.with_context(|| {
-        let more = more.join(", ");
-        format!("folder {dir} has folders that `{TRAINING}` beside it lacks: {more}")
-    })
+    if !more.is_empty() {
+        problems.push(format!(
+            "has folders that `{TRAINING}` beside it lacks: {more}"
+        ));
+    }
+    match problems.is_empty() {
+        true => Ok(()),
+        false => Err(Error::File {
+            path: dir.into(),
+            problems,
+        }),
+    }
 }
 
-/// Reads images and notes what it does not read.
-struct Reader<'a> {
+/// Finds images, and notes what is none.
+struct Listed<'a> {
     root: &'a Path,
-    size: usize,
     /// The names of the folder's parts, where it has some.
     parts: Option<[String; 2]>,
     skipped: Vec<PathBuf>,
-    transparent: Vec<PathBuf>,
-    broken: Vec<String>,
 }
 
-impl<'a> Reader<'a> {
-    fn new(root: &'a Path, size: usize) -> Self {
+impl<'a> Listed<'a> {
+    fn new(root: &'a Path) -> Self {
         Self {
             root,
-            size,
             parts: None,
             skipped: Vec::new(),
-            transparent: Vec::new(),
-            broken: Vec::new(),
         }
     }
 
-    /// The images of a folder of classes, of which each must have at least so many.
-    fn dataset(&mut self, dir: &Path, least: usize) -> Result<Dataset> {
-        let classes = self.subfolders(dir)?;
-        match classes.as_slice() {
-            [] => bail!(
-                "folder {} has no subfolders: put the images of each class into a subfolder named \
-                 for the class",
-                dir.display()
-            ),
-            [only] => bail!(
-                "folder {} has one class only, `{}`: there is nothing to tell apart; it needs at \
-                 least two subfolders of images. If {} holds the classes, name that",
-                dir.display(),
-                name(only),
-                only.display()
-            ),
+    /// The classes in a folder, of which each must have at least so many images.
+    fn classes(&mut self, dir: &Path, least: usize) -> Result<Vec<Class>> {
+        let folders = self.subfolders(dir)?;
+        match folders.as_slice() {
+            [] => {
+                let problem = "has no subfolders: put the images of each class into a subfolder named for \
+                               the class";
+                return Err(Error::file(dir, problem));
+            }
+            [only] => {
+                let problem = format!(
+                    "has one class only, `{}`: there is nothing to tell apart; it needs at least two \
+                     subfolders of images. If {} holds the classes, name that",
+                    name(only),
+                    only.display()
+                );
+                return Err(Error::file(dir, problem));
+            }
             _ => {}
         }
-        let names = classes.iter().map(|class| name(class)).collect();
-        let mut dataset = Dataset::new(names, self.size);
-        for (class, folder) in classes.iter().enumerate() {
-            let files = self.images(folder)?;
+        let mut classes = Vec::new();
+        for folder in folders {
+            let files = self.images(&folder)?;
             if files.len() < least {
                 let why = match least {
                     1 => "1",
                     _ => "2, one to train on and one to hold out",
                 };
-                bail!(
-                    "class folder {} has {} PNG, JPEG or WebP image(s): it needs at least {why}",
-                    folder.display(),
-                    files.len()
-                );
+                let count = files.len();
+                let problem =
+                    format!("has {count} PNG, JPEG or WebP image(s): a class needs at least {why}");
+                return Err(Error::file(folder, problem));
             }
-            for file in files {
-                self.read(&mut dataset, class, file)?;
-            }
+            let name = name(&folder);
+            classes.push(Class { name, files });
         }
-        Ok(dataset)
-    }
-
-    fn read(&mut self, dataset: &mut Dataset, class: usize, file: PathBuf) -> Result<()> {
-        interrupt::check()?;
-        match decode(&file) {
-            Ok(Decoded { image, transparent }) => {
-                dataset.push(class, &image.fit(self.size));
-                self.transparent.extend(transparent.then_some(file));
-            }
-            Err(error) => self.broken.push(format!("{}: {error:#}", file.display())),
-        }
-        Ok(())
+        Ok(classes)
     }
 
     /// The folders in a folder of classes, in the order of their names.
@@ -224,7 +244,7 @@ impl<'a> Reader<'a> {
         let mut entries = walk.sort_by_file_name().into_iter();
         let mut files = Vec::new();
         while let Some(entry) = entries.next() {
-            let entry = entry.with_context(|| format!("cannot read folder {}", class.display()))?;
+            let entry = entry.map_err(|error| Error::file(class, error))?;
             let folder = entry.file_type().is_dir();
             if is_hidden(&entry) {
                 if folder {
@@ -241,16 +261,7 @@ impl<'a> Reader<'a> {
     }
 
     /// What a user should know.
-    fn finish(self) -> Result<Vec<String>> {
-        match self.broken.as_slice() {
-            [] => {}
-            [one] => bail!("cannot read image {one}"),
-            many => bail!(
-                "cannot read {} images:\n  {}",
-                many.len(),
-                many.join("\n  ")
-            ),
-        }
+    fn notes(self, transparent: &[PathBuf]) -> Vec<String> {
         let parts = self.parts.iter();
         let parts = parts
             .map(|[training, held_out]| format!("to train on: {training}; held out: {held_out}"));
@@ -264,11 +275,8 @@ impl<'a> Reader<'a> {
             &self.skipped,
             "skipped, which are not images (PNG, JPEG, WebP) in the folder of a class",
         );
-        add(
-            &self.transparent,
-            "with transparent parts, which became white",
-        );
-        Ok(notes)
+        add(transparent, "with transparent parts, which became white");
+        notes
     }
 
     /// Names of files, as seen from the root.
@@ -283,6 +291,38 @@ impl<'a> Reader<'a> {
     }
 }
 
+/// Reads images.
+struct Reader<'a, E> {
+    size: usize,
+    transparent: Vec<PathBuf>,
+    broken: Vec<String>,
+    goes_on: &'a mut dyn FnMut() -> Result<(), E>,
+}
+
+impl<E> Reader<'_, E> {
+    fn dataset(&mut self, classes: Vec<Class>) -> Result<Dataset, E> {
+        let names = classes.iter().map(|class| class.name.clone());
+        let mut dataset = Dataset::new(names.collect(), self.size);
+        for (number, class) in classes.into_iter().enumerate() {
+            for file in class.files {
+                (self.goes_on)()?;
+                match decode(&file) {
+                    Ok(Decoded { image, transparent }) => {
+                        dataset.push(number, &image.fit(self.size));
+                        self.transparent.extend(transparent.then_some(file));
+                    }
+                    Err(problem) => {
+                        let file = file.display();
+                        self.broken
+                            .push(format!("cannot read image {file}: {problem}"));
+                    }
+                }
+            }
+        }
+        Ok(dataset)
+    }
+}
+
 /// What is in a folder, in the order of the names.
 fn entries(dir: &Path) -> Result<Vec<PathBuf>> {
     let read = || -> std::io::Result<Vec<PathBuf>> {
@@ -290,7 +330,7 @@ fn entries(dir: &Path) -> Result<Vec<PathBuf>> {
             .map(|entry| Ok(entry?.path()))
             .collect()
     };
-    let mut paths = read().with_context(|| format!("cannot read folder {}", dir.display()))?;
+    let mut paths = read().map_err(|error| Error::file(dir, error))?;
     paths.sort();
     Ok(paths)
 }

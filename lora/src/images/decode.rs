@@ -1,7 +1,7 @@
 //! Reading an image file: PNG, JPEG or WebP.
 
 use super::Image;
-use anyhow::{Context, Result, bail};
+use crate::{Error, Result};
 use image::{DynamicImage, ImageDecoder, ImageFormat, ImageReader, Limits, Rgba};
 use std::io::Cursor;
 use std::path::Path;
@@ -23,11 +23,15 @@ pub(super) struct Decoded {
     pub(super) transparent: bool,
 }
 
-/// Reads an image the way up that its camera notes.
-pub(super) fn decode(path: &Path) -> Result<Decoded> {
-    let bytes = std::fs::read(path)?;
+/// Reads an image the way up that its camera notes, or says why it cannot.
+pub(super) fn decode(path: &Path) -> Result<Decoded, String> {
+    let bytes = std::fs::read(path).map_err(|error| error.to_string())?;
+    decode_bytes(&bytes).map_err(|error| error.to_string())
+}
+
+fn decode_bytes(bytes: &[u8]) -> Result<Decoded, Box<dyn std::error::Error>> {
     // By its content: a name may lie.
-    let reader = ImageReader::new(Cursor::new(&bytes)).with_guessed_format()?;
+    let reader = ImageReader::new(Cursor::new(bytes)).with_guessed_format()?;
     let format = reader.format();
     let mut decoder = reader.into_decoder()?;
     let orientation = decoder.orientation()?;
@@ -35,11 +39,11 @@ pub(super) fn decode(path: &Path) -> Result<Decoded> {
     Limits::default().reserve(decoder.total_bytes())?;
     let mut pixels = DynamicImage::from_decoder(decoder)?;
     // The decoder makes up what is missing.
-    if format == Some(ImageFormat::Jpeg) && !has_its_end(&bytes) {
-        bail!("the file ends in the middle of the image");
+    if format == Some(ImageFormat::Jpeg) && !has_its_end(bytes) {
+        return Err("the file ends in the middle of the image".into());
     }
     if pixels.width() == 0 || pixels.height() == 0 {
-        bail!("it has no pixels");
+        return Err("it has no pixels".into());
     }
     pixels.apply_orientation(orientation);
     Ok(on_white(&pixels))
@@ -100,9 +104,11 @@ impl Image {
     /// is white.
     ///
     /// # Errors
-    /// Names the file that cannot be read or decoded, ends too early, or is empty.
-    pub fn open(path: &Path) -> Result<Self> {
-        let decoded = decode(path).with_context(|| format!("cannot read image {}", path.display()));
-        Ok(decoded?.image)
+    /// [`Error::File`] names a file that cannot be read or decoded, ends too early, or has no pixels.
+    pub fn open(path: impl AsRef<Path>) -> Result<Self> {
+        let path = path.as_ref();
+        let decoded = decode(path);
+        let unreadable = |problem| Error::file(path, format!("cannot read this image: {problem}"));
+        Ok(decoded.map_err(unreadable)?.image)
     }
 }

@@ -1,7 +1,7 @@
 //! Images with their classes, as batches for a model.
 
 use super::Image;
-use anyhow::Result;
+use crate::Result;
 use candle_core::{Device, Tensor};
 
 /// Images of one size with their classes, grey or in colour.

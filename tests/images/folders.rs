@@ -1,11 +1,12 @@
 //! Reading folders of images: what is read, what is skipped, what is refused.
 
-use crate::common::{folder, message};
-use anyhow::Result;
+use super::message;
 use image::{GrayImage, Luma, Rgb, RgbImage, Rgba, RgbaImage};
-use lora_examples::images::{Folder, Image, read_folder};
+use lora::images::{Dataset, Folder, Image, read_folder, read_folder_with};
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+
+type Result<T, E = Box<dyn std::error::Error>> = std::result::Result<T, E>;
 
 const BLUE: Rgb<u8> = Rgb([0, 0, 255]);
 const RED: Rgb<u8> = Rgb([255, 0, 0]);
@@ -17,8 +18,19 @@ fn picture(path: &Path, colour: Rgb<u8>) -> Result<()> {
     Ok(())
 }
 
+/// A folder of `count` images a class.
+fn folder(dir: &Path, classes: &[&str], count: u8) -> Result<PathBuf> {
+    let dir = dir.join(classes.join("-"));
+    for class in classes {
+        for index in 0..count {
+            picture(&dir.join(class).join(format!("{index}.png")), RED)?;
+        }
+    }
+    Ok(dir)
+}
+
 /// Every image's first value of each channel.
-fn colours(images: &lora_examples::images::Dataset) -> Vec<Vec<f32>> {
+fn colours(images: &Dataset) -> Vec<Vec<f32>> {
     let colours = (0..images.len()).map(|index| images.image(index).values);
     let each = |values: Vec<f32>| values.chunks(16).map(|channel| channel[0]).collect();
     colours.map(each).collect()
@@ -156,13 +168,13 @@ fn a_folder_may_keep_apart_what_is_held_out() -> Result<()> {
     picture(&dir.join("val/c/1.png"), RED)?;
     let error = message(read_folder(&dir, 4));
     assert!(
-        error.ends_with("val has folders that `train` beside it lacks: c"),
+        error.ends_with("val: has folders that `train` beside it lacks: c"),
         "{error}"
     );
     picture(&dir.join("train/c/1.png"), RED)?;
     picture(&dir.join("train/d/1.png"), RED)?;
     let error = message(read_folder(&dir, 4));
-    assert!(error.ends_with("val lacks a folder for: d"), "{error}");
+    assert!(error.ends_with("val: lacks a folder for: d"), "{error}");
 
     // Two classes that happen to have these names.
     let dir = dir.join("classes");
@@ -179,7 +191,7 @@ fn a_folder_may_keep_apart_what_is_held_out() -> Result<()> {
 fn bad_folders_are_explained() -> Result<()> {
     let dir = tempfile::tempdir()?;
     let read = |name: &str| message(read_folder(&dir.path().join(name), 8));
-    assert!(read("none").contains("there is no folder"));
+    assert!(read("none").contains("none: there is no such folder"));
     fs::create_dir(dir.path().join("empty"))?;
     assert!(read("empty").contains("has no subfolders"));
     folder(dir.path(), &["one"], 3)?;
@@ -187,7 +199,7 @@ fn bad_folders_are_explained() -> Result<()> {
     folder(dir.path(), &["few", "fewer"], 1)?;
     let error = read("few-fewer");
     assert!(
-        error.contains("few has 1 PNG, JPEG or WebP image(s)"),
+        error.contains("few: has 1 PNG, JPEG or WebP image(s): a class needs at least 2, "),
         "{error}"
     );
     Ok(())
@@ -204,7 +216,11 @@ fn every_damaged_image_is_named() -> Result<()> {
     let png = images.join("b").join("1.png");
     let bytes = fs::read(&png)?;
     let error = damage(&png, &bytes[..bytes.len() / 2])?;
-    let named = format!("cannot read image {}: ", png.display());
+    let named = format!(
+        "{}: cannot read image {}: ",
+        images.display(),
+        png.display()
+    );
     assert!(error.starts_with(&named), "{error}");
     assert!(damage(&png, b"hello")?.starts_with(&named));
     // A header that promises 40 GB.
@@ -217,7 +233,11 @@ fn every_damaged_image_is_named() -> Result<()> {
     // Two at once.
     let jpeg = images.join("a").join("1.jpg");
     let error = damage(&jpeg, b"")?;
-    assert!(error.starts_with("cannot read 2 images:\n"), "{error}");
+    assert_eq!(
+        error.matches("\n  - cannot read image ").count(),
+        2,
+        "{error}"
+    );
     assert!(error.contains(&format!("{}: ", jpeg.display())), "{error}");
     assert!(error.contains(&format!("{}: ", png.display())), "{error}");
     Ok(())
@@ -279,5 +299,21 @@ fn an_image_is_turned_as_its_camera_notes() -> Result<()> {
     fs::write(&path, turned)?;
     let values = Image::open(&path)?.values;
     assert!(values[0] < 0.1 && values[255] > 0.9);
+    Ok(())
+}
+
+#[test]
+fn reading_ends_when_it_is_told_to() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let images = folder(dir.path(), &["a", "b"], 3)?;
+    let mut left = 4;
+    let read = read_folder_with(&images, 8, || {
+        left -= 1;
+        match left {
+            0 => Err(lora::Error::Data(vec!["enough".into()])),
+            _ => Ok(()),
+        }
+    });
+    assert_eq!(message(read), "the data: enough");
     Ok(())
 }

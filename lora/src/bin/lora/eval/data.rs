@@ -1,0 +1,60 @@
+//! What a model is measured on.
+
+use anyhow::{Result, bail};
+use lora::data::{Labelled, Pair, Record, read_jsonl};
+use serde_json::{Map, Value};
+use std::path::Path;
+
+/// Examples of one kind.
+pub enum Data {
+    /// Texts, completions, conversations.
+    Records(Vec<Record>),
+    /// Texts with labels.
+    Labelled(Vec<Labelled>),
+    /// Texts that belong together.
+    Pairs(Vec<Pair>),
+    /// A folder of images.
+    Images,
+}
+
+impl Data {
+    /// Reads the first examples of a file; of a folder nothing yet. The first record says of which kind
+    /// all are.
+    ///
+    /// # Errors
+    /// If the file cannot be read, or a line is not of the first one's kind.
+    pub fn read(path: &Path, limit: usize) -> Result<Self> {
+        if path.is_dir() {
+            return Ok(Self::Images);
+        }
+        let records: Vec<Map<String, Value>> = read_jsonl(path)?;
+        let Some(first) = records.first() else {
+            bail!("there is no record");
+        };
+        let has = |keys: &[&str]| keys.iter().any(|key| first.contains_key(*key));
+        let mut data = if has(&["label"]) {
+            Self::Labelled(read_jsonl(path)?)
+        } else if has(&["anchor", "query", "sentence1", "positive"]) {
+            Self::Pairs(read_jsonl(path)?)
+        } else {
+            Self::Records(read_jsonl(path)?)
+        };
+        match &mut data {
+            Self::Records(records) => records.truncate(limit),
+            Self::Labelled(records) => records.truncate(limit),
+            Self::Pairs(records) => records.truncate(limit),
+            Self::Images => {}
+        }
+        Ok(data)
+    }
+
+    /// What it holds, as errors say.
+    pub fn what(&self) -> &'static str {
+        match self {
+            Self::Records(_) => "holds texts for a language model",
+            Self::Labelled(_) => "holds texts with labels, for an encoder with a head",
+            Self::Pairs(_) => "holds pairs of texts, for an encoder",
+            Self::Images => "is a folder of images",
+        }
+    }
+}
