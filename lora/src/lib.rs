@@ -115,13 +115,10 @@ pub mod data;
 mod error;
 mod file;
 mod gguf;
-<<<<<<< HEAD
 #[doc = include_str!("../docs/guide.md")]
 pub mod guide {}
-=======
 #[cfg(feature = "images")]
 pub mod images;
->>>>>>> cliuse
 mod init;
 mod kernels;
 pub mod layers;
