@@ -3,6 +3,8 @@
 mod conversion;
 mod layers;
 mod life;
+mod start;
+mod training;
 
 use candle_core::quantized::{GgmlDType, QTensor};
 use candle_core::{DType, Device, Module, Result, Tensor};

@@ -172,6 +172,12 @@ impl Adapter {
         })
     }
 
+    /// True if the adapter fits a base that its start changed for good: that of LoftQ, or a residual base
+    /// in blocks. No conversion gives an adapter for the original base then.
+    pub(crate) fn fits_changed_base(&self) -> bool {
+        self.start.is_some() && self.initial.is_none()
+    }
+
     /// The rank of [`for_original`](Self::for_original).
     pub(crate) fn original_rank(&self) -> usize {
         match self.initial {

@@ -61,6 +61,15 @@ pub(crate) fn put(layer: &mut dyn Adapted, blocks: Arc<QTensor>, stand_in: Tenso
     layer.adapters_mut().blocks = Some(blocks);
 }
 
+/// Puts other blocks in the place of a quantised layer's, for good.
+pub(crate) fn replace(layer: &mut dyn Adapted, blocks: &Arc<QTensor>) -> Result<()> {
+    let weight = layer.weight();
+    let blocks = to_device(blocks, weight.device())?;
+    let stand_in = stand_in(&blocks, weight.dtype())?;
+    put(layer, blocks, stand_in);
+    Ok(())
+}
+
 /// The weight in blocks of this type, and the relative error that it has then.
 pub(crate) fn quantise(weight: &Tensor, dtype: GgmlDType) -> Result<(Arc<QTensor>, f64)> {
     let weight = weight.detach().to_dtype(DType::F32)?;

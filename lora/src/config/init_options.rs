@@ -192,7 +192,8 @@ const MOST_ITERATIONS: usize = 100;
 #[serde(default, deny_unknown_fields)]
 #[non_exhaustive]
 pub struct LoftqConfig {
-    /// How the base weight is quantised. In JSON its name in lower case: `"q4_0"`, `"q4k"`.
+    /// How the base weight is quantised. In JSON its name in lower case: `"q4_0"`, `"q4k"`. A layer that
+    /// [`LoraConfig::quantize`](crate::LoraConfig::quantize) quantises keeps that type.
     #[serde(with = "quantiser")]
     pub quantiser: GgmlDType,
     /// How often quantisation and decomposition alternate, 1 to 100.
@@ -220,6 +221,16 @@ impl LoftqConfig {
     pub fn iterations(mut self, iterations: usize) -> Self {
         self.iterations = iterations;
         self
+    }
+
+    /// Checks the quantiser where the base is quantised to this type.
+    pub(crate) fn check_base(&self, base: GgmlDType, problems: &mut Vec<String>) {
+        if self.quantiser != base && self.quantiser != Self::default().quantiser {
+            problems.push(format!(
+                "loftq_config: quantiser is {:?}, but quantize {base:?}: a quantised base has one type",
+                self.quantiser
+            ));
+        }
     }
 
     pub(crate) fn check(&self, problems: &mut Vec<String>) {

@@ -461,6 +461,9 @@ impl LoraConfig {
                 quantiser::names()
             ),
         );
+        if let (Init::Loftq, Some(dtype)) = (self.init, self.quantize) {
+            self.loftq_config.check_base(dtype, &mut problems);
+        }
         self.eva_config.check(&mut problems);
         self.lora_ga_config.check(&mut problems);
         self.loftq_config.check(&mut problems);

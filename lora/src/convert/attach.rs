@@ -1,7 +1,7 @@
 //! [`Attach`]: gives each layer what a configuration asks for, when a model is converted and when
 //! an adapter is added.
 
-use super::fresh;
+use super::fresh::{Residual, fresh};
 use crate::adapter::AdaptedMut;
 use crate::adapter::places::RECORDED;
 use crate::adapter::{Parked, Tie, Tokens, copies, quantised};
@@ -11,10 +11,10 @@ use crate::config::{Kind, Mark};
 use crate::error::warn;
 use crate::manage::oversized;
 use crate::path::join;
-use crate::{Adapted, Calibrated, Error, Layer, LoraConfig, Result, Role, Settings};
+use crate::{Adapted, Calibrated, Error, Init, Layer, LoraConfig, Result, Role, Settings};
 use candle_core::Tensor;
 use indexmap::IndexSet;
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::fmt::Display;
 
 /// Where the values of a new adapter come from.
@@ -53,6 +53,8 @@ pub(crate) struct Attach<'a> {
     config: &'a LoraConfig,
     selection: Selection<'a>,
     values: Values<'a>,
+    /// The weights that quantised layers had in full precision, by path, where they are at hand.
+    originals: HashMap<String, Tensor>,
     layers: Vec<(String, Kind)>,
     trained: usize,
     /// Layers whose rank is above the smaller side of their weight: path, rank and that side.
@@ -72,11 +74,18 @@ impl<'a> Attach<'a> {
             config,
             selection,
             values,
+            originals: HashMap::new(),
             layers: Vec::new(),
             trained: 0,
             oversized: Vec::new(),
             problems: Vec::new(),
         }
+    }
+
+    /// Gives the weights that quantised layers had in full precision, by path.
+    pub(super) fn with_originals(mut self, originals: HashMap<String, Tensor>) -> Self {
+        self.originals = originals;
+        self
     }
 
     /// Gives the layer its adapter and its copies, if the configuration asks for any. Both are
@@ -106,15 +115,9 @@ impl<'a> Attach<'a> {
         self.trained += usize::from(settings.is_some() || trainable);
         let mut base = None;
         if let (Some(settings), Some(adapted)) = (settings, layer.adapted_mut()) {
-            match adapted.refuses(&settings, self.config) {
+            let problem = adapted.refuses(&settings, self.config);
+            match problem.or_else(|| self.refuses_start(path, adapted)) {
                 Some(problem) => self.problems.push(format!("`{path}`: {problem}")),
-                None if adapted.adapters().blocks.is_some() && self.config.init.changes_base() => {
-                    self.problems.push(format!(
-                        "`{path}` is quantised, and `{}` would leave another base in full precision: \
-                         take an initial value that leaves the base as it is",
-                        self.config.init
-                    ));
-                }
                 None => {
                     let largest = adapted.largest_rank();
                     if settings.rank > largest {
@@ -122,16 +125,19 @@ impl<'a> Attach<'a> {
                         self.oversized.push((path, settings.rank, largest));
                     }
                     let (config, calibrated) = (self.config, self.values.calibrated());
-                    let (adapter, changed) =
-                        fresh::fresh(adapted, self.name, settings, config, calibrated)?;
+                    let original = self.originals.get(path);
+                    let (adapter, residual) =
+                        fresh(adapted, self.name, settings, config, calibrated, original)?;
                     adapted.adapters_mut().list.push(adapter);
                     // A lasting change is made in the layer itself, and stays when the adapter is
                     // switched off. Any other residual base becomes the adapter's own copy.
-                    match changed {
-                        Some(changed) if config.init.is_lasting() => {
+                    match residual {
+                        Residual::None => {}
+                        Residual::Blocks(blocks) => quantised::replace(adapted, &blocks)?,
+                        Residual::Full(changed) if config.init.is_lasting() => {
                             *adapted.weight_mut() = changed;
                         }
-                        changed => base = changed,
+                        Residual::Full(changed) => base = Some(changed),
                     }
                 }
             }
@@ -150,6 +156,24 @@ impl<'a> Attach<'a> {
         self.tokens(path, layer, settings.is_some() || trainable)?;
         // Copies come last: only now is it known whether the adapter left a residual base.
         self.copies(path, layer, base, trainable, train_bias)
+    }
+
+    /// Why the initial values cannot be those of a layer that is quantised, if they cannot.
+    fn refuses_start(&self, path: &str, layer: &dyn Adapted) -> Option<String> {
+        layer.adapters().blocks.as_ref()?;
+        let init = self.config.init;
+        let problem = match init {
+            Init::Loftq if !self.originals.contains_key(path) => {
+                "needs its weight in full precision: convert the model in full precision with \
+                 LoraConfig::quantize, or begin with another initial value and call \
+                 peft::replace_lora_weights_loftq"
+            }
+            Init::PissaNiter(_) | Init::Corda | Init::LoraGa => {
+                "leaves a base that loading could not make again: take `pissa`, `olora` or `loftq`"
+            }
+            _ => return None,
+        };
+        Some(format!("the layer is quantised, and `{init}` {problem}"))
     }
 
     /// Gives a layer with a vocabulary the rows that are trained.

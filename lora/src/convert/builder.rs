@@ -69,6 +69,8 @@ pub struct Builder<'a> {
 pub(crate) struct Conversion<'a, L> {
     builder: Builder<'a>,
     lora: L,
+    /// The weights in full precision of the layers that the conversion quantised, by path.
+    originals: HashMap<String, Tensor>,
 }
 
 impl<'a, L: LoraModule> Conversion<'a, L> {
@@ -84,8 +86,13 @@ impl<'a, L: LoraModule> Conversion<'a, L> {
             problems,
             ..
         } = &mut builder;
-        problems.extend(quantise(&mut lora, config, selection, marks)?);
-        Ok(Self { builder, lora })
+        let quantised = quantise(&mut lora, config, selection, marks)?;
+        problems.extend(quantised.problems);
+        Ok(Self {
+            builder,
+            lora,
+            originals: quantised.originals,
+        })
     }
 
     /// The model without an adapter.
@@ -116,7 +123,11 @@ impl<'a, L: LoraModule> Conversion<'a, L> {
 
     /// The model with one active adapter of this name and these values.
     pub(crate) fn attach(self, name: &str, values: Values<'_>) -> Result<L> {
-        let Self { builder, mut lora } = self;
+        let Self {
+            builder,
+            mut lora,
+            originals,
+        } = self;
         let mut marks = builder.marks;
         if marks.contains_key("") && is_layer(&lora) {
             // A layer that is converted on its own is the target, for adapters added later, too: no
@@ -128,7 +139,8 @@ impl<'a, L: LoraModule> Conversion<'a, L> {
                 }
             });
         }
-        let mut attach = Attach::new(name, builder.config, builder.selection, values);
+        let attach = Attach::new(name, builder.config, builder.selection, values);
+        let mut attach = attach.with_originals(originals);
         try_each_layer_mut(&mut lora, |path, layer| match marks.get(path) {
             Some(mark) => attach.marked_layer(path, *mark, layer),
             // Not from this conversion: a part that is its own LoRA type brings its own adapters.

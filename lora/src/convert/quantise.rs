@@ -11,7 +11,16 @@ use candle_core::{Tensor, TensorId};
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
-/// Quantises the layers that the configuration asks for, and returns what keeps others from it.
+/// What quantising the layers of a model came to.
+#[derive(Default)]
+pub(super) struct Quantised {
+    /// What keeps layers from being quantised.
+    pub(super) problems: Vec<String>,
+    /// The weights in full precision, by path, if the adapter's initial values are computed from them.
+    pub(super) originals: HashMap<String, Tensor>,
+}
+
+/// Quantises the layers that the configuration asks for.
 ///
 /// Without a pattern these are all `Linear` layers but the one that gives a language model's scores,
 /// those that share the weight of an embedding, and those that are trained in full.
@@ -20,9 +29,9 @@ pub(super) fn quantise<L: LoraModule>(
     config: &LoraConfig,
     selection: &mut Selection<'_>,
     marks: &HashMap<String, Option<Mark>>,
-) -> Result<Vec<String>> {
+) -> Result<Quantised> {
     let Some(dtype) = config.quantize else {
-        return Ok(Vec::new());
+        return Ok(Quantised::default());
     };
     let mut tables = HashSet::new();
     each_layer(lora, |_, layer| {
@@ -31,7 +40,11 @@ pub(super) fn quantise<L: LoraModule>(
     });
     // Layers that share a weight share its blocks.
     let mut shared: HashMap<TensorId, (Arc<QTensor>, Tensor)> = HashMap::new();
-    let (mut problems, mut any) = (Vec::new(), false);
+    let Quantised {
+        mut problems,
+        mut originals,
+    } = Quantised::default();
+    let mut any = false;
     try_each_layer_mut(lora, |path, layer| {
         let Some(mark) = marks.get(path) else {
             return Ok(());
@@ -77,11 +90,17 @@ pub(super) fn quantise<L: LoraModule>(
                 }
             };
             quantised::put(linear, blocks, stand_in);
+            if config.init.changes_base() {
+                originals.insert(path.into(), weight);
+            }
         }
         Ok(())
     })?;
     if !any && problems.is_empty() {
         problems.push("quantize: the model has no Linear to quantise".into());
     }
-    Ok(problems)
+    Ok(Quantised {
+        problems,
+        originals,
+    })
 }

@@ -12,4 +12,4 @@ pub use calibration::Calibrated;
 pub(crate) use calibration::Calibration;
 pub(crate) use draw::{AdapterInit, adapter_dtype, rng};
 pub(crate) use original::convert;
-pub(crate) use start::{Start, Target, residual, start};
+pub(crate) use start::{Start, Target, missing, residual, start};

@@ -5,11 +5,12 @@ use super::calibration::{Calibrated, Components};
 use crate::config::{CordaMethod, LoraGaDirection, LoraGaScale};
 use crate::linalg::{self, Svd};
 use crate::{Error, Init, LoraConfig, Result};
-use candle_core::quantized::QTensor;
+use candle_core::quantized::{GgmlDType, QTensor};
 use candle_core::{DType, Device, Tensor};
 use faer::{Mat, MatRef};
 use rand::Rng;
 use rand::seq::index::sample;
+use std::sync::Arc;
 
 /// The layer for which initial values are computed.
 pub(crate) struct Target<'a> {
@@ -18,6 +19,8 @@ pub(crate) struct Target<'a> {
     pub(crate) weight: &'a Tensor,
     pub(crate) rank: usize,
     pub(crate) scaling: f64,
+    /// The type of the layer's blocks, if the layer is quantised: a residual base is quantised then, too.
+    pub(crate) blocks: Option<GgmlDType>,
 }
 
 /// The initial values of an adapter, and the residual base that they leave.
@@ -30,6 +33,8 @@ pub(crate) struct Start {
     /// The residual base, in the weight's dtype: base + s·B·A is the original weight. `None` where
     /// the weight stays as it is.
     pub(crate) base: Option<Tensor>,
+    /// The residual base of a quantised layer, in its place.
+    pub(crate) blocks: Option<Arc<QTensor>>,
     /// B is not trained.
     pub(crate) frozen_b: bool,
 }
@@ -64,6 +69,15 @@ pub(crate) fn start(
         )),
     });
     result.map_err(|error| error.at(target.path))
+}
+
+/// A and B that come nearest to what a base lacks of the target's weight: s·B·A ≈ W − base.
+///
+/// # Errors
+/// As [`start`].
+pub(crate) fn missing(target: &Target<'_>, base: &Tensor) -> Result<Start> {
+    let start = Starting::new(target, Init::Loftq).and_then(|it| it.missing(base));
+    start.map_err(|error| error.at(target.path))
 }
 
 struct Starting<'a> {
@@ -106,13 +120,18 @@ impl<'a> Starting<'a> {
 
     /// A and B from the first r singular values and vectors.
     fn split(&self, svd: Svd) -> Result<Start> {
+        let (a, b) = self.first(&svd)?;
+        self.taken_out(a, b)
+    }
+
+    /// A and B whose product s·B·A is the part of the first r singular values.
+    fn first(&self, svd: &Svd) -> Result<(Mat<f64>, Mat<f64>)> {
         let rank = self.target.rank;
         let roots = self.roots(&svd.s[..rank])?;
         let a = scaled_columns(svd.v.subcols(0, rank), &roots)
             .transpose()
             .to_owned();
-        let b = scaled_columns(svd.u.subcols(0, rank), &roots);
-        self.taken_out(a, b)
+        Ok((a, scaled_columns(svd.u.subcols(0, rank), &roots)))
     }
 
     /// √(S/s): A and B take one root each, so that s·B·A contains S.
@@ -257,40 +276,53 @@ impl<'a> Starting<'a> {
 
     /// Quantises the base and decomposes the quantisation's error, in turns, as LoftQ does.
     fn loftq(&self, config: &LoraConfig) -> Result<Start> {
-        let rank = self.target.rank;
-        let quantiser = config.loftq_config.quantiser;
-        let (inputs, block) = (self.weight.ncols(), quantiser.block_size());
+        let settings = &config.loftq_config;
+        let quantiser = self.target.blocks.unwrap_or(settings.quantiser);
+        let (weight, scaling) = (self.target.weight, self.target.scaling);
+        let mut rest = self.weight.clone();
+        let mut turn = settings.iterations.max(1);
+        loop {
+            let blocks = self.quantised(&rest, quantiser)?;
+            // The base will hold values rounded to its dtype, so the error includes this rounding.
+            let base = blocks.dequantize(&Device::Cpu)?.to_dtype(weight.dtype())?;
+            let (a, b) = self.nearest(&base)?;
+            turn -= 1;
+            if turn > 0 {
+                rest = &self.weight - scaling * (b * a);
+                continue;
+            }
+            let mut start = self.added(a.as_ref(), b.as_ref())?;
+            match self.target.blocks {
+                Some(_) => start.blocks = Some(blocks),
+                None => start.base = Some(base.to_device(weight.device())?),
+            }
+            return Ok(start);
+        }
+    }
+
+    fn missing(&self, base: &Tensor) -> Result<Start> {
+        let (a, b) = self.nearest(base)?;
+        self.added(a.as_ref(), b.as_ref())
+    }
+
+    /// A and B whose product s·B·A is nearest to what this base lacks of the weight.
+    fn nearest(&self, base: &Tensor) -> Result<(Mat<f64>, Mat<f64>)> {
+        let lacking = &self.weight - linalg::matrix(base)?;
+        self.first(&linalg::svd(lacking.as_ref())?)
+    }
+
+    fn quantised(&self, weight: &Mat<f64>, quantiser: GgmlDType) -> Result<Arc<QTensor>> {
+        let (inputs, block) = (weight.ncols(), quantiser.block_size());
         if !inputs.is_multiple_of(block) {
             let message = format!(
                 "{quantiser:?} takes {block} inputs at a time, the layer has {inputs}: take \
-                 another quantiser for `loftq`"
+                 another quantiser for `{}`",
+                self.init
             );
             return Err(Error::layer(self.target.path, message));
         }
-        let mut rest = self.weight.clone();
-        let mut turn = config.loftq_config.iterations.max(1);
-        loop {
-            let full = linalg::tensor(rest.as_ref(), DType::F32, &Device::Cpu)?;
-            let quantised = QTensor::quantize(&full, quantiser)?.dequantize(&Device::Cpu)?;
-            // The base will hold values rounded to its dtype, so the error includes this rounding.
-            let base = quantised.to_dtype(self.target.weight.dtype())?;
-            let svd = linalg::svd((&self.weight - linalg::matrix(&base)?).as_ref())?;
-            let roots = self.roots(&svd.s[..rank])?;
-            let a = scaled_columns(svd.v.subcols(0, rank), &roots)
-                .transpose()
-                .to_owned();
-            let b = scaled_columns(svd.u.subcols(0, rank), &roots);
-            turn -= 1;
-            if turn == 0 {
-                let base = base.to_device(self.target.weight.device())?;
-                let start = self.added(a.as_ref(), b.as_ref())?;
-                return Ok(Start {
-                    base: Some(base),
-                    ..start
-                });
-            }
-            rest = &self.weight - self.target.scaling * (b * a);
-        }
+        let full = linalg::tensor(weight.as_ref(), DType::F32, &Device::Cpu)?;
+        Ok(Arc::new(QTensor::quantize(&full, quantiser)?))
     }
 
     /// A start that leaves the weight as it is.
@@ -301,22 +333,29 @@ impl<'a> Starting<'a> {
             a: linalg::tensor(a, dtype, weight.device())?,
             b: linalg::tensor(b, dtype, weight.device())?,
             base: None,
+            blocks: None,
             frozen_b: false,
         })
     }
 
     /// A start that leaves the residual base W − s·B·A.
     fn taken_out(&self, a: Mat<f64>, b: Mat<f64>) -> Result<Start> {
-        let start = self.added(a.as_ref(), b.as_ref())?;
+        let mut start = self.added(a.as_ref(), b.as_ref())?;
         let Target {
-            weight, scaling, ..
+            weight,
+            scaling,
+            blocks,
+            ..
         } = *self.target;
         // Computed from A and B as they were rounded, so that the sum gives the weight back.
         let base = residual(weight, &start.a, &start.b, scaling)?;
-        Ok(Start {
-            base: Some(base),
-            ..start
-        })
+        match blocks {
+            Some(dtype) => {
+                start.blocks = Some(self.quantised(&linalg::matrix(&base)?, dtype)?);
+            }
+            None => start.base = Some(base),
+        }
+        Ok(start)
     }
 
     /// What the calibration found for this layer.

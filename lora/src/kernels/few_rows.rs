@@ -5,6 +5,7 @@ use super::matrix::Threads;
 use super::simd::{Element, Vector, run};
 use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
+use std::ops::Range;
 
 /// From so many inputs on, the numbers of a weight's column count as far apart in memory.
 pub(super) const FAR_APART: usize = 1024;
@@ -38,23 +39,39 @@ pub(crate) fn product<T: Element>(
     add: bool,
     threads: Threads,
 ) {
-    let (rows, outputs) = (x.len() / inputs, w.len() / inputs);
+    let dots_of = |outputs: Range<usize>, t: &mut [T]| {
+        let w = &w[outputs.start * inputs..outputs.end * inputs];
+        dots(w, x, t, inputs);
+    };
+    product_of(y, (x.len() / inputs, inputs), dots_of, add, threads);
+}
+
+/// As [`product`], for a weight of which `dots_of` gives the products of some rows with all rows of x,
+/// (outputs, rows).
+pub(super) fn product_of<T: Element>(
+    y: &mut [T],
+    (rows, inputs): (usize, usize),
+    dots_of: impl Fn(Range<usize>, &mut [T]) + Sync,
+    add: bool,
+    threads: Threads,
+) {
+    let outputs = y.len() / rows;
     let part = (PART / inputs).clamp(1, outputs.max(1));
-    let transposed = |w: &[T]| {
-        let mut t = vec![T::ZERO; w.len() / inputs * rows];
-        run(Dots {
-            x: w,
-            a: x,
-            t: &mut t,
-            width: inputs,
-        });
+    let transposed = |first: usize| {
+        let outputs = first..(first + part).min(outputs);
+        let mut t = vec![T::ZERO; outputs.len() * rows];
+        dots_of(outputs, &mut t);
         t
     };
+    let firsts = (0..outputs).step_by(part);
     let parts: Vec<Vec<T>> = match threads {
-        Threads::One => w.chunks(part * inputs).map(transposed).collect(),
-        Threads::All => w.par_chunks(part * inputs).map(transposed).collect(),
+        Threads::One => firsts.clone().map(transposed).collect(),
+        Threads::All => {
+            let firsts: Vec<usize> = firsts.clone().collect();
+            firsts.into_par_iter().map(transposed).collect()
+        }
     };
-    for (first, t) in (0..outputs).step_by(part).zip(parts) {
+    for (first, t) in firsts.zip(parts) {
         for (output, sums) in (first..).zip(t.chunks_exact(rows)) {
             for (row, &sum) in sums.iter().enumerate() {
                 let y = &mut y[row * outputs + output];
@@ -62,6 +79,11 @@ pub(crate) fn product<T: Element>(
             }
         }
     }
+}
+
+/// t = x·aᵀ: x is (rows, width), a (rank, width), t (rows, rank).
+pub(super) fn dots<T: Element>(x: &[T], a: &[T], t: &mut [T], width: usize) {
+    run(Dots { x, a, t, width });
 }
 
 /// Runs `$body` for blocks of 4, 2 and 1 of `$count` items. The size is a constant in the body, so

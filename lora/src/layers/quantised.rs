@@ -11,11 +11,11 @@ use std::sync::Arc;
 
 /// A linear layer whose weight is quantised, y = x·Wᵀ + b: one of a GGUF file. W is (out, in), b (out).
 ///
-/// The layer passes the gradient to its input, as candle's own [`QMatMul`] does not. With 16 rows and
-/// more, and wherever a gradient is wanted, the product is that of the dequantised weight: panels of the
-/// weight are dequantised and multiplied one after the other, so that the weight is never held in full
-/// precision. With fewer rows candle's kernels compute the product. They round the inputs to eight bits,
-/// as llama.cpp does, and are faster there.
+/// The layer passes the gradient to its input, as candle's own [`QMatMul`] does not. The product is that
+/// of the dequantised weight: panels of the weight are dequantised and multiplied one after the other, so
+/// that the weight is never held in full precision. With fewer than 16 rows of Q8_0 or a K type, and where
+/// no gradient is wanted, candle's kernels compute the product. They round the inputs to eight bits, as
+/// llama.cpp does, and are faster there.
 ///
 /// Its LoRA type is [`LoraQLinear`]. A weight in full precision is taken too, so that a model can hold
 /// either. A `Linear` is quantised when it is converted, with

@@ -6,7 +6,7 @@ use super::checks::{
 };
 use super::tie;
 use crate::adapter::copies;
-use crate::adapter::{Access, AdaptedMut};
+use crate::adapter::{Access, AdaptedMut, Adapter};
 use crate::config::selection::Selection;
 use crate::convert::{Attach, Values};
 use crate::{LoraConfig, LoraModule, Result};
@@ -59,6 +59,14 @@ pub(crate) fn add<M: LoraModule>(
             ));
         }
         if let Some(adapted) = layer.adapted_mut() {
+            let adapters = adapted.adapters();
+            if adapters.get(name).is_some_and(Adapter::fits_changed_base) {
+                attach.problems.push(format!(
+                    "`{path}` is quantised: `{}` would change its blocks for good, and so what the \
+                     other adapters compute: only a conversion can use it",
+                    config.init
+                ));
+            }
             let active = adapted.adapters_mut();
             active.active.retain(|active| active != name);
         }

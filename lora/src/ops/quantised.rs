@@ -26,17 +26,13 @@ pub(crate) struct Blocks {
 }
 
 impl Blocks {
-    /// Whether candle's kernels compute the product. They round each input to eight bits, and are
-    /// faster where a few rows are all that the weight is read for.
+    /// Whether candle's kernels compute the product. They round each input to eight bits. For these types
+    /// they are faster where a few rows are all that the weight is read for.
     fn is_left_to_candle(&self, xs: &Tensor) -> bool {
         let (_, inputs) = self.tensor.shape().dims2().unwrap_or_default();
-        let known = matches!(
+        let is_fast = matches!(
             self.tensor.dtype(),
-            GgmlDType::Q4_0
-                | GgmlDType::Q4_1
-                | GgmlDType::Q5_0
-                | GgmlDType::Q5_1
-                | GgmlDType::Q8_0
+            GgmlDType::Q8_0
                 | GgmlDType::Q2K
                 | GgmlDType::Q3K
                 | GgmlDType::Q4K
@@ -44,7 +40,7 @@ impl Blocks {
                 | GgmlDType::Q6K
         );
         // Some of candle's kernels panic on an odd number of blocks.
-        known
+        is_fast
             && inputs.is_multiple_of(64)
             && !self.is_exact
             && !xs.track_op()

@@ -9,7 +9,7 @@ use crate::config::matching::{holder, is_bias, modules_above, outermost};
 use crate::manage::tie::base_id;
 use crate::path::join;
 use crate::traits::each_layer;
-use crate::{Adapter, LoftqConfig, LoraModule, Param, Part, Result, Role, Settings};
+use crate::{Adapter, Init, LoftqConfig, LoraModule, Param, Part, Result, Role, Settings};
 use candle_core::Tensor;
 use indexmap::IndexMap;
 use std::collections::{BTreeSet, HashMap, HashSet};
@@ -36,6 +36,8 @@ pub(super) struct Site {
     pub adapter: Option<Settings>,
     /// How the base was quantised for the adapter.
     pub loftq: Option<LoftqConfig>,
+    /// The initial value, if the adapter fits the residual base that this value left.
+    pub start: Option<Init>,
     /// The adapter's B is not trained, as MiCA asks.
     pub keeps_b: bool,
     /// How the weight lies, for a layer that can carry adapters.
@@ -111,8 +113,20 @@ impl Description {
         Self::with(model, adapter, Adapter::clone)
     }
 
-    /// As [`of`](Self::of), with the adapter converted to one for the original base.
+    /// As [`of`](Self::of), with the adapter converted to one for the original base. Where a quantised
+    /// layer's residual base is in blocks, no conversion is exact: such an adapter stays as it is, in all
+    /// layers.
     pub fn for_original<M: LoraModule>(model: &M, adapter: &str) -> Result<Self> {
+        let mut is_raw = false;
+        each_layer(model, |_, layer| {
+            let of_name = layer
+                .adapted()
+                .and_then(|layer| layer.adapters().get(adapter));
+            is_raw |= of_name.is_some_and(Adapter::fits_changed_base);
+        });
+        if is_raw {
+            return Ok(Self::of(model, adapter));
+        }
         let mut failed = None;
         let description = Self::with(model, adapter, |adapter| {
             adapter.for_original().unwrap_or_else(|error| {
@@ -172,6 +186,7 @@ impl Description {
                 adaptable: adapted.is_some(),
                 adapter: of_name.map(|adapter| adapter.settings()),
                 loftq: of_name.and_then(|adapter| adapter.loftq.clone()),
+                start: of_name.and_then(|adapter| adapter.start),
                 keeps_b: of_name.is_some_and(|adapter| adapter.keeps_b),
                 form: adapted.map(|adapted| adapted.form()),
                 tied_to,

@@ -16,6 +16,7 @@
 //! | merge into a checkpoint on disk | [`merge_checkpoint`] |
 //! | load a merged model | [`merged_var_builder`] |
 //! | merge an adapter into a model in a GGUF file | [`merge_gguf`] |
+//! | start an adapter with what quantising cost its base | [`replace_lora_weights_loftq`] |
 //! | exchange adapters with llama.cpp | [`adapter_to_gguf`], [`gguf_to_adapter`] |
 //! | exchange adapters with kohya, diffusers, mlx-lm | [`import`] |
 //! | say how to read what a directory leaves open | [`AdapterDir`] |
@@ -31,7 +32,9 @@
 //! rank, and fit the original base. Raw files of PiSSA and OLoRA are read. Those of `pissa_niter`,
 //! CorDA, LoRA-GA and PEFT's LoftQ are refused, as their base cannot be made again. An adapter of
 //! this crate's LoftQ records how its base was quantised: loading quantises the base again, to the
-//! same values. PEFT cannot load such an adapter.
+//! same values. PEFT cannot load such an adapter. Nor is an adapter converted that fits a residual base
+//! in blocks, PiSSA's or OLoRA's of a quantised layer: its file is raw, and loading it onto the same
+//! quantised base makes the same blocks again.
 //!
 //! Adapters with activated LoRA, Arrow, BD-LoRA, KaSA, Megatron layers, MonteCLoRA, QALoRA, VeLoRA
 //! or replicated layers are not supported. They are refused by name when a configuration becomes
@@ -77,6 +80,7 @@ mod gguf;
 pub mod import;
 mod keys;
 mod load;
+mod loftq;
 mod merge;
 mod names;
 mod replace;
@@ -90,6 +94,7 @@ pub use crate::adapter::check_name;
 pub use config::{AdapterConfig, InitWeights, OneOrMany, TaskType, TokenIndices};
 pub use dir::AdapterDir;
 pub use gguf::{GgufMergeReport, GgufOptions, adapter_to_gguf, gguf_to_adapter, merge_gguf};
+pub use loftq::{LoftqLayer, replace_lora_weights_loftq, replace_lora_weights_loftq_if};
 pub use merge::{
     MergeCheck, MergeOptions, MergeReport, merge_checkpoint, merge_checkpoint_with,
     merged_var_builder, merged_var_builder_with,

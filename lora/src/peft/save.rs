@@ -4,7 +4,7 @@ use super::describe::{Description, Site};
 use super::{AdapterConfig, TaskType, TokenIndices, replace, targets, weights};
 use crate::config::Kind;
 use crate::config::matching::ends;
-use crate::{DEFAULT_ADAPTER, Error, LoraModule, Result, Settings, TrainBias, manage};
+use crate::{DEFAULT_ADAPTER, Error, Init, LoraModule, Result, Settings, TrainBias, manage};
 use std::collections::{HashMap, HashSet};
 use std::path::Path;
 
@@ -139,11 +139,14 @@ fn describe(model: &Description, options: &SaveOptions) -> Result<AdapterConfig,
     let tokens = model.tokens();
     config.trainable_token_indices = (!tokens.is_empty()).then_some(TokenIndices::Modules(tokens));
     config.ensure_weight_tying = model.is_tied();
+    if let Some(start) = model.sites.iter().find_map(|site| site.start) {
+        config.set_start(start);
+    }
     if let Some(loftq) = model.sites.iter().find_map(|site| site.loftq.as_ref()) {
         config.set_loftq(loftq).map_err(|problem| vec![problem])?;
     }
     if model.sites.iter().any(|site| site.keeps_b) {
-        config.set_mica();
+        config.set_start(Init::Mica);
     }
     config.use_rslora = use_rslora;
     for (_, part, flag) in config.parts_mut() {

@@ -52,6 +52,7 @@ fn eva_shares_ranks_out_as_peft() -> Result<()> {
                 weight: fixture.get(name, &format!("{layer}.weight")),
                 rank,
                 scaling: config.scaling(rank, *alpha),
+                blocks: None,
             };
             let start = start(&target, &config, Some(&calibrated), &mut rng())?;
             // Equal with their signs.

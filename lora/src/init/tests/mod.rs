@@ -156,6 +156,7 @@ fn begin(weight: &Tensor, rank: usize, scaling: f64, config: &LoraConfig) -> Res
         weight,
         rank,
         scaling,
+        blocks: None,
     };
     start(&target, config, None, &mut rng())
 }
@@ -184,6 +185,7 @@ fn of_case(fixture: &Fixture, name: &str, case: &Case) -> Result<Start> {
         weight: fixture.get(name, "weight"),
         rank: case.rank,
         scaling: case.scaling(),
+        blocks: None,
     };
     start(&target, &case.config(), calibrated.as_ref(), &mut rng())
 }

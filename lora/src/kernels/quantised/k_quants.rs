@@ -17,14 +17,11 @@ fn scale_and_min(scales: &[u8], j: usize) -> (f32, f32) {
     (f32::from(scale), f32::from(min))
 }
 
-/// The factor of each value, where 16 neighbours share one.
+/// The factors of 32 values, of which 16 neighbours share one.
 #[inline(always)]
-fn spread(factor: impl Fn(usize) -> f32) -> [f32; 256] {
-    let mut all = [0.0; 256];
-    let parts = all.as_chunks_mut::<16>().0.iter_mut();
-    parts
-        .enumerate()
-        .for_each(|(part, all)| *all = [factor(part); 16]);
+fn spread(factors: &[f32; 16], round: usize) -> [f32; 32] {
+    let mut all = [factors[round * 2]; 32];
+    all[16..].copy_from_slice(&[factors[round * 2 + 1]; 16]);
     all
 }
 
@@ -32,22 +29,19 @@ fn spread(factor: impl Fn(usize) -> f32) -> [f32; 256] {
 pub(super) fn q2k(block: &[u8; 84], y: &mut [f32; 256]) {
     let (scales, q) = (&block[..16], &block[16..80]);
     let (d, min) = (half(block, 80), half(block, 82));
-    // Each 32 bytes hold 128 values, two bits of a byte for each of four rounds.
-    let mut numbers = [0; 256];
-    let halves = numbers.as_chunks_mut::<128>().0.iter_mut();
-    for (numbers, q) in halves.zip(q.as_chunks::<32>().0) {
-        let rounds = numbers.as_chunks_mut::<32>().0;
-        for j in 0..32 {
-            rounds[0][j] = q[j] & 3;
-            rounds[1][j] = (q[j] >> 2) & 3;
-            rounds[2][j] = (q[j] >> 4) & 3;
-            rounds[3][j] = q[j] >> 6;
-        }
+    let (mut scale, mut least) = ([0.0; 16], [0.0; 16]);
+    for part in 0..16 {
+        scale[part] = d * f32::from(scales[part] & 15);
+        least[part] = min * f32::from(scales[part] >> 4);
     }
-    let scale = spread(|part| d * f32::from(scales[part] & 15));
-    let least = spread(|part| min * f32::from(scales[part] >> 4));
-    for j in 0..256 {
-        y[j] = scale[j] * f32::from(numbers[j]) - least[j];
+    // Each 32 bytes hold 128 values, two bits of a byte for each of four rounds.
+    for (round, y) in y.as_chunks_mut::<32>().0.iter_mut().enumerate() {
+        let q = &q.as_chunks::<32>().0[round / 4];
+        let (scale, least) = (spread(&scale, round), spread(&least, round));
+        let shift = round % 4 * 2;
+        for j in 0..32 {
+            y[j] = scale[j] * f32::from((q[j] >> shift) & 3) - least[j];
+        }
     }
 }
 
@@ -55,20 +49,20 @@ pub(super) fn q2k(block: &[u8; 84], y: &mut [f32; 256]) {
 pub(super) fn q3k(block: &[u8; 110], y: &mut [f32; 256]) {
     let (third, q, scales) = (&block[..32], &block[32..96], &block[96..108]);
     let d = half(block, 108);
-    for (part, y) in y.as_chunks_mut::<16>().0.iter_mut().enumerate() {
-        let (round, side) = (part / 2, part % 2);
-        let q = &q.as_chunks::<16>().0[round / 4 * 2 + side];
-        let third = &third.as_chunks::<16>().0[side];
-        let shift = round % 4 * 2;
-        let low = match part {
-            0..8 => scales[part] & 15,
-            _ => scales[part - 8] >> 4,
-        };
+    let mut scale = [0.0; 16];
+    for part in 0..16 {
+        let low = (scales[part % 8] >> (part / 8 * 4)) & 15;
         let high = (scales[8 + part % 4] >> (part / 4 * 2)) & 3;
-        let scale = d * (f32::from(low | (high << 4)) - 32.0);
-        for j in 0..16 {
+        scale[part] = d * (f32::from(low | (high << 4)) - 32.0);
+    }
+    // As in `q2k`; a byte holds the third bit of each of the eight rounds.
+    for (round, y) in y.as_chunks_mut::<32>().0.iter_mut().enumerate() {
+        let q = &q.as_chunks::<32>().0[round / 4];
+        let scale = spread(&scale, round);
+        let shift = round % 4 * 2;
+        for j in 0..32 {
             let (q, bit) = (i32::from(q[j]) >> shift, i32::from(third[j]) >> round);
-            y[j] = scale * ((q & 3) + 4 * (bit & 1) - 4) as f32;
+            y[j] = scale[j] * (((q & 3) | ((bit & 1) << 2)) - 4) as f32;
         }
     }
 }
@@ -108,23 +102,20 @@ pub(super) fn q5k(block: &[u8; 176], y: &mut [f32; 256]) {
 pub(super) fn q6k(block: &[u8; 210], y: &mut [f32; 256]) {
     let (low, high, scales) = (&block[..128], &block[128..192], &block[192..208]);
     let d = half(block, 208);
-    // 128 values at a time: four rounds of 32, of which two share a byte's halves.
-    let mut numbers = [0; 256];
-    let (low, high) = (low.as_chunks::<32>().0, high.as_chunks::<32>().0);
-    let halves = numbers.as_chunks_mut::<128>().0.iter_mut();
-    for (half, numbers) in halves.enumerate() {
-        let (first, second, high) = (&low[half * 2], &low[half * 2 + 1], &high[half]);
-        let rounds = numbers.as_chunks_mut::<32>().0;
-        for j in 0..32 {
-            rounds[0][j] = (first[j] & 15) | ((high[j] & 3) << 4);
-            rounds[1][j] = (second[j] & 15) | (((high[j] >> 2) & 3) << 4);
-            rounds[2][j] = (first[j] >> 4) | (((high[j] >> 4) & 3) << 4);
-            rounds[3][j] = (second[j] >> 4) | ((high[j] >> 6) << 4);
-        }
+    let mut scale = [0.0; 16];
+    for part in 0..16 {
+        scale[part] = d * signed(scales[part]);
     }
-    let scale = spread(|part| d * signed(scales[part]));
-    for j in 0..256 {
-        y[j] = scale[j] * (i32::from(numbers[j]) - 32) as f32;
+    // Four rounds of 32 values for each half: two rounds share the bytes of the low bits.
+    for (round, y) in y.as_chunks_mut::<32>().0.iter_mut().enumerate() {
+        let low = &low.as_chunks::<32>().0[round / 4 * 2 + round % 2];
+        let high = &high.as_chunks::<32>().0[round / 4];
+        let scale = spread(&scale, round);
+        let (shift, shift_high) = (round % 4 / 2 * 4, round % 4 * 2);
+        for j in 0..32 {
+            let (low, high) = (i32::from(low[j]) >> shift, i32::from(high[j]) >> shift_high);
+            y[j] = scale[j] * (((low & 15) | ((high & 3) << 4)) - 32) as f32;
+        }
     }
 }
 

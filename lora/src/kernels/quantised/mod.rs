@@ -10,6 +10,7 @@ mod tests;
 
 use super::adapted::Direction;
 use super::buffer::{buffer, room};
+use super::few_rows;
 use super::matrix::{Matrix, Threads, Tile, multiply_into, tiles};
 use super::simd::Element;
 use candle_core::quantized::{GgmlDType, QTensor};
@@ -51,8 +52,20 @@ const WIDTH: usize = 256;
 /// Numbers that one panel adds up for each of those columns. So a panel takes about 512 KB in f32.
 const DEPTH: usize = 640;
 
+/// The least columns of a panel, as products of fewer are slow.
+const LEAST_WIDTH: usize = 64;
+
 /// Rows that are worth dequantising a panel for on one more thread.
 const ROWS: usize = 32;
+
+/// Dequantising a panel takes as long as the product of so many rows with it.
+const UNPACKING: usize = 16;
+
+/// Up to so many rows, a product with rows of the weight is faster than one with panels.
+const FEW: usize = 16;
+
+/// Numbers that fit into a core's first cache beside the rows that they are multiplied with.
+const FIRST_CACHE: usize = 1 << 13;
 
 /// Numbers between the rows of a panel. Rows at a power of two from each other would share the same
 /// few lines of the cache.
@@ -131,6 +144,9 @@ impl<'a> Blocks<'a> {
                 y.fill(T::ZERO)
             };
         }
+        if pass == Direction::Forward && rows <= FEW {
+            return self.multiply_few(y, x, rows, add, threads);
+        }
         let threads = match threads {
             Threads::All => rayon::current_num_threads(),
             Threads::One => 1,
@@ -138,14 +154,10 @@ impl<'a> Blocks<'a> {
         let block = self.dtype.block_size();
         // The inputs of a panel are whole blocks.
         let (across, along) = match pass {
-            Direction::Forward => (1, block),
-            Direction::Backward => (block, 1),
+            Direction::Forward => (16, block),
+            Direction::Backward => (block.max(16), 1),
         };
-        // As many panels for each thread, so that no thread waits for another.
-        let panels = width.div_ceil(WIDTH).next_multiple_of(threads);
-        let panel = width.div_ceil(panels).next_multiple_of(across.max(16));
-        let panels = width.div_ceil(panel);
-        let parts = threads.div_ceil(panels).min(rows.div_ceil(ROWS));
+        let size = tile_size((rows, width), across, threads);
         let depth = depth
             .div_ceil(depth.div_ceil(DEPTH))
             .next_multiple_of(along);
@@ -156,7 +168,7 @@ impl<'a> Blocks<'a> {
             add,
             depth,
         };
-        let tiles = tiles(y, width, (rows.div_ceil(parts), panel));
+        let tiles = tiles(y, width, size);
         match threads {
             1 => {
                 let mut room = Vec::new();
@@ -168,6 +180,30 @@ impl<'a> Blocks<'a> {
                 .into_par_iter()
                 .for_each_init(Vec::new, |room, tile| product.fill(tile, room)),
         }
+    }
+
+    /// y = x·Wᵀ for a few rows: each row of W is dequantised into the first cache, and read there.
+    fn multiply_few<T: Element>(
+        &self,
+        y: &mut [T],
+        x: &[T],
+        rows: usize,
+        add: bool,
+        threads: Threads,
+    ) {
+        let inputs = self.inputs;
+        let together = (FIRST_CACHE / inputs).clamp(1, 4);
+        let dots_of = |outputs: Range<usize>, t: &mut [T]| {
+            let mut values = buffer(together * inputs);
+            for (place, t) in t.chunks_mut(together * rows).enumerate() {
+                let first = outputs.start + place * together;
+                let outputs = first..first + t.len() / rows;
+                let values = &mut values[..outputs.len() * inputs];
+                self.panel(outputs, 0..inputs, values, inputs);
+                few_rows::dots(values, x, t, inputs);
+            }
+        };
+        few_rows::product_of(y, (rows, inputs), dots_of, add, threads);
     }
 
     /// The values of a part of the weight, with so many numbers from row to row.
@@ -200,6 +236,28 @@ impl<'a> Blocks<'a> {
             }
         }
     }
+}
+
+/// Rows and columns of the parts of a result, (rows, width), that the threads compute: columns in
+/// multiples of `across`. No thread is to wait long for another, and few are to dequantise the same panel.
+fn tile_size((rows, width): (usize, usize), across: usize, threads: usize) -> (usize, usize) {
+    let least = across.max(LEAST_WIDTH.next_multiple_of(across));
+    let most = least.max((WIDTH + WIDTH / 4) / across * across);
+    let mut best = (usize::MAX, (rows, width));
+    for parts in 1..=threads.min(rows.div_ceil(ROWS)) {
+        let height = rows.div_ceil(parts);
+        for panel in (least / across..=most / across)
+            .rev()
+            .map(|count| count * across)
+        {
+            let tiles = width.div_ceil(panel) * rows.div_ceil(height);
+            let time = tiles.div_ceil(threads) * panel.min(width) * (height + UNPACKING);
+            if time < best.0 {
+                best = (time, (height, panel));
+            }
+        }
+    }
+    best.1
 }
 
 /// A product with a weight in blocks, panel by panel.

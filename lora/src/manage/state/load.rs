@@ -115,20 +115,28 @@ impl Loading<'_> {
         Ok(())
     }
 
-    /// Checks that the layer has the base's parameters with which it was trained. A weight that was
-    /// quantised is quantised again.
+    /// Checks that the layer has the base's parameters with which it was trained. A weight that the
+    /// adapter's start changed for good is changed again.
     fn base(&mut self, path: &str, layer: &mut dyn Layer, form: &LayerForm) -> Result<()> {
         let mut own = copies::seen_by(layer, "");
         if fingerprint(&own)? == form.base {
             return Ok(());
         }
-        let loftq = form.adapters.iter().find(|form| form.loftq.is_some());
-        if let (Some(form_of_adapter), Some(adapted)) = (loftq, layer.adapted_mut())
-            && let Some(quantised) = by_loftq(path, adapted, form_of_adapter)?
+        let mut forms = form.adapters.iter();
+        let changes = forms.find(|form| form.start.is_some());
+        if let (Some(adapter), Some(adapted)) = (changes, layer.adapted_mut())
+            && let Some(start) = start_again(path, adapted, adapter)?
         {
-            own[0].param.tensor = quantised.clone();
+            let weight = match (&start.base, &start.blocks) {
+                (Some(base), _) => adapted.form().to_matrix(base)?,
+                _ => own[0].param.tensor.clone(),
+            };
+            (own[0].param.tensor, own[0].blocks) = (weight.clone(), start.blocks);
             if fingerprint(&own)? == form.base {
-                *adapted.weight_mut() = quantised;
+                match &own[0].blocks {
+                    Some(blocks) => quantised::replace(adapted, blocks)?,
+                    None => *adapted.weight_mut() = weight,
+                }
                 return Ok(());
             }
         }
@@ -173,7 +181,7 @@ impl Loading<'_> {
             values.push(value.map(|value| variable(value, trained)).transpose()?);
         }
         let initial = match form.start {
-            Some(init) if init != Init::Loftq => {
+            Some(init) if init != Init::Loftq && layer.adapters().blocks.is_none() => {
                 let mut start = |part: Part, shape: &Shape| {
                     let name = part.name(layer.is_lookup(), &form.name);
                     self.value(&of_start(path, &name), shape, layer.unmerged_weight())
@@ -352,22 +360,28 @@ fn variable(value: Tensor, trained: bool) -> Result<Tensor> {
     })
 }
 
-/// The weight that LoftQ's start leaves of the layer's.
-fn by_loftq(path: &str, layer: &dyn Adapted, form: &AdapterForm) -> Result<Option<Tensor>> {
-    let (Some(matrix), Some(loftq)) = (updates::matrix(layer)?, &form.loftq) else {
+/// The start of an adapter that changes the layer's weight for good: LoftQ's, or one that leaves a
+/// residual base in blocks.
+fn start_again(path: &str, layer: &dyn Adapted, form: &AdapterForm) -> Result<Option<Start>> {
+    let blocks = layer.adapters().blocks.as_ref();
+    let is_lasting = form.loftq.is_some() || blocks.is_some();
+    let (Some(init), true) = (form.start, is_lasting) else {
+        return Ok(None);
+    };
+    let Some(matrix) = updates::matrix(layer)? else {
         return Ok(None);
     };
     let config = LoraConfig::new(form.settings.rank)
-        .init(Init::Loftq)
-        .loftq_config(loftq.clone());
+        .init(init)
+        .loftq_config(form.loftq.clone().unwrap_or_default());
     let target = Target {
         path,
         weight: &matrix,
         rank: form.settings.rank,
         scaling: form.settings.scaling,
+        blocks: blocks.map(|blocks| blocks.dtype()),
     };
-    let Start { base, .. } = init::start(&target, &config, None, &mut init::rng(None, path))?;
-    Ok(base.map(|base| layer.form().to_matrix(&base)).transpose()?)
+    init::start(&target, &config, None, &mut init::rng(None, path)).map(Some)
 }
 
 /// The residual base of an adapter that has one, with the adapter's name.

@@ -73,14 +73,14 @@ impl AdapterConfig {
 
     /// Records how the base was quantised, so that loading quantises it again.
     pub(in crate::peft) fn set_loftq(&mut self, loftq: &LoftqConfig) -> Result<(), String> {
-        self.init_lora_weights = InitWeights::Name(Init::Loftq.to_string());
         self.loftq_config = serde_json::to_value(loftq).map_err(|error| error.to_string())?;
         Ok(())
     }
 
-    /// Records that B is not trained, so that it stays so after loading.
-    pub(in crate::peft) fn set_mica(&mut self) {
-        self.init_lora_weights = InitWeights::Name(Init::Mica.to_string());
+    /// Records how the adapter started, so that loading makes the same residual base again, or leaves
+    /// MiCA's B untrained.
+    pub(in crate::peft) fn set_start(&mut self, start: Init) {
+        self.init_lora_weights = InitWeights::from_init(start);
     }
 
     /// The file for these settings, as PEFT would write it.
