@@ -5,25 +5,24 @@
 
 use crate::args::{any_number, count, positive};
 use crate::bundled::bundled;
-use crate::program::{note, say};
+use crate::program::say;
+use crate::steps::{self, Plan, data_error};
 use crate::{interrupt, program, threads};
 use anyhow::{Context, Result, bail};
 use candle_core::{DType, Device, Tensor};
-use candle_nn::{Optimizer, ParamsAdamW};
+use candle_nn::ParamsAdamW;
 use clap::Parser;
-use indicatif::{ProgressBar, ProgressStyle};
 use lora::metrics::Perplexity;
 use lora::models::decoder::{Decoder, DecoderConfig, LoraDecoder};
 use lora::models::generate::{Settings, generate};
 use lora::models::{self, Options, Weights};
-use lora::optim::{AdamW, clip_grad_norm};
+use lora::train::{Loss, Source};
 use lora::{LoraConfig, LoraModel, LoraModule};
 use rand::rngs::ChaCha8Rng;
 use rand::{RngExt, SeedableRng};
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, HashMap};
 use std::fs;
-use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Instant;
@@ -214,71 +213,65 @@ fn batch(passages: &[&[u8]]) -> Result<Tensor> {
     Ok(Tensor::from_vec(ids, shape, &Device::Cpu)?)
 }
 
-fn train(model: &mut LoraDecoder, text: &[u8], args: &Args) -> Result<()> {
-    let params = ParamsAdamW {
-        lr: args.lr,
-        beta2: 0.99,
-        weight_decay: 0.1,
-        ..Default::default()
-    };
-    let mut optimizer = AdamW::for_model(model, params)?;
-    let mut rng = ChaCha8Rng::seed_from_u64(args.seed);
-    let style = ProgressStyle::with_template("{msg}  {wide_bar} {pos}/{len} steps, {eta} left");
-    let terminal = std::io::stderr().is_terminal();
-    let bar = terminal.then(|| ProgressBar::new(args.steps as u64));
-    let bar = bar.map(|bar| match style {
-        Ok(style) => bar.with_style(style.progress_chars("=> ")),
-        // A bad template would only cost the looks.
-        Err(_) => bar,
-    });
-    model.train();
-    let (mut recent, start) = (Perplexity::new(), Instant::now());
-    for step in 0..args.steps {
-        interrupt::check()?;
-        let place = || rng.random_range(0..=text.len() - args.context);
-        let places: Vec<usize> = std::iter::repeat_with(place).take(args.batch).collect();
-        let passages = places
-            .iter()
-            .map(|&place| &text[place..place + args.context]);
-        let ids = batch(&passages.collect::<Vec<_>>())?;
-        optimizer.set_learning_rate(args.lr * schedule(step, args.steps));
-        let loss = model.loss(&ids, None, &ids)?;
-        let value = f64::from(loss.to_scalar::<f32>()?);
-        if !value.is_finite() {
-            bail!("the loss is {value} in step {}: try a lower --lr", step + 1);
-        }
-        let mut grads = model.backward(&loss)?;
-        clip_grad_norm(model, &mut grads, 1.0)?;
-        optimizer.step(&grads)?;
-        recent.add(value, args.batch * (args.context - 1));
-        if let Some(bar) = &bar {
-            bar.set_message(format!("loss {value:.3}"));
-            bar.inc(1);
-        }
-        if (step + 1) % 100 == 0 {
-            let seconds = start.elapsed().as_secs_f64() / (step + 1) as f64;
-            let (step, loss) = (step + 1, recent.loss());
-            if bar.is_none() {
-                note(format_args!(
-                    "step {step:>5}  loss {loss:.3}  {seconds:.3} s/step"
-                ))?;
-            }
-            recent = Perplexity::new();
-        }
-    }
-    if let Some(bar) = bar {
-        bar.finish();
-    }
-    model.eval();
-    Ok(())
+/// Passages of a text from anywhere in it, without end.
+struct Passages<'a> {
+    text: &'a [u8],
+    args: &'a Args,
+    rng: ChaCha8Rng,
 }
 
-/// The share of the highest learning rate at a step: it rises for a twentieth of the steps, and falls
-/// to 0 as a cosine.
-fn schedule(step: usize, steps: usize) -> f64 {
-    let rise = (step + 1) as f64 / (steps / 20).max(1) as f64;
-    let fall = 0.5 * (1.0 + (std::f64::consts::PI * step as f64 / steps as f64).cos());
-    rise.min(1.0) * fall
+impl Source for Passages<'_> {
+    type Batch = Tensor;
+
+    fn next_batch(&mut self) -> lora::Result<Option<Tensor>> {
+        let Args {
+            batch: count,
+            context,
+            ..
+        } = *self.args;
+        let place = || self.rng.random_range(0..=self.text.len() - context);
+        let places: Vec<usize> = std::iter::repeat_with(place).take(count).collect();
+        let passages = places
+            .iter()
+            .map(|&place| &self.text[place..place + context]);
+        batch(&passages.collect::<Vec<_>>())
+            .map(Some)
+            .map_err(data_error)
+    }
+
+    fn batches_per_epoch(&self) -> Option<usize> {
+        Some(self.args.steps)
+    }
+
+    fn state(&self) -> lora::Result<Value> {
+        Ok(Value::Null)
+    }
+
+    fn restore(&mut self, _: &Value) -> lora::Result<()> {
+        Err(data_error("this program begins each run anew"))
+    }
+}
+
+fn train(model: &mut LoraDecoder, text: &[u8], args: &Args) -> Result<()> {
+    let plan = Plan {
+        epochs: 1,
+        steps: args.steps,
+        params: ParamsAdamW {
+            lr: args.lr,
+            beta2: 0.99,
+            weight_decay: 0.1,
+            ..Default::default()
+        },
+        clip: Some(1.0),
+        seed: args.seed,
+    };
+    let rng = ChaCha8Rng::seed_from_u64(args.seed);
+    let mut passages = Passages { text, args, rng };
+    let tokens = args.batch * (args.context - 1);
+    steps::train(model, &plan, &mut passages, |model, ids| {
+        Ok(Loss::over_tokens(model.loss(ids, None, ids)?, tokens))
+    })?;
+    Ok(())
 }
 
 /// The perplexity of a byte, over at most 200 passages that are spread over the text.

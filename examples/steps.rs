@@ -3,11 +3,13 @@
 use crate::interrupt;
 use crate::program::note;
 use anyhow::{Result, anyhow, bail};
-use candle_core::Tensor;
+use candle_core::{DType, Tensor};
 use candle_nn::ParamsAdamW;
+use lora::data::BatchOptions;
 use lora::optim::AdamW;
 use lora::train::{
-    Ended, Event, Every, Loss, Progress, Source, TrainOptions, Trained as Run, Trainer, Unit,
+    Dataset, DatasetBatches, Ended, Event, Every, Loss, Progress, Source, TrainOptions,
+    Trained as Run, Trainer,
 };
 use lora::{Error, LoraModule};
 use serde_json::Value;
@@ -19,27 +21,13 @@ pub struct Plan {
     pub epochs: usize,
     /// Steps of all epochs together.
     pub steps: usize,
-    /// Highest learning rate: reached after a twentieth of the steps, it falls to 0 as a cosine.
-    pub lr: f64,
-    /// Weight decay of AdamW.
-    pub weight_decay: f64,
+    /// Of AdamW. The highest learning rate is reached after a twentieth of the steps, and falls to 0 as a
+    /// cosine.
+    pub params: ParamsAdamW,
     /// The largest norm of a step's gradients.
     pub clip: Option<f64>,
-    /// What the loss is a mean over.
-    pub unit: Unit,
     /// Seed of dropout.
     pub seed: u64,
-}
-
-/// What a step learns from.
-#[derive(Clone, Debug)]
-pub struct Step<B> {
-    /// The batch.
-    pub batch: B,
-    /// How much it counts in the mean loss of an epoch: its examples, or its labels.
-    pub weight: usize,
-    /// Tokens of its texts.
-    pub tokens: usize,
 }
 
 /// What the training came to.
@@ -53,29 +41,25 @@ pub struct Trained {
     pub tokens_a_second: Option<f64>,
 }
 
-/// Trains what is trainable of a model and leaves it in eval mode. `next` gives the batches; with `None`
-/// it ends an epoch.
+/// Trains what is trainable of a model on a data set and leaves it in eval mode. `tokens` counts those of a
+/// batch.
 ///
 /// # Errors
-/// If there is nothing to train on, a gradient is missing or wrong, the loss is no longer a number, or
-/// somebody stops the program.
-pub fn fit<M: LoraModule, B>(
-    model: &mut M,
+/// Those of [`train`].
+pub fn fit<D: Dataset>(
+    model: &mut D::Model,
     plan: &Plan,
-    next: impl FnMut() -> Result<Option<Step<B>>>,
-    loss: impl Fn(&M, &B) -> lora::Result<Tensor>,
+    data: &D,
+    batches: &BatchOptions,
+    tokens: impl Fn(&D::Batch) -> lora::Result<usize>,
 ) -> Result<Trained> {
-    let mut source = Batches {
-        next,
-        per_epoch: plan.steps / plan.epochs.max(1),
+    let mut source = Counted {
+        batches: data.batches(batches)?,
+        count: tokens,
         tokens: 0,
     };
-    let (run, seconds) = train(model, plan, &mut source, |model, step: &Step<B>| {
-        let mean = loss(model, &step.batch)?;
-        Ok(match plan.unit {
-            Unit::Tokens => Loss::over_tokens(mean, step.weight),
-            _ => Loss::over_examples(mean, step.weight),
-        })
+    let (run, seconds) = train(model, plan, &mut source, |model, batch| {
+        data.loss(model, batch)
     })?;
     let tokens = source.tokens;
     Ok(Trained {
@@ -85,10 +69,20 @@ pub fn fit<M: LoraModule, B>(
     })
 }
 
-/// Trains as [`fit`] does, on batches of any source. Returns the seconds of all steps, too.
+/// The tokens that a mask lets a model see.
 ///
 /// # Errors
-/// Those of `fit`.
+/// Those of candle.
+pub fn seen(mask: &Tensor) -> lora::Result<usize> {
+    Ok(mask.to_dtype(DType::U32)?.sum_all()?.to_scalar::<u32>()? as usize)
+}
+
+/// Trains what is trainable of a model on batches of any source and leaves it in eval mode. Returns the
+/// seconds of all steps, too.
+///
+/// # Errors
+/// If there is nothing to train on, a gradient is missing or wrong, the loss is no longer a number, or
+/// somebody stops the program.
 pub fn train<M: LoraModule, S: Source>(
     model: &mut M,
     plan: &Plan,
@@ -98,11 +92,6 @@ pub fn train<M: LoraModule, S: Source>(
     if plan.steps == 0 {
         bail!("nothing to train: there is no data, no epoch, or the batch size is 0");
     }
-    let params = ParamsAdamW {
-        lr: plan.lr,
-        weight_decay: plan.weight_decay,
-        ..Default::default()
-    };
     let mut options = TrainOptions::epochs(plan.epochs).seed(plan.seed);
     options.clip = plan.clip;
     // As in the programs' other lines, a closed error output ends nothing here.
@@ -118,7 +107,12 @@ pub fn train<M: LoraModule, S: Source>(
             progress.tell(event);
             Ok(())
         })
-        .run(model, source, |model| AdamW::for_model(model, params), loss);
+        .run(
+            model,
+            source,
+            |model| AdamW::for_model(model, plan.params.clone()),
+            loss,
+        );
     let trained = trained.map_err(|error| match error {
         Error::NotFinite(_) => anyhow!("{error}\ntry a lower --lr"),
         error => error.into(),
@@ -129,33 +123,35 @@ pub fn train<M: LoraModule, S: Source>(
     Ok((trained, seconds))
 }
 
-/// Batches that a program makes as they are asked for.
-struct Batches<F> {
-    next: F,
-    per_epoch: usize,
+/// Batches whose tokens are counted.
+struct Counted<'a, B, F> {
+    batches: DatasetBatches<'a, B>,
+    count: F,
     /// Tokens of all batches so far.
     tokens: usize,
 }
 
-impl<B, F: FnMut() -> Result<Option<Step<B>>>> Source for Batches<F> {
-    type Batch = Step<B>;
+impl<B, F: Fn(&B) -> lora::Result<usize>> Source for Counted<'_, B, F> {
+    type Batch = B;
 
-    fn next_batch(&mut self) -> lora::Result<Option<Step<B>>> {
-        let step = (self.next)().map_err(data_error)?;
-        self.tokens += step.as_ref().map_or(0, |step| step.tokens);
-        Ok(step)
+    fn next_batch(&mut self) -> lora::Result<Option<B>> {
+        let batch = self.batches.next_batch()?;
+        if let Some(batch) = &batch {
+            self.tokens += (self.count)(batch)?;
+        }
+        Ok(batch)
     }
 
     fn batches_per_epoch(&self) -> Option<usize> {
-        Some(self.per_epoch)
+        self.batches.batches_per_epoch()
     }
 
     fn state(&self) -> lora::Result<Value> {
-        Ok(Value::Null)
+        self.batches.state()
     }
 
-    fn restore(&mut self, _: &Value) -> lora::Result<()> {
-        Err(data_error("this program begins each run anew"))
+    fn restore(&mut self, state: &Value) -> lora::Result<()> {
+        self.batches.restore(state)
     }
 }
 

@@ -5,9 +5,9 @@ use crate::interrupt;
 use crate::steps::{self, Plan, data_error};
 use anyhow::{Context, Result, bail};
 use candle_core::{D, Tensor};
-use candle_nn::{Module, loss::cross_entropy};
+use candle_nn::{Module, ParamsAdamW, loss::cross_entropy};
 use lora::LoraModule;
-use lora::train::{Loss, Source, Trained, Unit};
+use lora::train::{Loss, Source, Trained};
 use rand::SeedableRng;
 use rand::rngs::ChaCha8Rng;
 use rand::seq::SliceRandom;
@@ -48,10 +48,12 @@ pub fn train<M: LoraModule + Module>(
     let plan = Plan {
         epochs: recipe.epochs,
         steps: recipe.epochs * data.len().div_ceil(recipe.batch),
-        lr: recipe.lr,
-        weight_decay: recipe.weight_decay,
+        params: ParamsAdamW {
+            lr: recipe.lr,
+            weight_decay: recipe.weight_decay,
+            ..Default::default()
+        },
         clip: None,
-        unit: Unit::Examples,
         seed: recipe.seed,
     };
     let mut images = Images::new(data, input, recipe);

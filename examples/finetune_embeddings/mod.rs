@@ -1,7 +1,5 @@
 //! Tuning an encoder of sentences to a search.
 
-mod lessons;
-mod loss;
 mod options;
 mod pairs;
 mod report;
@@ -9,7 +7,6 @@ mod search;
 mod shown;
 mod tokens;
 
-pub use loss::Loss;
 pub use options::Options;
 pub use report::{Quality, Report, ScoreQuality, SearchQuality};
 
@@ -17,16 +14,15 @@ use crate::output::Output;
 use crate::program::say;
 use crate::rank;
 use crate::results::thousands;
-use crate::steps::{Plan, Trained, fit};
+use crate::steps::seen;
 use crate::text::{Source, Tuned};
 use anyhow::{Context, Result, bail};
 use clap::Parser;
-use lessons::Lessons;
-use lora::data::BatchOptions;
+use lora::data::{BatchOptions, Pair};
 use lora::models::encoder::{Encoder, EncoderConfig};
 use lora::models::{self, Created, parameter_shapes};
 use lora::peft::{SaveOptions, TaskType};
-use lora::train::Unit;
+use lora::train::{Dataset, PairLoss, Source as _, TextPairs};
 use lora::{Lora, LoraConfig, LoraModel, LoraModule};
 use pairs::Pairs;
 use search::Search;
@@ -64,29 +60,19 @@ pub fn run(options: &Options) -> Result<Report> {
     // Before the work: whether the results have a place. They are made after it.
     drop(Output::new(&options.output, PROGRAM, &FILES)?);
     let pairs = Pairs::read(&data, tuning.held_out, tuning.seed)?;
-    options
-        .loss
-        .check(&pairs.training)
-        .with_context(|| format!("the pairs of {}", data.display()))?;
     let Created {
         model: base,
         config: encoder,
         ..
     } = encoder(&source)?;
     let reader = Reader::new(&source, &encoder, tuning.max_length)?;
-    let batches = BatchOptions::new(tuning.batch).seed(tuning.seed);
-    let mut lessons = Lessons::new(&reader, &pairs.training, options.loss, &batches)?;
-    let steps = tuning.epochs * lessons.steps();
-    if steps == 0 {
-        bail!(
-            "no batch of {} of the {} pairs teaches anything by --loss {}: a step needs two pairs with \
-             different texts, or a `negative`",
-            tuning.batch,
-            pairs.training.len(),
-            options.loss.name()
-        );
+    let training = TextPairs::new(&reader.tokenizer, pairs.training.clone(), options.loss)
+        .with_context(|| format!("the pairs of {}", data.display()))?;
+    check(&training, options)?;
+    introduce(&source, &encoder, &data, &pairs)?;
+    for note in notes(&reader, &pairs.training, &training, options.loss)? {
+        say(format_args!("        {note}"))?;
     }
-    introduce(&source, &encoder, &data, &pairs, &lessons, reader.most)?;
     let config = config(options, &encoder)?;
     rank::check::<Encoder>(&encoder, &config)?;
 
@@ -102,16 +88,13 @@ pub fn run(options: &Options) -> Result<Report> {
             summary.totals()
         ))?,
     }
-    let plan = Plan {
-        epochs: tuning.epochs,
-        steps,
-        lr: tuning.lr,
-        weight_decay: 0.0,
-        clip: Some(1.0),
-        unit: Unit::Examples,
-        seed: tuning.seed,
-    };
-    let trained = train(&mut model, &plan, &mut lessons, options)?;
+    let trained = tuning.fit(&mut model, &training, |batch| {
+        let negatives = batch.negatives.as_ref();
+        let texts = [&batch.anchors, &batch.positives]
+            .into_iter()
+            .chain(negatives);
+        texts.map(|texts| seen(&texts.mask)).sum()
+    })?;
     let after = search.run(&reader, &model)?;
 
     let output = Output::new(&options.output, PROGRAM, &FILES)?;
@@ -159,15 +142,54 @@ fn config(options: &Options, encoder: &EncoderConfig) -> Result<LoraConfig> {
     })
 }
 
+/// Refuses pairs of which no batch teaches anything.
+fn check(training: &TextPairs, options: &Options) -> Result<()> {
+    let batches = BatchOptions::new(options.tuning.batch).seed(options.tuning.seed);
+    if training.batches(&batches)?.batches_per_epoch() == Some(0) {
+        bail!(
+            "no batch of {} of the {} pairs teaches anything by --loss {}: a step needs two pairs with \
+             different texts, or a `negative`",
+            options.tuning.batch,
+            training.lengths().len(),
+            options.loss
+        );
+    }
+    Ok(())
+}
+
+/// What a user should know of the pairs to train on.
+fn notes(
+    reader: &Reader,
+    pairs: &[Pair],
+    training: &TextPairs,
+    loss: PairLoss,
+) -> Result<Vec<String>> {
+    let texts = pairs.iter().flat_map(|pair| {
+        let texts = [
+            Some(&pair.anchor),
+            Some(&pair.positive),
+            pair.negative.as_ref(),
+        ];
+        texts.into_iter().flatten().map(String::as_str)
+    });
+    let (full, repeated) = (reader.full(&reader.read(texts)?), training.repeated());
+    let mut notes = Vec::new();
+    if full > 0 {
+        notes.push(format!(
+            "{full} texts to train on have {} tokens or more: the rest is cut",
+            reader.most
+        ));
+    }
+    if repeated > 0 && loss == PairLoss::Ranking {
+        notes.push(format!(
+            "{repeated} pairs to train on repeat a text of another: a batch takes each text once"
+        ));
+    }
+    Ok(notes)
+}
+
 /// Prints what the job starts from.
-fn introduce(
-    source: &Source,
-    encoder: &EncoderConfig,
-    data: &Path,
-    pairs: &Pairs,
-    lessons: &Lessons<'_>,
-    most: usize,
-) -> Result<()> {
+fn introduce(source: &Source, encoder: &EncoderConfig, data: &Path, pairs: &Pairs) -> Result<()> {
     say(format_args!(
         "model   {}: {}, embeddings of {} numbers",
         source.name, encoder.model_type, encoder.hidden_size
@@ -178,22 +200,10 @@ fn introduce(
         thousands(pairs.training.len()),
         thousands(pairs.held_out.len())
     ))?;
-    for note in pairs.notes.iter().chain(&lessons.notes(most)) {
+    for note in &pairs.notes {
         say(format_args!("        {note}"))?;
     }
     Ok(())
-}
-
-fn train(
-    model: &mut Lora<Encoder>,
-    plan: &Plan,
-    lessons: &mut Lessons<'_>,
-    options: &Options,
-) -> Result<Trained> {
-    let loss = |model: &Lora<Encoder>, lesson: &lessons::Lesson| {
-        Ok(options.loss.of(&lesson.embed(model)?)?)
-    };
-    fit(model, plan, || lessons.next(), loss)
 }
 
 /// The base model with the adapter as it was saved.

@@ -1,11 +1,12 @@
 //! The program's options.
 
-use super::Loss;
 use crate::args::{any_number, count_or_none};
 use crate::bundled::bundled;
 use crate::text::{Source, TuningArgs, alpha};
 use anyhow::{Context, Result};
 use clap::Parser;
+use lora::train::PairLoss;
+use serde_json::Value;
 use std::path::PathBuf;
 
 const BEFORE: &str = "\
@@ -67,15 +68,21 @@ pub struct Options {
     /// Folder for the adapter
     #[arg(long, value_name = "DIR", default_value = "output/finetune_embeddings")]
     pub output: PathBuf,
-    /// What is learned of the pairs
-    #[arg(long, value_enum, default_value_t)]
-    pub loss: Loss,
+    /// What is learned of the pairs. ranking: to tell each query's document from those of the batch, and from
+    /// the negatives that pairs have; triplet: that it is closer than the pair's negative; cosine: that the
+    /// cosine of a pair is its score; cosent: that pairs with a higher score have a higher cosine
+    #[arg(long, default_value_t = PairLoss::Ranking, value_parser = loss)]
+    pub loss: PairLoss,
     /// Held-out queries to print with what they found before and after
     #[arg(long, default_value_t = 6, value_parser = count_or_none, value_name = "QUERIES")]
     pub show: usize,
     /// How it is tuned.
     #[command(flatten)]
     pub tuning: TuningArgs,
+}
+
+fn loss(text: &str) -> Result<PairLoss, String> {
+    serde_json::from_value(Value::from(text)).map_err(|error| error.to_string())
 }
 
 impl Options {

@@ -5,7 +5,7 @@ use crate::text::Source;
 use anyhow::Result;
 use candle_core::{Device, Tensor};
 use lora::Lora;
-use lora::data::{Pad, Tokens};
+use lora::data::Pad;
 use lora::models::encoder::{Encoder, EncoderConfig, Inputs};
 use lora::text::{Encoding, Tokenizer};
 use std::cmp::Reverse;
@@ -16,7 +16,7 @@ const AT_ONCE: usize = 64;
 /// Makes tokens of texts, and batches of tokens.
 #[derive(Clone, Debug)]
 pub(super) struct Reader {
-    tokenizer: Tokenizer,
+    pub(super) tokenizer: Tokenizer,
     pad: Pad,
     /// Tokens of a text at most.
     pub(super) most: usize,
@@ -49,10 +49,6 @@ impl Reader {
         texts.filter(|text| text.ids.len() == self.most).count()
     }
 
-    pub(super) fn batch(&self, texts: &[&Encoding]) -> lora::Result<Tokens> {
-        self.pad.tokens(texts, &Device::Cpu)
-    }
-
     /// The embeddings of all texts, (texts, width).
     pub(super) fn embed(&self, model: &Lora<Encoder>, texts: &[Encoding]) -> Result<Tensor> {
         let mut order: Vec<usize> = (0..texts.len()).collect();
@@ -61,7 +57,9 @@ impl Reader {
         for indices in order.chunks(AT_ONCE) {
             interrupt::check()?;
             let batch: Vec<&Encoding> = indices.iter().map(|&index| &texts[index]).collect();
-            parts.push(embed(model, &self.batch(&batch)?, false)?.detach());
+            let tokens = self.pad.tokens(&batch, &Device::Cpu)?;
+            let inputs = Inputs::new(&tokens.ids).mask(&tokens.mask);
+            parts.push(model.embed(&inputs, false)?.detach());
         }
         let mut places = vec![0u32; texts.len()];
         for (place, &index) in (0..).zip(&order) {
@@ -70,13 +68,4 @@ impl Reader {
         let places = Tensor::new(places, &Device::Cpu)?;
         Ok(Tensor::cat(&parts, 0)?.index_select(&places, 0)?)
     }
-}
-
-/// The embeddings of a batch, (batch, width).
-pub(super) fn embed(
-    model: &Lora<Encoder>,
-    tokens: &Tokens,
-    train: bool,
-) -> candle_core::Result<Tensor> {
-    model.embed(&Inputs::new(&tokens.ids).mask(&tokens.mask), train)
 }

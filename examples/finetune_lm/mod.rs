@@ -11,20 +11,19 @@ pub use report::Report;
 use crate::agreement::Agreement;
 use crate::output::Output;
 use crate::program::{say, stream};
-use crate::steps::{Plan, Step, Trained, fit};
+use crate::steps::seen;
 use crate::text::{Source, Tuned, TuningArgs};
 use crate::{interrupt, rank};
 use anyhow::{Context, Result};
-use candle_core::{DType, Device, Tensor};
+use candle_core::Tensor;
 use clap::Parser;
-use lora::data::{Batch, BatchOptions, Batches, Pad, Sequence};
-use lora::metrics::Perplexity;
+use lora::data::{Pad, Sequence};
 use lora::models::decoder::{Decoder, LoraDecoder};
 use lora::models::generate::Settings;
 use lora::models::{self, Created};
 use lora::peft::{SaveOptions, TaskType};
 use lora::text::{Tokenizer, generate};
-use lora::train::Unit;
+use lora::train::{Dataset, Language};
 use lora::{LoraConfig, LoraModel, LoraModule};
 use std::process::ExitCode;
 
@@ -91,13 +90,15 @@ pub fn run(options: &Options) -> Result<Report> {
         ))?,
     }
     let pad = Pad::new(tokenizer.pad());
-    let held_out = spread(&data.held_out, options.evaluate);
-    let before = perplexity(&model, &held_out, pad, tuning.batch)?;
+    let held_out = spread(data.held_out, options.evaluate);
+    let unseen: usize = held_out.iter().map(Sequence::learned).sum();
+    let [training, held_out] = [data.training, held_out].map(|rows| Language::new(rows, pad));
+    let before = perplexity(&model, &held_out, tuning.batch)?;
     let settings = settings(&source, &tokenizer, options)?;
     let sample_before = sample("before", &model, &tokenizer, &data.prompt, &settings)?;
 
-    let trained = train(&mut model, &data.training, pad, tuning)?;
-    let after = perplexity(&model, &held_out, pad, tuning.batch)?;
+    let trained = tuning.fit(&mut model, &training, |batch| seen(&batch.mask))?;
+    let after = perplexity(&model, &held_out, tuning.batch)?;
     let sample_after = sample("after", &model, &tokenizer, &data.prompt, &settings)?;
 
     let output = Output::new(&options.output, PROGRAM, &FILES)?;
@@ -109,13 +110,12 @@ pub fn run(options: &Options) -> Result<Report> {
     let mut again = base.model.to_lora(&config)?;
     again.load_adapter(&adapter)?;
     again.eval();
-    let compared = &held_out[..held_out.len().min(COMPARED)];
-    let [tuned, again] = [&model, &again].map(|model| logits(model, compared, pad));
+    let [tuned, again] = [&model, &again].map(|model| logits(model, &held_out));
 
     let report = Report {
-        before: before.value(),
-        after: after.value(),
-        held_out: after.tokens(),
+        before,
+        after,
+        held_out: unseen,
         sample_before,
         sample_after,
         tuned: Tuned::of(&summary, trained, &adapter)?,
@@ -141,35 +141,24 @@ fn config(tuning: &TuningArgs) -> LoraConfig {
 }
 
 /// So many of the sequences at most, from all over these.
-fn spread(sequences: &[Sequence], most: usize) -> Vec<&Sequence> {
+fn spread(sequences: Vec<Sequence>, most: usize) -> Vec<Sequence> {
     let every = sequences.len().div_ceil(most).max(1);
-    sequences.iter().step_by(every).collect()
+    sequences.into_iter().step_by(every).collect()
 }
 
-fn perplexity(
-    model: &LoraDecoder,
-    sequences: &[&Sequence],
-    pad: Pad,
-    batch: usize,
-) -> Result<Perplexity> {
-    let mut perplexity = Perplexity::new();
-    for rows in sequences.chunks(batch) {
-        interrupt::check()?;
-        let batch = pad.sequences(rows, &Device::Cpu)?;
-        let loss = loss(model, &batch).context("the model does not fit the text")?;
-        let loss = loss.to_dtype(DType::F32)?.to_scalar::<f32>()?;
-        perplexity.add(loss.into(), batch.learned);
-    }
-    Ok(perplexity)
+fn perplexity(model: &LoraDecoder, data: &Language, batch: usize) -> Result<f64> {
+    interrupt::check()?;
+    let metrics = data.evaluate(model, batch);
+    let metrics = metrics.context("the model does not fit the text")?;
+    metrics
+        .get("perplexity")
+        .context("there is no perplexity of no tokens")
 }
 
-fn loss(model: &LoraDecoder, batch: &Batch) -> lora::Result<Tensor> {
-    Ok(model.loss(&batch.ids, Some(&batch.mask), &batch.labels)?)
-}
-
-/// The logits of all tokens, (tokens, vocabulary).
-fn logits(model: &LoraDecoder, sequences: &[&Sequence], pad: Pad) -> Result<Tensor> {
-    let batch = pad.sequences(sequences, &Device::Cpu)?;
+/// The logits of a few sequences, (tokens, vocabulary).
+fn logits(model: &LoraDecoder, data: &Language) -> Result<Tensor> {
+    let few: Vec<usize> = (0..data.rows().len().min(COMPARED)).collect();
+    let batch = data.batch(&few)?;
     let logits = model.forward(&batch.ids, Some(&batch.mask))?;
     Ok(logits.flatten(0, 1)?.detach())
 }
@@ -210,37 +199,4 @@ fn sample(
     }
     say("\n")?;
     Ok(text)
-}
-
-/// Trains on the sequences, those of about the same length together.
-fn train(
-    model: &mut LoraDecoder,
-    sequences: &[Sequence],
-    pad: Pad,
-    tuning: &TuningArgs,
-) -> Result<Trained> {
-    let options = BatchOptions::new(tuning.batch).seed(tuning.seed);
-    let mut batches = Batches::new(sequences.iter().map(Sequence::len), &options)?;
-    let plan = Plan {
-        epochs: tuning.epochs,
-        steps: tuning.epochs * batches.batches_per_epoch(),
-        lr: tuning.lr,
-        weight_decay: 0.0,
-        clip: Some(1.0),
-        unit: Unit::Tokens,
-        seed: tuning.seed,
-    };
-    let next = || {
-        let Some(indices) = batches.next_batch() else {
-            return Ok(None);
-        };
-        let rows: Vec<&Sequence> = indices.iter().map(|&index| &sequences[index]).collect();
-        let batch = pad.sequences(&rows, &Device::Cpu)?;
-        Ok(Some(Step {
-            weight: batch.learned,
-            tokens: rows.iter().map(|row| row.len()).sum(),
-            batch,
-        }))
-    };
-    fit(model, &plan, next, loss)
 }

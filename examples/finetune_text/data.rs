@@ -2,30 +2,19 @@
 
 use super::folders;
 use anyhow::{Context, Result, bail};
-use lora::data::{Label, Labelled, read_jsonl, split};
-use std::collections::{BTreeSet, HashSet};
+use lora::data::{Classes, Labelled, read_jsonl, split};
+use std::collections::HashSet;
 use std::path::Path;
 
 /// Texts of some classes.
 #[derive(Clone, Debug)]
 pub struct Texts {
-    /// The classes' names, in order.
-    pub classes: Vec<String>,
+    /// The classes.
+    pub classes: Classes,
     /// The texts.
-    pub items: Vec<Item>,
+    pub items: Vec<Labelled>,
     /// What a user should know of them.
     pub notes: Vec<String>,
-}
-
-/// A text of a class.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct Item {
-    /// The text.
-    pub text: String,
-    /// A second one, of tasks on two texts.
-    pub pair: Option<String>,
-    /// The number of the class.
-    pub class: u32,
 }
 
 /// Reads a JSONL file, or folders.
@@ -33,84 +22,37 @@ pub struct Item {
 /// # Errors
 /// Says what is missing or is not as expected, and where there are fewer than two classes.
 pub fn read(path: &Path) -> Result<Texts> {
-    let mut texts = match path.is_dir() {
+    let (mut items, mut notes) = match path.is_dir() {
         true => folders::read(path)?,
-        false => read_lines(path)?,
+        false => (read_lines(path)?, Vec::new()),
     };
     let name = path.display();
-    let (mut seen, all) = (HashSet::new(), texts.items.len());
-    texts.items.retain(|item| !item.text.trim().is_empty());
-    let empty = all - texts.items.len();
-    texts
-        .items
-        .retain(|item| seen.insert((item.text.clone(), item.pair.clone())));
-    let copies = all - empty - texts.items.len();
+    let (mut seen, all) = (HashSet::new(), items.len());
+    items.retain(|item| !item.text.trim().is_empty());
+    let empty = all - items.len();
+    items.retain(|item| seen.insert((item.text.clone(), item.text_pair.clone())));
+    let copies = all - empty - items.len();
     for (count, what) in [(empty, "empty"), (copies, "the same as another")] {
         if count > 0 {
             let note = format!("{count} of {all} texts are {what}: left out");
-            texts.notes.push(note);
+            notes.push(note);
         }
     }
-    let classes: BTreeSet<u32> = texts.items.iter().map(|item| item.class).collect();
-    match classes.len() {
-        0 => bail!("{name} holds no text"),
-        1 => bail!("all texts of {name} are of one class: at least two are needed"),
-        _ => Ok(texts),
+    if items.is_empty() {
+        bail!("{name} holds no text");
     }
-}
-
-fn read_lines(path: &Path) -> Result<Texts> {
-    let records: Vec<Labelled> = read_jsonl(path).context(
-        "--data takes a file with a line for each text, {\"text\": \"..\", \"label\": \"..\"}, or a folder",
-    )?;
-    let labels: Vec<Label> = records.iter().map(|record| record.label.clone()).collect();
-    let (classes, numbers) =
-        classes(&labels).with_context(|| format!("cannot use {}", path.display()))?;
-    let item = |(record, class): (Labelled, u32)| Item {
-        text: record.text,
-        pair: record.text_pair,
-        class,
-    };
+    let classes = Classes::of(items.iter().map(|item| &item.label));
     Ok(Texts {
-        classes,
-        items: records.into_iter().zip(numbers).map(item).collect(),
-        notes: Vec::new(),
+        classes: classes.with_context(|| format!("cannot use {name}"))?,
+        items,
+        notes,
     })
 }
 
-/// The names of the classes, and the number of each label's: of names in alphabetical order, of numbers
-/// the number itself.
-fn classes(labels: &[Label]) -> Result<(Vec<String>, Vec<u32>)> {
-    let mut names = BTreeSet::new();
-    let mut numbers = Vec::new();
-    for (index, label) in labels.iter().enumerate() {
-        match label {
-            Label::Name(name) => {
-                names.insert(name.as_str());
-            }
-            Label::Class(number) if (*number as usize) < labels.len() => numbers.push(*number),
-            Label::Class(number) => {
-                bail!("class {number} of text {index} is more than there are texts")
-            }
-            Label::Number(number) => {
-                bail!("the label of text {index} is {number}: a class has a name or a whole number")
-            }
-        }
-    }
-    if !names.is_empty() && !numbers.is_empty() {
-        bail!("some labels are names and others are numbers: make all the same");
-    }
-    if names.is_empty() {
-        let count = numbers.iter().max().map_or(0, |&most| most + 1);
-        return Ok(((0..count).map(|class| class.to_string()).collect(), numbers));
-    }
-    let names: Vec<&str> = names.into_iter().collect();
-    let number = |label: &Label| match label {
-        Label::Name(name) => names.binary_search(&name.as_str()).unwrap_or(0) as u32,
-        Label::Class(_) | Label::Number(_) => 0,
-    };
-    let numbers = labels.iter().map(number).collect();
-    Ok((names.iter().map(|name| name.to_string()).collect(), numbers))
+fn read_lines(path: &Path) -> Result<Vec<Labelled>> {
+    read_jsonl(path).context(
+        "--data takes a file with a line for each text, {\"text\": \"..\", \"label\": \"..\"}, or a folder",
+    )
 }
 
 impl Texts {
@@ -123,7 +65,7 @@ impl Texts {
         held_out: f64,
         limit: Option<usize>,
         seed: u64,
-    ) -> Result<(Vec<Item>, Vec<Item>)> {
+    ) -> Result<(Vec<Labelled>, Vec<Labelled>)> {
         let all = self.items.len();
         if let Some(limit) = limit.filter(|&limit| limit < all) {
             self.items = split(self.items, limit as f64 / all as f64, seed)?.1;
@@ -134,76 +76,5 @@ impl Texts {
             bail!("{count} texts are too few to hold some out");
         }
         Ok((training, held_out))
-    }
-
-    /// Gives the classes the numbers that a model has for their names. False, and nothing is changed, if
-    /// the model's classes are others.
-    pub fn renumber(&mut self, labels: &[String]) -> bool {
-        let place = |class: &String| {
-            let mut labels = labels.iter();
-            labels.position(|label| label.eq_ignore_ascii_case(class))
-        };
-        let places: Option<Vec<usize>> = self.classes.iter().map(place).collect();
-        let Some(places) = places.filter(|_| labels.len() == self.classes.len()) else {
-            return false;
-        };
-        if places.iter().collect::<HashSet<_>>().len() < labels.len() {
-            return false;
-        }
-        for item in &mut self.items {
-            item.class = places[item.class as usize] as u32;
-        }
-        self.classes = labels.to_vec();
-        true
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn labels_are_names_or_numbers() -> Result<()> {
-        let name = |name: &str| Label::Name(name.into());
-        let (names, numbers) = classes(&[name("spam"), name("ham"), name("spam")])?;
-        assert_eq!(names, ["ham", "spam"]);
-        assert_eq!(numbers, [1, 0, 1]);
-        let (names, numbers) = classes(&[Label::Class(0), Label::Class(2), Label::Class(2)])?;
-        assert_eq!(names, ["0", "1", "2"]);
-        assert_eq!(numbers, [0, 2, 2]);
-        let error = |labels: &[Label]| classes(labels).map(drop).unwrap_err().to_string();
-        assert_eq!(
-            error(&[name("a"), Label::Class(0)]),
-            "some labels are names and others are numbers: make all the same"
-        );
-        assert_eq!(
-            error(&[Label::Number(0.5)]),
-            "the label of text 0 is 0.5: a class has a name or a whole number"
-        );
-        assert_eq!(
-            error(&[Label::Class(7)]),
-            "class 7 of text 0 is more than there are texts"
-        );
-        Ok(())
-    }
-
-    #[test]
-    fn classes_take_the_models_numbers() {
-        let item = |class: u32| Item {
-            text: class.to_string(),
-            pair: None,
-            class,
-        };
-        let mut texts = Texts {
-            classes: vec!["negative".into(), "positive".into()],
-            items: vec![item(0), item(1)],
-            notes: Vec::new(),
-        };
-        let labels = |labels: [&str; 2]| labels.map(String::from);
-        assert!(!texts.renumber(&labels(["LABEL_0", "LABEL_1"])));
-        assert!(texts.renumber(&labels(["POSITIVE", "NEGATIVE"])));
-        let classes: Vec<u32> = texts.items.iter().map(|item| item.class).collect();
-        assert_eq!(classes, [1, 0]);
-        assert_eq!(texts.classes, ["POSITIVE", "NEGATIVE"]);
     }
 }

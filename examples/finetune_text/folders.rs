@@ -1,7 +1,7 @@
 //! Texts in folders, one for each class, and mails.
 
-use super::data::{Item, Texts};
 use anyhow::{Context, Result, bail};
+use lora::data::{Label, Labelled};
 use mail_parser::decoders::html::html_to_text;
 use mail_parser::{MessageParser, PartType};
 use std::fs;
@@ -14,15 +14,15 @@ const SPAM_ASSASSIN: [(&str, &[&str]); 2] = [
     ("spam", &["spam-1", "spam-2"]),
 ];
 
-/// Texts of folders: those of the package, or one for each class.
-pub(super) fn read(dir: &Path) -> Result<Texts> {
+/// Texts of folders, those of the package, or one for each class; and what a user should know of them.
+pub(super) fn read(dir: &Path) -> Result<(Vec<Labelled>, Vec<String>)> {
     let cannot = || format!("cannot read --data {}", dir.display());
     let classes = match package(dir) {
         Some(classes) => classes,
         None => subfolders(dir).with_context(cannot)?,
     };
     let (mut items, mut mails, mut not_read) = (Vec::new(), 0, 0);
-    for (class, (_, folders)) in classes.iter().enumerate() {
+    for (class, folders) in classes {
         for folder in folders {
             let files = WalkDir::new(folder).follow_links(true).sort_by_file_name();
             for entry in files {
@@ -40,10 +40,10 @@ pub(super) fn read(dir: &Path) -> Result<Texts> {
                     fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
                 let mail = mail(&bytes);
                 mails += usize::from(mail.is_some());
-                items.push(Item {
+                items.push(Labelled {
                     text: mail.unwrap_or_else(|| plain(&bytes)),
-                    pair: None,
-                    class: class as u32,
+                    text_pair: None,
+                    label: Label::Name(class.clone()),
                 });
             }
         }
@@ -65,11 +65,7 @@ pub(super) fn read(dir: &Path) -> Result<Texts> {
             "{not_read} files are not read: only .txt and .eml are"
         ));
     }
-    Ok(Texts {
-        classes: classes.into_iter().map(|(name, _)| name).collect(),
-        items,
-        notes,
-    })
+    Ok((items, notes))
 }
 
 /// The classes of the package, if this is its folder or the one with its data.

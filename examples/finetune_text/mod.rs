@@ -1,33 +1,31 @@
 //! Classes of texts: an encoder with a head, adapted with LoRA.
 
 mod data;
+mod evaluation;
 mod folders;
 mod options;
 mod report;
-mod set;
 mod tables;
 
-pub use data::{Item, Texts, read};
+pub use data::{Texts, read};
+pub use evaluation::Evaluation;
 pub use options::Options;
 pub use report::{Report, Scores};
-pub use set::{Batch, Evaluation, Set};
 pub use tables::{confusion, examples};
 
 use crate::agreement::Agreement;
 use crate::output::{Output, write_classes};
 use crate::program::say;
 use crate::rank;
-use crate::steps::{Plan, Step, Trained, fit};
-use crate::text::{Source, Tuned, TuningArgs};
+use crate::steps::seen;
+use crate::text::{Source, Tuned};
 use anyhow::{Context, Result};
 use clap::Parser;
-use lora::data::{BatchOptions, Batches};
 use lora::models::encoder::{Encoder, LoraEncoder};
 use lora::models::{self, Architecture, Created, Task};
-use lora::ops::CrossEntropy;
 use lora::peft::{SaveOptions, TaskType};
 use lora::text::Tokenizer;
-use lora::train::Unit;
+use lora::train::TextClasses;
 use lora::{LoraModel, LoraModule};
 use std::process::ExitCode;
 
@@ -77,15 +75,15 @@ pub fn run(options: &Options) -> Result<Report> {
         data.display(),
         training.len(),
         held_out.len(),
-        classes.len()
+        classes.names().len()
     ))?;
     for note in notes {
         say(format_args!("        {note}"))?;
     }
     let tokenizer = cut(source.tokenizer()?, tuning.max_length, &base)?;
     let has_types = base.config.type_vocab_size > 1;
-    let [train_set, held_set] =
-        [&training, &held_out].map(|items| Set::new(items, &tokenizer, has_types));
+    let [train_set, held_set] = [&training, &held_out]
+        .map(|items| TextClasses::new(&tokenizer, items, &classes, has_types));
     let (train_set, held_set) = (train_set?, held_set?);
 
     let config = tuning.config(in_full(&base));
@@ -101,9 +99,10 @@ pub fn run(options: &Options) -> Result<Report> {
             summary.totals()
         ))?,
     }
-    let before = held_set.evaluate(&model, 2 * tuning.batch)?;
-    let trained = train(&mut model, &train_set, tuning)?;
-    let after = held_set.evaluate(&model, 2 * tuning.batch)?;
+    let evaluate = |model: &LoraEncoder| Evaluation::of(model, &held_set, 2 * tuning.batch);
+    let before = evaluate(&model)?;
+    let trained = tuning.fit(&mut model, &train_set, |batch| seen(&batch.mask))?;
+    let after = evaluate(&model)?;
 
     let output = Output::new(&options.output, PROGRAM, &FILES)?;
     let adapter = output.draft("adapter");
@@ -111,11 +110,11 @@ pub fn run(options: &Options) -> Result<Report> {
         .task_type(TaskType::SeqCls)
         .base_model(&source.name);
     model.save_adapter_with(&adapter, &save)?;
-    write_classes(&adapter, &classes)?;
+    write_classes(&adapter, classes.names())?;
     let mut again = base.model.to_lora(&config)?;
     again.load_adapter(&adapter)?;
     again.eval();
-    let again = held_set.evaluate(&again, 2 * tuning.batch)?;
+    let again = evaluate(&again)?;
 
     let labels = held_set.labels();
     let report = Report {
@@ -123,8 +122,15 @@ pub fn run(options: &Options) -> Result<Report> {
         after: Scores::of(&after.predictions, labels)?,
         fresh,
         held_out: held_out.len(),
-        confusion: confusion(&after.predictions, labels, &classes)?,
-        examples: examples(&held_out, &before, &after, &classes, EXAMPLES),
+        confusion: confusion(&after.predictions, labels, classes.names())?,
+        examples: examples(
+            &held_out,
+            labels,
+            &before,
+            &after,
+            classes.names(),
+            EXAMPLES,
+        ),
         tuned: Tuned::of(&summary, trained, &adapter)?,
         reloaded: Agreement::of(&after.logits, &again.logits)?,
         saved: output.publish()?,
@@ -139,7 +145,7 @@ fn base(source: &Source, texts: &mut Texts, seed: u64) -> Result<Created<Encoder
     let cannot = || format!("cannot use --model {}", source.name);
     let options = models::Options::new()
         .task(Task::SequenceClassification)
-        .num_classes(texts.classes.len())
+        .num_classes(texts.classes.names().len())
         .seed(seed);
     let load = |options: &models::Options| -> Result<Created<Encoder>> {
         let model = models::auto(&source.path, options).with_context(cannot)?;
@@ -147,7 +153,11 @@ fn base(source: &Source, texts: &mut Texts, seed: u64) -> Result<Created<Encoder
     };
     let created = load(&options)?;
     let is_fresh = created.fresh.iter().any(|name| !is_pooler(name));
-    if is_fresh || texts.renumber(&created.config.labels) {
+    if is_fresh {
+        return Ok(created);
+    }
+    if let Some(classes) = texts.classes.numbered_as(&created.config.labels) {
+        texts.classes = classes;
         return Ok(created);
     }
     let heads = Encoder::heads(&created.config, &options).into_iter();
@@ -176,34 +186,4 @@ fn cut(tokenizer: Tokenizer, most: usize, base: &Created<Encoder>) -> Result<Tok
     tokenizer
         .truncate_to(most)
         .context("--max-length is too small")
-}
-
-/// Trains on the texts, those of about the same length together.
-fn train(model: &mut LoraEncoder, set: &Set, tuning: &TuningArgs) -> Result<Trained> {
-    let options = BatchOptions::new(tuning.batch).seed(tuning.seed);
-    let mut batches = Batches::new(set.lengths(), &options)?;
-    let plan = Plan {
-        epochs: tuning.epochs,
-        steps: tuning.epochs * batches.batches_per_epoch(),
-        lr: tuning.lr,
-        weight_decay: 0.0,
-        clip: Some(1.0),
-        unit: Unit::Examples,
-        seed: tuning.seed,
-    };
-    let next = || {
-        let Some(indices) = batches.next_batch() else {
-            return Ok(None);
-        };
-        Ok(Some(Step {
-            batch: set.batch(&indices)?,
-            weight: indices.len(),
-            tokens: set.tokens(&indices),
-        }))
-    };
-    let loss = |model: &LoraEncoder, batch: &Batch| {
-        let logits = batch.logits(model, true)?;
-        Ok(CrossEntropy::new().of_logits(&logits, &batch.labels)?)
-    };
-    fit(model, &plan, next, loss)
 }

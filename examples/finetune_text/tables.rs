@@ -1,9 +1,9 @@
 //! Tables of predictions.
 
-use super::data::Item;
-use super::set::Evaluation;
+use super::evaluation::Evaluation;
 use crate::results::{percent, shorten};
 use anyhow::Result;
+use lora::data::Labelled;
 use lora::metrics::F1;
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
@@ -65,7 +65,8 @@ pub fn confusion(predictions: &[u32], labels: &[u32], classes: &[String]) -> Res
 /// Some texts with their classes and the predictions before and after: first those that are wrong after,
 /// at most half of all, then those that the training put right, then any.
 pub fn examples(
-    items: &[Item],
+    items: &[Labelled],
+    labels: &[u32],
     before: &Evaluation,
     after: &Evaluation,
     classes: &[String],
@@ -73,7 +74,7 @@ pub fn examples(
 ) -> String {
     let all = 0..items.len();
     let is_right =
-        |evaluation: &Evaluation, index: usize| evaluation.predictions[index] == items[index].class;
+        |evaluation: &Evaluation, index: usize| evaluation.predictions[index] == labels[index];
     let mut order: Vec<usize> = all
         .clone()
         .filter(|&index| !is_right(after, index))
@@ -96,13 +97,13 @@ pub fn examples(
         let [was, is] = [before, after].map(|evaluation| evaluation.predictions[index]);
         let sure = after.probabilities[index][is as usize];
         let is = format!("{} {}", name(is), percent(sure.into()));
-        let text = match &item.pair {
+        let text = match &item.text_pair {
             Some(pair) => format!("{} | {pair}", item.text),
             None => item.text.clone(),
         };
         table.push_str(&format!(
             "{:<NAME$}  {:<NAME$}  {is:<width$}  {}\n",
-            name(item.class),
+            name(labels[index]),
             name(was),
             shorten(&text, TEXT),
             width = NAME + 7

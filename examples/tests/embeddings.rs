@@ -226,32 +226,32 @@ fn pairs_that_do_not_fit_the_loss_are_refused() -> Result<()> {
         (
             &plain,
             "cosine",
-            "--loss cosine learns from a `score` of each pair, and the pairs have none: ",
+            "the data: the loss `cosine` learns from a `score` of each pair, and the pairs have none: ",
         ),
         (
             &plain,
             "cosent",
-            "--loss cosent learns from a `score` of each pair, and the pairs have none: ",
+            "the data: the loss `cosent` learns from a `score` of each pair, and the pairs have none: ",
         ),
         (
             &plain,
             "triplet",
-            "--loss triplet learns from a `negative` of each pair, 0 of 3 pairs have one: ",
+            "the data: the loss `triplet` learns from a `negative` of each pair, 0 of 3 pairs have one: ",
         ),
         (
             &scored,
             "ranking",
-            "--loss ranking takes each pair for a match, but the pairs have a `score`: ",
+            "the data: the loss `ranking` takes each pair for a match, but the pairs have a `score`: ",
         ),
         (
             &scored,
             "triplet",
-            "--loss triplet takes each pair for a match, but the pairs have a `score`: ",
+            "the data: the loss `triplet` takes each pair for a match, but the pairs have a `score`: ",
         ),
         (
             &scored,
             "cosine",
-            "--loss cosine takes scores from -1 to 1, as a cosine is, and one is 5: ",
+            "the data: the loss `cosine` takes scores from -1 to 1, as a cosine is, and one is 5: ",
         ),
     ];
     for (lines, loss, expected) in cases {

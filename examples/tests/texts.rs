@@ -235,13 +235,13 @@ fn folders_are_classes_and_mails_lose_their_headers() -> Result<()> {
     write("texts/x/4.json", "{}")?;
     write("texts/y/1.eml", mail)?;
     let texts = finetune_text::read(&dir.path().join("texts"))?;
-    assert_eq!(texts.classes, ["x", "y"]);
+    assert_eq!(texts.classes.names(), ["x", "y"]);
     let read: Vec<_> = texts
         .items
         .iter()
-        .map(|item| (item.text.as_str(), item.class))
+        .map(|item| (item.text.as_str(), item.label.to_string()))
         .collect();
-    assert_eq!(read, [("day night", 0), ("Good\nday", 1)]);
+    assert_eq!(read, [("day night", "x".into()), ("Good\nday", "y".into())]);
     assert_eq!(
         texts.notes,
         [
@@ -260,9 +260,13 @@ fn folders_are_classes_and_mails_lose_their_headers() -> Result<()> {
     }
     for place in ["package", "package/data", ""] {
         let texts = finetune_text::read(&dir.path().join(place))?;
-        assert_eq!(texts.classes, ["ham", "spam"]);
-        let classes: Vec<u32> = texts.items.iter().map(|item| item.class).collect();
-        assert_eq!(classes, [0, 0, 0, 1, 1]);
+        assert_eq!(texts.classes.names(), ["ham", "spam"]);
+        let labels: Vec<String> = texts
+            .items
+            .iter()
+            .map(|item| item.label.to_string())
+            .collect();
+        assert_eq!(labels, ["ham", "ham", "ham", "spam", "spam"]);
     }
     Ok(())
 }

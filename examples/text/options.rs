@@ -1,10 +1,14 @@
 //! The options that the programs about text share.
 
 use crate::args::{LoraArgs, count, positive, probability, share, train_in_full};
+use crate::steps::{Plan, Trained, fit};
 use crate::{interrupt, program, threads};
 use anyhow::Result;
+use candle_nn::ParamsAdamW;
 use clap::{Arg, Args};
 use lora::LoraConfig;
+use lora::data::BatchOptions;
+use lora::train::{Dataset, Source};
 use std::process::ExitCode;
 
 /// How a model of texts is tuned.
@@ -56,6 +60,32 @@ impl TuningArgs {
             interrupt::catch()?;
             run()
         })
+    }
+
+    /// Trains a model on a data set. `tokens` counts those of a batch.
+    ///
+    /// # Errors
+    /// Those of [`fit`].
+    pub fn fit<D: Dataset>(
+        &self,
+        model: &mut D::Model,
+        data: &D,
+        tokens: impl Fn(&D::Batch) -> lora::Result<usize>,
+    ) -> Result<Trained> {
+        let batches = BatchOptions::new(self.batch).seed(self.seed);
+        let per_epoch = data.batches(&batches)?.batches_per_epoch().unwrap_or(0);
+        let plan = Plan {
+            epochs: self.epochs,
+            steps: self.epochs * per_epoch,
+            params: ParamsAdamW {
+                lr: self.lr,
+                weight_decay: 0.0,
+                ..Default::default()
+            },
+            clip: Some(1.0),
+            seed: self.seed,
+        };
+        fit(model, &plan, data, &batches, tokens)
     }
 
     /// The LoRA configuration, with modules that are trained in full whatever the options say.

@@ -68,6 +68,13 @@ impl TextPairs {
         })
     }
 
+    /// How many pairs share a text with one before them. [`PairLoss::Ranking`] learns from one of these at a
+    /// time, as a text that fits two rows would be wrong for one of them.
+    pub fn repeated(&self) -> usize {
+        let all: Vec<usize> = (0..self.pairs.len()).collect();
+        all.len() - distinct(&self.pairs, &all).len()
+    }
+
     /// The pairs of a batch that are learned from.
     fn chosen(&self, numbers: &[usize]) -> Vec<usize> {
         match self.loss {
