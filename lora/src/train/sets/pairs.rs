@@ -217,9 +217,18 @@ impl TextPairs {
         let cosines = cosines.map(|&(query, document)| f64::from(rows[query][document]));
         let cosines: Vec<f64> = cosines.collect();
         let wanted: Vec<f64> = self.pairs.iter().filter_map(|pair| pair.score).collect();
+        let (pearson, spearman) = (pearson(&cosines, &wanted)?, spearman(&cosines, &wanted)?);
+        if !(pearson.is_finite() && spearman.is_finite()) {
+            let problem = format!(
+                "all of the {} pairs to measure with have the same score, or the same cosine, so that these have \
+                 no correlation: measure with others",
+                wanted.len()
+            );
+            return Err(Error::Data(vec![problem]));
+        }
         Ok(Metrics::from([
-            ("pearson", pearson(&cosines, &wanted)?),
-            ("spearman", spearman(&cosines, &wanted)?),
+            ("pearson", pearson),
+            ("spearman", spearman),
         ]))
     }
 }
