@@ -80,6 +80,13 @@ impl Run<'_> {
         }
         self.common
             .say(format_args!("LoRA    rank {}: {totals}", settings.rank))?;
+        if settings.check_gradients && settings.has_constant_norms() {
+            self.common.say(format_args!(
+                "        the gradients are not checked: with --init {}, DoRA's differ from differences of the loss, \
+                 as the norms count as constants",
+                settings.init
+            ))?;
+        }
         let at_once = 2 * settings.batch;
         let before = match (held_out, self.resume) {
             (Some(held_out), false) => Some(held_out.evaluate(&model, at_once)?),
