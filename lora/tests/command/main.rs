@@ -8,6 +8,7 @@ mod eval;
 mod generate;
 mod models;
 mod pages;
+mod train;
 
 use assert_cmd::Command;
 
