@@ -1,6 +1,9 @@
 //! The command `lora` as a process: what it prints, writes, refuses.
 
 mod completions;
+mod diff;
+mod files;
+mod inspect;
 
 use assert_cmd::Command;
 

@@ -5,9 +5,13 @@
 
 mod common;
 mod completions;
+mod diff;
 mod end;
+mod heat;
+mod inspect;
 mod model;
 mod print;
+mod table;
 
 use clap::{Parser, Subcommand};
 use end::End;
@@ -23,6 +27,10 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Show what an adapter or a checkpoint holds: settings, layers, norms, what is suspicious
+    Inspect(inspect::Options),
+    /// Show how two adapters or two checkpoints differ
+    Diff(diff::Options),
     /// Print the completions of a shell, or the manual page
     Completions(completions::Options),
 }
@@ -30,6 +38,8 @@ enum Command {
 impl Command {
     fn run(&self) -> anyhow::Result<()> {
         match self {
+            Self::Inspect(options) => inspect::run(options),
+            Self::Diff(options) => diff::run(options),
             Self::Completions(options) => completions::run::<Cli>(options),
         }
     }
