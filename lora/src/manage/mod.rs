@@ -24,6 +24,7 @@ pub(crate) use add::{add, delete, rename, ties};
 pub(crate) use backward::{backward, check_loss};
 pub(crate) use checks::{check_new, checked, refuse_merged, unknown};
 pub use combine::{Combination, CombineOptions, MajoritySign};
+pub(crate) use combine::{Source, combine};
 pub(crate) use device::{deep_clone, to_device, to_dtype};
 pub use gradients::GradientCheck;
 pub(crate) use gradients::check_gradients;

@@ -47,18 +47,7 @@ pub(crate) fn add_weighted<M: LoraModule>(
         }
     });
     manage::checked(problems)?;
-    // Decided once for the whole model, so that a layer with only one of the adapters follows the
-    // same options. A single adapter is combined linearly, where none of the options apply.
-    let alone = combination.of(adapters.len()) != combination;
-    let mut options = if alone {
-        CombineOptions::default()
-    } else {
-        options.clone()
-    };
-    let combination = combination.of(adapters.len());
-    if combination.takes_rank() && options.svd_rank.is_none() {
-        options.svd_rank = Some(largest);
-    }
+    let (combination, options) = combination.for_adapters(adapters.len(), options, largest);
     let mut changed = model.clone();
     try_each_layer_mut(&mut changed, |_, layer| {
         if layer.adapted().is_none() {
@@ -118,7 +107,7 @@ fn at_layer(
     let sources: Vec<Source<'_>> = sources.collect();
     // B of a grouped convolution is narrower than the rank.
     let groups = first.a.dim(0)? / first.b.dim(1)?.max(1);
-    let mut rng = init::rng(None, &all.path);
+    let mut rng = init::rng(options.seed, &all.path);
     let combined = combine(&sources, groups, combination, options, &mut rng);
     let combined = combined.map_err(|error| error.at(&all.path))?;
     let mut adapter = Adapter {

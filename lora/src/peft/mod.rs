@@ -18,7 +18,11 @@
 //! | merge an adapter into a model in a GGUF file | [`merge_gguf`] |
 //! | start an adapter with what quantising cost its base | [`replace_lora_weights_loftq`] |
 //! | exchange adapters with llama.cpp | [`adapter_to_gguf`], [`gguf_to_adapter`] |
-//! | exchange adapters with kohya, diffusers, mlx-lm | [`import`] |
+//! | exchange adapters with kohya, diffusers, mlx-lm, llama.cpp, each with each | [`import`] |
+//! | see what an adapter or a checkpoint holds | [`inspect`] |
+//! | see how two adapters or two checkpoints differ | [`diff`] |
+//! | make an adapter from two checkpoints | [`extract`] |
+//! | make one adapter of several, or one of another rank, without a model | [`combine_files`], [`resize`] |
 //! | say how to read what a directory leaves open | [`AdapterDir`] |
 //!
 //! # What is in a file
@@ -79,15 +83,20 @@ mod fused;
 mod gguf;
 pub mod import;
 mod keys;
+mod layers;
 mod load;
 mod loftq;
+mod look;
+mod make;
 mod merge;
 mod names;
+mod product;
 mod replace;
 mod rounding;
 mod save;
 mod targets;
 mod tensors;
+mod values;
 mod weights;
 
 pub use crate::adapter::check_name;
@@ -95,11 +104,21 @@ pub use config::{AdapterConfig, InitWeights, OneOrMany, TaskType, TokenIndices};
 pub use dir::AdapterDir;
 pub use gguf::{GgufMergeReport, GgufOptions, adapter_to_gguf, gguf_to_adapter, merge_gguf};
 pub use loftq::{LoftqLayer, replace_lora_weights_loftq, replace_lora_weights_loftq_if};
+pub use look::{
+    AdapterDiff, AdapterReport, CheckpointDiff, CheckpointReport, Diff, DtypeShare, InspectOptions,
+    Inspection, LayerDiff, LayerReport, SettingDiff, TensorDiff, TensorReport, diff, inspect,
+    inspect_with,
+};
+pub use make::{
+    CombineReport, CombinedLayer, ExtractOptions, ExtractReport, ExtractedLayer, LeftTensor,
+    ResizeReport, ResizedLayer, combine_files, extract, resize,
+};
 pub use merge::{
     MergeCheck, MergeOptions, MergeReport, merge_checkpoint, merge_checkpoint_with,
     merged_var_builder, merged_var_builder_with,
 };
 pub use names::adapters_in;
+pub use product::{RankChoice, Spectrum};
 pub use save::SaveOptions;
 
 pub(crate) use load::{add, load, load_new, swap};

@@ -3,9 +3,12 @@
 mod chat;
 mod classify;
 mod completions;
+mod diff;
 mod embed;
 mod eval;
+mod files;
 mod generate;
+mod inspect;
 mod models;
 mod pages;
 mod train;

@@ -9,7 +9,8 @@ use std::process::ExitCode;
 pub const CODES: &str = "\
 Exit codes:
   0    done
-  1    failed; the last line of the error output says why and what to do
+  1    failed; the last line of the error output says why and what to do.
+       `lora diff --exit-code`: the two differ
   2    the command line cannot be understood
   130  stopped by Ctrl-C; what to say to go on is printed
   141  nobody reads the output any more, as in `lora inspect .. | head`
@@ -30,6 +31,18 @@ impl Display for Stopped {
 
 impl std::error::Error for Stopped {}
 
+/// Two files differ, which the exit code shall say.
+#[derive(Clone, Copy, Debug)]
+pub struct Differ;
+
+impl Display for Differ {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        f.write_str("the two differ")
+    }
+}
+
+impl std::error::Error for Differ {}
+
 /// The command's end.
 pub struct End;
 
@@ -41,6 +54,9 @@ impl End {
         };
         if error.is::<Closed>() {
             return ExitCode::from(128 + 13);
+        }
+        if error.is::<Differ>() {
+            return ExitCode::FAILURE;
         }
         // If this fails, too, there is nobody left to tell.
         if let Some(stopped) = error.downcast_ref::<Stopped>() {

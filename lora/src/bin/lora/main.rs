@@ -7,12 +7,16 @@ mod chat;
 mod classify;
 mod common;
 mod completions;
+mod diff;
 mod embed;
 mod end;
 mod eval;
 mod generate;
+mod heat;
+mod inspect;
 mod model;
 mod print;
+mod table;
 mod texts;
 mod train;
 mod whole;
@@ -43,6 +47,10 @@ enum Command {
     Embed(embed::Options),
     /// Tell the classes of texts or images
     Classify(classify::Options),
+    /// Show what an adapter or a checkpoint holds: settings, layers, norms, what is suspicious
+    Inspect(inspect::Options),
+    /// Show how two adapters or two checkpoints differ
+    Diff(diff::Options),
     /// Print the completions of a shell, or the manual page
     Completions(completions::Options),
 }
@@ -56,6 +64,8 @@ impl Command {
             Self::Chat(options) => chat::run(options),
             Self::Embed(options) => embed::run(options),
             Self::Classify(options) => classify::run(options),
+            Self::Inspect(options) => inspect::run(options),
+            Self::Diff(options) => diff::run(options),
             Self::Completions(options) => completions::run::<Cli>(options),
         }
     }

@@ -50,9 +50,24 @@ impl Combination {
         }
     }
 
-    /// Whether the rank of the result can be chosen.
-    pub(crate) fn takes_rank(self) -> bool {
-        self.on_updates()
+    /// The combination and the options for a whole model, whose largest rank this is: decided once,
+    /// so that a layer with only one of the adapters follows the same options. A single adapter is
+    /// combined linearly, where none of the options apply.
+    pub(crate) fn for_adapters(
+        self,
+        adapters: usize,
+        options: &CombineOptions,
+        largest: usize,
+    ) -> (Self, CombineOptions) {
+        let combination = self.of(adapters);
+        let mut options = match combination == self {
+            true => options.clone(),
+            false => CombineOptions::default(),
+        };
+        if combination.on_updates() && options.svd_rank.is_none() {
+            options.svd_rank = Some(largest);
+        }
+        (combination, options)
     }
 
     pub(in crate::manage::combine) fn on_updates(self) -> bool {
@@ -93,6 +108,9 @@ pub struct CombineOptions {
     pub density: Option<f64>,
     /// Whose sign wins in Ties and DareTies.
     pub majority_sign: MajoritySign,
+    /// What Dare draws; `None` for another choice each time. A layer's draw depends on its path, not on
+    /// the other layers.
+    pub seed: Option<u64>,
 }
 
 impl CombineOptions {
@@ -117,6 +135,12 @@ impl CombineOptions {
     /// Sets [`majority_sign`](Self::majority_sign).
     pub fn majority_sign(mut self, majority_sign: MajoritySign) -> Self {
         self.majority_sign = majority_sign;
+        self
+    }
+
+    /// Sets [`seed`](Self::seed).
+    pub fn seed(mut self, seed: u64) -> Self {
+        self.seed = Some(seed);
         self
     }
 }

@@ -1,10 +1,11 @@
 //! diffusers' files: the components of a pipeline, each with PEFT's keys or those of before PEFT.
 
-use super::layers::{number, scaled};
-use super::{Found, Layer, Options};
+use super::{Found, Meaning, Meant, Options};
 use crate::config::selection::{Overrides, Selection};
 use crate::error::shorten;
 use crate::file::{self, TensorFile};
+use crate::path::join;
+use crate::peft::layers::{Layer, number, scaled};
 use crate::peft::{AdapterConfig, keys};
 use crate::{LoraConfig, Part, Result};
 use candle_core::Tensor;
@@ -46,19 +47,55 @@ pub(super) fn is_key(key: &str) -> bool {
 }
 
 /// What a key is, without its component.
-enum Meant {
+enum Key {
     Part(String, Part),
     Alpha(String),
 }
 
-fn meant(key: &str, of_text: bool) -> Option<Meant> {
+/// What a key is, and of which layer, with the component before its path.
+pub(super) fn meant(key: &str) -> Option<Meant> {
+    let component = key
+        .split('.')
+        .next()
+        .filter(|name| COMPONENTS.contains(name));
+    let rest = match component {
+        Some(component) => key.strip_prefix(component)?.strip_prefix('.')?,
+        None => key,
+    };
+    let (path, meaning) = match parse(rest, is_of_text(component))? {
+        Key::Part(path, Part::A) => (path, Meaning::A),
+        Key::Part(path, Part::B) => (path, Meaning::B),
+        Key::Part(path, _) => (path, Meaning::Magnitude),
+        Key::Alpha(path) => (path, Meaning::Alpha),
+    };
+    Some((join(component.unwrap_or_default(), &path), meaning))
+}
+
+fn is_of_text(component: Option<&str>) -> bool {
+    component.is_some_and(|name| name.starts_with("text_encoder"))
+}
+
+/// The scaling that the file's header gives a layer of this rank.
+pub(super) fn scaling(file: &TensorFile, name: &str) -> Option<f64> {
+    let component = name
+        .split('.')
+        .next()
+        .filter(|name| COMPONENTS.contains(name));
+    let path = component.map_or(name, |component| &name[component.len() + 1..]);
+    let settings = settings(file, component).ok()??;
+    let mut selection = Selection::new(&settings).ok()?;
+    let settings = selection.settings(path, Overrides::default()).ok()?;
+    Some(settings.scaling)
+}
+
+fn parse(key: &str, of_text: bool) -> Option<Key> {
     let key = key.replace(".processor.", ".");
     if let Some(path) = key.strip_suffix(".alpha") {
-        return Some(Meant::Alpha(path.into()));
+        return Some(Key::Alpha(path.into()));
     }
     for (end, part) in OLD {
         if let Some(path) = key.strip_suffix(end) {
-            return Some(Meant::Part(path.into(), part));
+            return Some(Key::Part(path.into(), part));
         }
     }
     for (end, part) in OLDEST {
@@ -74,11 +111,11 @@ fn meant(key: &str, of_text: bool) -> Option<Meant> {
             ("to_out", false) => "to_out.0",
             (name, _) => name,
         };
-        return Some(Meant::Part(format!("{module}.{name}"), part));
+        return Some(Key::Part(format!("{module}.{name}"), part));
     }
     let parsed = keys::parse(&key)?;
     let is_matrix = matches!(parsed.part, Part::A | Part::B | Part::Magnitude);
-    (is_matrix && !parsed.of_lookup).then(|| Meant::Part(parsed.path.into(), parsed.part))
+    (is_matrix && !parsed.of_lookup).then(|| Key::Part(parsed.path.into(), parsed.part))
 }
 
 /// The layers of the file.
@@ -87,7 +124,7 @@ pub(super) fn read(file: &TensorFile, options: &Options) -> Result<Found<Vec<Lay
         Ok(component) => component,
         Err(problem) => return Ok(Err(vec![problem])),
     };
-    let of_text = component.is_some_and(|name| name.starts_with("text_encoder"));
+    let of_text = is_of_text(component);
     let mut problems = Vec::new();
     let mut modules: IndexMap<String, HashMap<Option<Part>, &str>> = IndexMap::new();
     for key in file.tensors().keys() {
@@ -100,9 +137,9 @@ pub(super) fn read(file: &TensorFile, options: &Options) -> Result<Found<Vec<Lay
         let Some(rest) = rest else {
             continue;
         };
-        let (path, part) = match meant(rest, of_text) {
-            Some(Meant::Part(path, part)) => (path, Some(part)),
-            Some(Meant::Alpha(path)) => (path, None),
+        let (path, part) = match parse(rest, of_text) {
+            Some(Key::Part(path, part)) => (path, Some(part)),
+            Some(Key::Alpha(path)) => (path, None),
             None => {
                 problems.push(format!("`{}` is no matrix of a layer", shorten(key)));
                 continue;

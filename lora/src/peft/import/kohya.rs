@@ -1,11 +1,11 @@
 //! kohya's files: `lora_unet_mid_block_to_q.lora_down.weight`, `.lora_up.weight`, `.alpha`.
 
-use super::layers::number;
-use super::{Found, Layer, Options};
+use super::{Found, Meaning, Meant, Options};
 use crate::Result;
 use crate::error::shorten;
 use crate::file::Checkpoint;
 use crate::file::TensorFile;
+use crate::peft::layers::{Layer, number};
 use candle_core::{Device, Tensor};
 use indexmap::IndexMap;
 use std::collections::HashMap;
@@ -17,6 +17,18 @@ const ALPHA: &str = "alpha";
 pub(super) fn is_key(key: &str) -> bool {
     let tail = key.split_once('.').map(|(_, tail)| tail);
     key.starts_with("lora_") && tail.is_some_and(|tail| tail == DOWN || tail == UP)
+}
+
+/// What a key is, and of which layer.
+pub(super) fn meant(key: &str) -> Option<Meant> {
+    let (module, tail) = key.split_once('.')?;
+    let meaning = match tail {
+        DOWN => Meaning::A,
+        UP => Meaning::B,
+        ALPHA => Meaning::Alpha,
+        _ => return None,
+    };
+    Some((module.into(), meaning))
 }
 
 /// `unet` and `mid_block_to_q` for `lora_unet_mid_block_to_q`.

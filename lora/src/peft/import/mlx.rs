@@ -1,11 +1,12 @@
 //! mlx-lm's files: `adapters.safetensors` with `lora_a` (in, r) and `lora_b` (r, out), and
 //! `adapter_config.json` with the scaling.
 
-use super::layers::{scaled, write_file};
-use super::{Found, Layer};
+use super::find::MLX;
+use super::{Found, Meaning, Meant};
 use crate::error::shorten;
 use crate::file::{self, TensorFile, read_bounded};
 use crate::peft::config::json_bytes;
+use crate::peft::layers::{Layer, scaled, write_file};
 use crate::peft::{CONFIG_FILE, keys};
 use crate::{Error, Result};
 use candle_core::Tensor;
@@ -15,11 +16,22 @@ use std::collections::{BTreeSet, HashMap};
 use std::io::Write;
 use std::path::Path;
 
-const WEIGHTS: &str = "adapters.safetensors";
 const A: &str = "lora_a";
 const B: &str = "lora_b";
 /// DoRA's magnitude.
 const M: &str = "m";
+
+/// What a key is, and of which layer.
+pub(super) fn meant(key: &str) -> Option<Meant> {
+    let (path, part) = key.rsplit_once('.')?;
+    let meaning = match part {
+        A => Meaning::A,
+        B => Meaning::B,
+        M => Meaning::Magnitude,
+        _ => return None,
+    };
+    Some((path.into(), meaning))
+}
 
 /// The layers of the file, with the settings beside it.
 pub(super) fn read(file: &TensorFile) -> Result<Found<Vec<Layer>>> {
@@ -73,7 +85,7 @@ pub(super) fn read(file: &TensorFile) -> Result<Found<Vec<Layer>>> {
 }
 
 /// The scaling of all layers, from the settings beside the weights.
-fn scale(weights: &Path) -> Result<std::result::Result<f64, String>> {
+pub(super) fn scale(weights: &Path) -> Result<std::result::Result<f64, String>> {
     let path = weights.with_file_name(CONFIG_FILE);
     if !path.is_file() {
         return Ok(Err(format!(
@@ -143,7 +155,7 @@ pub(super) fn write(layers: &[Layer], dir: &Path) -> Result<Found<()>> {
     let bytes = json_bytes(&config).map_err(|error| Error::file(dir, error))?;
     let mut staged = file::temporary(dir).map_err(failed)?;
     staged.write_all(&bytes).map_err(failed)?;
-    write_file(&dir.join(WEIGHTS), tensors, "mlx-lm's weights")?;
+    write_file(&dir.join(MLX), tensors, "mlx-lm's weights")?;
     let path = dir.join(CONFIG_FILE);
     staged.persist(path).map_err(|error| failed(error.error))?;
     Ok(Ok(()))

@@ -1,12 +1,15 @@
-//! Adapters in the formats of kohya's scripts, diffusers and mlx-lm: to and from PEFT's directory.
+//! Adapters in the formats of kohya's scripts, diffusers, mlx-lm and llama.cpp: to and from PEFT's
+//! directory, and each to each.
 //!
 //! | format | file | what tells it |
 //! |---|---|---|
 //! | kohya, A1111, ComfyUI | one file | `lora_unet_.._to_q.lora_down.weight`, `.alpha` |
 //! | diffusers | `pytorch_lora_weights.safetensors` | `unet...to_q.lora.down.weight`, `unet...to_q.lora_A.weight` |
 //! | mlx-lm | `adapters.safetensors` and `adapter_config.json` | `model.layers.0...q_proj.lora_a` |
+//! | llama.cpp | one file, GGUF | `general.type` is `adapter` |
 //!
-//! [`import`] recognises the format by the keys. [`export`] writes what the other tool reads.
+//! [`Format::find`] recognises the format by the keys. [`import`] writes PEFT's directory,
+//! [`export`] what the other tool reads, [`convert`] goes from any format to any.
 //!
 //! ```
 //! use candle_core::{DType, Device, Tensor};
@@ -31,15 +34,18 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+mod convert;
 mod diffusers;
+pub(super) mod find;
 mod kohya;
-mod layers;
 mod mlx;
 
-use super::{AdapterDir, keys};
+pub use convert::convert;
+
+use super::{AdapterDir, GgufOptions, adapter_to_gguf, gguf_to_adapter, keys, layers};
 use crate::file::TensorFile;
 use crate::{Error, Part, Result};
-use layers::Layer;
+use find::{DIFFUSERS, MLX};
 use std::fmt;
 use std::path::{Path, PathBuf};
 
@@ -55,6 +61,8 @@ pub enum Format {
     Diffusers,
     /// mlx-lm.
     MlxLm,
+    /// llama.cpp: a GGUF file.
+    Gguf,
 }
 
 impl fmt::Display for Format {
@@ -64,11 +72,20 @@ impl fmt::Display for Format {
             Self::Kohya => "kohya",
             Self::Diffusers => "diffusers",
             Self::MlxLm => "mlx-lm",
+            Self::Gguf => "llama.cpp",
         })
     }
 }
 
 impl Format {
+    /// The format of the adapter at this path, a directory or a file; `None` if there is none.
+    ///
+    /// # Errors
+    /// If a file cannot be read or is damaged.
+    pub fn find(path: impl AsRef<Path>) -> Result<Option<Self>> {
+        Ok(find::find(path.as_ref())?.map(|located| located.format))
+    }
+
     /// The format that keys are of.
     pub(super) fn of<'a>(keys: impl IntoIterator<Item = &'a str>) -> Option<Self> {
         let mut found = None;
@@ -109,8 +126,10 @@ impl Format {
 #[derive(Clone, Debug, Default)]
 pub struct Options {
     component: Option<String>,
+    to_component: Option<String>,
     base: Option<PathBuf>,
     modules: Vec<String>,
+    gguf: GgufOptions,
 }
 
 impl Options {
@@ -127,8 +146,16 @@ impl Options {
         self
     }
 
+    /// The name that writing puts before the keys, where the file that is read has another for the
+    /// same part: kohya's `te1` is diffusers' `text_encoder`.
+    pub fn to_component(mut self, name: impl Into<String>) -> Self {
+        self.to_component = Some(name.into());
+        self
+    }
+
     /// The checkpoint that the adapter was trained on: a `.safetensors` file, an index, or a
-    /// directory. Its names and shapes tell what kohya's keys mean.
+    /// directory. Its names and shapes tell what kohya's keys mean. `config.json` in a directory tells
+    /// what [`gguf`](Self::gguf) would, if that names no architecture.
     pub fn base(mut self, path: impl Into<PathBuf>) -> Self {
         self.base = Some(path.into());
         self
@@ -139,10 +166,29 @@ impl Options {
         self.modules = paths.into_iter().map(Into::into).collect();
         self
     }
+
+    /// What files of llama.cpp need to be known of the model, and how these are written.
+    pub fn gguf(mut self, options: GgufOptions) -> Self {
+        self.gguf = options;
+        self
+    }
+
+    /// What files of llama.cpp need, from the base's `config.json` if no architecture is named.
+    fn of_gguf(&self) -> Result<GgufOptions> {
+        let of_base = self.base.as_deref().filter(|_| self.gguf.arch.is_none());
+        let config = of_base.map(|base| match base.is_dir() {
+            true => base.join("config.json"),
+            false => base.with_file_name("config.json"),
+        });
+        match config.filter(|config| config.is_file()) {
+            Some(config) => Ok(GgufOptions::from_model_config(config)?.dtype(self.gguf.dtype)),
+            None => Ok(self.gguf.clone()),
+        }
+    }
 }
 
-/// Writes the adapter of a file of kohya, diffusers or mlx-lm as a directory of PEFT's. Returns the
-/// format that was found.
+/// Writes the adapter of a file of kohya, diffusers, mlx-lm or llama.cpp as a directory of PEFT's.
+/// Returns the format that was found.
 ///
 /// `from` is the file, or the directory where diffusers or mlx-lm put it.
 ///
@@ -154,6 +200,10 @@ impl Options {
 /// problem is listed, and the directory stays as it was.
 pub fn import(from: impl AsRef<Path>, dir: impl AsRef<Path>, options: &Options) -> Result<Format> {
     let path = file_of(from.as_ref())?;
+    if find::is_gguf(&path)? {
+        gguf_to_adapter(&path, dir, &options.of_gguf()?)?;
+        return Ok(Format::Gguf);
+    }
     let file = TensorFile::open(&path)?;
     let failed = |problems| Error::File {
         path: path.clone(),
@@ -164,7 +214,7 @@ pub fn import(from: impl AsRef<Path>, dir: impl AsRef<Path>, options: &Options) 
         Some(Format::Kohya) => kohya::read(&file, options)?,
         Some(Format::Diffusers) => diffusers::read(&file, options)?,
         Some(Format::MlxLm) => mlx::read(&file)?,
-        Some(Format::Peft) => Err(vec![
+        Some(Format::Peft | Format::Gguf) => Err(vec![
             "has the keys of PEFT: a directory with this file as adapter_model.safetensors, and its \
              adapter_config.json, loads as it is"
                 .into(),
@@ -175,16 +225,17 @@ pub fn import(from: impl AsRef<Path>, dir: impl AsRef<Path>, options: &Options) 
     layers::write(dir.as_ref(), &layers).map(|()| format.unwrap_or(Format::Peft))
 }
 
-/// Writes the adapter of a directory in another tool's format: one file for kohya and diffusers, a
-/// directory for mlx-lm.
+/// Writes the adapter of a directory in another tool's format: one file for kohya, diffusers and
+/// llama.cpp, a directory for mlx-lm.
 ///
 /// Where a format has one scaling for all layers, or none, B is multiplied by the missing factor.
 /// mlx-lm has one rank: matrices of smaller ranks get zeros.
 ///
 /// # Errors
 /// If the adapter holds what the format has no place for: biases, modules trained in full, trained
-/// rows; DoRA, except for mlx-lm; embeddings, except for mlx-lm; convolutions for mlx-lm. If the
-/// format is PEFT's, or a file cannot be read or written.
+/// rows; DoRA, except for mlx-lm; embeddings, except for mlx-lm and llama.cpp; convolutions for
+/// mlx-lm; for llama.cpp, see [`adapter_to_gguf`](super::adapter_to_gguf). If the format is PEFT's, or
+/// a file cannot be read or written.
 pub fn export(
     dir: impl Into<AdapterDir>,
     to: impl AsRef<Path>,
@@ -192,12 +243,16 @@ pub fn export(
     options: &Options,
 ) -> Result<()> {
     let dir = dir.into();
+    if format == Format::Gguf {
+        return adapter_to_gguf(dir, to, &options.of_gguf()?);
+    }
     let layers = layers::read(&dir)?;
     let failed = |problems| Error::File {
         path: dir.path().into(),
         problems,
     };
-    let component = options.component.as_deref().unwrap_or("unet");
+    let component = options.to_component.as_ref().or(options.component.as_ref());
+    let component = component.map_or("unet", String::as_str);
     match format {
         Format::Kohya => {
             let tensors = kohya::write(&layers, component).map_err(failed)?;
@@ -208,7 +263,7 @@ pub fn export(
             layers::write_file(to.as_ref(), tensors, "diffusers' file")
         }
         Format::MlxLm => mlx::write(&layers, to.as_ref()).and_then(|result| result.map_err(failed)),
-        Format::Peft => Err(failed(vec!["is PEFT's format already".into()])),
+        Format::Peft | Format::Gguf => Err(failed(vec!["is PEFT's format already".into()])),
     }
 }
 
@@ -217,7 +272,7 @@ fn file_of(path: &Path) -> Result<PathBuf> {
     if !path.is_dir() {
         return Ok(path.into());
     }
-    let names = ["adapters.safetensors", "pytorch_lora_weights.safetensors"];
+    let names = [MLX, DIFFUSERS];
     let mut files = names.iter().map(|name| path.join(name));
     files.find(|file| file.is_file()).ok_or_else(|| {
         Error::file(
@@ -243,3 +298,47 @@ fn unknown(file: &TensorFile) -> String {
 
 /// The result of reading or writing a format: the problems of the file, or what it holds.
 type Found<T> = std::result::Result<T, Vec<String>>;
+
+/// What a key of one of these formats is to its layer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Meaning {
+    A,
+    B,
+    Magnitude,
+    /// A number, which is the scaling times the rank.
+    Alpha,
+}
+
+/// The name of a layer, and what a key is to it.
+type Meant = (String, Meaning);
+
+impl Format {
+    /// What a key of this format is, and of which layer; `None` for all else.
+    pub(super) fn meant(self, key: &str) -> Option<Meant> {
+        match self {
+            Self::Kohya => kohya::meant(key),
+            Self::Diffusers => diffusers::meant(key),
+            Self::MlxLm => mlx::meant(key),
+            Self::Peft | Self::Gguf => {
+                let (plain, _) = keys::without_adapter(keys::without_prefix(key));
+                let parsed = keys::parse(&plain)?;
+                let meaning = match parsed.part {
+                    Part::A => Meaning::A,
+                    Part::B => Meaning::B,
+                    Part::Magnitude => Meaning::Magnitude,
+                    _ => return None,
+                };
+                Some((parsed.path.into(), meaning))
+            }
+        }
+    }
+
+    /// The scaling of a layer that has no alpha of its own in the file, as the tool takes it.
+    pub(super) fn scaling(self, file: &TensorFile, layer: &str) -> Result<f64> {
+        Ok(match self {
+            Self::Diffusers => diffusers::scaling(file, layer).unwrap_or(1.0),
+            Self::MlxLm => mlx::scale(file.path())?.unwrap_or(1.0),
+            _ => 1.0,
+        })
+    }
+}
