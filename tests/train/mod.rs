@@ -2,6 +2,7 @@
 
 mod exact;
 mod files;
+mod parallel;
 mod refused;
 mod steps;
 

@@ -95,7 +95,8 @@ impl Checkpoints {
     }
 }
 
-fn write<M: LoraModule>(
+/// Writes all that a run needs to go on.
+pub(super) fn write<M: LoraModule>(
     path: &Path,
     model: &M,
     optimizer: &impl AsAdamW,

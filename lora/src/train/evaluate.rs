@@ -1,7 +1,7 @@
 //! Evaluations while training.
 
-use super::Loss;
 use super::loss::Mean;
+use super::{Loss, TrainOptions};
 use crate::{Error, Result};
 use indexmap::IndexMap;
 use serde::{Deserialize, Serialize};
@@ -31,16 +31,25 @@ impl Metrics {
     }
 
     /// Refuses what no curve shows and no comparison ranks.
-    pub(super) fn check(&self, step: usize) -> Result<()> {
+    pub(super) fn check(&self, options: &TrainOptions, step: usize) -> Result<()> {
         let wrong = self.iter().filter(|(_, value)| !value.is_finite());
         let wrong = wrong.map(|(name, value)| {
             format!(
                 "the evaluation after step {step} gave `{name}` as {value}: a metric is a number"
             )
         });
-        match wrong.collect::<Vec<_>>() {
-            problems if problems.is_empty() => Ok(()),
-            problems => Err(Error::Training(problems)),
+        let mut problems: Vec<String> = wrong.collect();
+        let name = options.best.metric();
+        let must_rank = options.patience.is_some() || options.end_with_best;
+        if must_rank && self.get(name).is_none() {
+            problems.push(format!(
+                "the evaluation gave no `{name}`, by which the best is chosen, but {self}: say \
+                 TrainOptions::best(Best::Highest(..)) or Best::Lowest(..) with one of these"
+            ));
+        }
+        match problems.is_empty() {
+            true => Ok(()),
+            false => Err(Error::Training(problems)),
         }
     }
 }

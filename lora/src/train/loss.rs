@@ -116,4 +116,51 @@ impl Mean {
     pub fn get(&self) -> f64 {
         self.sum / self.count.max(1) as f64
     }
+
+    /// The mean as numbers of which sums over ranks are a mean again: f32 alone would round the sum of the
+    /// losses and the count.
+    pub fn parts(&self) -> [f32; Self::PARTS] {
+        let high = self.sum as f32;
+        let low = (self.sum - f64::from(high)) as f32;
+        let count = self.count as u64;
+        let digit = |place: u32| ((count >> (place * Self::BITS)) % (1 << Self::BITS)) as f32;
+        [high, low, digit(0), digit(1), digit(2), digit(3)]
+    }
+
+    /// The mean of these sums.
+    pub fn of_parts([high, low, digits @ ..]: [f32; Self::PARTS]) -> Self {
+        let mut count = 0;
+        for digit in digits.into_iter().rev() {
+            count = (count << Self::BITS) + digit as u64;
+        }
+        Self {
+            sum: f64::from(high) + f64::from(low),
+            count: count as usize,
+        }
+    }
+
+    /// Bits of a digit of the count: f32 adds those of 4096 ranks exactly.
+    const BITS: u32 = 12;
+    pub const PARTS: usize = 6;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Mean;
+
+    #[test]
+    fn means_of_ranks_are_summed_exactly() {
+        let (mut whole, mut parts) = (Mean::default(), [0.0; Mean::PARTS]);
+        for rank in 0..4096 {
+            let mut mean = Mean::default();
+            mean.add(0.5 + 0.001 * f64::from(rank), 100_003 * (rank as usize + 1));
+            whole.add(mean.get(), mean.count());
+            for (sum, part) in parts.iter_mut().zip(mean.parts()) {
+                *sum += part;
+            }
+        }
+        let sum = Mean::of_parts(parts);
+        assert_eq!(sum.count(), whole.count());
+        assert!((sum.get() - whole.get()).abs() < 1e-6 * whole.get());
+    }
 }

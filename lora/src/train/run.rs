@@ -1,6 +1,7 @@
 //! The loop.
 
-use super::checkpoint::Checkpoints;
+use super::checkpoint::{Checkpoints, write};
+use super::gradients::{Gradients, Sum, check_unit};
 use super::log::Log;
 use super::loss::Mean;
 use super::state::State;
@@ -9,11 +10,10 @@ use super::trainer::mean;
 use super::{
     Ended, Event, Every, Length, Loss, Plan, Source, Step, Trained, Trainer, Unit, curves,
 };
-use crate::optim::{Accumulator, AsAdamW, clip_grad_norm, load_model};
+use crate::optim::{AsAdamW, clip_grad_norm, load_model};
 use crate::{Error, GradientCheck, LoraModule, Result, ops};
-use candle_core::backprop::GradStore;
 use candle_nn::Optimizer;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 /// A run on its way.
@@ -33,13 +33,6 @@ pub(super) struct Run<'r, 'a, M, S, O, F> {
     pub checkpoint: Option<PathBuf>,
     gradients: Option<GradientCheck>,
     durations: Vec<Duration>,
-}
-
-/// The micro-batches of a step.
-struct Batches {
-    grads: GradStore,
-    loss: Mean,
-    unit: Unit,
 }
 
 impl<'r, 'a, M, S, O, L, F> Run<'r, 'a, M, S, O, F>
@@ -128,7 +121,7 @@ where
             if evaluate {
                 self.evaluate()?;
             }
-            let stop = stepped && self.trainer.must_stop();
+            let stop = stepped && self.trainer.must_stop()?;
             saved = save || stop;
             if saved {
                 self.save()?;
@@ -159,8 +152,10 @@ where
     fn step(&mut self) -> Result<bool> {
         let start = Instant::now();
         let number = self.state.step + 1;
+        let seed = self.trainer.options.seed;
+        self.trainer.parallel.seed_step(seed, number);
         let (batches, epoch_over) = self.batches().map_err(|error| at_step(error, number))?;
-        let Some(Batches {
+        let Some(Gradients {
             mut grads,
             loss,
             unit,
@@ -200,54 +195,49 @@ where
 
     /// The gradients of the batches of a step: none if the epoch has no batch left. And whether the epoch
     /// is over.
-    fn batches(&mut self) -> Result<(Option<Batches>, bool)> {
+    fn batches(&mut self) -> Result<(Option<Gradients>, bool)> {
+        let parallel = self.trainer.parallel.clone();
         let wanted = self.trainer.options.accumulate;
-        let (mut sum, mut only) = (Accumulator::default(), None);
-        let (mut mean, mut unit) = (Mean::default(), Unit::default());
-        let mut epoch_over = false;
-        for _ in 0..wanted {
-            let Some(batch) = self.source.next_batch()? else {
-                epoch_over = true;
-                break;
+        let (mut sum, mut seen) = (Sum::default(), 0);
+        while seen < wanted
+            && let Some(share) = self.source.next_share(parallel.share())?
+        {
+            seen += 1;
+            let Some(batch) = share else {
+                continue;
             };
-            if self.state.step == 0 && mean.count() == 0 {
+            if self.state.step == 0 && sum.is_empty() {
                 self.check_gradients(&batch)?;
             }
             let loss: Loss = (self.loss)(self.model, &batch)?.into();
-            self.refuse_nothing(&loss)?;
-            mean.add(loss.value()?, loss.count);
-            unit = loss.unit;
+            check_unit(&loss, &parallel)?;
+            sum.unit = loss.unit;
+            // Another rank's share of the batch may have something to learn.
+            if loss.count == 0 && parallel.ranks() > 1 {
+                continue;
+            }
+            self.refuse_nothing(loss.count, loss.unit)?;
             let grads = self.model.backward(&loss.mean)?;
-            match wanted {
-                1 => only = Some(grads),
-                _ => sum.add_weighted(&grads, loss.count as f64)?,
-            }
+            sum.add(&loss, grads, wanted)?;
         }
-        let grads = match only {
-            Some(grads) => grads,
-            None if sum.is_empty() => {
-                self.refuse_empty_epoch()?;
-                return Ok((None, true));
-            }
-            None => sum.mean()?,
-        };
-        let batches = Batches {
-            grads,
-            loss: mean,
-            unit,
-        };
-        Ok((Some(batches), epoch_over))
+        if seen == 0 {
+            self.refuse_empty_epoch()?;
+            return Ok((None, true));
+        }
+        let gradients = sum.mean(self.model, &parallel)?;
+        self.refuse_nothing(gradients.loss.count(), gradients.unit)?;
+        Ok((Some(gradients), seen < wanted))
     }
 
     /// A batch without anything to learn has no mean.
-    fn refuse_nothing(&self, loss: &Loss) -> Result<()> {
-        if loss.count > 0 {
+    fn refuse_nothing(&self, count: usize, unit: Unit) -> Result<()> {
+        if count > 0 {
             return Ok(());
         }
         Err(Error::Training(vec![format!(
             "a batch of step {} has nothing to learn, 0 {}: leave such batches out of the data",
             self.state.step + 1,
-            loss.unit.name()
+            unit.name()
         )]))
     }
 
@@ -287,23 +277,17 @@ where
         let Some(evaluate) = &mut self.trainer.evaluate else {
             return Ok(());
         };
-        let dropout = ops::dropout_state();
-        self.model.eval();
-        let metrics = evaluate(self.model);
-        self.model.train();
-        ops::seed_dropout(dropout);
-        let metrics = metrics?;
-        metrics.check(self.state.step)?;
-
-        let options = &self.trainer.options;
-        let name = options.best.metric();
-        let must_rank = options.patience.is_some() || options.end_with_best;
-        if must_rank && metrics.get(name).is_none() {
-            return Err(Error::Training(vec![format!(
-                "the evaluation gave no `{name}`, by which the best is chosen, but {metrics}: say \
-                 TrainOptions::best(Best::Highest(..)) or Best::Lowest(..) with one of these"
-            )]));
-        }
+        let (options, step) = (&self.trainer.options, self.state.step);
+        let metrics = self.trainer.parallel.of_first(|| {
+            let dropout = ops::dropout_state();
+            self.model.eval();
+            let metrics = evaluate(self.model);
+            self.model.train();
+            ops::seed_dropout(dropout);
+            let metrics = metrics?;
+            metrics.check(options, step)?;
+            Ok(metrics)
+        })?;
         let best = self.state.evaluated(metrics);
         let Some(evaluation) = self.state.evaluations.last() else {
             return Ok(());
@@ -321,6 +305,7 @@ where
 
     /// Writes a checkpoint, if there is an output.
     fn save(&mut self) -> Result<()> {
+        self.check_same()?;
         let Some((_, checkpoints)) = &self.files else {
             return Ok(());
         };
@@ -335,12 +320,23 @@ where
     }
 
     fn take_best(&mut self) -> Result<()> {
-        let Some((_, checkpoints)) = &self.files else {
-            return Ok(());
-        };
-        load_model(&checkpoints.best(), self.model)?;
+        let best = self.files.as_ref().map(|(_, files)| files.best());
+        let best = self.trainer.parallel.file(&best.unwrap_or_default())?;
+        load_model(best.path(), self.model)?;
         self.model.eval();
         Ok(())
+    }
+
+    /// Refuses to go on if the ranks have come apart.
+    pub fn check_same(&self) -> Result<()> {
+        let parallel = &self.trainer.parallel;
+        parallel.check_same(self.model, self.state.step)
+    }
+
+    /// A file of the run as it is, which another rank can go on from.
+    pub fn write(&mut self, path: &Path) -> Result<()> {
+        self.state.source = self.source.state()?;
+        write(path, self.model, &self.optimizer, &self.state)
     }
 
     fn trained(&self, ended: Ended, total: Duration) -> Trained {

@@ -1,5 +1,6 @@
 //! Where batches come from.
 
+use super::Share;
 use crate::data::{BatchOptions, BatchState, Batches};
 use crate::{Error, Result};
 use serde_json::Value;
@@ -17,6 +18,23 @@ pub trait Source {
     /// # Errors
     /// If a batch cannot be read.
     fn next_batch(&mut self) -> Result<Option<Self::Batch>>;
+
+    /// A rank's part of the next batch, for training by [several ranks](super#several-ranks). `None` ends an
+    /// epoch, as it does for [`next_batch`](Self::next_batch), on all ranks at once. `Some(None)` is a batch
+    /// that has no example for this rank.
+    ///
+    /// # Errors
+    /// As for [`next_batch`](Self::next_batch). If there are several ranks, unless the source implements
+    /// this.
+    fn next_share(&mut self, share: Share) -> Result<Option<Option<Self::Batch>>> {
+        match share.ranks() {
+            1 => Ok(self.next_batch()?.map(Some)),
+            ranks => Err(Error::Training(vec![format!(
+                "the source of batches cannot be split among {ranks} ranks: use train::Examples, or \
+                 implement Source::next_share"
+            )])),
+        }
+    }
 
     /// The number of batches of an epoch, if it is known before: then a number of epochs has a number of
     /// steps.
@@ -40,6 +58,10 @@ impl<S: Source + ?Sized> Source for &mut S {
 
     fn next_batch(&mut self) -> Result<Option<Self::Batch>> {
         (**self).next_batch()
+    }
+
+    fn next_share(&mut self, share: Share) -> Result<Option<Option<Self::Batch>>> {
+        (**self).next_share(share)
     }
 
     fn batches_per_epoch(&self) -> Option<usize> {
@@ -103,6 +125,15 @@ impl<T, F: FnMut(&[usize]) -> Result<T>> Source for Examples<F> {
     fn next_batch(&mut self) -> Result<Option<T>> {
         let numbers = self.batches.next_batch();
         numbers.map(|numbers| (self.make)(&numbers)).transpose()
+    }
+
+    fn next_share(&mut self, share: Share) -> Result<Option<Option<T>>> {
+        let Some(numbers) = self.batches.next_batch() else {
+            return Ok(None);
+        };
+        let own = share.of(&numbers);
+        let batch = (!own.is_empty()).then(|| (self.make)(&own));
+        Ok(Some(batch.transpose()?))
     }
 
     fn batches_per_epoch(&self) -> Option<usize> {

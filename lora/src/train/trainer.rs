@@ -1,12 +1,9 @@
-//! What a run is given, and how it begins.
+//! What a run is given.
 
-use super::checkpoint::Checkpoints;
-use super::log::{LOG, Log};
 use super::run::Run;
-use super::state::State;
-use super::{Event, Length, Loss, Metrics, Plan, Source, TrainOptions, Trained};
-use crate::optim::{AsAdamW, load_state};
-use crate::{Error, LoraModule, Result, seed_dropout};
+use super::{Event, Length, Loss, Metrics, Parallel, Plan, Source, TrainOptions, Trained};
+use crate::optim::AsAdamW;
+use crate::{Error, LoraModule, Result};
 use candle_core::Tensor;
 use std::fmt;
 use std::path::PathBuf;
@@ -70,10 +67,11 @@ pub struct Trainer<'a, M> {
     pub(super) watchers: Vec<Watch<'a>>,
     schedule: Option<Schedule<'a>>,
     stop: Option<Stop<'a>>,
-    output: Option<PathBuf>,
-    resume: bool,
+    pub(super) output: Option<PathBuf>,
+    pub(super) resume: bool,
+    pub(super) parallel: Parallel,
     #[cfg(feature = "train-ui")]
-    tensorboard: bool,
+    pub(super) tensorboard: bool,
 }
 
 impl<M> fmt::Debug for Trainer<'_, M> {
@@ -82,6 +80,7 @@ impl<M> fmt::Debug for Trainer<'_, M> {
             .field("options", &self.options)
             .field("output", &self.output)
             .field("resume", &self.resume)
+            .field("parallel", &self.parallel)
             .finish_non_exhaustive()
     }
 }
@@ -97,6 +96,7 @@ impl<'a, M: LoraModule> Trainer<'a, M> {
             stop: None,
             output: None,
             resume: false,
+            parallel: Parallel::alone(),
             #[cfg(feature = "train-ui")]
             tensorboard: false,
         }
@@ -168,6 +168,13 @@ impl<'a, M: LoraModule> Trainer<'a, M> {
         self
     }
 
+    /// Trains together with other ranks, which make the same calls. See
+    /// [several ranks](super#several-ranks).
+    pub fn parallel(mut self, parallel: &Parallel) -> Self {
+        self.parallel = parallel.clone();
+        self
+    }
+
     /// Trains what is trainable of the model, which is in eval mode afterwards.
     ///
     /// `optimizer` makes the optimiser for the model as the run begins. `loss` computes the loss of a
@@ -178,7 +185,8 @@ impl<'a, M: LoraModule> Trainer<'a, M> {
     /// [`Error::Training`] for options, an output or a checkpoint that do not fit. A model without
     /// anything to train, [`Error::NoGradient`], [`Error::WrongGradient`], [`Error::NotFinite`] with the
     /// number of the step. Those of the batches, the loss, the optimiser, the evaluation, the watchers.
-    /// The checkpoints that were written before an error stay, and the run can go on from the last.
+    /// The checkpoints that were written before an error stay, and the run can go on from the last. An
+    /// error of one rank is one of all.
     pub fn run<S, O, L>(
         &mut self,
         model: &mut M,
@@ -191,65 +199,13 @@ impl<'a, M: LoraModule> Trainer<'a, M> {
         O: AsAdamW,
         L: Into<Loss>,
     {
-        let plan = self.plan(source.batches_per_epoch())?;
-        let checkpoints = self.output.as_deref();
-        let checkpoints = checkpoints.map(|dir| Checkpoints::open(dir, self.options.keep));
-        let checkpoints = checkpoints.transpose()?;
-        let last = match &checkpoints {
-            Some(checkpoints) => checkpoints.last()?,
-            None => None,
-        };
-        self.check_output(last.is_some())?;
-        let mut run = match &last {
-            Some(path) => {
-                let (state, mut notes) = self.earlier(path)?;
-                source.restore(&state.source)?;
-                let optimizer = load_state(path, model, optimizer)?;
-                let now = optimizer.as_adamw().settings();
-                if now != state.optimizer {
-                    notes.push(format!(
-                        "the optimiser had {} when the checkpoint was written, and goes on with {now}",
-                        state.optimizer
-                    ));
-                }
-                let mut run = Run::new(self, plan, model, source, optimizer, loss, state);
-                run.notes = notes;
-                run
-            }
-            None => {
-                if model.trainable_vars().is_empty() {
-                    return Err(Error::Training(vec![
-                        "the model has nothing to train: give it an adapter (to_lora, add_adapter), make \
-                         one act (set_active), or train parts in full (modules_to_save)"
-                            .into(),
-                    ]));
-                }
-                seed_dropout(self.options.seed);
-                let (optimizer, state) = (optimizer(model)?, State::new(&self.options));
-                Run::new(self, plan, model, source, optimizer, loss, state)
-            }
-        };
-        run.state.optimizer = run.optimizer.as_adamw().settings();
-        if let Some(checkpoints) = checkpoints {
-            checkpoints.clean()?;
-            let output = run.trainer.output.clone().unwrap_or_default();
-            run.log = Some(Log::open(&output, run.state.step)?);
-            #[cfg(feature = "train-ui")]
-            if run.trainer.tensorboard {
-                run.log = run
-                    .log
-                    .take()
-                    .map(|log| log.with_events(&output))
-                    .transpose()?;
-            }
-            run.files = Some((output, checkpoints));
-        }
-        run.checkpoint = last;
-        run.go()
+        let parallel = self.parallel.clone();
+        let run = self.begin(model, source, optimizer, loss);
+        parallel.or_stop(run.and_then(Run::go))
     }
 
     /// How much there is to do.
-    fn plan(&self, batches: Option<usize>) -> Result<Plan> {
+    pub(super) fn plan(&self, batches: Option<usize>) -> Result<Plan> {
         let options = &self.options;
         let mut problems = options.problems();
         let (steps, epochs) = match options.length {
@@ -316,32 +272,6 @@ impl<'a, M: LoraModule> Trainer<'a, M> {
         }
     }
 
-    /// Refuses to begin where an earlier run was.
-    fn check_output(&self, has_checkpoint: bool) -> Result<()> {
-        let Some(output) = self.output.as_ref().filter(|_| !self.resume) else {
-            return Ok(());
-        };
-        match has_checkpoint || output.join(LOG).exists() {
-            true => Err(Error::file(
-                output,
-                "holds an earlier run: go on from it with resume(true), or choose another output",
-            )),
-            false => Ok(()),
-        }
-    }
-
-    /// The state of a checkpoint, with these options from here on.
-    fn earlier(&self, path: &std::path::Path) -> Result<(State, Vec<String>)> {
-        let mut state = State::read(path)?;
-        let note = self.options.follows(&state.options)?;
-        if self.options.best != state.options.best {
-            // What was the best by another measure is none.
-            state.best = None;
-        }
-        state.options = self.options.clone();
-        Ok((state, note.into_iter().collect()))
-    }
-
     /// The factor of the learning rate at a step, which counts from 0.
     pub(super) fn factor(&self, step: usize, steps: Option<usize>) -> f64 {
         match (&self.schedule, steps) {
@@ -350,12 +280,18 @@ impl<'a, M: LoraModule> Trainer<'a, M> {
         }
     }
 
-    pub(super) fn must_stop(&self) -> bool {
-        self.stop.as_ref().is_some_and(|stop| stop())
+    /// Whether any rank is asked to stop.
+    pub(super) fn must_stop(&self) -> Result<bool> {
+        let of_rank = self.stop.as_ref().is_some_and(|stop| stop());
+        self.parallel.any(of_rank)
     }
 
     pub(super) fn tell(&mut self, event: &Event<'_>) -> Result<()> {
-        self.watchers.iter_mut().try_for_each(|watch| watch(event))
+        let mut watchers = self.watchers.iter_mut();
+        match self.parallel.is_first() {
+            true => watchers.try_for_each(|watch| watch(event)),
+            false => Ok(()),
+        }
     }
 }
 
