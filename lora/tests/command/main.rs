@@ -1,9 +1,14 @@
 //! The command `lora` as a process: what it prints, writes, refuses.
 
+mod combine;
 mod completions;
+mod convert;
 mod diff;
+mod extract;
 mod files;
 mod inspect;
+mod merge;
+mod resize;
 
 use assert_cmd::Command;
 

@@ -3,14 +3,23 @@
 //! A file a command, each with its options and a function `run`. The commands use the library as any
 //! program does.
 
+mod combine;
 mod common;
 mod completions;
+mod convert;
 mod diff;
+mod dtype;
 mod end;
+mod extract;
+mod flags;
 mod heat;
 mod inspect;
+mod merge;
 mod model;
+mod output;
 mod print;
+mod rank;
+mod resize;
 mod table;
 
 use clap::{Parser, Subcommand};
@@ -31,6 +40,16 @@ enum Command {
     Inspect(inspect::Options),
     /// Show how two adapters or two checkpoints differ
     Diff(diff::Options),
+    /// Make an adapter from a base and a checkpoint that was tuned from it
+    Extract(extract::Options),
+    /// Make one adapter of several
+    Combine(combine::Options),
+    /// Give an adapter another rank
+    Resize(resize::Options),
+    /// Merge adapters into a checkpoint: safetensors or GGUF
+    Merge(merge::Options),
+    /// Write an adapter in another tool's format
+    Convert(convert::Options),
     /// Print the completions of a shell, or the manual page
     Completions(completions::Options),
 }
@@ -40,6 +59,11 @@ impl Command {
         match self {
             Self::Inspect(options) => inspect::run(options),
             Self::Diff(options) => diff::run(options),
+            Self::Extract(options) => extract::run(options),
+            Self::Combine(options) => combine::run(options),
+            Self::Resize(options) => resize::run(options),
+            Self::Merge(options) => merge::run(options),
+            Self::Convert(options) => convert::run(options),
             Self::Completions(options) => completions::run::<Cli>(options),
         }
     }
