@@ -49,6 +49,7 @@ pub struct AdapterDir {
     pub(super) trained_embeddings: bool,
     pub(super) grow_vocabulary: bool,
     pub(super) old_experts: Option<bool>,
+    pub(super) weight: f64,
     report: Option<Report>,
 }
 
@@ -61,6 +62,7 @@ impl AdapterDir {
             trained_embeddings: false,
             grow_vocabulary: false,
             old_experts: None,
+            weight: 1.0,
             report: None,
         }
     }
@@ -98,6 +100,13 @@ impl AdapterDir {
     /// for weights that are square.
     pub fn old_experts(mut self, old: bool) -> Self {
         self.old_experts = Some(old);
+        self
+    }
+
+    /// Reads the adapter with this multiple of its update: every alpha is multiplied. Modules, biases
+    /// and rows that were trained in full are no multiples of anything and stay as they are.
+    pub fn weight(mut self, weight: f64) -> Self {
+        self.weight = weight;
         self
     }
 

@@ -72,7 +72,8 @@ fn files_of_other_tools(dir: &Path) -> String {
 pub(super) fn open_pair(dir: &AdapterDir) -> Result<(AdapterConfig, Weights)> {
     for _ in 0..16 {
         let json = read_config(dir.path())?;
-        let config = AdapterConfig::parse(dir.path(), &json)?;
+        let mut config = AdapterConfig::parse(dir.path(), &json)?;
+        config.weigh(dir.weight);
         let weights = Weights::open(dir)?;
         if read_config(dir.path())? == json {
             if let Some(note) = config.unknown_note() {

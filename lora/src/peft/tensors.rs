@@ -212,7 +212,8 @@ impl Tensors {
     }
 }
 
-fn dtype(dtype: DType) -> Result<Dtype> {
+/// The name of a dtype in a file.
+pub(super) fn dtype(dtype: DType) -> Result<Dtype> {
     Ok(match dtype {
         DType::F64 => Dtype::F64,
         DType::F32 => Dtype::F32,

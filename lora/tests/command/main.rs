@@ -2,15 +2,20 @@
 
 mod chat;
 mod classify;
+mod combine;
 mod completions;
+mod convert;
 mod diff;
 mod embed;
 mod eval;
+mod extract;
 mod files;
 mod generate;
 mod inspect;
+mod merge;
 mod models;
 mod pages;
+mod resize;
 mod train;
 
 use assert_cmd::Command;

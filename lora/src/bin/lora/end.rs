@@ -1,5 +1,6 @@
 //! How the command ends.
 
+use crate::flags;
 use crate::print::Closed;
 use std::fmt::{self, Display, Formatter};
 use std::io::{self, Write};
@@ -63,7 +64,11 @@ impl End {
             let _ = writeln!(io::stderr(), "{error:#}");
             return ExitCode::from(128 + stopped.signal);
         }
-        let _ = writeln!(io::stderr(), "error: {error:#}");
+        let _ = writeln!(
+            io::stderr(),
+            "error: {}",
+            flags::named(&format!("{error:#}"))
+        );
         ExitCode::FAILURE
     }
 }

@@ -5,17 +5,26 @@
 
 mod chat;
 mod classify;
+mod combine;
 mod common;
 mod completions;
+mod convert;
 mod diff;
+mod dtype;
 mod embed;
 mod end;
 mod eval;
+mod extract;
+mod flags;
 mod generate;
 mod heat;
 mod inspect;
+mod merge;
 mod model;
+mod output;
 mod print;
+mod rank;
+mod resize;
 mod table;
 mod texts;
 mod train;
@@ -51,6 +60,16 @@ enum Command {
     Inspect(inspect::Options),
     /// Show how two adapters or two checkpoints differ
     Diff(diff::Options),
+    /// Make an adapter from a base and a checkpoint that was tuned from it
+    Extract(extract::Options),
+    /// Make one adapter of several
+    Combine(combine::Options),
+    /// Give an adapter another rank
+    Resize(resize::Options),
+    /// Merge adapters into a checkpoint: safetensors or GGUF
+    Merge(merge::Options),
+    /// Write an adapter in another tool's format
+    Convert(convert::Options),
     /// Print the completions of a shell, or the manual page
     Completions(completions::Options),
 }
@@ -66,6 +85,11 @@ impl Command {
             Self::Classify(options) => classify::run(options),
             Self::Inspect(options) => inspect::run(options),
             Self::Diff(options) => diff::run(options),
+            Self::Extract(options) => extract::run(options),
+            Self::Combine(options) => combine::run(options),
+            Self::Resize(options) => resize::run(options),
+            Self::Merge(options) => merge::run(options),
+            Self::Convert(options) => convert::run(options),
             Self::Completions(options) => completions::run::<Cli>(options),
         }
     }

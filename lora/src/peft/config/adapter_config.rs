@@ -176,6 +176,14 @@ impl AdapterConfig {
         })
     }
 
+    /// Multiplies every layer's scaling.
+    pub(in crate::peft) fn weigh(&mut self, weight: f64) {
+        self.lora_alpha *= weight;
+        self.alpha_pattern
+            .values_mut()
+            .for_each(|alpha| *alpha *= weight);
+    }
+
     /// PEFT's defaults.
     pub(in crate::peft) fn new() -> Self {
         Self {

@@ -15,6 +15,7 @@ mod write;
 pub use var_builder::{MergeCheck, merged_var_builder, merged_var_builder_with};
 pub use write::{MergeReport, merge_checkpoint, merge_checkpoint_with};
 
+use candle_core::DType;
 use std::sync::Arc;
 
 /// Called with the number of tensors done, the number of all, and the name of the last.
@@ -41,6 +42,7 @@ pub struct MergeOptions {
     transposed_parameters: Option<bool>,
     parameter_order: Vec<String>,
     rename: Vec<(String, String)>,
+    dtype: Option<DType>,
     progress: Option<Progress>,
 }
 
@@ -117,6 +119,14 @@ impl MergeOptions {
     /// The same as [`AdapterDir::rename`](super::AdapterDir::rename).
     pub fn rename(mut self, from: impl Into<String>, to: impl Into<String>) -> Self {
         self.rename.push((from.into(), to.into()));
+        self
+    }
+
+    /// Writes all floats of the result in this dtype, F64, F32, F16 or BF16. Else each tensor keeps the
+    /// base's. An entry `torch_dtype` or `dtype` of a copied `config.json` follows. For
+    /// [`merge_checkpoint_with`] alone.
+    pub fn dtype(mut self, dtype: DType) -> Self {
+        self.dtype = Some(dtype);
         self
     }
 

@@ -34,6 +34,8 @@ pub(super) struct Plan {
     pub changes: IndexMap<String, Change>,
     /// What `config.json` must say of the result and does not say of the base.
     pub settings: IndexMap<String, Value>,
+    /// The dtype of all floats of the result, if one is asked for.
+    pub dtype: Option<Dtype>,
     adapter: Tensors,
 }
 
@@ -154,6 +156,7 @@ impl Plan {
         let mut plan = Self {
             changes,
             settings: IndexMap::new(),
+            dtype: options.dtype.map(float).transpose()?,
             adapter,
         };
         plan.settings = settings::changed(&plan, base, tie.as_ref())?;
@@ -180,6 +183,11 @@ impl Plan {
             dtype
         } else {
             DType::F32
+        };
+        // In another dtype than the base's, the sum shall be rounded to that dtype alone.
+        let start = match self.dtype {
+            Some(_) => start.to_dtype(wide)?,
+            None => start,
         };
         let read = |key: &str| -> Result<Tensor> { Ok(self.adapter.tensor(key)?.to_dtype(wide)?) };
         let merge = || -> Result<Tensor> {
@@ -228,13 +236,44 @@ impl Plan {
 
     /// The dtype and shape of a tensor of the result.
     pub fn outcome(&self, name: &str, base: &Checkpoint) -> Option<(Dtype, Vec<usize>)> {
-        outcome(name, &self.changes, base, &self.adapter)
+        let (dtype, shape) = outcome(name, &self.changes, base, &self.adapter)?;
+        let is_float = DType::try_from(dtype).is_ok_and(|dtype| FLOATS.contains(&dtype));
+        let asked = self.dtype.filter(|_| is_float);
+        Some((asked.unwrap_or(dtype), shape))
+    }
+
+    /// A tensor of the base in another dtype.
+    ///
+    /// # Errors
+    /// If a value is not finite there.
+    pub fn cast(&self, name: &str, base: &Checkpoint, dtype: Dtype) -> Result<Tensor> {
+        let tensor = base.tensor(name)?.to_dtype(DType::try_from(dtype)?)?;
+        for part in parts(&tensor)? {
+            if !ops::is_finite(&part?)? {
+                let problem = format!("`{name}` holds values that are not finite in {dtype}");
+                return Err(Error::file(&base.path, problem));
+            }
+        }
+        Ok(tensor)
     }
 
     /// The tensors that the base does not have.
     pub fn new_tensors<'a>(&'a self, base: &'a Checkpoint) -> impl Iterator<Item = &'a str> {
         let names = self.changes.keys().map(String::as_str);
         names.filter(|name| !base.contains(name))
+    }
+}
+
+/// The dtypes that the floats of a result may have.
+const FLOATS: [DType; 4] = [DType::F64, DType::F32, DType::F16, DType::BF16];
+
+fn float(dtype: DType) -> Result<Dtype> {
+    match FLOATS.contains(&dtype) {
+        true => Ok(crate::peft::tensors::dtype(dtype)?),
+        false => {
+            let problem = format!("`dtype` is {dtype:?}: it must be F64, F32, F16 or BF16");
+            Err(Error::Config(vec![problem]))
+        }
     }
 }
 

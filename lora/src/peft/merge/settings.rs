@@ -8,10 +8,25 @@ use crate::Result;
 use crate::file::Checkpoint;
 use crate::peft::keys::is_embedding;
 use indexmap::IndexMap;
+use safetensors::tensor::Dtype;
 use serde_json::{Value, json};
 
 const TIED: &str = "tie_word_embeddings";
 const VOCABULARY: &str = "vocab_size";
+
+/// The keys of the dtype, of transformers before and after its fifth version.
+const DTYPES: [&str; 2] = ["torch_dtype", "dtype"];
+
+/// PyTorch's name of a dtype.
+fn name_of(dtype: Dtype) -> Option<&'static str> {
+    match dtype {
+        Dtype::F64 => Some("float64"),
+        Dtype::F32 => Some("float32"),
+        Dtype::F16 => Some("float16"),
+        Dtype::BF16 => Some("bfloat16"),
+        _ => None,
+    }
+}
 
 /// The entries that are true of the result and not of the base.
 pub(super) fn changed(
@@ -43,6 +58,10 @@ pub(super) fn changed(
             says_tied(&config) == Some(true) && names.any(is_head)
         }
     };
+    let name = plan.dtype.and_then(name_of);
+    for key in DTYPES.iter().filter(|key| config.get(**key).is_some()) {
+        settings.extend(name.map(|name| (key.to_string(), json!(name))));
+    }
     if is_apart {
         settings.insert(TIED.into(), json!(false));
     }

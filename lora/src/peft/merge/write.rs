@@ -194,7 +194,15 @@ impl Work<'_> {
         out.write_all(&length).map_err(failed)?;
         out.write_all(&header).map_err(failed)?;
         for name in &names {
-            if plan.changes.contains_key(name) {
+            let outcome = plan.outcome(name, base).map(|(dtype, _)| dtype);
+            let own = base.info(name).map(|info| info.dtype);
+            if let Some(dtype) = outcome.filter(|_| !plan.changes.contains_key(name))
+                && own != outcome
+            {
+                for part in parts(&plan.cast(name, base, dtype)?)? {
+                    out.write_all(&bytes(&part?)?).map_err(failed)?;
+                }
+            } else if plan.changes.contains_key(name) {
                 for part in parts(&plan.apply(name, base)?)? {
                     out.write_all(&bytes(&part?)?).map_err(failed)?;
                 }
@@ -225,7 +233,10 @@ fn bytes(tensor: &Tensor) -> Result<Vec<u8>> {
 fn updated(index: &Value, base: &Checkpoint, plan: &Plan) -> Value {
     let mut index = index.clone();
     let (mut added, mut removed) = (0, 0);
-    for name in plan.changes.keys() {
+    let others = base
+        .names()
+        .filter(|name| !plan.changes.contains_key(*name));
+    for name in plan.changes.keys().map(String::as_str).chain(others) {
         if let Some((dtype, shape)) = plan.outcome(name, base) {
             let elements: usize = shape.iter().product();
             added += (elements * dtype.bitsize() / 8) as u64;

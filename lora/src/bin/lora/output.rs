@@ -1,0 +1,102 @@
+//! Where a command writes.
+
+use anyhow::{Context, Result, bail};
+use clap::Args;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// What may be overwritten.
+#[derive(Clone, Copy, Debug, Args)]
+pub struct Output {
+    /// Write even if OUT is there already
+    #[arg(long)]
+    pub force: bool,
+}
+
+impl Output {
+    /// Checks that nothing is overwritten that should stay, before anything is computed.
+    ///
+    /// # Errors
+    /// If something is there.
+    pub fn check(self, out: &Path) -> Result<()> {
+        let is_there = match out.is_dir() {
+            true => fs::read_dir(out)
+                .with_context(|| format!("cannot look into {}", out.display()))?
+                .next()
+                .is_some(),
+            false => out.exists(),
+        };
+        if is_there && !self.force {
+            bail!(
+                "{} is there already: name another place, or say --force to write over it",
+                out.display()
+            );
+        }
+        Ok(())
+    }
+}
+
+/// A folder with an adapter of PEFT's, which a command reads: the one that was named, or one that was
+/// made of another format and goes when the command ends.
+pub struct Folder {
+    pub path: PathBuf,
+    _made: Option<tempfile::TempDir>,
+}
+
+impl Folder {
+    /// The adapter at this path, of any format. `options` tell what the format leaves open.
+    ///
+    /// # Errors
+    /// If there is none, or the format cannot be read.
+    pub fn of(path: &Path, options: &lora::peft::import::Options) -> Result<Self> {
+        use lora::peft::import::{Format, import};
+        match Format::find(path)? {
+            None => bail!("{} holds no adapter", path.display()),
+            Some(Format::Peft) => Ok(Self {
+                path: match path.is_file() {
+                    true => path.parent().map(Into::into).unwrap_or_default(),
+                    false => path.into(),
+                },
+                _made: None,
+            }),
+            Some(_) => {
+                let made = tempfile::tempdir().context("cannot make a temporary folder")?;
+                import(path, made.path(), options)?;
+                Ok(Self {
+                    path: made.path().into(),
+                    _made: Some(made),
+                })
+            }
+        }
+    }
+}
+
+/// `PATH` or `PATH=WEIGHT`: an adapter, and how much of it is meant.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Weighted {
+    pub path: PathBuf,
+    pub weight: f64,
+}
+
+impl std::str::FromStr for Weighted {
+    type Err = String;
+
+    /// A path may have `=` in it: what stands behind the last `=` is a weight only if nothing has the
+    /// whole text as its path.
+    fn from_str(text: &str) -> Result<Self, String> {
+        let weighted = text.rsplit_once('=').filter(|_| !Path::new(text).exists());
+        let Some((path, weight)) = weighted else {
+            return Ok(Self {
+                path: text.into(),
+                weight: 1.0,
+            });
+        };
+        match weight.parse::<f64>() {
+            Ok(weight) if weight.is_finite() => Ok(Self {
+                path: path.into(),
+                weight,
+            }),
+            _ => Err(format!("`{weight}` is no finite number, as in DIR=0.5")),
+        }
+    }
+}

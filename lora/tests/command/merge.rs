@@ -1,0 +1,212 @@
+use crate::files::{Folder, error, json, random, read, rows, update};
+use crate::{lora, text};
+use candle_core::quantized::gguf_file::{Value as Field, write};
+use candle_core::quantized::{GgmlDType, QTensor};
+use candle_core::{DType, Device, Tensor};
+use serde_json::Value;
+
+fn run(args: &[&str]) -> Value {
+    let output = lora(args.iter().copied()).arg("--json").assert().success();
+    json(&output.get_output().stdout)
+}
+
+fn adapters(folder: &Folder) {
+    for (name, seed) in [("one", 1), ("two", 3)] {
+        folder.adapter(
+            name,
+            r#""r": 2, "lora_alpha": 3, "target_modules": ["up_proj"]"#,
+            &[(
+                "model.layers.0.mlp.up_proj",
+                random(&[2, 32], seed),
+                random(&[64, 2], seed + 1),
+            )],
+        );
+    }
+}
+
+const WEIGHT: &str = "model.layers.0.mlp.up_proj.weight";
+
+fn sum(folder: &Folder, base: &Tensor, weights: [f64; 2]) -> Tensor {
+    let of = |name: &str, weight: f64| {
+        update(
+            &folder.path(name),
+            WEIGHT.trim_end_matches(".weight"),
+            1.5 * weight,
+        )
+    };
+    let sum = (base.to_dtype(DType::F64).unwrap() + of("one", weights[0])).unwrap();
+    (sum + of("two", weights[1])).unwrap()
+}
+
+#[test]
+fn weights_and_several_adapters_add_up() {
+    let folder = Folder::new();
+    adapters(&folder);
+    let base = random(&[64, 32], 9);
+    folder.tensors(
+        "base/model.safetensors",
+        &[(WEIGHT, base.clone()), ("norm.weight", rows(&[[1.0, 2.0]]))],
+    );
+    std::fs::write(
+        folder.path("base/config.json"),
+        r#"{"torch_dtype": "float32"}"#,
+    )
+    .unwrap();
+    let [from, out] = ["base", "out"].map(|name| folder.arg(name));
+    let [one, two] = ["one", "two"].map(|name| folder.arg(name));
+    let report = run(&[
+        "merge",
+        &from,
+        &out,
+        "--adapter",
+        &format!("{one}=0.5"),
+        "--adapter",
+        &format!("{two}=-2"),
+    ]);
+    assert_eq!(
+        (&report["changed"], &report["unchanged"]),
+        (&serde_json::json!([WEIGHT]), &1.into())
+    );
+    let found = read(&folder.path("out/model.safetensors"));
+    assert!(error(&found[WEIGHT], &sum(&folder, &base, [0.5, -2.0])) < 1e-6);
+
+    // One alone, in another dtype: rounded once.
+    let half = folder.arg("half");
+    let report = run(&[
+        "merge",
+        &from,
+        &half,
+        "--adapter",
+        &format!("{one}=0.5"),
+        "--dtype",
+        "bf16",
+    ]);
+    assert_eq!(
+        report["settings"],
+        serde_json::json!({"torch_dtype": "bfloat16"})
+    );
+    let found = read(&folder.path("half/model.safetensors"));
+    let expected = sum(&folder, &base, [0.5, 0.0])
+        .to_dtype(DType::F32)
+        .unwrap();
+    assert_eq!(
+        (found[WEIGHT].dtype(), found["norm.weight"].dtype()),
+        (DType::BF16, DType::BF16)
+    );
+    let off = error(&found[WEIGHT], &expected);
+    assert!(off > 1e-4 && off < 4e-3, "{off}");
+    let config = std::fs::read_to_string(folder.path("half/config.json")).unwrap();
+    assert!(config.contains("\"torch_dtype\": \"bfloat16\""), "{config}");
+
+    // From halves to whole floats the sum is not rounded to halves.
+    let base = base.to_dtype(DType::BF16).unwrap();
+    folder.tensors("half.safetensors", &[(WEIGHT, base.clone())]);
+    let [from, out] = ["half.safetensors", "wide.safetensors"].map(|name| folder.arg(name));
+    run(&["merge", &from, &out, "--adapter", &one, "--dtype", "f32"]);
+    let found = read(&folder.path("wide.safetensors"));
+    assert!(error(&found[WEIGHT], &sum(&folder, &base, [1.0, 0.0])) < 1e-6);
+}
+
+#[test]
+fn a_quantised_model_stays_one() {
+    let folder = Folder::new();
+    adapters(&folder);
+    let base = random(&[64, 32], 9);
+    let blocks = QTensor::quantize(&base, GgmlDType::Q8_0).unwrap();
+    let fields = [
+        ("general.architecture", Field::String("llama".into())),
+        ("llama.attention.head_count", Field::U32(2)),
+        ("llama.attention.head_count_kv", Field::U32(1)),
+    ];
+    let fields: Vec<(&str, &Field)> = fields.iter().map(|(key, field)| (*key, field)).collect();
+    let mut file = std::fs::File::create(folder.path("base.gguf")).unwrap();
+    write(&mut file, &fields, &[("blk.0.ffn_up.weight", &blocks)]).unwrap();
+    let [from, out, one] = ["base.gguf", "out.gguf", "one"].map(|name| folder.arg(name));
+    let report = run(&["merge", &from, &out, "--adapter", &one]);
+    assert_eq!(report["changed"][0]["name"], "blk.0.ffn_up.weight");
+    let told = report["changed"][0]["error"].as_f64().unwrap();
+    assert!(told > 1e-4 && told < 0.01, "{told}");
+    let found = run(&["diff", &from, &out]);
+    let changed = sum(
+        &folder,
+        &blocks.dequantize(&Device::Cpu).unwrap(),
+        [1.0, 0.0],
+    );
+    let expected = error(&changed, &blocks.dequantize(&Device::Cpu).unwrap());
+    assert!(
+        (found["relative"].as_f64().unwrap() / expected - 1.0).abs() < 0.01,
+        "{found} {expected}"
+    );
+    let found = run(&["inspect", &out]);
+    assert_eq!(
+        (&found["format"], &found["tensors"][0]["dtype"]),
+        (&"GGUF".into(), &"Q8_0".into())
+    );
+
+    let printed = |args: &[&str]| {
+        text(
+            &lora(args.iter().copied())
+                .assert()
+                .code(1)
+                .get_output()
+                .stderr,
+        )
+    };
+    let wrong = printed(&[
+        "merge",
+        &from,
+        &folder.arg("out.safetensors"),
+        "--adapter",
+        &one,
+    ]);
+    assert!(
+        wrong.contains("name an output that ends in .gguf"),
+        "{wrong}"
+    );
+    let wrong = printed(&["merge", &from, &out, "--adapter", &one]);
+    assert!(wrong.contains("say --force"), "{wrong}");
+    let wrong = printed(&[
+        "merge",
+        &from,
+        &out,
+        "--force",
+        "--dtype",
+        "f16",
+        "--adapter",
+        &one,
+    ]);
+    assert!(wrong.contains("--dtype is for safetensors"), "{wrong}");
+}
+
+/// The library's options have the names of flags in what the command prints.
+#[test]
+fn errors_name_flags() {
+    let folder = Folder::new();
+    let square = || random(&[4, 4], 1);
+    folder.tensors(
+        "base.safetensors",
+        &[
+            ("a.weight", square()),
+            ("b.weight", random(&[3, 4], 2)),
+            ("c.weight", random(&[4, 3], 2)),
+        ],
+    );
+    let low = |input: usize, out: usize| (random(&[1, input], 3), random(&[out, 1], 4));
+    let layers = [("a", low(4, 4)), ("b", low(4, 3)), ("c", low(4, 3))];
+    let layers = layers.map(|(path, (a, b))| (path, a, b));
+    folder.adapter(
+        "adapter",
+        r#""r": 1, "target_modules": ["a", "b", "c"]"#,
+        &layers,
+    );
+    let [base, out, adapter] =
+        ["base.safetensors", "out.safetensors", "adapter"].map(|name| folder.arg(name));
+    let args = ["merge", &base, &out, "--adapter", &adapter];
+    let printed = text(&lora(args).assert().code(1).get_output().stderr);
+    assert!(
+        printed.contains("say so with --fan-in-fan-out"),
+        "{printed}"
+    );
+    assert!(!folder.path("out.safetensors").exists());
+    lora(args).arg("--fan-in-fan-out=false").assert().success();
+}
