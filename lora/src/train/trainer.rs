@@ -72,6 +72,8 @@ pub struct Trainer<'a, M> {
     stop: Option<Stop<'a>>,
     output: Option<PathBuf>,
     resume: bool,
+    #[cfg(feature = "train-ui")]
+    tensorboard: bool,
 }
 
 impl<M> fmt::Debug for Trainer<'_, M> {
@@ -95,6 +97,8 @@ impl<'a, M: LoraModule> Trainer<'a, M> {
             stop: None,
             output: None,
             resume: false,
+            #[cfg(feature = "train-ui")]
+            tensorboard: false,
         }
     }
 
@@ -142,6 +146,13 @@ impl<'a, M: LoraModule> Trainer<'a, M> {
             progress.tell(event);
             Ok(())
         })
+    }
+
+    /// Writes the log as an event file for TensorBoard, too: `events.out.tfevents.lora` in the output.
+    #[cfg(feature = "train-ui")]
+    pub fn tensorboard(mut self, write: bool) -> Self {
+        self.tensorboard = write;
+        self
     }
 
     /// Sets the factor of the learning rate at a step, which counts from 0, of so many; in place of
@@ -223,6 +234,14 @@ impl<'a, M: LoraModule> Trainer<'a, M> {
             checkpoints.clean()?;
             let output = run.trainer.output.clone().unwrap_or_default();
             run.log = Some(Log::open(&output, run.state.step)?);
+            #[cfg(feature = "train-ui")]
+            if run.trainer.tensorboard {
+                run.log = run
+                    .log
+                    .take()
+                    .map(|log| log.with_events(&output))
+                    .transpose()?;
+            }
             run.files = Some((output, checkpoints));
         }
         run.checkpoint = last;

@@ -136,7 +136,7 @@ fn losses_of_texts_are_those_of_the_library() {
     );
     refused(
         &["--model", arg(bard), "--data", arg(&broken)],
-        "line 2: `text`, or ",
+        "line 2: has `txt`: `text`, or ",
     );
     let labelled = write_lines(&broken, &[json!({"text": "x", "label": "a"})]);
     refused(

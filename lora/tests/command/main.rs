@@ -6,6 +6,7 @@ mod completions;
 mod embed;
 mod eval;
 mod generate;
+mod images;
 mod models;
 
 use assert_cmd::Command;

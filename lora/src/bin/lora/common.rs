@@ -59,7 +59,7 @@ impl Common {
 ///
 /// # Errors
 /// As [`Common::start`].
-pub fn set_threads(asked: Option<usize>) -> Result<()> {
+fn set_threads(asked: Option<usize>) -> Result<()> {
     let number = match (asked, env::var(VARIABLE)) {
         (Some(number), _) => number,
         (None, Ok(text)) => match threads(&text) {

@@ -14,6 +14,7 @@ mod generate;
 mod model;
 mod print;
 mod texts;
+mod train;
 mod whole;
 
 use clap::{Parser, Subcommand};
@@ -30,6 +31,8 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Train an adapter on a file of examples
+    Train(Box<train::Options>),
     /// Measure a model, with and without adapters, on data that it has not seen
     Eval(eval::Options),
     /// Let a language model go on from prompts
@@ -47,6 +50,7 @@ enum Command {
 impl Command {
     fn run(&self) -> anyhow::Result<()> {
         match self {
+            Self::Train(options) => train::run(options),
             Self::Eval(options) => eval::run(options),
             Self::Generate(options) => generate::run(options),
             Self::Chat(options) => chat::run(options),

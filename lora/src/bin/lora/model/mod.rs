@@ -20,7 +20,7 @@ mod adapter;
 mod head;
 mod source;
 
-pub use adapter::{AdapterArg, AdapterSource, load};
+pub use adapter::{AdapterArg, AdapterSource, CLASSES_FILE, load};
 pub use source::Source;
 
 use crate::print::note;
