@@ -1,7 +1,7 @@
 //! A rank that is of use: an update never has a higher one than the smaller side of its weight.
 
 use super::{Architecture, Options, Weights, build};
-use crate::{Error, LoraConfig, LoraModel as _, LoraModule, Result};
+use crate::{Error, LoraConfig, LoraModule, Result};
 
 /// Layers that a message names.
 const NAMED: usize = 8;

@@ -8,6 +8,7 @@ mod eval;
 mod generate;
 mod images;
 mod models;
+mod train;
 
 use assert_cmd::Command;
 

@@ -40,12 +40,12 @@ impl Kind {
         })
     }
 
-    /// What one example is called, and several.
-    pub fn example(self) -> [&'static str; 2] {
+    /// What its examples are called.
+    pub fn examples(self) -> &'static str {
         match self {
-            Self::Language | Self::Classes => ["text", "texts"],
-            Self::Pairs => ["pair", "pairs"],
-            Self::Images => ["image", "images"],
+            Self::Language | Self::Classes => "texts",
+            Self::Pairs => "pairs",
+            Self::Images => "images",
         }
     }
 

@@ -7,6 +7,7 @@ use lora::train::{Best, Course, Every, Length, PairLoss, TrainOptions};
 use lora::{Init, LoraConfig, TrainBias};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use serde_json::{Map, Value, json};
+use std::fmt::{self, Display, Formatter};
 use std::path::PathBuf;
 
 /// All settings, as `train.toml` of the output has them. The flags tell what each means.
@@ -82,6 +83,17 @@ pub enum OptimizerName {
     Riemannian,
 }
 
+impl Display for OptimizerName {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Adamw => "adamw",
+            Self::LoraPlus => "lora_plus",
+            Self::LoraFa => "lora_fa",
+            Self::Riemannian => "riemannian",
+        })
+    }
+}
+
 /// Names: a list, or a text with commas.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(transparent)]
@@ -154,8 +166,8 @@ impl Settings {
     /// Fills in what depends on other settings. Returns the problems; `name` tells what the user calls a
     /// setting.
     pub fn complete(&mut self, kind: Kind, name: &dyn Fn(&str) -> String) -> Vec<String> {
-        self.alpha.get_or_insert(2.0 * self.rank as f64);
         let mut problems = self.out_of_range(name);
+        self.alpha.get_or_insert(2.0 * self.rank as f64);
         for key in self.without_effect(kind) {
             let of = match key {
                 "pack" | "learn_prompts" => "is for language models alone",
@@ -362,7 +374,7 @@ impl Settings {
         options.course = self.schedule;
         options.warmup = self.warmup;
         options.seed = self.seed;
-        options.check_gradients = self.check_gradients;
+        options.check_gradients = self.check_gradients && !self.has_constant_norms();
         options.evaluate = self.eval_every.0;
         options.save = self.save_every.0;
         options.keep = self.keep;
@@ -376,6 +388,12 @@ impl Settings {
             None => best,
         };
         options
+    }
+
+    /// Whether the gradients leave out something that differences of the loss see: DoRA takes the norms of the
+    /// adapted weights for constants, which these are only where B starts at zero.
+    pub fn has_constant_norms(&self) -> bool {
+        self.dora && !matches!(self.init, Init::Default | Init::Gaussian | Init::Eva)
     }
 
     /// How long the run is.

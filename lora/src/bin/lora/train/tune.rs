@@ -80,6 +80,13 @@ impl Run<'_> {
         }
         self.common
             .say(format_args!("LoRA    rank {}: {totals}", settings.rank))?;
+        if settings.check_gradients && settings.has_constant_norms() {
+            self.common.say(format_args!(
+                "        the gradients are not checked: with --init {}, DoRA's differ from differences of the loss, \
+                 as the norms count as constants",
+                settings.init
+            ))?;
+        }
         let at_once = 2 * settings.batch;
         let before = match (held_out, self.resume) {
             (Some(held_out), false) => Some(held_out.evaluate(&model, at_once)?),
@@ -176,7 +183,7 @@ impl Run<'_> {
             training.loss(model, batch)
         });
         trained.map_err(|error| match error {
-            Error::NotFinite(_) => anyhow!("{error}\ntry a lower --lr, now {}", settings.lr),
+            Error::NotFinite(_) => anyhow!("{error}\ntry a lower --lr, now {:?}", settings.lr),
             error => error.into(),
         })
     }
@@ -184,16 +191,13 @@ impl Run<'_> {
     /// Tells that the run was stopped, and how it goes on.
     fn stopped(&self, report: Report<'_>, trained: &Trained, interrupt: &Interrupt) -> Result<()> {
         let command = self.folder.command();
-        let told = format!(
-            "a checkpoint holds step {}; to go on: {command}",
-            trained.steps
-        );
-        if self.common.json {
-            let report = report.go_on(command);
-            self.common.result(&report, "")?;
-        }
+        let step = trained.steps;
+        note(format_args!(
+            "a checkpoint holds step {step}; to go on: {command}"
+        ))?;
+        self.common.result(&report.go_on(command), "")?;
         let signal = interrupt.signal().unwrap_or(2);
-        Err(anyhow::Error::new(Stopped { signal }).context(told))
+        Err(Stopped { signal }.into())
     }
 
     /// Writes the adapter and what stands beside.
@@ -225,7 +229,7 @@ impl Run<'_> {
             .setting("rank", settings.rank)
             .setting("alpha", settings.alpha.unwrap_or(settings.rank as f64))
             .setting("dropout", settings.dropout)
-            .setting("optimiser", format!("{:?}", settings.optimizer))
+            .setting("optimiser", settings.optimizer)
             .setting("learning rate", settings.lr)
             .setting("batch", settings.batch)
             .options(&options)

@@ -18,7 +18,7 @@ pub fn prepare(settings: &Settings) -> Result<Prepared<TextClasses>> {
     let source = Source::find(&settings.model)?;
     let examples: Examples<Labelled> = examples::read(settings, Kind::Classes)?;
     let (examples, note) = distinct(examples);
-    examples.check(settings, Kind::Classes)?;
+    examples.check(settings)?;
     let all = examples.training.iter().chain(&examples.held_out);
     let classes = Classes::of(all.map(|text| &text.label))
         .with_context(|| format!("cannot use {}", settings.data.display()))?;
@@ -45,7 +45,7 @@ pub fn prepare(settings: &Settings) -> Result<Prepared<TextClasses>> {
     };
     let mut facts = vec![
         format!("{model}{head}"),
-        examples.fact(settings, Kind::Classes) + &format!(", of {} classes", classes.names().len()),
+        examples.fact(settings) + &format!(", of {} classes", classes.names().len()),
     ];
     facts.extend(note);
     let tokenizer = cut(tokenizer, settings.max_length, config)?;

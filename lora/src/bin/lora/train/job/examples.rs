@@ -11,6 +11,8 @@ use std::path::Path;
 pub struct Examples<T> {
     pub training: Vec<T>,
     pub held_out: Vec<T>,
+    /// What they are called.
+    pub called: &'static str,
 }
 
 /// Reads the records of `--data` and `--valid`, or holds out a share.
@@ -20,11 +22,16 @@ pub fn read<T: DeserializeOwned>(settings: &Settings, kind: Kind) -> Result<Exam
         Some(valid) => Examples {
             training: all,
             held_out: read_as(valid, kind)?,
+            called: kind.examples(),
         },
         None => {
             let share = settings.held_out.unwrap_or(0.0);
             let (training, held_out) = split(all, share, settings.seed)?;
-            Examples { training, held_out }
+            Examples {
+                training,
+                held_out,
+                called: kind.examples(),
+            }
         }
     };
     Ok(examples.limited(settings.eval_limit))
@@ -43,7 +50,7 @@ fn read_as<T: DeserializeOwned>(valid: &Path, kind: Kind) -> Result<Vec<T>> {
 
 impl<T> Examples<T> {
     /// With so many examples at most to measure with, from all over.
-    fn limited(mut self, most: Option<usize>) -> Self {
+    pub fn limited(mut self, most: Option<usize>) -> Self {
         if let Some(most) = most {
             let every = self.held_out.len().div_ceil(most).max(1);
             self.held_out = self.held_out.into_iter().step_by(every).collect();
@@ -52,8 +59,8 @@ impl<T> Examples<T> {
     }
 
     /// Refuses too few examples.
-    pub fn check(&self, settings: &Settings, kind: Kind) -> Result<()> {
-        let [_, examples] = kind.example();
+    pub fn check(&self, settings: &Settings) -> Result<()> {
+        let examples = self.called;
         let name = settings.data.display();
         if self.training.is_empty() {
             bail!("--data {name} has too few {examples} to train on");
@@ -69,8 +76,8 @@ impl<T> Examples<T> {
     }
 
     /// A line about them.
-    pub fn fact(&self, settings: &Settings, kind: Kind) -> String {
-        let [_, examples] = kind.example();
+    pub fn fact(&self, settings: &Settings) -> String {
+        let examples = self.called;
         let held_out = match &settings.valid {
             Some(valid) => format!(
                 "{} to measure with of {}",

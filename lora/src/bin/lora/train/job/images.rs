@@ -310,7 +310,7 @@ where
     train_in_full(&mut lora, &in_full);
     models::check_rank::<M>(&config, &lora)?;
     let (size, kind) = (input.size(), Kind::Images);
-    let [_, images] = kind.example();
+    let images = kind.examples();
     let held_out = &read.held_out;
     let apart = match &settings.valid {
         Some(valid) => format!("{} to measure with of {}", held_out.len(), valid.display()),

@@ -22,7 +22,7 @@ pub fn prepare(settings: &Settings) -> Result<Prepared<Language>> {
         true => records(settings, &tokenizer)?,
         false => passages(settings, &tokenizer)?,
     };
-    examples.check(settings, Kind::Language)?;
+    examples.check(settings)?;
     let base = source.open(&Options::new())?.into_decoder();
     let base = base.with_context(|| {
         format!(
@@ -45,7 +45,7 @@ pub fn prepare(settings: &Settings) -> Result<Prepared<Language>> {
             config.layers.len(),
             config.hidden_size,
         ),
-        examples.fact(settings, Kind::Language),
+        examples.fact(settings),
     ];
     if source.is_gguf() {
         facts.push("        the model is quantised: QLoRA".into());
@@ -82,6 +82,7 @@ fn records(settings: &Settings, tokenizer: &Tokenizer) -> Result<Examples<Sequen
     Ok(Examples {
         training: tokens(&examples.training, &settings.data)?,
         held_out: tokens(&examples.held_out, valid)?,
+        called: examples.called,
     })
 }
 
@@ -119,12 +120,12 @@ fn passages(settings: &Settings, tokenizer: &Tokenizer) -> Result<Examples<Seque
             ids.len()
         );
     }
-    let most = settings.eval_limit.unwrap_or(usize::MAX);
-    let every = held_out.len().div_ceil(most).max(1);
-    Ok(Examples {
+    let examples = Examples {
         training,
-        held_out: held_out.into_iter().step_by(every).collect(),
-    })
+        held_out,
+        called: "passages",
+    };
+    Ok(examples.limited(settings.eval_limit))
 }
 
 fn tokens(path: &Path, tokenizer: &Tokenizer) -> Result<Vec<u32>> {

@@ -19,7 +19,7 @@ const POOLER: &str = "pooler.dense";
 pub fn prepare(settings: &Settings) -> Result<Prepared<TextPairs>> {
     let source = Source::find(&settings.model)?;
     let examples: Examples<Pair> = examples::read(settings, Kind::Pairs)?;
-    examples.check(settings, Kind::Pairs)?;
+    examples.check(settings)?;
     let tokenizer = source.tokenizer()?;
     let base = source.open(&Options::new())?.into_encoder();
     let base = base.with_context(|| {
@@ -45,7 +45,7 @@ pub fn prepare(settings: &Settings) -> Result<Prepared<TextPairs>> {
             config.num_hidden_layers,
             config.hidden_size,
         ),
-        examples.fact(settings, Kind::Pairs) + &format!(", loss {loss}"),
+        examples.fact(settings) + &format!(", loss {loss}"),
     ];
     let tokenizer = cut(tokenizer, settings.max_length, config)?;
     let set = |pairs: Vec<Pair>| {
