@@ -154,11 +154,51 @@ fn adapters_may_be_changed_while_talking() {
 
 #[test]
 fn a_model_without_a_template_is_refused() {
-    let bard = bard();
-    let output = lora(["chat", "--model", arg(bard)]).assert().code(1);
+    let dir = tempfile::tempdir().unwrap();
+    talker(dir.path());
+    fs::remove_file(dir.path().join("chat_template.jinja")).unwrap();
+    let output = lora(["chat", "--model", arg(dir.path())]).assert().code(1);
     let error = text(&output.get_output().stderr);
-    assert!(
-        error.contains("lora chat writes by the model's chat template; lora generate does without"),
-        "{error}"
-    );
+    let problem = "lora chat writes by the model's chat template; lora generate does without";
+    assert!(error.contains(problem), "{error}");
+    let args = [
+        "generate",
+        "--model",
+        arg(dir.path()),
+        "--chat",
+        "--prompt",
+        "Hello",
+    ];
+    let output = lora(args).assert().code(1);
+    let error = text(&output.get_output().stderr);
+    assert!(error.contains("cannot use prompt 1, Hello: "), "{error}");
+}
+
+/// The repository's model has one, in which Orsino talks with Viola.
+#[test]
+fn the_small_llama_answers() {
+    let mut command = lora([
+        "chat",
+        "--model",
+        arg(bard()),
+        "--max-tokens",
+        "16",
+        "--stop",
+        "\n\n",
+    ]);
+    let output = command.write_stdin("How now?\n").assert().success();
+    let prompt = "ORSINO.\nHow now?\n\nVIOLA.\n";
+    let args = [
+        "generate",
+        "--model",
+        arg(bard()),
+        "--prompt",
+        prompt,
+        "--max-tokens",
+        "16",
+        "--stop",
+        "\n\n",
+    ];
+    let expected = lora(args).assert().success();
+    assert_eq!(output.get_output().stdout, expected.get_output().stdout);
 }

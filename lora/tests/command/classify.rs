@@ -65,7 +65,7 @@ fn texts_have_the_classes_of_the_adapters_head() {
     ];
     // The head's size is in the adapter's file, the names are not.
     let told = object(lora(args.into_iter().chain(["--json"])));
-    assert_eq!(told["classes"], json!(["0", "1", "2"]));
+    assert_eq!(told["classes"], json!(["LABEL_0", "LABEL_1", "LABEL_2"]));
     write_json(&adapter.join("classes.json"), &json!(classes));
     let told = object(lora(args.into_iter().chain(["--json"])));
     for (result, logits) in told["results"].as_array().unwrap().iter().zip(&logits) {

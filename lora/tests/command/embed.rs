@@ -46,7 +46,12 @@ fn vectors_are_the_librarys() {
     let base_dir = dir.path().join("base");
     let base = bert(&base_dir, &[]);
     let adapter = dir.path().join("adapter");
-    let tuned = adapt(&base, &LoraConfig::new(2), 3, &adapter);
+    let tuned = adapt(
+        &base,
+        &LoraConfig::new(2).target_modules("all-linear"),
+        3,
+        &adapter,
+    );
     let mut frozen = base.to_frozen().unwrap();
     frozen.eval();
     let (plain, tuned) = (
@@ -84,7 +89,8 @@ fn vectors_are_the_librarys() {
         let expected: Vec<f32> = expected.iter().map(|value| value / length).collect();
         assert_close(found, &expected);
     }
-    assert!((plain[0][0] - tuned[0][0]).abs() > 1e-3);
+    let differences = plain[0].iter().zip(&tuned[0]);
+    assert!(differences.map(|(a, b)| (a - b).abs()).fold(0.0, f32::max) > 1e-2);
 
     // From the input; a prefix is a part of each text.
     let prefixed = vectors(&frozen, &base_dir, &["a dog sat"]);

@@ -41,9 +41,9 @@ fn losses_of_texts_are_those_of_the_library() {
     let data = write_lines(
         &dir.path().join("data.jsonl"),
         &[
-            json!({"text": "My lord, the king is here."}),
+            json!({"prompt": "My lord, ", "completion": "the king is here."}),
             json!({"prompt": "What news?", "completion": " None, my lord."}),
-            json!({"text": "O"}),
+            json!({"prompt": "", "completion": "O"}),
         ],
     );
     let tokenizer = Tokenizer::from_directory(bard()).unwrap();
@@ -136,7 +136,7 @@ fn losses_of_texts_are_those_of_the_library() {
     );
     refused(
         &["--model", arg(bard), "--data", arg(&broken)],
-        "line 2: `text`, or ",
+        "line 2: has `txt`: `text`, or ",
     );
     let labelled = write_lines(&broken, &[json!({"text": "x", "label": "a"})]);
     refused(

@@ -231,7 +231,6 @@ fn what_cannot_be_done_is_explained() {
         &["--prompt-file", "none.txt"],
         "cannot read --prompt-file none.txt",
     );
-    refuse(&["--prompt", "x", "--chat"], "cannot use prompt 1, x");
     refused(&["--prompt", "x"], "--model is missing");
     let file = dir.path().join("prompts.jsonl");
     for (line, problem) in [

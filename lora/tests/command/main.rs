@@ -11,6 +11,7 @@ mod eval;
 mod extract;
 mod files;
 mod generate;
+mod images;
 mod inspect;
 mod merge;
 mod models;

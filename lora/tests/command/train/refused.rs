@@ -39,7 +39,8 @@ fn what_is_missing_or_does_not_fit_is_named() {
         ),
         (
             "--model @encoder".into(),
-            "--data is missing: a JSONL file, or a text; `lora train --help` shows its lines".into(),
+            "--data is missing: a JSONL file, a text, or a folder of images; `lora train --help` shows its lines"
+                .into(),
         ),
         (
             "--model @nowhere/at/all --data @texts.jsonl".into(),
@@ -56,7 +57,10 @@ fn what_is_missing_or_does_not_fit_is_named() {
         ),
         (
             "--model @encoder --data @encoder".into(),
-            "--data @encoder is a folder: a JSONL file or a text is expected".into(),
+            "--data @encoder is a folder, of images: cannot use --model @encoder: @encoder: there is no file beside it \
+             that says what images it wants: `preprocessor_config.json` of transformers, or `pretrained_cfg` in \
+             timm's `config.json` or in NAME.json for NAME.safetensors"
+                .into(),
         ),
         (
             "--model @encoder --data @bad.jsonl".into(),

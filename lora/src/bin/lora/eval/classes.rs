@@ -110,25 +110,24 @@ fn numbers(records: &[Labelled]) -> Result<Vec<f64>> {
     labels.collect()
 }
 
-/// The number of each label's class.
+/// The number of each label's class, whatever the case of its name.
 fn class_numbers(records: &[Labelled], classes: &[String]) -> Result<Vec<u32>> {
     let of = |(record, labelled): (usize, &Labelled)| {
         let name = match &labelled.label {
             Label::Name(name) => name.clone(),
-            Label::Class(number) => number.to_string(),
-            Label::Number(number) => number.to_string(),
+            number => number.to_string(),
         };
-        let place = classes.iter().position(|class| *class == name);
+        let called =
+            |same: fn(&str, &str) -> bool| classes.iter().position(|class| same(class, &name));
+        let place = called(|a, b| a == b).or_else(|| called(str::eq_ignore_ascii_case));
         let place = match (place, &labelled.label) {
-            (Some(place), _) => Some(place as u32),
-            (None, Label::Class(number)) => Some(*number).filter(|&n| (n as usize) < classes.len()),
-            _ => None,
+            (None, Label::Class(number)) => Some(*number as usize).filter(|&n| n < classes.len()),
+            (place, _) => place,
         };
+        let place = place.and_then(|place| u32::try_from(place).ok());
         place.with_context(|| {
-            format!(
-                "record {record}: the label is {name}, the model's classes are {}",
-                classes.join(", ")
-            )
+            let classes = classes.join(", ");
+            format!("record {record}: the label is {name}, the model's classes are {classes}")
         })
     };
     (1..).zip(records).map(of).collect()

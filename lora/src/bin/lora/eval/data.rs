@@ -1,8 +1,7 @@
 //! What a model is measured on.
 
-use anyhow::{Result, bail};
-use lora::data::{Labelled, Pair, Record, read_jsonl};
-use serde_json::{Map, Value};
+use anyhow::Result;
+use lora::data::{DataKind, Labelled, Pair, Record, read_jsonl};
 use std::path::Path;
 
 /// Examples of one kind.
@@ -18,26 +17,18 @@ pub enum Data {
 }
 
 impl Data {
-    /// Reads the first examples of a file; of a folder nothing yet. The first record says of which kind
-    /// all are.
+    /// Reads the first examples of a file; of a folder nothing yet.
     ///
     /// # Errors
-    /// If the file cannot be read, or a line is not of the first one's kind.
+    /// If the file cannot be read, or its lines are not of one kind.
     pub fn read(path: &Path, limit: usize) -> Result<Self> {
         if path.is_dir() {
             return Ok(Self::Images);
         }
-        let records: Vec<Map<String, Value>> = read_jsonl(path)?;
-        let Some(first) = records.first() else {
-            bail!("there is no record");
-        };
-        let has = |keys: &[&str]| keys.iter().any(|key| first.contains_key(*key));
-        let mut data = if has(&["label"]) {
-            Self::Labelled(read_jsonl(path)?)
-        } else if has(&["anchor", "query", "sentence1", "positive"]) {
-            Self::Pairs(read_jsonl(path)?)
-        } else {
-            Self::Records(read_jsonl(path)?)
+        let mut data = match DataKind::of(path)? {
+            DataKind::Labelled => Self::Labelled(read_jsonl(path)?),
+            DataKind::Pairs => Self::Pairs(read_jsonl(path)?),
+            _ => Self::Records(read_jsonl(path)?),
         };
         match &mut data {
             Self::Records(records) => records.truncate(limit),

@@ -45,7 +45,8 @@ struct DataFlags {
     /// Base model: a directory, a GGUF file, or OWNER/NAME on the Hugging Face hub
     #[arg(long, short, value_name = "MODEL")]
     model: Option<String>,
-    /// What to learn: a JSONL file, whose keys say what is learned; any other file is one text
+    /// What to learn: a JSONL file, whose keys say what is learned; any other file is one text; a folder holds
+    /// images, a subfolder for each class
     #[arg(long, short, value_name = "FILE")]
     data: Option<PathBuf>,
     /// What to measure with, of the same kind

@@ -1,9 +1,12 @@
 //! What kind of job the data asks for, and how it is done where nobody says otherwise.
 
-use anyhow::{Result, bail};
+use anyhow::Result;
 use lora::data::DataKind;
 use serde_json::{Map, Value, json};
 use std::path::Path;
+
+/// Tokens of a text at most, where nobody says otherwise.
+pub const MAX_LENGTH: usize = 128;
 
 /// What is learned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -14,6 +17,8 @@ pub enum Kind {
     Classes,
     /// Which texts belong together.
     Pairs,
+    /// The classes of images.
+    Images,
 }
 
 impl Kind {
@@ -23,10 +28,7 @@ impl Kind {
     /// If the records are of no known kind, with the line.
     pub fn of(data: &Path) -> Result<Self> {
         if data.is_dir() {
-            bail!(
-                "--data {} is a folder: a JSONL file or a text is expected",
-                data.display()
-            );
+            return Ok(Self::Images);
         }
         if !is_jsonl(data) {
             return Ok(Self::Language);
@@ -43,6 +45,7 @@ impl Kind {
         match self {
             Self::Language | Self::Classes => "texts",
             Self::Pairs => "pairs",
+            Self::Images => "images",
         }
     }
 
@@ -52,9 +55,10 @@ impl Kind {
             Self::Language => (3, 8, 2e-3, 0.1),
             Self::Classes => (1, 16, 5e-4, 0.2),
             Self::Pairs => (3, 64, 5e-4, 0.25),
+            Self::Images => (15, 32, 5e-3, 0.25),
         };
         let mut all = json!({
-            "held_out": held_out, "max_length": 128, "output": "output",
+            "held_out": held_out, "max_length": MAX_LENGTH, "output": "output",
             "rank": 8, "dropout": 0.0, "bias": "none", "dora": false, "rslora": false,
             "lora_bias": false, "init": "default", "recompute": false, "modules_to_save": [],
             "epochs": epochs, "batch": batch, "accumulate": 1, "seed": 0,
@@ -70,7 +74,7 @@ impl Kind {
                 all["learn_prompts"] = false.into();
             }
             Self::Pairs => all["eval_limit"] = 2000.into(),
-            Self::Classes => {}
+            Self::Classes | Self::Images => {}
         }
         match all {
             Value::Object(all) => all,

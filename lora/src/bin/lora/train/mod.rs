@@ -32,6 +32,7 @@ Data, by the keys of its lines:
   {\"anchor\": \"..\", \"positive\": \"..\"}        an encoder learns which belong together; or \"sentence1\", \
 \"sentence2\" and \"score\"; \"negative\" may hold a text that does not belong
 Any file that is no .jsonl is one text, which a language model learns by passages of --max-length tokens.
+A folder holds images, a subfolder for each class, or has them in train/ and val/: a model of images learns these.
 
 Settings may stand in a file, --config FILE.toml or FILE.yaml: max_length = 256. Flags win over the file.
 
@@ -91,7 +92,7 @@ pub fn run(options: &Options) -> Result<()> {
         ),
         (
             "data",
-            "a JSONL file, or a text; `lora train --help` shows its lines",
+            "a JSONL file, a text, or a folder of images; `lora train --help` shows its lines",
         ),
     ] {
         if layers.text(key)?.is_none() {

@@ -1,6 +1,6 @@
 //! The settings of a run, complete.
 
-use super::kind::Kind;
+use super::kind::{Kind, MAX_LENGTH};
 use crate::common::threads;
 use anyhow::{Context, Result};
 use lora::train::{Best, Course, Every, Length, PairLoss, TrainOptions};
@@ -172,6 +172,7 @@ impl Settings {
             let of = match key {
                 "pack" | "learn_prompts" => "is for language models alone",
                 "loss" => "is for pairs of texts alone",
+                "max_length" | "eval_limit" => "is for texts alone",
                 "quantize_modules" => "needs `quantize`",
                 _ => "has no effect with this optimiser",
             };
@@ -204,6 +205,14 @@ impl Settings {
             ("pack", self.pack.is_some() && !language),
             ("learn_prompts", self.learn_prompts.is_some() && !language),
             ("loss", self.loss.is_some() && kind != Kind::Pairs),
+            (
+                "max_length",
+                self.max_length != MAX_LENGTH && kind == Kind::Images,
+            ),
+            (
+                "eval_limit",
+                self.eval_limit.is_some() && kind == Kind::Images,
+            ),
             (
                 "quantize_modules",
                 self.quantize_modules.is_some() && self.quantize.is_none(),

@@ -214,9 +214,10 @@ impl Run<'_> {
             self.folder.write(CLASSES_FILE, names.as_bytes())?;
         }
         let (task, pipeline) = prepared.task;
-        let save = SaveOptions::new()
-            .task_type(task)
-            .base_model(&settings.model);
+        let mut save = SaveOptions::new().base_model(&settings.model);
+        if let Some(task) = task {
+            save = save.task_type(task);
+        }
         let dir = self.folder.dir();
         model
             .save_adapter_with(dir, &save)
@@ -231,9 +232,11 @@ impl Run<'_> {
             .setting("optimiser", settings.optimizer)
             .setting("learning rate", settings.lr)
             .setting("batch", settings.batch)
-            .setting("tokens of a text at most", settings.max_length)
             .options(&options)
             .trained(trained);
+        if !is_without_length(&prepared.training) {
+            card = card.setting("tokens of a text at most", settings.max_length);
+        }
         if let Some(after) = after {
             card = card.metrics(after);
         }
@@ -258,6 +261,11 @@ fn needs_data(init: Init) -> bool {
     matches!(init, Init::Eva | Init::Corda | Init::LoraGa)
 }
 
+/// Whether the examples have no length, as images.
+fn is_without_length(data: &impl Dataset) -> bool {
+    data.lengths().iter().all(|&length| length == 1)
+}
+
 /// The data's tokens that a second of training learns from; padding does not count.
 fn tokens_a_second<D: Dataset>(
     data: &D,
@@ -265,6 +273,9 @@ fn tokens_a_second<D: Dataset>(
     settings: &Settings,
     per_epoch: usize,
 ) -> Option<f64> {
+    if is_without_length(data) {
+        return None;
+    }
     let tokens: usize = data.lengths().iter().sum();
     let a_step = tokens as f64 / per_epoch as f64 * settings.accumulate as f64;
     let seconds = trained.step.as_secs_f64();

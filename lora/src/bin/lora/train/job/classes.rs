@@ -60,7 +60,7 @@ pub fn prepare(settings: &Settings) -> Result<Prepared<TextClasses>> {
         base: base.model,
         lora,
         classes: Some(classes.names().to_vec()),
-        task: (TaskType::SeqCls, "text-classification"),
+        task: (Some(TaskType::SeqCls), "text-classification"),
         facts,
     })
 }

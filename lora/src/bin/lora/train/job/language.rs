@@ -64,7 +64,7 @@ pub fn prepare(settings: &Settings) -> Result<Prepared<Language>> {
         },
         held_out: (!examples.held_out.is_empty()).then(|| Language::new(examples.held_out, pad)),
         classes: None,
-        task: (TaskType::CausalLm, "text-generation"),
+        task: (Some(TaskType::CausalLm), "text-generation"),
         facts,
     })
 }

@@ -2,6 +2,7 @@
 
 mod classes;
 mod examples;
+mod images;
 mod language;
 mod pairs;
 
@@ -10,6 +11,9 @@ use super::settings::Settings;
 use super::tune::Run;
 use crate::model::Source;
 use anyhow::Result;
+use images::Images;
+use lora::models::convnext::LoraConvNext;
+use lora::models::vit::LoraVit;
 use lora::peft::TaskType;
 use lora::train::{Dataset, Language, TextClasses, TextPairs};
 use lora::{LoraConfig, LoraModule};
@@ -22,6 +26,10 @@ pub enum Job {
     Classes(Prepared<TextClasses>),
     /// An encoder that makes sentence embeddings.
     Pairs(Prepared<TextPairs>),
+    /// A ConvNeXt.
+    ConvNext(Prepared<Images<LoraConvNext>>),
+    /// A vision transformer.
+    Vit(Prepared<Images<LoraVit>>),
 }
 
 /// What a run needs of a job.
@@ -36,8 +44,8 @@ pub struct Prepared<D: Dataset> {
     pub held_out: Option<D>,
     /// The classes, by number, if there are some.
     pub classes: Option<Vec<String>>,
-    /// What PEFT calls the task, and what the hub does.
-    pub task: (TaskType, &'static str),
+    /// What PEFT calls the task, if it has a name for it, and what the hub does.
+    pub task: (Option<TaskType>, &'static str),
     /// Lines about the model and the data.
     pub facts: Vec<String>,
 }
@@ -53,6 +61,7 @@ impl Job {
             Kind::Language => Self::Language(language::prepare(settings)?),
             Kind::Classes => Self::Classes(classes::prepare(settings)?),
             Kind::Pairs => Self::Pairs(pairs::prepare(settings)?),
+            Kind::Images => images::prepare(settings)?,
         })
     }
 
@@ -65,6 +74,8 @@ impl Job {
             Self::Language(prepared) => run.tune(prepared),
             Self::Classes(prepared) => run.tune(prepared),
             Self::Pairs(prepared) => run.tune(prepared),
+            Self::ConvNext(prepared) => run.tune(prepared),
+            Self::Vit(prepared) => run.tune(prepared),
         }
     }
 }

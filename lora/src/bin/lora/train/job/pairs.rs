@@ -59,7 +59,7 @@ pub fn prepare(settings: &Settings) -> Result<Prepared<TextPairs>> {
         base: base.model,
         lora,
         classes: None,
-        task: (TaskType::FeatureExtraction, "sentence-similarity"),
+        task: (Some(TaskType::FeatureExtraction), "sentence-similarity"),
         facts,
     })
 }
