@@ -1,12 +1,16 @@
 //! How much memory a pass takes: every allocation of the process is counted, and one test makes them
 //! all.
 
+use candle_core::quantized::gguf_file::{self, Value};
 use candle_core::quantized::{GgmlDType, QStorage, QTensor};
-use candle_core::{DType, Device, Module, Var};
+use candle_core::{DType, Device, Module, Tensor, Var};
 use lora::layers::QLinear;
+use lora::models::Options;
+use lora::models::decoder::from_gguf;
 use lora::{LoraConfig, LoraModel, LoraModule, ops};
 use lora_tests::fixed;
 use std::alloc::{GlobalAlloc, Layout, System};
+use std::fs::File;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
@@ -45,6 +49,7 @@ fn peak_of(f: impl FnOnce()) -> usize {
 fn passes_take_little_memory() {
     attention_is_linear_in_the_length();
     a_quantised_weight_is_never_held_in_full();
+    a_gguf_file_is_read_tensor_by_tensor();
 }
 
 /// 16384·16384 scores would be 1 GiB.
@@ -83,4 +88,63 @@ fn a_quantised_weight_is_never_held_in_full() {
         let threads = std::thread::available_parallelism().map_or(1, usize::from);
         assert!(more < (24 << 20) + (threads << 20), "{more} bytes");
     }
+}
+
+/// A GGUF file is read tensor by tensor: at most its weights and one tensor more are in memory.
+fn a_gguf_file_is_read_tensor_by_tensor() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("model.gguf");
+    let (width, rows) = (256u32, 4096usize);
+    let fields = [
+        ("general.architecture", Value::String("llama".into())),
+        ("llama.context_length", Value::U32(64)),
+        ("llama.embedding_length", Value::U32(width)),
+        ("llama.block_count", Value::U32(1)),
+        ("llama.feed_forward_length", Value::U32(rows as u32)),
+        ("llama.attention.head_count", Value::U32(4)),
+        ("llama.attention.layer_norm_rms_epsilon", Value::F32(1e-5)),
+    ];
+    let width = width as usize;
+    let quantised = |rows: usize, columns: usize, kind| {
+        let weight = fixed((rows, columns), DType::F32, 1);
+        QTensor::quantize(&weight, kind).unwrap()
+    };
+    let mut tensors = vec![("token_embd.weight", quantised(rows, width, GgmlDType::Q8_0))];
+    for name in ["attn_q", "attn_k", "attn_v", "attn_output"] {
+        let name: &str = format!("blk.0.{name}.weight").leak();
+        tensors.push((name, quantised(width, width, GgmlDType::Q4_1)));
+    }
+    tensors.push((
+        "blk.0.ffn_gate.weight",
+        quantised(rows, width, GgmlDType::Q4_1),
+    ));
+    tensors.push((
+        "blk.0.ffn_up.weight",
+        quantised(rows, width, GgmlDType::Q4_1),
+    ));
+    tensors.push((
+        "blk.0.ffn_down.weight",
+        quantised(width, rows, GgmlDType::Q4_1),
+    ));
+    for name in [
+        "blk.0.attn_norm.weight",
+        "blk.0.ffn_norm.weight",
+        "output_norm.weight",
+    ] {
+        let ones = Tensor::ones(width, DType::F32, &Device::Cpu).unwrap();
+        tensors.push((name, QTensor::quantize(&ones, GgmlDType::F32).unwrap()));
+    }
+    let fields: Vec<(&str, &Value)> = fields.iter().map(|(key, value)| (*key, value)).collect();
+    let list: Vec<(&str, &QTensor)> = tensors.iter().map(|(name, of)| (*name, of)).collect();
+    gguf_file::write(&mut File::create(&path).unwrap(), &fields, &list).unwrap();
+    let size = std::fs::metadata(&path).unwrap().len() as usize;
+    let largest = tensors[0].1.storage_size_in_bytes();
+    drop(tensors);
+    let mut model = None;
+    let more = peak_of(|| model = Some(from_gguf(&path, &Options::new()).unwrap()));
+    assert!(
+        more <= size + largest + (64 << 10),
+        "{more} bytes for {size} and {largest}"
+    );
+    assert!(more >= size / 2, "{more} bytes");
 }

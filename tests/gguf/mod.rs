@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 
 mod archs;
 mod malformed;
+mod merged;
 mod values;
 
 pub fn fixture(name: &str) -> PathBuf {

@@ -125,6 +125,50 @@ fn merging_quantises_the_sum_again_and_unmerging_brings_the_blocks_back() -> Res
     Ok(())
 }
 
+/// Merged in full precision, in the dtype that the model computes in, a weight is the sum, rounded once.
+#[test]
+fn merging_in_full_quantises_nothing() -> Result {
+    let (quantised, full) = pair(GgmlDType::Q4_1);
+    for config in [LoraConfig::new(4), LoraConfig::new(4).use_dora(true)] {
+        let (mut model, theirs) = (quantised.to_lora(&config)?, full.to_lora(&config)?);
+        fill_adapters(&model);
+        fill_adapters(&theirs);
+        let (before, sums) = (model.forward(&ids())?, theirs.to_base()?);
+        model.merge_in_full()?;
+        assert!(model.is_merged() && model.up.adapters().blocks().is_none());
+        assert_eq!(model.up.adapters().requantising_error(), None);
+        assert_close("merged", &model.forward(&ids())?, &before, 1e-5);
+        // The head has no adapter.
+        let base = model.to_base()?;
+        assert!(matches!(base.head.weight(), QMatMul::QTensor(_)));
+        let tensor = |layer: &QLinear| match layer.weight() {
+            QMatMul::Tensor(weight) => weight.clone(),
+            other => panic!("{other:?}"),
+        };
+        assert_close("up", &tensor(&base.up), sums.up.weight(), 1e-6);
+        assert_close("base", &base.forward(&ids())?, &before, 1e-5);
+
+        // A copy is merged in the same way; in another dtype the sum is rounded to that.
+        let half = model.to_dtype(DType::BF16)?;
+        let down = tensor(&half.to_base()?.down);
+        let rounded = tensor(&base.down).to_dtype(DType::BF16)?;
+        assert_eq!(values(&down)?, values(&rounded)?);
+
+        // Merging keeps the way, and after unmerging, the sums are quantised again.
+        model.merge()?;
+        assert!(model.up.adapters().blocks().is_none());
+        model.unmerge()?;
+        let blocks = model.up.adapters().blocks().unwrap();
+        assert!(Arc::ptr_eq(blocks, weight(&quantised.up)));
+        assert_eq!(values(&model.forward(&ids())?)?, values(&before)?);
+        model.merge()?;
+        assert!(model.up.adapters().requantising_error().is_some());
+        model.merge_in_full()?;
+        assert_eq!(model.up.adapters().requantising_error(), None);
+    }
+    Ok(())
+}
+
 #[test]
 fn the_summary_counts_values_and_bytes() -> Result {
     let (quantised, full) = pair(GgmlDType::Q4_1);

@@ -176,6 +176,12 @@ impl Adapters {
         merged.map_or(self.blocks.as_ref(), |merged| merged.blocks.as_ref())
     }
 
+    /// True while adapters are merged into a quantised weight, which is in full precision since.
+    pub(crate) fn is_merged_in_full(&self) -> bool {
+        let merged = self.merged.as_ref();
+        self.blocks.is_none() && merged.is_some_and(|merged| merged.blocks.is_some())
+    }
+
     /// While adapters are merged into a quantised weight: how far the merged weight is from the sum that
     /// it was quantised from, relative to the sum.
     pub fn requantising_error(&self) -> Option<f64> {

@@ -34,10 +34,22 @@ pub(crate) fn unmerge(layer: &mut (impl AdaptedMut + ?Sized)) {
 /// If the merged weight is not finite, or an adapter has a bias and the layer has none. The layer
 /// then stays as it was.
 pub(crate) fn set_merged(layer: &mut dyn Adapted, names: &[String]) -> Result<()> {
+    let in_full = layer.adapters().is_merged_in_full();
+    set_merged_as(layer, names, in_full)
+}
+
+/// As [`set_merged`]. A quantised weight is in full precision while it is merged, if `in_full` says so, in
+/// the dtype that the layer computes in; otherwise the sum is quantised again.
+pub(crate) fn set_merged_as(
+    layer: &mut dyn Adapted,
+    names: &[String],
+    in_full: bool,
+) -> Result<()> {
     let adapters = layer.adapters();
     let names = names.iter().filter(|name| adapters.has(name));
     let names: Vec<String> = names.cloned().collect();
-    if names == adapters.merged() {
+    let is_quantised = adapters.unmerged_blocks().is_some();
+    if names == adapters.merged() && (!is_quantised || in_full == adapters.is_merged_in_full()) {
         return Ok(());
     }
     adapters.check_order(&names)?;
@@ -48,7 +60,7 @@ pub(crate) fn set_merged(layer: &mut dyn Adapted, names: &[String]) -> Result<()
     // Computed before the layer is changed: an error leaves the layer as it was.
     let (mut merged_weight, merged_bias) = merged_parts(layer, &names)?;
     let (mut merged_blocks, mut error) = (None, None);
-    if let Some(blocks) = layer.adapters().unmerged_blocks() {
+    if let Some(blocks) = layer.adapters().unmerged_blocks().filter(|_| !in_full) {
         let (blocks, relative) = quantised::quantise(&merged_weight, blocks.dtype())?;
         merged_weight = quantised::stand_in(&blocks, merged_weight.dtype())?;
         (merged_blocks, error) = (Some(blocks), Some(relative));
@@ -94,7 +106,7 @@ pub(crate) fn base_parts(layer: &dyn Adapted) -> Result<(Tensor, Option<Tensor>)
 }
 
 /// As [`base_parts`], for a base layer that holds a quantised weight: the weight is quantised again, to
-/// the same type. Without an adapter to merge these are the very blocks.
+/// the same type, unless it is merged in full precision. Without an adapter to merge these are the very blocks.
 pub(crate) fn quantised_base_parts(layer: &dyn Adapted) -> Result<(QMatMul, Option<Tensor>)> {
     let adapters = layer.adapters();
     let blocks = adapters.unmerged_blocks();
@@ -105,7 +117,7 @@ pub(crate) fn quantised_base_parts(layer: &dyn Adapted) -> Result<(QMatMul, Opti
         return Ok((QMatMul::QTensor(blocks.clone()), bias));
     }
     let (weight, bias) = base_parts(layer)?;
-    let weight = match blocks {
+    let weight = match blocks.filter(|_| !adapters.is_merged_in_full()) {
         Some(blocks) => QMatMul::QTensor(quantised::quantise(&weight, blocks.dtype())?.0),
         None => QMatMul::Tensor(weight),
     };

@@ -1,6 +1,6 @@
 //! [`Checkpoint`]: the weights of a model, in one file or in shards with their index.
 
-use super::{TensorFile, parse_json, read_bounded};
+use super::{Shard, TensorFile, parse_json, read_bounded};
 use crate::error::shorten;
 use crate::path::join;
 use crate::{Error, Result};
@@ -11,7 +11,8 @@ use serde_json::Value;
 use std::collections::{BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 
-const INDEX: &str = ".safetensors.index.json";
+/// How the name of an index ends.
+pub(crate) const INDEX: &str = ".safetensors.index.json";
 
 /// The tensors of a checkpoint, from all of its files.
 #[derive(Debug)]
@@ -20,9 +21,11 @@ pub(crate) struct Checkpoint {
     pub(crate) path: PathBuf,
     /// The directory of the files; `None` for a file that was given alone.
     pub(crate) dir: Option<PathBuf>,
-    pub(crate) shards: Vec<TensorFile>,
+    pub(crate) shards: Vec<Box<dyn Shard>>,
     /// Name and contents of the index.
     pub(crate) index: Option<(String, Value)>,
+    /// JSON files that would stand beside the weights, where these are in no directory of transformers.
+    pub(crate) files: IndexMap<String, Value>,
     /// The shard of each tensor, and the tensor's name there.
     places: IndexMap<String, (usize, String)>,
 }
@@ -38,7 +41,7 @@ impl Checkpoint {
             let parent = path.parent().filter(|dir| !dir.as_os_str().is_empty());
             return Self::open_index(path, parent.unwrap_or(Path::new(".")));
         }
-        Self::of(path, None, None, vec![TensorFile::open(path)?])
+        Self::of(path, None, None, vec![one(path)?])
     }
 
     /// Opens several files, each as [`open`](Self::open) does, as one checkpoint.
@@ -68,7 +71,7 @@ impl Checkpoint {
             ([index], _) => Self::open_index(&dir.join(index), dir),
             ([], [file]) => {
                 let path = dir.join(file);
-                Self::of(dir, Some(dir), None, vec![TensorFile::open(&path)?])
+                Self::of(dir, Some(dir), None, vec![one(&path)?])
             }
             _ => Err(Error::file(
                 dir,
@@ -85,7 +88,7 @@ impl Checkpoint {
     fn open_index(path: &Path, dir: &Path) -> Result<Self> {
         let Index { json, files } = Index::read(path)?;
         let names: BTreeSet<&String> = files.values().collect();
-        let shards = names.iter().map(|file| TensorFile::open(&dir.join(file)));
+        let shards = names.iter().map(|file| one(&dir.join(file)));
         let shards = shards.collect::<Result<Vec<_>>>()?;
         let places: HashMap<&String, usize> = names.into_iter().zip(0..).collect();
         let absent = files.iter().filter(|(tensor, file)| {
@@ -109,11 +112,15 @@ impl Checkpoint {
         Self::of(path, Some(dir), index, shards)
     }
 
-    fn of(
+    /// A checkpoint of these files.
+    ///
+    /// # Errors
+    /// If two hold a tensor of the same name.
+    pub(crate) fn of(
         path: &Path,
         dir: Option<&Path>,
         index: Option<(String, Value)>,
-        shards: Vec<TensorFile>,
+        shards: Vec<Box<dyn Shard>>,
     ) -> Result<Self> {
         let mut places = IndexMap::new();
         let mut problems = Vec::new();
@@ -131,6 +138,7 @@ impl Checkpoint {
                 dir: dir.map(Into::into),
                 shards,
                 index,
+                files: IndexMap::new(),
                 places,
             })
         } else {
@@ -139,6 +147,12 @@ impl Checkpoint {
                 problems,
             })
         }
+    }
+
+    /// The same tensors, with these JSON files beside.
+    pub(crate) fn with_files(mut self, files: IndexMap<String, Value>) -> Self {
+        self.files = files;
+        self
     }
 
     /// The same tensors, each as part of this module.
@@ -196,6 +210,9 @@ impl Checkpoint {
 
     /// `config.json` beside the files, if there is one.
     pub(crate) fn model_config(&self) -> Result<Option<Value>> {
+        if let Some(config) = self.files.get("config.json") {
+            return Ok(Some(config.clone()));
+        }
         let dir = self.shards.first().and_then(|shard| shard.path().parent());
         let path = dir.map(|dir| dir.join("config.json"));
         let Some(path) = path.filter(|path| path.exists()) else {
@@ -206,6 +223,10 @@ impl Checkpoint {
             .map(Some)
             .map_err(|error| Error::file(&path, format!("is not valid JSON: {error}")))
     }
+}
+
+fn one(path: &Path) -> Result<Box<dyn Shard>> {
+    Ok(Box::new(TensorFile::open(path)?))
 }
 
 /// The index of a checkpoint in shards.

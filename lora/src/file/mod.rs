@@ -9,9 +9,9 @@ mod stage;
 pub(crate) use bounded::read_bounded;
 #[cfg(feature = "text")]
 pub(crate) use bounded::read_up_to;
-pub(crate) use checkpoint::Checkpoint;
 #[cfg(feature = "hub")]
 pub(crate) use checkpoint::Index;
+pub(crate) use checkpoint::{Checkpoint, INDEX};
 pub(crate) use json::{parse as parse_json, read as read_json, read_object};
-pub(crate) use safetensors::TensorFile;
+pub(crate) use safetensors::{Shard, TensorFile};
 pub(crate) use stage::{stage, sync, temporary};

@@ -7,6 +7,7 @@ use indexmap::IndexMap;
 use safetensors::tensor::{Metadata, TensorInfo, TensorView};
 use serde::de::{Deserializer, MapAccess, Visitor};
 use std::collections::HashMap;
+use std::fmt::Debug;
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
@@ -17,6 +18,64 @@ const MAX_HEADER: u64 = 100_000_000;
 
 /// How many bytes of a tensor are in memory while the tensor is copied.
 const CHUNK: u64 = 1 << 20;
+
+/// A file of a checkpoint. Each tensor is read when it is asked for.
+pub(crate) trait Shard: Debug + Send + Sync {
+    /// Where the file is.
+    fn path(&self) -> &Path;
+
+    /// The name that the file has in a directory of transformers.
+    fn name(&self) -> Option<&str>;
+
+    /// Dtypes and shapes, in the order of the data.
+    fn tensors(&self) -> &IndexMap<String, TensorInfo>;
+
+    /// The texts in the header.
+    fn metadata(&self) -> Option<&HashMap<String, String>>;
+
+    /// A tensor, on the CPU.
+    fn tensor(&self, name: &str) -> Result<Tensor>;
+
+    /// Writes a tensor's bytes.
+    fn copy(&self, name: &str, to: &mut dyn Write) -> Result<()>;
+}
+
+impl Shard for TensorFile {
+    fn path(&self) -> &Path {
+        &self.path
+    }
+
+    fn name(&self) -> Option<&str> {
+        self.path.file_name()?.to_str()
+    }
+
+    fn tensors(&self) -> &IndexMap<String, TensorInfo> {
+        &self.tensors
+    }
+
+    fn metadata(&self) -> Option<&HashMap<String, String>> {
+        self.metadata.as_ref()
+    }
+
+    fn tensor(&self, name: &str) -> Result<Tensor> {
+        self.tensor(name)
+    }
+
+    /// Copies piece by piece.
+    fn copy(&self, name: &str, to: &mut dyn Write) -> Result<()> {
+        let info = self.find(name)?;
+        let mut left = (info.data_offsets.1 - info.data_offsets.0) as u64;
+        let mut file = self.at(info)?;
+        let mut buffer = vec![0; CHUNK.min(left) as usize];
+        while left > 0 {
+            let piece = &mut buffer[..CHUNK.min(left) as usize];
+            let copied = file.read_exact(piece).and_then(|()| to.write_all(piece));
+            copied.map_err(|error| Error::file(&self.path, error))?;
+            left -= piece.len() as u64;
+        }
+        Ok(())
+    }
+}
 
 /// An open file. Each tensor is read when it is asked for.
 #[derive(Debug)]
@@ -134,21 +193,6 @@ impl TensorFile {
             view.load(&Device::Cpu)
         };
         load().map_err(|error| Error::file(&self.path, format!("`{name}`: {error}")))
-    }
-
-    /// Copies a tensor's bytes to `to`, piece by piece.
-    pub(crate) fn copy(&self, name: &str, to: &mut impl Write) -> Result<()> {
-        let info = self.find(name)?;
-        let mut left = (info.data_offsets.1 - info.data_offsets.0) as u64;
-        let mut file = self.at(info)?;
-        let mut buffer = vec![0; CHUNK.min(left) as usize];
-        while left > 0 {
-            let piece = &mut buffer[..CHUNK.min(left) as usize];
-            let copied = file.read_exact(piece).and_then(|()| to.write_all(piece));
-            copied.map_err(|error| Error::file(&self.path, error))?;
-            left -= piece.len() as u64;
-        }
-        Ok(())
     }
 }
 

@@ -6,6 +6,7 @@
 type Names = &'static [(&'static str, &'static str)];
 
 /// An architecture.
+#[derive(Debug)]
 pub(crate) struct Arch {
     /// llama.cpp's name.
     pub(crate) name: &'static str,
@@ -26,7 +27,7 @@ pub(crate) struct Arch {
 }
 
 /// In which order llama.cpp stores the outputs of queries, keys and values.
-#[derive(Clone, Copy, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum Rows {
     /// As transformers does.
     Same,

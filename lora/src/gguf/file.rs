@@ -1,7 +1,7 @@
 //! [`GgufFile`]: an open model; memory holds only its header.
 
 use super::header::{self, Field, Header, Info, Wanted};
-use super::types;
+use super::{ALIGNMENT, types};
 use crate::error::shorten;
 use crate::{Error, Result};
 use candle_core::quantized::{GgmlDType, QStorage, QTensor};
@@ -18,29 +18,16 @@ const MAX_PARTS: usize = 1 << 10;
 
 const MODEL: Wanted = Wanted {
     keeps: |key| !key.starts_with("quantize."),
-    kinds: &[
-        GgmlDType::F32,
-        GgmlDType::F16,
-        GgmlDType::BF16,
-        GgmlDType::Q4_0,
-        GgmlDType::Q4_1,
-        GgmlDType::Q5_0,
-        GgmlDType::Q5_1,
-        GgmlDType::Q8_0,
-        GgmlDType::Q2K,
-        GgmlDType::Q3K,
-        GgmlDType::Q4K,
-        GgmlDType::Q5K,
-        GgmlDType::Q6K,
-        GgmlDType::Q8K,
-    ],
+    kinds: types::holds_weights,
 };
 
 /// The tensors of a model in one GGUF file or in several. Each is read when it is asked for.
 #[derive(Debug)]
 pub(crate) struct GgufFile {
     path: PathBuf,
+    paths: Vec<PathBuf>,
     parts: Vec<Mutex<File>>,
+    ends: Vec<[u64; 2]>,
     pub(crate) fields: IndexMap<String, Field>,
     /// By the tensors' names: in which part they are, and where.
     tensors: IndexMap<String, (usize, Info)>,
@@ -50,9 +37,10 @@ impl GgufFile {
     /// Opens a file. If its name is that of the first of several parts, `..-00001-of-00003.gguf`, the
     /// others beside it belong to the model.
     pub(crate) fn open(path: &Path) -> Result<Self> {
-        let (mut parts, mut tensors) = (Vec::new(), IndexMap::new());
-        let mut fields = IndexMap::new();
-        for (index, place) in all_parts(path)?.iter().enumerate() {
+        let (mut parts, mut ends) = (Vec::new(), Vec::new());
+        let (mut fields, mut tensors) = (IndexMap::new(), IndexMap::new());
+        let paths = all_parts(path)?;
+        for (index, place) in paths.iter().enumerate() {
             let (file, header) = open(place)?;
             for (name, info) in header.tensors {
                 if tensors.contains_key(&name) {
@@ -65,6 +53,7 @@ impl GgufFile {
                 fields = header.fields;
             }
             parts.push(Mutex::new(file));
+            ends.push(header.ends);
         }
         if let Some(Field::Text(kind)) = fields.get("general.type")
             && kind != "model"
@@ -74,7 +63,9 @@ impl GgufFile {
         }
         Ok(Self {
             path: path.into(),
+            paths,
             parts,
+            ends,
             fields,
             tensors,
         })
@@ -92,9 +83,27 @@ impl GgufFile {
         self.tensors.get(name).map(|(_, info)| info)
     }
 
-    /// The number of files that the model is in.
-    pub(crate) fn parts(&self) -> usize {
-        self.parts.len()
+    /// The file that a tensor is in.
+    pub(crate) fn part_of(&self, name: &str) -> usize {
+        self.tensors.get(name).map_or(0, |(part, _)| *part)
+    }
+
+    /// The files that the model is in.
+    pub(crate) fn paths(&self) -> &[PathBuf] {
+        &self.paths
+    }
+
+    /// The multiple at which tensors begin.
+    pub(crate) fn alignment(&self) -> u64 {
+        match self.fields.get("general.alignment") {
+            Some(Field::Unsigned(alignment)) => *alignment,
+            _ => ALIGNMENT,
+        }
+    }
+
+    /// Where a file's list of tensors ends, and where its data begin.
+    pub(crate) fn ends(&self, part: usize) -> [u64; 2] {
+        self.ends[part]
     }
 
     /// A whole number of a key; of a list, the number that all have in common.
@@ -117,43 +126,41 @@ impl GgufFile {
         }
     }
 
-    /// The bytes of a tensor.
-    pub(crate) fn bytes(&self, name: &str) -> Result<Vec<u8>> {
+    /// The bytes of a tensor's matrix of this number: 0, but for experts.
+    fn bytes(&self, name: &str, index: usize) -> Result<Vec<u8>> {
         let failed = |problem: String| Error::file(&self.path, format!("`{name}` {problem}"));
-        let Some((part, info)) = self.tensors.get(name) else {
+        let Some((part, info)) = self.tensors.get(name).filter(|of| index < of.1.matrices) else {
             return Err(failed("is not in the file".into()));
         };
-        let size = usize::try_from(info.size).map_err(|error| failed(error.to_string()))?;
+        let (start, size) = info.matrix(index);
+        let length = usize::try_from(size).map_err(|error| failed(error.to_string()))?;
         let mut bytes = Vec::new();
-        let reserved = bytes.try_reserve_exact(size);
+        let reserved = bytes.try_reserve_exact(length);
         reserved.map_err(|error| failed(error.to_string()))?;
         let file = self.parts[*part].lock();
         let mut file = file.unwrap_or_else(PoisonError::into_inner);
-        let sought = file.seek(SeekFrom::Start(info.start));
+        let sought = file.seek(SeekFrom::Start(start));
         sought.map_err(|error| failed(error.to_string()))?;
-        let read = (&mut *file).take(info.size).read_to_end(&mut bytes);
+        let read = (&mut *file).take(size).read_to_end(&mut bytes);
         read.map_err(|error| failed(error.to_string()))?;
-        match bytes.len() == size {
+        match bytes.len() == length {
             true => Ok(bytes),
             false => Err(failed("became shorter while it was read".into())),
         }
     }
 
-    /// The matrix of this name in its blocks, with its rows in this order.
+    /// The matrix of this name and number in its blocks, with its rows in this order.
     pub(crate) fn blocks(
         &self,
         name: &str,
+        index: usize,
         order: Option<&[u32]>,
         device: &Device,
     ) -> Result<QTensor> {
-        let bytes = self.bytes(name)?;
+        let bytes = self.bytes(name, index)?;
         let info = &self.tensors[name].1;
         let bytes = match order {
-            Some(order) => {
-                let rows: Vec<&[u8]> = bytes.chunks_exact(bytes.len() / info.rows).collect();
-                let sorted = order.iter().map(|&row| rows[row as usize]);
-                sorted.collect::<Vec<_>>().concat()
-            }
+            Some(order) => sorted(bytes, order),
             None => bytes,
         };
         of_blocks(bytes, info.kind, (info.rows, info.columns), device)
@@ -161,9 +168,17 @@ impl GgufFile {
 
     /// The values of a tensor in f32, (rows, columns); a vector is a single row.
     pub(crate) fn values(&self, name: &str) -> Result<Tensor> {
-        let blocks = self.blocks(name, None, &Device::Cpu)?;
+        let blocks = self.blocks(name, 0, None, &Device::Cpu)?;
         Ok(blocks.dequantize(&Device::Cpu)?)
     }
+}
+
+/// The rows in this order. A vector's rows are its values: a bias of queries or keys is in llama.cpp's order,
+/// too.
+fn sorted(bytes: Vec<u8>, order: &[u32]) -> Vec<u8> {
+    let rows: Vec<&[u8]> = bytes.chunks_exact(bytes.len() / order.len()).collect();
+    let sorted = order.iter().map(|&row| rows[row as usize]);
+    sorted.collect::<Vec<_>>().concat()
 }
 
 /// A matrix with these blocks.
@@ -201,22 +216,11 @@ fn open(path: &Path) -> Result<(File, Header)> {
     let length = file.metadata().map_err(failed)?.len();
     let header = header::read(&file, length, &MODEL);
     let header = header.map_err(|problem| Error::file(path, problem))?;
-    let stacked = header.tensors.iter().find(|(_, info)| info.matrices > 1);
-    match stacked {
-        None => Ok((file, header)),
-        Some((name, info)) => {
-            let (name, kind) = (shorten(name), types::name(info.kind));
-            let problem = format!(
-                "`{name}` holds {} matrices of {kind}: mixtures of experts are not read",
-                info.matrices
-            );
-            Err(Error::file(path, problem))
-        }
-    }
+    Ok((file, header))
 }
 
 /// The files of the model of which this is the first one.
-fn all_parts(path: &Path) -> Result<Vec<PathBuf>> {
+pub(crate) fn all_parts(path: &Path) -> Result<Vec<PathBuf>> {
     let name = path.file_name().and_then(|name| name.to_str());
     let Some((stem, number, count)) = name.and_then(part_of) else {
         return Ok(vec![path.into()]);

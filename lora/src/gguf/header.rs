@@ -42,18 +42,28 @@ pub(crate) struct Info {
     pub(crate) size: u64,
 }
 
+impl Info {
+    /// Where a matrix begins, and its size.
+    pub(crate) fn matrix(&self, index: usize) -> (u64, u64) {
+        let size = self.size / self.matrices as u64;
+        (self.start + index as u64 * size, size)
+    }
+}
+
 /// What a reader takes of a file.
 pub(crate) struct Wanted {
     /// Whether the value of a key is kept.
     pub(crate) keeps: fn(&str) -> bool,
     /// The types that tensors may have.
-    pub(crate) kinds: &'static [GgmlDType],
+    pub(crate) kinds: fn(GgmlDType) -> bool,
 }
 
 #[derive(Debug)]
 pub(crate) struct Header {
     pub(crate) fields: IndexMap<String, Field>,
     pub(crate) tensors: IndexMap<String, Info>,
+    /// Where the list of tensors ends, and where the data begin.
+    pub(crate) ends: [u64; 2],
 }
 
 /// Reads the header of a file of this length.
@@ -103,10 +113,12 @@ pub(crate) fn read(file: &File, length: u64, wanted: &Wanted) -> Result<Header, 
         }
         infos.insert(name, info);
     }
-    place(&mut infos, reader.at.next_multiple_of(alignment), length)?;
+    let data = reader.at.next_multiple_of(alignment);
+    place(&mut infos, data, length)?;
     Ok(Header {
         fields,
         tensors: infos,
+        ends: [reader.at, data],
     })
 }
 
@@ -138,7 +150,7 @@ fn read_info(
     reader: &mut Reader,
     [length, alignment]: [u64; 2],
     may_stack: bool,
-    kinds: &[GgmlDType],
+    kinds: fn(GgmlDType) -> bool,
 ) -> Result<Info, String> {
     let dims = reader.u32()?;
     if dims == 0 || dims > 4 {
@@ -158,13 +170,9 @@ fn read_info(
     if shape.iter().skip(known).any(|n| *n != 1) || [columns, rows, matrices].contains(&0) {
         return Err(format!("has shape {shape:?}, which is no matrix"));
     }
-    let found = types::of(kind).filter(|found| kinds.contains(found));
-    let kind = found.ok_or_else(|| {
-        let known = kinds.iter();
-        let known = known.map(|kind| format!("{} ({})", types::name(*kind), types::number(*kind)));
-        let known: Vec<String> = known.collect();
-        format!("has the data type {kind}: {} are read", known.join(", "))
-    })?;
+    let found = types::of(kind).filter(|found| kinds(*found));
+    let kind = found
+        .ok_or_else(|| format!("has the data type {kind}: {} are read", types::list(kinds)))?;
     let size = types::row_size(kind, columns).and_then(|row| row.checked_mul(rows));
     let size = size.and_then(|size| size.checked_mul(matrices));
     let size = size.filter(|size| *size <= length);

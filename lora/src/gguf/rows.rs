@@ -10,6 +10,8 @@ use candle_core::Tensor;
 pub(crate) struct Heads {
     pub(crate) queries: Option<usize>,
     pub(crate) keys: Option<usize>,
+    /// The metadata of a model's file say so, rather than options.
+    pub(crate) of_file: bool,
 }
 
 /// For each row that llama.cpp has the row of the module, in a module of `count` rows; `None` where
@@ -31,8 +33,14 @@ fn ordered(
     heads: Heads,
 ) -> Result<Option<Vec<u32>>, String> {
     let (of_queries, of_keys) = (("heads", heads.queries), ("kv_heads", heads.keys));
+    let of_file = heads.of_file;
     let heads = |(field, heads): (&str, Option<usize>)| match heads {
         Some(heads) if heads > 0 => Ok(heads),
+        _ if of_file => Err(format!(
+            "has its rows in an order of llama.cpp's own, which depends on the model's heads: \
+             `{}.attention.head_count` is missing or 0",
+            arch.name
+        )),
         _ => Err(format!(
             "has its rows in an order of llama.cpp's own, which depends on the model's \
              heads: set `{field}` of the options, see num_attention_heads and num_key_value_heads \
@@ -126,6 +134,7 @@ mod tests {
         Heads {
             queries: Some(queries),
             keys: Some(keys),
+            of_file: false,
         }
     }
 

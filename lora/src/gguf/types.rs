@@ -36,6 +36,28 @@ pub(crate) fn name(dtype: GgmlDType) -> &'static str {
     find(dtype).1
 }
 
+/// The types that a file holds weights in: `Q8_1` is of inputs only.
+pub(crate) fn holds_weights(dtype: GgmlDType) -> bool {
+    dtype != Q8_1
+}
+
+/// The types that llama.cpp writes adapters in.
+pub(crate) fn holds_adapters(dtype: GgmlDType) -> bool {
+    matches!(dtype, F32 | F16 | BF16 | Q8_0)
+}
+
+/// Whether the values are floats, each by itself.
+pub(crate) fn is_float(dtype: GgmlDType) -> bool {
+    matches!(dtype, F32 | F16 | BF16)
+}
+
+/// Names and numbers of these types, for messages.
+pub(crate) fn list(wanted: fn(GgmlDType) -> bool) -> String {
+    let types = TYPES.iter().filter(|(dtype, ..)| wanted(*dtype));
+    let types = types.map(|(_, number, name)| format!("{name} ({number})"));
+    types.collect::<Vec<_>>().join(", ")
+}
+
 /// The type with this number.
 pub(crate) fn of(number: u32) -> Option<GgmlDType> {
     let found = TYPES.iter().find(|(_, known, _)| *known == number);

@@ -246,7 +246,7 @@ counterpart!(
     ///
     /// All that [`LoraLinear`] does works here. `merge` dequantises the weight, adds the update and
     /// quantises the sum again, to the same type; [`Adapters::requantising_error`] says how far that is
-    /// from the sum. `unmerge` puts the very blocks back.
+    /// from the sum. `merge_in_full` keeps the sum itself. `unmerge` puts the very blocks back.
     LoraQLinear: QLinear, LoraLinear,
     |base, cx| LoraLinear::with(&base.weight, base.bias.as_ref(), cx),
     |layer| {

@@ -15,6 +15,14 @@ pub(crate) fn merge<M: LoraModule>(model: &mut M) -> Result<()> {
     })
 }
 
+/// As [`merge`]; quantised weights are in full precision while they are merged.
+pub(crate) fn merge_in_full<M: LoraModule>(model: &mut M) -> Result<()> {
+    each_merged(model, |layer| {
+        let names = layer.adapters().to_merge();
+        merging::set_merged_as(layer, &names, true)
+    })
+}
+
 /// Merges these adapters, active or not. Adapters that are merged already stay so.
 pub(crate) fn merge_adapters<M: LoraModule>(model: &mut M, names: &[&str]) -> Result<()> {
     let mut problems = unknown(model, names);
@@ -67,15 +75,17 @@ pub(crate) fn unmerge_adapters<M: LoraModule>(model: &mut M, names: &[&str]) -> 
 pub(crate) fn merge_like<M: LoraModule>(model: &M, like: &mut M) -> Result<()> {
     let mut merged = Vec::new();
     each_layer(model, |_, layer| {
-        merged.extend(
-            layer
-                .adapted()
-                .map(|layer| layer.adapters().merged().to_vec()),
-        );
+        merged.extend(layer.adapted().map(|layer| {
+            let adapters = layer.adapters();
+            (adapters.merged().to_vec(), adapters.is_merged_in_full())
+        }));
     });
     let mut merged = merged.into_iter();
     try_each_layer_mut(like, |_, layer| match layer.adapted_mut() {
-        Some(layer) => merging::set_merged(layer, &merged.next().unwrap_or_default()),
+        Some(layer) => {
+            let (names, in_full) = merged.next().unwrap_or_default();
+            merging::set_merged_as(layer, &names, in_full)
+        }
         None => Ok(()),
     })
 }

@@ -28,7 +28,9 @@ pub(crate) use combine::{Source, combine};
 pub(crate) use device::{deep_clone, to_device, to_dtype};
 pub use gradients::GradientCheck;
 pub(crate) use gradients::check_gradients;
-pub(crate) use merge::{is_merged, merge, merge_adapters, merged, unmerge, unmerge_adapters};
+pub(crate) use merge::{
+    is_merged, merge, merge_adapters, merge_in_full, merged, unmerge, unmerge_adapters,
+};
 pub(crate) use state::{ModelForm, load as load_state, save as save_state};
 pub use status::{LayerStatus, ModelStatus, State};
 pub(crate) use status::{layer_status, model_status};

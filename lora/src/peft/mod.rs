@@ -13,7 +13,7 @@
 //! | write all adapters, or some | [`save_adapter`](crate::LoraModule::save_adapter), [`save_adapter_with`](crate::LoraModule::save_adapter_with) |
 //! | find the adapters in a directory | [`adapters_in`] |
 //! | read the settings alone | [`LoraConfig::from_pretrained`](crate::LoraConfig::from_pretrained), [`AdapterConfig::read`] |
-//! | merge into a checkpoint on disk | [`merge_checkpoint`] |
+//! | merge into a checkpoint on disk, or of a GGUF file into a new one | [`merge_checkpoint`] |
 //! | load a merged model | [`merged_var_builder`] |
 //! | merge an adapter into a model in a GGUF file | [`merge_gguf`] |
 //! | start an adapter with what quantising cost its base | [`replace_lora_weights_loftq`] |
@@ -102,7 +102,9 @@ mod weights;
 pub use crate::adapter::check_name;
 pub use config::{AdapterConfig, InitWeights, OneOrMany, TaskType, TokenIndices};
 pub use dir::AdapterDir;
-pub use gguf::{GgufMergeReport, GgufOptions, adapter_to_gguf, gguf_to_adapter, merge_gguf};
+pub use gguf::{
+    GgufMergeReport, GgufOptions, adapter_to_gguf, gguf_to_adapter, merge_gguf, merge_gguf_with,
+};
 pub use loftq::{LoftqLayer, replace_lora_weights_loftq, replace_lora_weights_loftq_if};
 pub use look::{
     AdapterDiff, AdapterReport, CheckpointDiff, CheckpointReport, Diff, DtypeShare, InspectOptions,

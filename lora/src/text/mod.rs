@@ -26,7 +26,6 @@
 mod chat;
 mod files;
 mod generate;
-mod gguf;
 mod python;
 mod special;
 mod stops;

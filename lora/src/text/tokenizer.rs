@@ -2,11 +2,10 @@
 
 use super::chat::ChatOptions;
 use super::files::Files;
-use super::gguf;
 use super::special::NAMES;
 use crate::data::{Message, Rendered, Side, Tokenize, Tokenized};
 use crate::file::{parse_json, read_up_to};
-use crate::gguf::GgufFile;
+use crate::gguf::{self, GgufFile};
 use crate::{Error, Result};
 use rayon::prelude::*;
 use serde_json::Value;
@@ -128,8 +127,9 @@ impl Tokenizer {
         Self::with(&bytes, || Files::read(directory), broken)
     }
 
-    /// The tokenizer of a model in a GGUF file, with its special tokens and chat template. Byte-level BPE
-    /// is read, as most models have it; the way to cut texts must be known.
+    /// The tokenizer of a model in a GGUF file, with its special tokens and chat template: byte-level BPE,
+    /// where the way to cut texts must be known, and SentencePiece's BPE, which Llama 2, Mistral and Gemma
+    /// have. As in llama.cpp, a token that the file marks as a user's is found before pairs are merged.
     ///
     /// ```no_run
     /// let tokenizer = lora::text::Tokenizer::from_gguf("SmolLM2-135M-Instruct.Q4_1.gguf")?;
@@ -141,7 +141,7 @@ impl Tokenizer {
     /// [`Error::File`] if the file is damaged, or its tokenizer is of another kind, which is named.
     pub fn from_gguf(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
-        let (tokenizer, config) = gguf::files(&GgufFile::open(path)?)?;
+        let (tokenizer, config) = gguf::tokenizer::files(&GgufFile::open(path)?)?;
         let broken = |problem: String| Error::file(path, problem);
         let files = || Files::of_gguf(path, &config);
         Self::with(tokenizer.to_string().as_bytes(), files, broken)

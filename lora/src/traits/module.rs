@@ -378,13 +378,42 @@ pub trait LoraModule: Sized + Clone + Debug {
 
     /// Adds the active adapters to the weights, so that the forward pass costs what the base model's
     /// does. All layers are merged or none. An adapter that is merged already stays merged and is not
-    /// added twice.
+    /// added twice. A quantised weight is dequantised for that, one layer at a time, and the sum quantised
+    /// again, to the same type; [`merge_in_full`](Self::merge_in_full) keeps the sum itself.
     ///
     /// # Errors
     /// Names the layer whose merged weight is not finite, or that has no bias while its adapter has
     /// one on B; the model is then as it was.
     fn merge(&mut self) -> Result<()> {
         manage::merge(self)
+    }
+
+    /// As [`merge`](Self::merge), with merged weights in full precision where the base's are quantised:
+    /// nothing is quantised again. Each is the sum of the dequantised weight and the update, rounded once to
+    /// the dtype that the model computes in, which [`to_dtype`](Self::to_dtype) chooses. These weights take
+    /// the memory that they take in a base that is not quantised; a layer without an adapter keeps its
+    /// blocks. [`to_base`](Self::to_base) gives the base model of these weights,
+    /// [`unmerge`](Self::unmerge) puts the very blocks back.
+    ///
+    /// ```
+    /// use candle_core::quantized::{GgmlDType, QMatMul, QTensor};
+    /// use candle_core::{DType, Device, Tensor};
+    /// use lora::layers::QLinear;
+    /// use lora::{LoraConfig, LoraModel, LoraModule};
+    /// use std::sync::Arc;
+    ///
+    /// let weight = Tensor::ones((3, 64), DType::F32, &Device::Cpu)?;
+    /// let weight = Arc::new(QTensor::quantize(&weight, GgmlDType::Q4_0)?);
+    /// let mut model = QLinear::new(weight, None)?.to_lora(&LoraConfig::new(2))?;
+    /// model.merge_in_full()?;
+    /// assert!(matches!(model.to_base()?.weight(), QMatMul::Tensor(_)));
+    /// # Ok::<(), lora::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// Those of [`merge`](Self::merge).
+    fn merge_in_full(&mut self) -> Result<()> {
+        manage::merge_in_full(self)
     }
 
     /// Takes the adapters out of the weights again: the very tensors from before come back.

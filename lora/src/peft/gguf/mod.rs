@@ -9,7 +9,7 @@ mod read;
 mod sources;
 mod write;
 
-pub use merge::{GgufMergeReport, merge_gguf};
+pub use merge::{GgufMergeReport, merge_gguf, merge_gguf_with};
 pub use read::gguf_to_adapter;
 pub use write::adapter_to_gguf;
 
@@ -102,6 +102,7 @@ impl GgufOptions {
         Heads {
             queries: self.heads,
             keys: self.kv_heads,
+            of_file: false,
         }
     }
 

@@ -7,7 +7,7 @@ use crate::config::matching::is_or_ends_with;
 use crate::config::selection::{Overrides, Selection};
 use crate::error::shorten;
 use crate::gguf::archs::Arch;
-use crate::gguf::{names, rows};
+use crate::gguf::{MOST_EXPERTS, names, rows};
 use crate::path::join;
 use crate::peft::experts::question;
 use crate::peft::keys;
@@ -54,7 +54,7 @@ fn modules(file: &Tensors) -> (Vec<Module>, Vec<String>) {
             Some((layer, part)) => parts.entry(layer).or_default()[part] = Some(key),
             None if is_base_of_embedding(bare) => {}
             None => problems.push(format!(
-                "`{}` is neither A nor B of a layer: a GGUF adapter holds no other tensors",
+                "`{}` is neither A nor B of a layer: a GGUF adapter holds no other tensors. Instead, {MERGE}",
                 shorten(bare)
             )),
         }
@@ -63,7 +63,7 @@ fn modules(file: &Tensors) -> (Vec<Module>, Vec<String>) {
     for ((path, of_lookup), keys) in parts {
         let short = shorten(path);
         let [Some(a), Some(b)] = keys else {
-            problems.push(format!("`{short}` lacks A or B"));
+            problems.push(format!("`{short}` lacks A or B: save the adapter again"));
             continue;
         };
         let (of_a, of_b) = (&file.tensors()[a], &file.tensors()[b]);
@@ -87,7 +87,7 @@ fn modules(file: &Tensors) -> (Vec<Module>, Vec<String>) {
         }
     }
     if modules.is_empty() && problems.is_empty() {
-        problems.push("holds no layer".into());
+        problems.push("holds no layer: there is nothing to convert".into());
     }
     (modules, problems)
 }
@@ -108,12 +108,10 @@ impl Planner<'_> {
         let (inner, depth) = keys::wrappers_behind(&module.path);
         let parameter = self.parameter(inner, depth);
         let count = match parameter {
-            Some(_) => self.options.experts.filter(|count| *count > 0),
+            Some(_) => self.experts(inner),
             None => Some(1),
         };
         let Some(count) = count else {
-            let problem = format!("`{inner}` {NO_EXPERTS}");
-            self.problems.push(problem);
             return Ok(());
         };
         let path = parameter.map_or(module.path.clone(), |name| join(inner, name));
@@ -124,8 +122,8 @@ impl Planner<'_> {
                 "`{}` has rank {rank}, but {of_config} in the configuration{}",
                 shorten(&path),
                 match count {
-                    1 => String::new(),
-                    _ => format!(", for each of {count} experts"),
+                    1 => ": see `r` and `rank_pattern` in adapter_config.json".into(),
+                    _ => format!(", for each of {count} experts: see `experts` of the options"),
                 }
             ));
             return Ok(());
@@ -181,8 +179,7 @@ impl Planner<'_> {
         for (number, part) in parts.iter().enumerate() {
             let places = names::to_gguf(self.arch, &format!("{experts}.0.{part}"));
             let Some(place) = places.into_iter().next() else {
-                let problem = format!("`{}` has no known name in llama.cpp", shorten(&module.path));
-                self.problems.push(problem);
+                self.unknown(&shorten(&module.path));
                 return;
             };
             let source = Source::Fused {
@@ -199,12 +196,11 @@ impl Planner<'_> {
         let places = names::to_gguf(self.arch, &module.path);
         let is_tokens = places.iter().any(|place| place.name == names::TOKENS);
         if places.is_empty() || is_tokens != module.of_lookup {
-            self.problems
-                .push(format!("`{short}` has no known name in llama.cpp"));
+            self.unknown(&short);
         }
         for place in places {
             if let Some(reason) = self.refuses(&place.name) {
-                let problem = format!("`{short}` has no place: {reason}. Merge the adapter");
+                let problem = format!("`{short}` has no place: {reason}. Otherwise {MERGE}");
                 self.problems.push(problem);
             } else if let Some(expert) = place.expert {
                 self.expert(place.name, expert, module.clone());
@@ -213,6 +209,32 @@ impl Planner<'_> {
                 self.pair(place.name, Source::Module(module.clone()), inputs, outputs);
             }
         }
+    }
+
+    fn unknown(&mut self, path: &str) {
+        self.problems.push(format!(
+            "`{path}` has no known name in llama.cpp's {}: merge the adapter into the model's safetensors \
+             (peft::merge_checkpoint), which llama.cpp's convert_hf_to_gguf.py converts",
+            self.arch.name
+        ));
+    }
+
+    /// The number of experts that the options name, or a problem.
+    fn experts(&mut self, path: &str) -> Option<usize> {
+        let path = shorten(path);
+        let problem = match self.options.experts {
+            Some(count) if (1..=MOST_EXPERTS).contains(&count) => return Some(count),
+            Some(count) => format!(
+                "`{path}` is of experts, of which `experts` of the options counts {count}: 1 to \
+                 {MOST_EXPERTS} are possible, see num_experts or num_local_experts in the model's config.json"
+            ),
+            None => format!(
+                "`{path}` is of experts, which llama.cpp has in one weight: set `experts` of the options, \
+                 see num_experts or num_local_experts in the model's config.json"
+            ),
+        };
+        self.problems.push(problem);
+        None
     }
 
     /// Why llama.cpp would refuse an adapter of a weight that it has, or pass over the adapter.
@@ -236,8 +258,7 @@ impl Planner<'_> {
     /// The update of one expert.
     fn expert(&mut self, name: String, expert: usize, module: Module) {
         let short = shorten(&module.path);
-        let Some(count) = self.options.experts.filter(|count| *count <= MOST_EXPERTS) else {
-            self.problems.push(format!("`{short}` {NO_EXPERTS}"));
+        let Some(count) = self.experts(&module.path) else {
             return;
         };
         let (inputs, outputs) = (module.inputs, module.outputs);
@@ -254,8 +275,8 @@ impl Planner<'_> {
                 modules[expert] = Some(module);
             }
             _ => self.problems.push(format!(
-                "`{short}` does not fit beside the other experts: all {count} must have the same \
-                 shape, and each one adapter"
+                "`{short}` does not fit beside the other experts: all must have the same shape, each one \
+                 adapter, and a number below {count}, the `experts` of the options"
             )),
         }
     }
@@ -278,8 +299,9 @@ impl Planner<'_> {
         };
         let short = shorten(pair.path());
         if self.pairs.insert(name, pair).is_some() {
-            self.problems
-                .push(format!("`{short}` has the same name as another layer"));
+            self.problems.push(format!(
+                "`{short}` and another layer of the file have one name in llama.cpp: {MERGE}"
+            ));
         }
     }
 }
@@ -287,11 +309,9 @@ impl Planner<'_> {
 /// The weights of all experts, in the order of transformers' code.
 const FUSED: [&str; 2] = ["gate_up_proj", "down_proj"];
 
-/// No model has more. Each gets a matrix, whether it has an adapter or not.
-const MOST_EXPERTS: usize = 1 << 12;
-
-const NO_EXPERTS: &str = "is of experts, which llama.cpp has in one weight: set `experts` of the \
-                          options, see num_experts or num_local_experts in the model's config.json";
+/// What to do with an adapter that llama.cpp cannot apply.
+pub(super) const MERGE: &str = "merge the adapter into the model's GGUF file (peft::merge_gguf) or its safetensors \
+     (peft::merge_checkpoint)";
 
 /// PEFT writes the base weight of an adapted embedding or head beside the adapter.
 fn is_base_of_embedding(key: &str) -> bool {

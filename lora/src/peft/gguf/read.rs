@@ -5,7 +5,7 @@ use crate::adapter::Part;
 use crate::error::shorten;
 use crate::gguf::archs::{self, Arch};
 use crate::gguf::header::{self, Field, Header, Info, Wanted};
-use crate::gguf::{names, rows};
+use crate::gguf::{names, rows, types};
 use crate::peft::{AdapterConfig, keys, replace};
 use crate::{Error, Result, Targets, ops};
 use candle_core::quantized::GgmlDType;
@@ -16,15 +16,9 @@ use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 use std::path::Path;
 
-/// The types that llama.cpp writes adapters in.
 const ADAPTER: Wanted = Wanted {
     keeps: |key| key.starts_with("adapter."),
-    kinds: &[
-        GgmlDType::F32,
-        GgmlDType::F16,
-        GgmlDType::Q8_0,
-        GgmlDType::BF16,
-    ],
+    kinds: types::holds_adapters,
 };
 
 /// Writes the adapter of a GGUF file as a directory of PEFT's.

@@ -1,6 +1,6 @@
 //! From a directory to GGUF.
 
-use super::plan as places;
+use super::plan::{self as places, MERGE};
 use super::sources::Pair;
 use super::{GgufOptions, VERSION};
 use crate::adapter::Part;
@@ -107,16 +107,16 @@ pub fn adapter_to_gguf(
 }
 
 /// The updates of a directory's adapter, as an architecture of llama.cpp has them.
-pub(super) struct Plan {
+struct Plan {
     file: AdapterConfig,
-    pub(super) weights: Tensors,
+    weights: Tensors,
     alpha: f32,
     /// By llama.cpp's name of the weight.
-    pub(super) pairs: IndexMap<String, Pair>,
+    pairs: IndexMap<String, Pair>,
 }
 
 /// Reads the adapter of a directory.
-pub(super) fn plan(dir: &AdapterDir, arch: &'static Arch, options: &GgufOptions) -> Result<Plan> {
+fn plan(dir: &AdapterDir, arch: &'static Arch, options: &GgufOptions) -> Result<Plan> {
     let (file, Weights { mut tensors }) = files::open_pair(dir)?;
     let mut config = settings(&file).map_err(|problems| Error::File {
         path: dir.path().join(CONFIG_FILE),
@@ -199,7 +199,9 @@ fn settings(file: &AdapterConfig) -> Result<LoraConfig, Vec<String>> {
     ];
     let on = features.iter().filter(|(_, on)| *on);
     let mut problems: Vec<String> = on
-        .map(|(key, _)| format!("`{key}` is set to a value that a GGUF adapter cannot hold"))
+        .map(|(key, _)| {
+            format!("`{key}` is set to a value that a GGUF adapter cannot hold: {MERGE}")
+        })
         .collect();
     match file.lora_config() {
         Ok(config) if problems.is_empty() => Ok(config),

@@ -11,7 +11,7 @@ use safetensors::tensor::{Dtype, TensorInfo};
 /// What happens to one tensor, in this order. Names are keys of the adapter's file, except in
 /// [`start`](Self::start).
 #[derive(Debug, Default)]
-pub(super) struct Change {
+pub(in crate::peft) struct Change {
     pub start: Start,
     pub low_rank: Option<FileUpdate>,
     /// A multiple of this is added.
@@ -22,7 +22,7 @@ pub(super) struct Change {
 
 /// What a tensor is before its update. The names of other tensors are those of the checkpoint.
 #[derive(Debug, Default)]
-pub(super) enum Start {
+pub(in crate::peft) enum Start {
     /// The base's tensor.
     #[default]
     Own,
@@ -65,7 +65,7 @@ pub(super) fn outcome(
 }
 
 #[derive(Debug)]
-pub(super) struct FileUpdate {
+pub(in crate::peft) struct FileUpdate {
     pub a: String,
     pub b: String,
     pub magnitude: Option<String>,

@@ -15,7 +15,13 @@ mod write;
 pub use var_builder::{MergeCheck, merged_var_builder, merged_var_builder_with};
 pub use write::{MergeReport, merge_checkpoint, merge_checkpoint_with};
 
+pub(in crate::peft) use plan::Plan;
+pub(in crate::peft) use write::is_same_file;
+
+use crate::file::Checkpoint;
+use crate::{Result, gguf};
 use candle_core::DType;
+use std::path::Path;
 use std::sync::Arc;
 
 /// Called with the number of tensors done, the number of all, and the name of the last.
@@ -34,6 +40,7 @@ type Progress = Arc<dyn Fn(usize, usize, &str) + Send + Sync>;
 #[derive(Clone, Default)]
 pub struct MergeOptions {
     copy_files: bool,
+    pub(in crate::peft) dtype: Option<DType>,
     new_tensors: bool,
     residual_base: bool,
     keep_tied: bool,
@@ -42,7 +49,6 @@ pub struct MergeOptions {
     transposed_parameters: Option<bool>,
     parameter_order: Vec<String>,
     rename: Vec<(String, String)>,
-    dtype: Option<DType>,
     progress: Option<Progress>,
 }
 
@@ -58,6 +64,14 @@ impl MergeOptions {
     /// or an index.
     pub fn copy_files(mut self, copy: bool) -> Self {
         self.copy_files = copy;
+        self
+    }
+
+    /// The dtype of the result: F64, F32, F16 or BF16, for all tensors of these dtypes. Each is rounded
+    /// once, from its sum. Unless this is set, every tensor keeps the base's dtype; those of a GGUF file are
+    /// in F32.
+    pub fn dtype(mut self, dtype: DType) -> Self {
+        self.dtype = Some(dtype);
         self
     }
 
@@ -122,18 +136,18 @@ impl MergeOptions {
         self
     }
 
-    /// Writes all floats of the result in this dtype, F64, F32, F16 or BF16. Else each tensor keeps the
-    /// base's. An entry `torch_dtype` or `dtype` of a copied `config.json` follows. For
-    /// [`merge_checkpoint_with`] alone.
-    pub fn dtype(mut self, dtype: DType) -> Self {
-        self.dtype = Some(dtype);
-        self
-    }
-
     /// Calls `call` after each tensor that is written, with the number of tensors done, the number
     /// of all, and the tensor's name.
     pub fn progress(mut self, call: impl Fn(usize, usize, &str) + Send + Sync + 'static) -> Self {
         self.progress = Some(Arc::new(call));
         self
+    }
+}
+
+/// Opens a base: a checkpoint, or a model in a GGUF file.
+fn open(base: &Path) -> Result<Checkpoint> {
+    match base.extension().is_some_and(|end| end == "gguf") {
+        true => gguf::checkpoint(base),
+        false => Checkpoint::open(base),
     }
 }

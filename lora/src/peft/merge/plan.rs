@@ -29,18 +29,19 @@ use serde_json::Value;
 const PIECE: usize = 1 << 24;
 
 /// Every change, checked against the shapes of the base.
-pub(super) struct Plan {
+pub(in crate::peft) struct Plan {
     /// By the tensor's name in the checkpoint.
     pub changes: IndexMap<String, Change>,
     /// What `config.json` must say of the result and does not say of the base.
     pub settings: IndexMap<String, Value>,
-    /// The dtype of all floats of the result, if one is asked for.
+    /// The dtype of all floats of the result, if that is not the base's.
     pub dtype: Option<Dtype>,
     adapter: Tensors,
 }
 
 impl Plan {
     pub fn new(base: &Checkpoint, dir: &AdapterDir, options: &MergeOptions) -> Result<Self> {
+        let dtype = options.dtype.map(dtype_of_result).transpose()?;
         let (
             mut config,
             Weights {
@@ -156,19 +157,16 @@ impl Plan {
         let mut plan = Self {
             changes,
             settings: IndexMap::new(),
-            dtype: options.dtype.map(float).transpose()?,
+            dtype,
             adapter,
         };
         plan.settings = settings::changed(&plan, base, tie.as_ref())?;
         Ok(plan)
     }
 
-    /// The merged tensor, in the base's dtype.
+    /// The merged tensor, in the dtype of the result.
     pub fn apply(&self, name: &str, base: &Checkpoint) -> Result<Tensor> {
         let start = self.start(name, base)?;
-        let Some(change) = self.changes.get(name) else {
-            return Ok(start);
-        };
         let failed = |error: candle_core::Error| {
             Error::file(self.adapter.path(), format!("merging `{name}`: {error}"))
         };
@@ -176,18 +174,20 @@ impl Plan {
             Some((dtype, _)) => DType::try_from(dtype)?,
             None => start.dtype(),
         };
-        if !dtype.is_float() {
-            return Ok(start);
-        }
-        let wide = if dtype == DType::F64 {
-            dtype
-        } else {
-            DType::F32
+        let unchanged = Change::default();
+        let change = match self.changes.get(name) {
+            Some(change) if dtype.is_float() => change,
+            None if dtype.is_float() && dtype != start.dtype() => &unchanged,
+            _ => return Ok(start),
         };
-        // In another dtype than the base's, the sum shall be rounded to that dtype alone.
-        let start = match self.dtype {
-            Some(_) => start.to_dtype(wide)?,
-            None => start,
+        let wide = match dtype == DType::F64 || start.dtype() == DType::F64 {
+            true => DType::F64,
+            false => DType::F32,
+        };
+        // The sum is rounded once: not to the base's dtype before that of the result.
+        let start = match dtype == start.dtype() {
+            true => start,
+            false => start.to_dtype(wide)?,
         };
         let read = |key: &str| -> Result<Tensor> { Ok(self.adapter.tensor(key)?.to_dtype(wide)?) };
         let merge = || -> Result<Tensor> {
@@ -236,25 +236,15 @@ impl Plan {
 
     /// The dtype and shape of a tensor of the result.
     pub fn outcome(&self, name: &str, base: &Checkpoint) -> Option<(Dtype, Vec<usize>)> {
-        let (dtype, shape) = outcome(name, &self.changes, base, &self.adapter)?;
-        let is_float = DType::try_from(dtype).is_ok_and(|dtype| FLOATS.contains(&dtype));
-        let asked = self.dtype.filter(|_| is_float);
-        Some((asked.unwrap_or(dtype), shape))
+        let (own, shape) = outcome(name, &self.changes, base, &self.adapter)?;
+        let dtype = self.dtype.filter(|_| is_plain_float(own)).unwrap_or(own);
+        Some((dtype, shape))
     }
 
-    /// A tensor of the base in another dtype.
-    ///
-    /// # Errors
-    /// If a value is not finite there.
-    pub fn cast(&self, name: &str, base: &Checkpoint, dtype: Dtype) -> Result<Tensor> {
-        let tensor = base.tensor(name)?.to_dtype(DType::try_from(dtype)?)?;
-        for part in parts(&tensor)? {
-            if !ops::is_finite(&part?)? {
-                let problem = format!("`{name}` holds values that are not finite in {dtype}");
-                return Err(Error::file(&base.path, problem));
-            }
-        }
-        Ok(tensor)
+    /// Whether a tensor of the result is not the base's own.
+    pub fn touches(&self, name: &str, base: &Checkpoint) -> bool {
+        let after = self.outcome(name, base).map(|(dtype, _)| dtype);
+        self.changes.contains_key(name) || after != base.info(name).map(|info| info.dtype)
     }
 
     /// The tensors that the base does not have.
@@ -264,16 +254,19 @@ impl Plan {
     }
 }
 
-/// The dtypes that the floats of a result may have.
-const FLOATS: [DType; 4] = [DType::F64, DType::F32, DType::F16, DType::BF16];
+fn is_plain_float(dtype: Dtype) -> bool {
+    matches!(dtype, Dtype::F64 | Dtype::F32 | Dtype::F16 | Dtype::BF16)
+}
 
-fn float(dtype: DType) -> Result<Dtype> {
-    match FLOATS.contains(&dtype) {
-        true => Ok(crate::peft::tensors::dtype(dtype)?),
-        false => {
-            let problem = format!("`dtype` is {dtype:?}: it must be F64, F32, F16 or BF16");
-            Err(Error::Config(vec![problem]))
-        }
+fn dtype_of_result(dtype: DType) -> Result<Dtype> {
+    match dtype {
+        DType::F64 => Ok(Dtype::F64),
+        DType::F32 => Ok(Dtype::F32),
+        DType::F16 => Ok(Dtype::F16),
+        DType::BF16 => Ok(Dtype::BF16),
+        _ => Err(Error::Config(vec![format!(
+            "`dtype` of the options is {dtype:?}: a result is in F64, F32, F16 or BF16"
+        )])),
     }
 }
 

@@ -11,22 +11,10 @@ use indexmap::IndexMap;
 use safetensors::tensor::Dtype;
 use serde_json::{Value, json};
 
+/// Where a configuration names the weights' dtype, by the version of transformers.
+const DTYPES: [&str; 2] = ["torch_dtype", "dtype"];
 const TIED: &str = "tie_word_embeddings";
 const VOCABULARY: &str = "vocab_size";
-
-/// The keys of the dtype, of transformers before and after its fifth version.
-const DTYPES: [&str; 2] = ["torch_dtype", "dtype"];
-
-/// PyTorch's name of a dtype.
-fn name_of(dtype: Dtype) -> Option<&'static str> {
-    match dtype {
-        Dtype::F64 => Some("float64"),
-        Dtype::F32 => Some("float32"),
-        Dtype::F16 => Some("float16"),
-        Dtype::BF16 => Some("bfloat16"),
-        _ => None,
-    }
-}
 
 /// The entries that are true of the result and not of the base.
 pub(super) fn changed(
@@ -38,6 +26,11 @@ pub(super) fn changed(
     let Some(config) = base.model_config()? else {
         return Ok(settings);
     };
+    if let Some(name) = plan.dtype.and_then(name_of) {
+        for key in DTYPES.iter().filter(|key| config.get(key).is_some()) {
+            settings.insert(key.to_string(), json!(name));
+        }
+    }
     let mut names = plan.changes.keys().filter(|name| is_embedding(name));
     let rows = names.find_map(|name| {
         let before = base.shape(name)?.first().copied();
@@ -58,14 +51,21 @@ pub(super) fn changed(
             says_tied(&config) == Some(true) && names.any(is_head)
         }
     };
-    let name = plan.dtype.and_then(name_of);
-    for key in DTYPES.iter().filter(|key| config.get(**key).is_some()) {
-        settings.extend(name.map(|name| (key.to_string(), json!(name))));
-    }
     if is_apart {
         settings.insert(TIED.into(), json!(false));
     }
     Ok(settings)
+}
+
+/// PyTorch's name of a dtype.
+fn name_of(dtype: Dtype) -> Option<&'static str> {
+    match dtype {
+        Dtype::F64 => Some("float64"),
+        Dtype::F32 => Some("float32"),
+        Dtype::F16 => Some("float16"),
+        Dtype::BF16 => Some("bfloat16"),
+        _ => None,
+    }
 }
 
 /// Puts the settings into a configuration: where it has them, or else at its top. A model of text

@@ -73,7 +73,10 @@ pub fn merged_var_builder_with<P: AsRef<Path>>(
     options: &MergeOptions,
 ) -> Result<(VarBuilder<'static>, MergeCheck)> {
     let paths: Vec<PathBuf> = base.iter().map(|path| path.as_ref().into()).collect();
-    let base = Checkpoint::open_all(&paths)?;
+    let base = match &paths[..] {
+        [one] => super::open(one)?,
+        _ => Checkpoint::open_all(&paths)?,
+    };
     let adapter = adapter.into();
     let plan = Plan::new(&base, &adapter, options)?;
     // A head that is the embedding's weight is not asked for by every model.

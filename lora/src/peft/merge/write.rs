@@ -3,8 +3,7 @@
 use super::MergeOptions;
 use super::plan::{Plan, parts};
 use super::settings;
-use crate::file::Checkpoint;
-use crate::file::TensorFile;
+use crate::file::{Checkpoint, Shard};
 use crate::file::{read_bounded, stage, sync, temporary};
 use crate::peft::AdapterDir;
 use crate::peft::config::json_bytes;
@@ -39,7 +38,12 @@ pub struct MergeReport {
 ///
 /// If `base` is a `.safetensors` file, `out` is such a file too. If `base` is a directory with one
 /// such file, an index of shards, or the index's directory, `out` is a directory that gets the same
-/// files. One tensor at a time is in memory, which takes about three times its size. It is computed
+/// files. If `base` is a GGUF file, or the first of its parts, `out` is a directory in the format of
+/// transformers: weights, dequantised and under transformers' names, `config.json` and the tokenizer's
+/// files, all made of the metadata. A warning tells of a tokenizer that cannot be written.
+/// [`MergeOptions::dtype`] chooses the dtype.
+///
+/// One tensor at a time is in memory, which takes about three times its size. It is computed
 /// in f32 (f64 for f64 weights) and rounded once. The files appear under their names when all are
 /// written.
 ///
@@ -80,7 +84,7 @@ pub fn merge_checkpoint_with(
     options: &MergeOptions,
 ) -> Result<MergeReport> {
     let (adapter, out) = (adapter.into(), out.as_ref());
-    let base = Checkpoint::open(base.as_ref())?;
+    let base = super::open(base.as_ref())?;
     let plan = Plan::new(&base, &adapter, options)?;
     let dir = match &base.dir {
         Some(_) => out,
@@ -100,17 +104,16 @@ pub fn merge_checkpoint_with(
         all: base.names().count() + plan.new_tensors(&base).count(),
     };
     for (place, shard) in base.shards.iter().enumerate() {
-        let path = match (&base.dir, shard.path().file_name()) {
+        let path = match (&base.dir, shard.name()) {
             (Some(_), Some(name)) => dir.join(name),
             _ => out.into(),
         };
-        let same = |a: &Path, b: &Path| a.canonicalize().ok().zip(b.canonicalize().ok());
-        if same(&path, shard.path()).is_some_and(|(a, b)| a == b) {
+        if is_same_file(&path, shard.path()) {
             return Err(Error::file(&path, "is the base itself: name another place"));
         }
         let last = place + 1 == base.shards.len();
         let file = temporary(dir).map_err(failed)?;
-        let file = work.shard(shard, last, file)?;
+        let file = work.shard(&**shard, last, file)?;
         staged.push((file, path));
     }
     if let Some((name, index)) = &base.index {
@@ -118,7 +121,16 @@ pub fn merge_checkpoint_with(
         let bytes = json_bytes(&index).map_err(|e| Error::file(out, e))?;
         staged.push((stage(dir, &bytes).map_err(failed)?, dir.join(name)));
     }
+    for (name, json) in &base.files {
+        let mut json = json.clone();
+        if name == CONFIG {
+            settings::put(&mut json, &plan.settings);
+        }
+        let bytes = json_bytes(&json).map_err(|error| Error::file(out, error))?;
+        staged.push((stage(dir, &bytes).map_err(failed)?, dir.join(name)));
+    }
     if options.copy_files
+        && base.files.is_empty()
         && let Some(from) = &base.dir
     {
         copy_files(from, dir, &plan.settings, &mut staged)?;
@@ -141,6 +153,14 @@ pub fn merge_checkpoint_with(
     })
 }
 
+const CONFIG: &str = "config.json";
+
+/// Whether two paths lead to one file that exists.
+pub(in crate::peft) fn is_same_file(a: &Path, b: &Path) -> bool {
+    let both = a.canonicalize().ok().zip(b.canonicalize().ok());
+    both.is_some_and(|(a, b)| a == b)
+}
+
 /// A merge on its way.
 struct Work<'a> {
     base: &'a Checkpoint,
@@ -154,7 +174,7 @@ impl Work<'_> {
     /// Writes a shard with its changes, and the new tensors behind the last one's.
     fn shard(
         &mut self,
-        shard: &TensorFile,
+        shard: &dyn Shard,
         last: bool,
         file: NamedTempFile,
     ) -> Result<NamedTempFile> {
@@ -194,15 +214,7 @@ impl Work<'_> {
         out.write_all(&length).map_err(failed)?;
         out.write_all(&header).map_err(failed)?;
         for name in &names {
-            let outcome = plan.outcome(name, base).map(|(dtype, _)| dtype);
-            let own = base.info(name).map(|info| info.dtype);
-            if let Some(dtype) = outcome.filter(|_| !plan.changes.contains_key(name))
-                && own != outcome
-            {
-                for part in parts(&plan.cast(name, base, dtype)?)? {
-                    out.write_all(&bytes(&part?)?).map_err(failed)?;
-                }
-            } else if plan.changes.contains_key(name) {
+            if plan.touches(name, base) {
                 for part in parts(&plan.apply(name, base)?)? {
                     out.write_all(&bytes(&part?)?).map_err(failed)?;
                 }
@@ -233,10 +245,7 @@ fn bytes(tensor: &Tensor) -> Result<Vec<u8>> {
 fn updated(index: &Value, base: &Checkpoint, plan: &Plan) -> Value {
     let mut index = index.clone();
     let (mut added, mut removed) = (0, 0);
-    let others = base
-        .names()
-        .filter(|name| !plan.changes.contains_key(*name));
-    for name in plan.changes.keys().map(String::as_str).chain(others) {
+    for name in base.names().chain(plan.new_tensors(base)) {
         if let Some((dtype, shape)) = plan.outcome(name, base) {
             let elements: usize = shape.iter().product();
             added += (elements * dtype.bitsize() / 8) as u64;
@@ -250,11 +259,8 @@ fn updated(index: &Value, base: &Checkpoint, plan: &Plan) -> Value {
     {
         *total = json!((number + added).saturating_sub(removed));
     }
-    let last = base
-        .shards
-        .last()
-        .and_then(|shard| shard.path().file_name());
-    if let Some(last) = last.and_then(|name| name.to_str())
+    let last = base.shards.last().and_then(|shard| shard.name());
+    if let Some(last) = last
         && let Some(map) = index.get_mut("weight_map").and_then(Value::as_object_mut)
     {
         for name in plan.new_tensors(base) {
@@ -295,7 +301,7 @@ fn copy_files(
             continue;
         }
         // With the old settings, a model would ignore the head's own weight, or refuse the new rows.
-        if !settings.is_empty() && text == "config.json" {
+        if !settings.is_empty() && text == CONFIG {
             let config = serde_json::from_slice(&read_bounded(&path)?);
             let mut config: Value = config.map_err(|error| Error::file(&path, error))?;
             settings::put(&mut config, settings);

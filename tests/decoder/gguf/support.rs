@@ -1,38 +1,35 @@
-//! Decoders in GGUF files, against the same models with dequantised weights.
+//! Small models as llama.cpp's converter and quantiser write them.
 
-use super::{folder, io};
+use super::super::folder;
 use candle_core::quantized::gguf_file::{self, Value};
-use candle_core::quantized::{GgmlDType, QMatMul, QTensor};
+use candle_core::quantized::{GgmlDType, QTensor};
 use candle_core::safetensors::{load, save};
 use candle_core::{DType, Device, Tensor};
-use lora::layers::GGML_TYPES;
-use lora::models::decoder::{Decoder, from_gguf};
+use lora::models::decoder::Decoder;
 use lora::models::{self, Options};
-use lora::{LoraConfig, LoraModel, LoraModule};
-use lora_tests::assert_close;
 use serde_json::{Value as Json, json};
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fs::{self, File};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use tempfile::TempDir;
 
 /// A file, and the directory of the model with its dequantised weights.
-struct Pair {
-    root: TempDir,
+pub(super) struct Pair {
+    pub(super) root: TempDir,
 }
 
 impl Pair {
-    fn gguf(&self) -> PathBuf {
+    pub(super) fn gguf(&self) -> PathBuf {
         self.root.path().join("model.gguf")
     }
 
-    fn quantised(&self) -> Decoder {
+    pub(super) fn quantised(&self) -> Decoder {
         let auto = models::auto(self.gguf(), &Options::new());
         let auto = auto.unwrap_or_else(|error| panic!("{error}"));
         auto.into_decoder().unwrap().model
     }
 
-    fn full(&self) -> Decoder {
+    pub(super) fn full(&self) -> Decoder {
         let auto = models::auto(self.root.path(), &Options::new()).unwrap();
         auto.into_decoder().unwrap().model
     }
@@ -56,6 +53,13 @@ fn name(name: &str, norms: &[(&str, &str)]) -> String {
         ("model.embed_tokens", "token_embd"),
         ("model.norm", "output_norm"),
         ("lm_head", "output"),
+        ("block_sparse_moe.gate.", "ffn_gate_inp."),
+        ("mlp.gate.", "ffn_gate_inp."),
+        ("block_sparse_moe.experts", "ffn_experts"),
+        ("mlp.experts", "ffn_experts"),
+        ("w1.weight", "gate_proj.weight"),
+        ("w2.weight", "down_proj.weight"),
+        ("w3.weight", "up_proj.weight"),
     ];
     for (from, to) in norms.iter().chain(&common) {
         name = name.replace(from, to);
@@ -75,11 +79,13 @@ fn paired(weight: &Tensor, heads: usize) -> Tensor {
 
 /// Writes a model as llama.cpp's converter and quantiser do; where a row is no whole number of blocks,
 /// the weight stays in f32.
-fn write(mut config: Json, tensors: HashMap<String, Tensor>, kind: GgmlDType) -> Pair {
+pub(super) fn write(mut config: Json, tensors: HashMap<String, Tensor>, kind: GgmlDType) -> Pair {
     let root = tempfile::tempdir().unwrap();
     let arch = match config["model_type"].as_str().unwrap() {
         "mistral" => "llama",
         "gemma3_text" => "gemma3",
+        "mixtral" => "llama",
+        "qwen3_moe" => "qwen3moe",
         other => other,
     }
     .to_string();
@@ -96,6 +102,19 @@ fn write(mut config: Json, tensors: HashMap<String, Tensor>, kind: GgmlDType) ->
     // llama.cpp has no setting for these.
     if arch.starts_with("gemma") && arch != "gemma" {
         config["query_pre_attn_scalar"] = json!(dim);
+    }
+    let mut tensors = tensors;
+    if arch == "qwen3moe" {
+        config["norm_topk_prob"] = json!(true);
+        // There every layer has experts: the first gets those of the second, turned round.
+        config["mlp_only_layers"] = json!([]);
+        tensors.retain(|name, _| !name.starts_with("model.layers.0.mlp."));
+        let second: Vec<(String, Tensor)> = tensors.clone().into_iter().collect();
+        for (name, tensor) in second {
+            if let Some(rest) = name.strip_prefix("model.layers.1.mlp.") {
+                tensors.insert(format!("model.layers.0.mlp.{rest}"), tensor.neg().unwrap());
+            }
+        }
     }
     if arch == "smollm3" {
         config["no_rope_layers"] = json!([1, 1, 1, 0]);
@@ -124,6 +143,15 @@ fn write(mut config: Json, tensors: HashMap<String, Tensor>, kind: GgmlDType) ->
         ("vocab_size", "vocab_size"),
     ] {
         set(key, Value::U32(number(&config, of)));
+    }
+    for (key, of) in [
+        ("expert_count", "num_local_experts"),
+        ("expert_used_count", "num_experts_per_tok"),
+        ("expert_feed_forward_length", "moe_intermediate_size"),
+    ] {
+        if config[of].is_u64() {
+            set(key, Value::U32(number(&config, of)));
+        }
     }
     set("attention.head_count", Value::U32(heads));
     set("attention.head_count_kv", Value::U32(kv));
@@ -235,6 +263,7 @@ fn write(mut config: Json, tensors: HashMap<String, Tensor>, kind: GgmlDType) ->
     };
     let is_paired = ["llama", "granite", "smollm3"].contains(&&*arch);
     let mut full = HashMap::new();
+    let mut experts: BTreeMap<String, BTreeMap<usize, (Tensor, GgmlDType)>> = BTreeMap::new();
     for (of, tensor) in tensors {
         let tensor = tensor.to_dtype(DType::F32).unwrap();
         let width = *tensor.dims().last().unwrap();
@@ -252,11 +281,26 @@ fn write(mut config: Json, tensors: HashMap<String, Tensor>, kind: GgmlDType) ->
         if arch.starts_with("gemma") && of.ends_with("norm.weight") {
             stored = (stored + 1.0).unwrap();
         }
-        let stored = QTensor::quantize(&stored, kind).unwrap();
         // Rows are quantised one by one, in whatever order they are.
         let again = QTensor::quantize(&tensor, kind).unwrap();
         full.insert(of.clone(), again.dequantize(&Device::Cpu).unwrap());
-        out.push((name(&of, norms), stored));
+        let known = name(&of, norms);
+        // All experts of a layer are one tensor.
+        if let Some((layer, expert)) = known.split_once(".ffn_experts.") {
+            let (number, part) = expert.split_once('.').unwrap();
+            let part = part.trim_end_matches("_proj.weight");
+            let all = experts.entry(format!("{layer}.ffn_{part}_exps.weight"));
+            let all: &mut BTreeMap<usize, _> = all.or_default();
+            all.insert(number.parse().unwrap(), (stored, kind));
+            continue;
+        }
+        out.push((known, QTensor::quantize(&stored, kind).unwrap()));
+    }
+    for (name, all) in experts {
+        let kind = all[&0].1;
+        let all: Vec<&Tensor> = all.values().map(|(stored, _)| stored).collect();
+        let stacked = Tensor::stack(&all, 0).unwrap();
+        out.push((name, QTensor::quantize(&stacked, kind).unwrap()));
     }
     out.sort_by(|(a, _), (b, _)| a.cmp(b));
     let fields: Vec<(&str, &Value)> = fields.iter().map(|(key, value)| (&**key, value)).collect();
@@ -269,49 +313,14 @@ fn write(mut config: Json, tensors: HashMap<String, Tensor>, kind: GgmlDType) ->
 }
 
 /// A model of the fixtures.
-fn pair(case: &str, kind: GgmlDType) -> Pair {
+pub(super) fn pair(case: &str, kind: GgmlDType) -> Pair {
     let config = fs::read(folder(case).join("config.json")).unwrap();
     let tensors = load(folder(case).join("model.safetensors"), &Device::Cpu).unwrap();
     write(serde_json::from_slice(&config).unwrap(), tensors, kind)
 }
 
-/// Each family, with its settings.
-const FAMILIES: [&str; 16] = [
-    "llama_linear",
-    "llama_llama3",
-    "smollm2",
-    "mistral_full",
-    "mistral_window",
-    "qwen2",
-    "qwen3",
-    "smollm3",
-    "gemma",
-    "gemma2",
-    "gemma3",
-    "gemma3_scaled",
-    "phi3_partial",
-    "phi3_longrope",
-    "olmo2",
-    "granite",
-];
-
-#[test]
-fn each_family_computes_what_its_dequantised_weights_do() {
-    for case in FAMILIES {
-        for kind in [GgmlDType::F32, GgmlDType::Q8_0] {
-            let (pair, io) = (pair(case, kind), io(case));
-            let (quantised, full) = (pair.quantised(), pair.full());
-            assert_eq!(quantised.config().ropes.len(), full.config().ropes.len());
-            let expected = full.forward(&io["ids"], None).unwrap();
-            let what = format!("{case}, {kind:?}");
-            let logits = quantised.forward(&io["ids"], None).unwrap();
-            assert_close(&what, &logits, &expected, 1e-4);
-        }
-    }
-}
-
 /// A Llama that is wide enough for blocks of 256.
-fn wide(kind: GgmlDType) -> Pair {
+pub(super) fn wide(kind: GgmlDType) -> Pair {
     let json = json!({
         "model_type": "llama", "vocab_size": 40, "hidden_size": 256, "intermediate_size": 256,
         "num_attention_heads": 4, "num_key_value_heads": 2, "num_hidden_layers": 1,
@@ -326,104 +335,13 @@ fn wide(kind: GgmlDType) -> Pair {
     write(json, tensors.collect(), kind)
 }
 
-fn ids() -> Tensor {
+pub(super) fn ids() -> Tensor {
     let ids: Vec<i64> = (0..36).map(|i| (i * 7 + i * i) % 40).collect();
     Tensor::from_vec(ids, (2, 18), &Device::Cpu).unwrap()
 }
 
-#[test]
-fn each_type_stays_in_its_blocks() {
-    for kind in GGML_TYPES {
-        if kind == GgmlDType::Q8_1 {
-            continue; // inputs only: no file holds a weight in it
-        }
-        let pair = wide(kind);
-        let (quantised, full) = (pair.quantised(), pair.full());
-        let expected = full.forward(&ids(), None).unwrap();
-        let logits = quantised.forward(&ids(), None).unwrap();
-        assert_close(&format!("{kind:?}"), &logits, &expected, 1e-4);
-        match quantised.lm_head().unwrap().weight() {
-            QMatMul::QTensor(weight) => assert_eq!(weight.dtype(), kind),
-            _ => assert_eq!(kind, GgmlDType::F32),
-        }
-        let loss = |model: &Decoder| {
-            let loss = model.loss(&ids(), None, &ids()).unwrap();
-            loss.to_scalar::<f32>().unwrap()
-        };
-        let (loss, expected) = (loss(&quantised), loss(&full));
-        assert!(
-            (loss - expected).abs() < 1e-4,
-            "{kind:?}: {loss} {expected}"
-        );
-    }
-}
-
-/// The loss over a quantised head gives the gradients that the dequantised head gives.
-#[test]
-fn trains_as_on_the_dequantised_weights() {
-    let pair = wide(GgmlDType::Q4_1);
-    let config = LoraConfig::new(4).seed(3);
-    let grads = |model: &Decoder| {
-        let model = model.to_lora(&config).unwrap();
-        lora_tests::fill_adapters(&model);
-        let loss = model.loss(&ids(), None, &ids()).unwrap();
-        let grads = model.backward(&loss).unwrap();
-        let vars = model.trainable_vars();
-        let grads = vars
-            .iter()
-            .map(|var| grads.get(var).unwrap().flatten_all().unwrap());
-        Tensor::cat(&grads.collect::<Vec<_>>(), 0).unwrap()
-    };
-    let (quantised, full) = (grads(&pair.quantised()), grads(&pair.full()));
-    assert_close("gradients", &quantised, &full, 1e-4);
-}
-
-/// Adapters that PEFT made for the model in transformers' order of rows and names.
-#[test]
-fn adapters_of_peft_fit() {
-    for case in ["llama_llama3", "phi3_partial", "gemma2"] {
-        let (pair, io) = (pair(case, GgmlDType::Q8_0), io(case));
-        let run = |model: Decoder| {
-            let adapter = folder("peft").join(case).join("adapter");
-            let model = model.with_adapter(adapter).unwrap();
-            model.forward(&io["ids"], None).unwrap()
-        };
-        assert_close(case, &run(pair.quantised()), &run(pair.full()), 1e-4);
-    }
-    // In full precision these are PEFT's own numbers.
-    let (pair, io) = (pair("llama_llama3", GgmlDType::F32), io("llama_llama3"));
-    let case = folder("peft").join("llama_llama3");
-    let model = pair.quantised().with_adapter(case.join("adapter")).unwrap();
-    let logits = model.forward(&io["ids"], Some(&io["mask"])).unwrap();
-    let expected = load(case.join("io.safetensors"), &Device::Cpu).unwrap();
-    let first = |xs: &Tensor| xs.get(0).unwrap().to_dtype(DType::F32).unwrap();
-    assert_close("PEFT", &first(&logits), &first(&expected["logits"]), 1e-5);
-}
-
-/// A merged model keeps its type, and one that is converted back keeps the very blocks.
-#[test]
-fn goes_back_to_its_blocks() {
-    let model = wide(GgmlDType::Q4K).quantised();
-    let expected = model.forward(&ids(), None).unwrap();
-    let mut adapted = model.to_lora(&LoraConfig::new(2)).unwrap();
-    let base = adapted.to_base().unwrap();
-    assert_close("base", &base.forward(&ids(), None).unwrap(), &expected, 0.0);
-    lora_tests::fill_adapters(&adapted);
-    adapted.merge().unwrap();
-    adapted.unmerge().unwrap();
-    let adapted = adapted.disabled().unwrap();
-    assert_close(
-        "unmerged",
-        &adapted.forward(&ids(), None).unwrap(),
-        &expected,
-        1e-6,
-    );
-}
-
-#[test]
-fn parts_are_one_model() {
-    let pair = wide(GgmlDType::Q4_0);
-    let expected = pair.quantised().forward(&ids(), None).unwrap();
+/// Writes the file of a pair in two parts, and returns the first.
+pub(super) fn in_parts(pair: &Pair) -> PathBuf {
     let mut file = File::open(pair.gguf()).unwrap();
     let content = gguf_file::Content::read(&mut file).unwrap();
     let mut names: Vec<&String> = content.tensor_infos.keys().collect();
@@ -443,159 +361,5 @@ fn parts_are_one_model() {
         let fields = if part == 0 { &fields[..] } else { &[] };
         gguf_file::write(&mut out, fields, &tensors).unwrap();
     }
-    let first = pair.root.path().join("m-00001-of-00002.gguf");
-    let model = from_gguf(&first, &Options::new()).unwrap().model;
-    assert_close(
-        "parts",
-        &model.forward(&ids(), None).unwrap(),
-        &expected,
-        0.0,
-    );
-    let second = pair.root.path().join("m-00002-of-00002.gguf");
-    let error = from_gguf(&second, &Options::new()).unwrap_err().to_string();
-    assert!(error.contains("is part 2 of 2: name the first"), "{error}");
-    fs::remove_file(&second).unwrap();
-    let error = from_gguf(&first, &Options::new()).unwrap_err().to_string();
-    assert!(error.contains("m-00002-of-00002.gguf"), "{error}");
-}
-
-#[test]
-fn what_is_wrong_is_named() {
-    let pair = wide(GgmlDType::Q4_0);
-    let error = |path: PathBuf, options: Options| {
-        let error = models::auto(path, &options).unwrap_err();
-        error.to_string()
-    };
-    let dtype = error(pair.gguf(), Options::new().dtype(DType::BF16));
-    assert!(dtype.contains("with quantised weights, such as"), "{dtype}");
-    let classes = error(pair.gguf(), Options::new().num_classes(3));
-    assert!(classes.contains("`num_classes` is set"), "{classes}");
-
-    let bytes = fs::read(pair.gguf()).unwrap();
-    let cut = pair.root.path().join("cut.gguf");
-    fs::write(&cut, &bytes[..bytes.len() - 4096]).unwrap();
-    let problem = error(cut.clone(), Options::new());
-    assert!(problem.contains("ends outside the file"), "{problem}");
-
-    let mut file = File::open(pair.gguf()).unwrap();
-    let mut content = gguf_file::Content::read(&mut file).unwrap();
-    let name = |text: &str| Value::String(text.into());
-    let metadata = &mut content.metadata;
-    let mut check = |key: &str, value: Option<Value>, expected: &str| {
-        let before = match value {
-            Some(value) => metadata.insert(key.into(), value),
-            None => metadata.remove(key),
-        };
-        let fields: Vec<(&str, &Value)> = metadata.iter().map(|(k, v)| (&**k, v)).collect();
-        gguf_file::write(&mut File::create(&cut).unwrap(), &fields, &[]).unwrap();
-        let problem = error(cut.clone(), Options::new());
-        assert!(problem.contains(expected), "{expected}: {problem}");
-        match before {
-            Some(before) => metadata.insert(key.into(), before),
-            None => metadata.remove(key),
-        };
-    };
-    check(
-        "general.architecture",
-        Some(name("rwkv6")),
-        "\"rwkv6\": those read are llama",
-    );
-    check(
-        "llama.embedding_length",
-        None,
-        "`llama.embedding_length` is missing",
-    );
-    check("llama.block_count", None, "`token_embd.weight` is missing");
-    check(
-        "llama.expert_count",
-        Some(Value::U32(8)),
-        "mixtures of experts",
-    );
-    check(
-        "general.type",
-        Some(name("adapter")),
-        "`general.type` is adapter",
-    );
-}
-
-/// Each tensor of the merged file is the sum of its dequantised values and the update, rounded once to its
-/// type.
-fn assert_rounded_once(pair: &Pair, adapter: &Path, merged: &Path) {
-    let device = &Device::Cpu;
-    let read = |path: &Path| {
-        let mut file = File::open(path).unwrap();
-        let content = gguf_file::Content::read(&mut file).unwrap();
-        let names: Vec<String> = content.tensor_infos.keys().cloned().collect();
-        let tensor = |name: String| {
-            let tensor = content.tensor(&mut file, &name, device).unwrap();
-            (name, tensor)
-        };
-        let tensors: HashMap<String, QTensor> = names.into_iter().map(tensor).collect();
-        (content.metadata, tensors)
-    };
-    let (metadata, base) = read(&pair.gguf());
-    let full = base.iter().map(|(name, tensor)| {
-        let values = tensor.dequantize(device).unwrap();
-        (
-            name.as_str(),
-            QTensor::quantize(&values, GgmlDType::F32).unwrap(),
-        )
-    });
-    let full: Vec<(&str, QTensor)> = full.collect();
-    let tensors: Vec<(&str, &QTensor)> = full.iter().map(|(name, t)| (*name, t)).collect();
-    let fields: Vec<(&str, &Value)> = metadata.iter().map(|(k, v)| (&**k, v)).collect();
-    let wide = pair.root.path().join("wide.gguf");
-    gguf_file::write(&mut File::create(&wide).unwrap(), &fields, &tensors).unwrap();
-    let sums = pair.root.path().join("sums.gguf");
-    lora::peft::merge_gguf(&wide, adapter, &sums).unwrap();
-    let ((_, sums), (_, merged)) = (read(&sums), read(merged));
-    for (name, tensor) in &merged {
-        let sum = sums[name].dequantize(device).unwrap();
-        let expected = QTensor::quantize(&sum, tensor.dtype()).unwrap();
-        assert_eq!(tensor.dtype(), base[name].dtype(), "{name}");
-        let (ours, expected) = (tensor.dequantize(device), expected.dequantize(device));
-        assert_close(name, &ours.unwrap(), &expected.unwrap(), 1e-6);
-    }
-}
-
-/// The merged file holds what the adapter makes of the dequantised weights, in the types of the base.
-#[test]
-fn an_adapter_is_merged_into_a_file() {
-    for (case, kind) in [
-        ("llama_llama3", GgmlDType::F32),
-        ("phi3_partial", GgmlDType::F32),
-        ("phi3_partial", GgmlDType::Q8_0),
-    ] {
-        let (pair, io) = (pair(case, kind), io(case));
-        let adapter = folder("peft").join(case).join("adapter");
-        let out = pair.root.path().join("merged.gguf");
-        let report = lora::peft::merge_gguf(pair.gguf(), &adapter, &out).unwrap();
-        assert!(!report.layers.is_empty());
-        let most = if kind == GgmlDType::F32 { 0.0 } else { 0.01 };
-        for (name, error) in &report.layers {
-            assert!(*error <= most, "{case}, {name}: {error}");
-        }
-        let merged = from_gguf(&out, &Options::new()).unwrap().model;
-        let merged = merged.forward(&io["ids"], None).unwrap();
-        let adapted = pair.full().with_adapter(&adapter).unwrap();
-        let expected = adapted.forward(&io["ids"], None).unwrap();
-        match kind {
-            GgmlDType::F32 => assert_close(case, &merged, &expected, 1e-5),
-            _ => assert_rounded_once(&pair, &adapter, &out),
-        }
-        assert_eq!(
-            fs::metadata(&out).unwrap().len(),
-            fs::metadata(pair.gguf()).unwrap().len()
-        );
-    }
-    let pair = wide(GgmlDType::Q4_0);
-    let adapter = folder("peft").join("llama_llama3").join("adapter");
-    let out = pair.root.path().join("merged.gguf");
-    let error = lora::peft::merge_gguf(pair.gguf(), adapter, &out).unwrap_err();
-    let error = error.to_string();
-    assert!(
-        error.contains("of shape [256, 256], the adapter's is"),
-        "{error}"
-    );
-    assert!(!out.exists());
+    pair.root.path().join("m-00001-of-00002.gguf")
 }

@@ -1,28 +1,14 @@
 //! The configuration in a GGUF file's metadata, put into the words of transformers' `config.json`.
 
-use super::names::Names;
+use super::families::Family;
+use super::file::GgufFile;
+use super::header::Field;
 use crate::error::shorten;
-use crate::gguf::header::Field;
-use crate::gguf::{GgufFile, archs};
-use crate::models::decoder::{Biases, DecoderConfig, RopeScaling};
 use crate::{Error, Result};
 use serde_json::{Map, Value, json};
 use std::cell::RefCell;
 use std::collections::HashSet;
-
-/// The `model_type` of each architecture that is read.
-const FAMILIES: [(&str, &str); 10] = [
-    ("llama", "llama"),
-    ("qwen2", "qwen2"),
-    ("qwen3", "qwen3"),
-    ("gemma", "gemma"),
-    ("gemma2", "gemma2"),
-    ("gemma3", "gemma3_text"),
-    ("phi3", "phi3"),
-    ("smollm3", "smollm3"),
-    ("olmo2", "olmo2"),
-    ("granite", "granite"),
-];
+use std::f64::consts::PI;
 
 const DIVISORS: &str = "rope_freqs.weight";
 const SHORT: &str = "rope_factors_short.weight";
@@ -55,52 +41,34 @@ const HARMLESS: [&str; 4] = [
     "attention.layer_norm_epsilon",
 ];
 
-/// The names and the configuration of the model in a file.
-pub(super) fn read(file: &GgufFile) -> Result<(Names, DecoderConfig)> {
-    let failed = |problems| Error::File {
-        path: file.path().into(),
-        problems,
-    };
-    let name = file.text("general.architecture").unwrap_or_default();
-    let family = FAMILIES.iter().find(|(known, _)| *known == name);
-    let Some(((_, model_type), arch)) = family.zip(archs::named(name)) else {
-        let known: Vec<&str> = FAMILIES.iter().map(|(known, _)| *known).collect();
-        return Err(failed(vec![format!(
-            "is of the architecture \"{}\": those read are {}",
-            shorten(name),
-            known.join(", ")
-        )]));
-    };
+/// What the metadata say of a model.
+pub(crate) struct Config {
+    /// The contents of `config.json`.
+    pub(crate) json: Map<String, Value>,
+    /// Settings that have no effect.
+    pub(crate) without_effect: Vec<String>,
+}
+
+/// The configuration of the model in a file.
+pub(crate) fn read(file: &GgufFile, family: &Family) -> Result<Config> {
     let settings = Settings {
         file,
-        arch: name,
+        arch: family.arch,
         read: RefCell::default(),
         problems: RefCell::default(),
     };
-    let map = settings.to_json(model_type)?;
+    let json = settings.to_json(family)?;
     let problems = settings.problems.take();
     if !problems.is_empty() {
-        return Err(failed(problems));
+        return Err(Error::File {
+            path: file.path().into(),
+            problems,
+        });
     }
-    let mut config = DecoderConfig::parse(&map).map_err(failed)?;
-    let has = |name: &str| file.info(&format!("blk.0.{name}.bias")).is_some();
-    config.biases = Biases {
-        qkv: has("attn_q") || has("attn_qkv"),
-        output: has("attn_output"),
-        mlp: has("ffn_down"),
-    };
-    if file.info(DIVISORS).is_some() {
-        let divisors = settings.table(DIVISORS, config.ropes[0].dim / 2)?;
-        // Llama 3's: llama.cpp keeps what comes of the settings.
-        config.ropes[0].scaling = RopeScaling::Longrope {
-            short: divisors.clone(),
-            long: divisors,
-            original: config.max_position_embeddings,
-            attention_factor: 1.0,
-        };
-    }
-    config.without_effect.extend(settings.without_effect());
-    Ok((Names::new(arch, config.norms), config))
+    Ok(Config {
+        json,
+        without_effect: settings.without_effect(),
+    })
 }
 
 /// The metadata of a file.
@@ -147,13 +115,11 @@ impl Settings<'_> {
         value
     }
 
-    fn float(&self, key: &str) -> Option<f64> {
-        self.number(key)?.as_f64()
-    }
-
-    fn to_json(&self, model_type: &str) -> Result<Map<String, Value>> {
+    fn to_json(&self, family: &Family) -> Result<Map<String, Value>> {
         let mut map = Map::new();
-        map.insert("model_type".into(), model_type.into());
+        map.insert("architectures".into(), json!([family.class]));
+        map.insert("model_type".into(), family.model_type.into());
+        map.insert("torch_dtype".into(), "float32".into());
         for (key, name) in SAME {
             map.extend(self.number(key).map(|value| (name.to_string(), value)));
         }
@@ -182,8 +148,11 @@ impl Settings<'_> {
         self.heads(&mut map);
         self.windows(&mut map);
         self.gemma(&mut map);
+        self.biases(&mut map);
+        self.experts(&mut map);
         self.refused();
         self.ropes(&mut map)?;
+        self.tokens(&mut map);
         Ok(map)
     }
 
@@ -226,6 +195,7 @@ impl Settings<'_> {
         let window = window.filter(|window| window.as_u64() != Some(0));
         match (self.arch, window) {
             ("llama", Some(window)) => {
+                map.insert("architectures".into(), json!(["MistralForCausalLM"]));
                 map.insert("model_type".into(), "mistral".into());
                 map.insert("sliding_window".into(), window);
             }
@@ -271,16 +241,64 @@ impl Settings<'_> {
         map.insert("query_pre_attn_scalar".into(), json!(scalar.unwrap_or(0)));
     }
 
-    /// Settings that change the result and are not supported.
-    fn refused(&self) {
-        for key in ["expert_count", "expert_used_count"] {
-            if self.float(key).is_some_and(|count| count != 0.0) {
+    /// Which layers have a bias: the tensors tell.
+    fn biases(&self, map: &mut Map<String, Value>) {
+        let has = |name: &str| self.file.info(&format!("blk.0.{name}.bias")).is_some();
+        // Qwen2 has them without a setting.
+        if has("attn_q") && self.arch != "qwen2" {
+            map.insert("attention_bias".into(), true.into());
+        }
+        if has("ffn_down") {
+            map.insert("mlp_bias".into(), true.into());
+        }
+    }
+
+    /// Mixtures of experts.
+    fn experts(&self, map: &mut Map<String, Value>) {
+        let count = self.number("expert_count");
+        let used = self.number("expert_used_count");
+        let width = self.number("expert_feed_forward_length");
+        let count = count.filter(|count| count.as_u64() != Some(0));
+        let names = match (self.arch, &count) {
+            (_, None) => return,
+            ("llama", _) => {
+                map.insert("architectures".into(), json!(["MixtralForCausalLM"]));
+                map.insert("model_type".into(), "mixtral".into());
+                ("num_local_experts", "intermediate_size")
+            }
+            ("qwen3moe", _) => {
+                // llama.cpp always does so.
+                map.insert("norm_topk_prob".into(), true.into());
+                ("num_experts", "moe_intermediate_size")
+            }
+            _ => {
                 self.problem(format!(
-                    "`{}.{key}` is set: mixtures of experts are not read",
+                    "`{}.expert_count` is set: mixtures of experts are read of the architectures llama \
+                     and qwen3moe",
                     self.arch
                 ));
+                return;
             }
+        };
+        map.extend(count.map(|count| (names.0.to_string(), count)));
+        map.extend(used.map(|used| ("num_experts_per_tok".to_string(), used)));
+        map.extend(width.map(|width| (names.1.to_string(), width)));
+    }
+
+    /// The special tokens by number.
+    fn tokens(&self, map: &mut Map<String, Value>) {
+        for (key, name) in [("bos", "bos"), ("eos", "eos"), ("padding", "pad")] {
+            let key = format!("tokenizer.ggml.{key}_token_id");
+            let id = match self.file.fields.get(&key) {
+                Some(Field::Unsigned(id)) => json!(id),
+                _ => Value::Null,
+            };
+            map.insert(format!("{name}_token_id"), id);
         }
+    }
+
+    /// Settings that change the result and are not supported.
+    fn refused(&self) {
         if self.field("attention.causal") == Some(&Field::Flag(false)) {
             self.problem(format!(
                 "`{}.attention.causal` is false: only decoders are read",
@@ -307,11 +325,29 @@ impl Settings<'_> {
         let mut set = |key: &str, value: Option<Value>| {
             scaling.extend(value.map(|value| (key.to_string(), value)));
         };
+        let pairs = |map: &Map<String, Value>| {
+            let dim = map.get("head_dim").and_then(Value::as_f64).unwrap_or(0.0);
+            let part = map.get("partial_rotary_factor").and_then(Value::as_f64);
+            (dim * part.unwrap_or(1.0)) as usize / 2
+        };
         match kind {
+            _ if self.file.info(DIVISORS).is_some() => {
+                // Llama 3's: llama.cpp keeps what comes of the settings.
+                let divisors = self.table(DIVISORS, pairs(map))?;
+                let theta = map.get("rope_theta").and_then(Value::as_f64);
+                scaling = llama3(&divisors, theta.unwrap_or(1e4)).unwrap_or_else(|| {
+                    let table = || Value::from(divisors.clone());
+                    let scaling = json!({"rope_type": "longrope", "short_factor": table(),
+                                         "long_factor": table(), "attention_factor": 1.0});
+                    let length = map.get("max_position_embeddings").cloned();
+                    let mut scaling: Map<String, Value> =
+                        scaling.as_object().cloned().unwrap_or_default();
+                    scaling.extend(length.map(|n| ("original_max_position_embeddings".into(), n)));
+                    scaling
+                });
+            }
             _ if self.file.info(SHORT).is_some() || self.file.info(LONG).is_some() => {
-                let dim = map.get("head_dim").and_then(Value::as_f64).unwrap_or(0.0);
-                let part = map.get("partial_rotary_factor").and_then(Value::as_f64);
-                let pairs = (dim * part.unwrap_or(1.0)) as usize / 2;
+                let pairs = pairs(map);
                 set("rope_type", Some("longrope".into()));
                 set("short_factor", Some(self.table(SHORT, pairs)?.into()));
                 set("long_factor", Some(self.table(LONG, pairs)?.into()));
@@ -376,6 +412,26 @@ impl Settings<'_> {
         let note = |key: &String| format!("`{}` is no setting of this family", shorten(key));
         unread.map(note).collect()
     }
+}
+
+/// The settings of Llama 3.1 and later from which these divisors come, if they do.
+fn llama3(divisors: &[f64], theta: f64) -> Option<Map<String, Value>> {
+    let (low, high, original) = (1.0, 4.0, 8192.0);
+    let factor = divisors.iter().copied().fold(1.0, f64::max);
+    let dim = 2.0 * divisors.len() as f64;
+    let expected = |pair: usize| {
+        let turns = original * theta.powf(-2.0 * pair as f64 / dim) / (2.0 * PI);
+        let fast = ((turns - low) / (high - low)).clamp(0.0, 1.0);
+        1.0 / ((1.0 - fast) / factor + fast)
+    };
+    let mut pairs = divisors.iter().enumerate();
+    let fits = pairs.all(|(pair, divisor)| (divisor / expected(pair) - 1.0).abs() < 1e-6);
+    let scaling = json!({"rope_type": "llama3", "factor": factor, "low_freq_factor": low,
+                         "high_freq_factor": high, "original_max_position_embeddings": 8192});
+    scaling
+        .as_object()
+        .filter(|_| fits && factor > 1.0)
+        .cloned()
 }
 
 /// A number that was written in f32, with the digits that were meant.
