@@ -43,7 +43,7 @@ impl ModelFile {
     pub fn files(&self) -> usize {
         match self {
             Self::Safetensors(checkpoint) => checkpoint.shards.len(),
-            Self::Gguf(file) => file.parts(),
+            Self::Gguf(file) => file.paths().len(),
         }
     }
 
