@@ -93,10 +93,9 @@
 //! # Features
 //!
 //! `hub` adds pretrained weights from the Hugging Face hub; `text` adds tokenizers, chat templates and
-//! generated text; `images` adds folders of images; `train-ui` adds progress bars and Ctrl-C to [`train`],
-//! `mpi` training on several machines; `mimalloc` is an allocator for [`memory`];
-//! `cuda`, `metal`, `mkl` and `accelerate`
-//! are candle's.
+//! generated text; `images` adds folders of images; `train-ui` adds progress bars, files for TensorBoard
+//! and Ctrl-C to [`train`], `mpi` training on several machines; `cli` is the command `lora`; `mimalloc` is an
+//! allocator for [`memory`]; `cuda`, `metal`, `mkl` and `accelerate` are candle's.
 
 extern crate self as lora;
 
