@@ -56,6 +56,7 @@ impl Case {
                 Some("frequency") => MajoritySign::Frequency,
                 _ => MajoritySign::Total,
             },
+            seed: None,
         }
     }
 }
