@@ -124,8 +124,8 @@ fn the_rank_follows_from_the_energy() {
     let printed = text(&output.get_output().stdout);
     let expected = format!(
         "\
-layer  shape  rank  norm   remains
-a      3 × 3     1  4.583  48.8 %
+layer  shape  rank   norm  remains
+a      3 × 3     1  4.583   48.8 %
 b      3 × 3     1      4      0 %
 
 2 layers written to {}; 0 tensors are the same in both; 36.76 % of the difference remains

@@ -66,13 +66,18 @@ fn drawn(values: &[(&str, Option<f64>)], coloured: bool) -> Vec<String> {
         let cells: String = cells.collect();
         lines.push(format!("{module:<width$}  {cells}").trim_end().to_string());
     }
-    let ends = match layers.as_slice() {
-        [first, .., last] => format!("from {first} to {last}"),
-        _ => layers
-            .first()
-            .map_or(String::new(), |layer| layer.to_string()),
+    // Modules outside of any layer have a column, and no name for it.
+    let named: Vec<&str> = layers
+        .iter()
+        .copied()
+        .filter(|name| !name.is_empty())
+        .collect();
+    let ends = match named.as_slice() {
+        [first, .., last] => format!("from {first} to {last}; "),
+        [one] => format!("{one}; "),
+        [] => String::new(),
     };
-    lines.push(format!("{:<width$}  {ends}; █ is {}", "", number(most)));
+    lines.push(format!("{:<width$}  {ends}█ is {}", "", number(most)));
     lines
 }
 
