@@ -28,7 +28,7 @@ where
     let config = named
         .with_context(|| {
             let name = &args.model;
-            format!("--model {name} is none of minilm, mlp, smollm2, vit_b16, and no ConvNeXt")
+            format!("--model {name} is none of minilm, mlp, smollm2, tinyllama, vit_b16, and no ConvNeXt")
         })?
         .config;
     let (model, config) = adapt::model::<M>(args, &config, &options, parts)?;

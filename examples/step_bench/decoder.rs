@@ -1,4 +1,4 @@
-//! A decoder of SmolLM2-135M's shape on random tokens.
+//! A decoder of SmolLM2-135M's or TinyLlama-1.1B's shape on random tokens.
 
 use super::adapt::{self, Parts};
 use super::data;
@@ -19,8 +19,24 @@ const SMOLLM2: &str = r#"{
     "rms_norm_eps": 1e-5, "tie_word_embeddings": true
 }"#;
 
-pub(super) fn run(args: &Args) -> Result<()> {
-    let config: DecoderConfig = serde_json::from_str(SMOLLM2)?;
+const TINYLLAMA: &str = r#"{
+    "model_type": "llama", "hidden_size": 2048, "intermediate_size": 5632,
+    "num_hidden_layers": 22, "num_attention_heads": 32, "num_key_value_heads": 4,
+    "vocab_size": 32000, "max_position_embeddings": 2048, "rope_theta": 10000,
+    "rms_norm_eps": 1e-5, "tie_word_embeddings": false
+}"#;
+
+/// The shape of a model, by its name.
+pub(super) fn shape(name: &str) -> Option<&'static str> {
+    match name {
+        "smollm2" => Some(SMOLLM2),
+        "tinyllama" => Some(TINYLLAMA),
+        _ => None,
+    }
+}
+
+pub(super) fn run(args: &Args, shape: &str) -> Result<()> {
+    let config: DecoderConfig = serde_json::from_str(shape)?;
     let (ids, next) = data::text(args, config.vocab_size)?;
     match args.written {
         Written::Library => library(args, &config, ids)?.run(args),
@@ -29,7 +45,12 @@ pub(super) fn run(args: &Args) -> Result<()> {
 }
 
 fn library(args: &Args, config: &DecoderConfig, ids: Tensor) -> Result<Bench<Decoder>> {
-    let (model, _) = adapt::model::<Decoder>(args, config, &Options::new(), parts)?;
+    let options = match args.quantize {
+        // Each matrix as soon as it is made: the whole model may not fit into memory before.
+        Some(dtype) => Options::new().quantize(dtype),
+        None => Options::new(),
+    };
+    let (model, _) = adapt::model::<Decoder>(args, config, &options, parts)?;
     let output = {
         let ids = ids.clone();
         move |model: &Lora<Decoder>| Ok(model.forward(&ids, None)?)

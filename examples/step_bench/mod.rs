@@ -32,10 +32,12 @@ pub fn main() -> ExitCode {
     program::run(|| {
         check(&args)?;
         lora::seed_dropout(args.seed);
+        if let Some(shape) = decoder::shape(&args.model) {
+            return decoder::run(&args, shape);
+        }
         match args.model.as_str() {
             "minilm" => encoder::run(&args),
             "mlp" => mlp::run(&args),
-            "smollm2" => decoder::run(&args),
             "vit_b16" => vit::run(&args),
             _ => convnext::run(&args),
         }

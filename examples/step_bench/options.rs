@@ -18,8 +18,8 @@ use std::path::PathBuf;
 #[command(name = "step_bench", mut_args(any_number))]
 pub(super) struct Args {
     /// The model's name: a ConvNeXt of lora::models; vit_b16, a ViT-B/16 with 1000 classes; minilm, a
-    /// BERT of all-MiniLM-L6-v2's shape with two classes; smollm2, a decoder of SmolLM2-135M's shape;
-    /// mlp, two layers of 768 and 3072.
+    /// BERT of all-MiniLM-L6-v2's shape with two classes; smollm2 and tinyllama, decoders of
+    /// SmolLM2-135M's and TinyLlama-1.1B's shape; mlp, two layers of 768 and 3072.
     #[arg(long, default_value = "convnext_tiny")]
     pub(super) model: String,
 
@@ -87,8 +87,8 @@ pub(super) struct Args {
     #[arg(long, default_value = "f32")]
     pub(super) dtype: Precision,
 
-    /// Quantise the linear layers to this type of GGML's as the model is converted, such as q4_1 or q4_k;
-    /// not the head of a decoder.
+    /// Quantise to this type of GGML's, such as q4_1 or q4_k: each matrix of a decoder as soon as it is
+    /// made, the linear layers of other models as they are converted.
     #[arg(long, value_name = "TYPE", value_parser = quantisation)]
     pub(super) quantize: Option<GgmlDType>,
 

@@ -182,7 +182,7 @@ fn misfits() -> Result<()> {
         ),
         (
             "--model mini",
-            "--model mini is none of minilm, mlp, smollm2, vit_b16, and no ConvNeXt: ",
+            "--model mini is none of minilm, mlp, smollm2, tinyllama, vit_b16, and no ConvNeXt: ",
         ),
     ];
     for (line, expected) in cases {

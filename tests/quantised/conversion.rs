@@ -1,9 +1,10 @@
 //! `LoraConfig::quantize`: a base in full precision becomes a quantised one as it is converted.
 
 use super::{dequantised, pair};
-use candle_core::quantized::{GgmlDType, QTensor};
-use candle_core::{Device, Tensor};
+use candle_core::quantized::{GgmlDType, QMatMul, QTensor};
+use candle_core::{DType, Device, Tensor};
 use candle_nn::Linear;
+use lora::models::convnext::ConvNext;
 use lora::models::decoder::{Decoder, DecoderConfig};
 use lora::models::{self, Options, Weights};
 use lora::{Adapted, LoraConfig, LoraModel, LoraModule};
@@ -124,5 +125,54 @@ fn a_decoder_trains_on_a_quantised_base() -> Result {
     let ids = Tensor::new(&[[7i64, 3, 9, 1, 40, 2], [5, 6, 7, 8, 9, 10]], &Device::Cpu)?;
     let check = model.check_gradients(|model| Ok(model.loss(&ids, None, &ids)?))?;
     assert_eq!(check.layers, 14);
+    Ok(())
+}
+
+/// Each matrix of a decoder is quantised as soon as it is made, the embedding and the head too.
+#[test]
+fn a_decoder_is_quantised_as_it_is_made() -> Result {
+    let json = |width: usize| {
+        serde_json::json!({
+            "model_type": "llama", "vocab_size": 50, "hidden_size": width, "intermediate_size": 96,
+            "num_attention_heads": 4, "num_hidden_layers": 2, "tie_word_embeddings": false,
+        })
+    };
+    let config: DecoderConfig = serde_json::from_value(json(64))?;
+    let weights = || Weights::Random(3);
+    let options = Options::new().quantize(GgmlDType::Q5_0);
+    let base = models::build::<Decoder>(&config, weights(), &options)?.model;
+    let full = models::build::<Decoder>(&config, weights(), &Options::new())?.model;
+    let (Some(QMatMul::QTensor(ours)), Some(QMatMul::Tensor(theirs))) = (
+        base.lm_head().map(|head| head.weight()),
+        full.lm_head().map(|head| head.weight()),
+    ) else {
+        panic!("{base:?}");
+    };
+    let expected = QTensor::quantize(theirs, GgmlDType::Q5_0)?;
+    assert_eq!(ours.data()?, expected.data()?);
+    let model = base.to_lora(&LoraConfig::new(2).target_modules("all-linear"))?;
+    let rows = model.summary().rows.into_iter();
+    let quantised = rows.filter(|row| row.quantised == Some(GgmlDType::Q5_0));
+    assert_eq!(quantised.count(), 2 * 7 + 2);
+    let ids = Tensor::new(&[[7i64, 3, 9, 1, 40, 2]], &Device::Cpu)?;
+    let (ours, theirs) = (base.forward(&ids, None)?, full.forward(&ids, None)?);
+    let error = lora_tests::relative_error(&ours, &theirs)?;
+    assert!(error > 1e-4 && error < 0.2, "{error}");
+
+    let refused = |config: &DecoderConfig, options: &Options, text: &str| {
+        let error = models::build::<Decoder>(config, weights(), options).unwrap_err();
+        assert!(error.to_string().contains(text), "{error}");
+    };
+    let text = "quantize: Q4K takes 256 inputs at a time, `model.embed_tokens` has 64";
+    refused(&config, &Options::new().quantize(GgmlDType::Q4K), text);
+    let half = options.clone().dtype(DType::BF16);
+    refused(
+        &config,
+        &half,
+        "with quantised weights a model computes in F32",
+    );
+    let error = models::create::<ConvNext>("convnext_atto", weights(), &options).unwrap_err();
+    let text = "`quantize` is Q5_0: only a decoder is quantised as it is read";
+    assert!(error.to_string().contains(text), "{error}");
     Ok(())
 }

@@ -482,10 +482,11 @@ fn each_rows<T: Element>(
     f: impl Fn(&mut [T], &[T]) + Sync,
 ) {
     let (y_width, x_width) = (y_width.max(1), x_width.max(1));
-    if threads == Threads::One {
+    let rows = PART / y_width.max(x_width) + 1;
+    // Handing a single block to the other threads takes longer than the block, with a few rows.
+    if threads == Threads::One || y.len() <= rows * y_width {
         return f(y, x);
     }
-    let rows = PART / y_width.max(x_width) + 1;
     y.par_chunks_mut(rows * y_width)
         .zip(x.par_chunks(rows * x_width))
         .for_each(|(y, x)| f(y, x));
@@ -496,9 +497,17 @@ fn transpose_of<T: Element>(values: &[T], rows: usize, scale: f64) -> Vec<T> {
     let scale = T::of(scale);
     let columns = values.len().checked_div(rows).unwrap_or(0);
     let mut result = vec![T::ZERO; values.len()];
-    for (row, values) in values.chunks(columns.max(1)).enumerate() {
-        for (column, &value) in values.iter().enumerate() {
-            result[column * rows + row] = value * scale;
+    if values.is_empty() {
+        return result;
+    }
+    // Blocks of rows, which are written as neighbours.
+    for (block, values) in values.chunks(16 * columns).enumerate() {
+        let count = values.len() / columns;
+        for (column, result) in result.chunks_exact_mut(rows).enumerate() {
+            let values = values[column..].iter().step_by(columns);
+            for (result, &value) in result[block * 16..][..count].iter_mut().zip(values) {
+                *result = value * scale;
+            }
         }
     }
     result

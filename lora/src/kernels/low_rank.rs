@@ -32,7 +32,8 @@ pub(crate) fn dots<T: Element>(x: &[T], a: &[T], t: &mut [T], width: usize) {
 pub(crate) fn add_product<T: Element>(y: &mut [T], t: &[T], b: &[T], width: usize) {
     match b.len().checked_div(width).unwrap_or(0) {
         0 => {}
-        rank if rank < GENERAL => run(AddProduct { y, t, b, width }),
+        // With few rows a general product's copy of b would take most of the time.
+        rank if rank < GENERAL || t.len() < GENERAL * rank => run(AddProduct { y, t, b, width }),
         rank => {
             let (t, b) = (
                 Matrix::new(t, t.len() / rank, rank),

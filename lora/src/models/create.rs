@@ -80,7 +80,16 @@ fn make<M: Architecture>(
     options: &Options,
 ) -> Result<Created<M>> {
     let vb = VarBuilder::from_backend(Box::new(backend), options.dtype, options.device.clone());
-    let model = M::build(&config, vb)?;
+    let model = match options.quantize {
+        None => M::build(&config, vb)?,
+        Some(dtype) if options.dtype == DType::F32 => M::build_quantised(&config, vb, dtype)?,
+        Some(dtype) => {
+            return Err(Error::Config(vec![format!(
+                "`dtype` is {:?}, and `quantize` {dtype:?}: with quantised weights a model computes in F32",
+                options.dtype
+            )]));
+        }
+    };
     Ok(Created {
         model,
         config,

@@ -45,6 +45,7 @@ pub use rank::check_rank;
 pub use shapes::parameter_shapes;
 
 use crate::LoraModel;
+use candle_core::quantized::GgmlDType;
 use candle_core::{DType, Device};
 use candle_nn::VarBuilder;
 use std::fmt::Debug;
@@ -83,6 +84,23 @@ pub trait Architecture: LoraModel {
     /// # Errors
     /// If the configuration is not valid, or a weight is missing or has another shape.
     fn build(config: &Self::Config, vb: VarBuilder) -> candle_core::Result<Self>;
+
+    /// As [`build`](Self::build), with each matrix quantised to this type as soon as it is read:
+    /// [`Options::quantize`].
+    ///
+    /// # Errors
+    /// Those of `build`; for a model that cannot do this, as is the default, always.
+    fn build_quantised(
+        config: &Self::Config,
+        vb: VarBuilder,
+        dtype: GgmlDType,
+    ) -> candle_core::Result<Self> {
+        let _ = (config, vb);
+        candle_core::bail!(
+            "`quantize` is {dtype:?}: only a decoder is quantised as it is read; convert this model with \
+             LoraConfig::quantize"
+        )
+    }
 
     /// The modules that get fresh parameters where a file lacks one of the module's, or holds it in
     /// another shape. By default it is the classifier, if the options say how many classes there are.
@@ -192,6 +210,8 @@ pub struct Options {
     pub dtype: DType,
     /// The weights' device.
     pub device: Device,
+    /// The type of GGML's blocks that the model's matrices are held in, of a decoder.
+    pub quantize: Option<GgmlDType>,
 }
 
 impl Default for Options {
@@ -204,6 +224,7 @@ impl Default for Options {
             seed: 0,
             dtype: DType::F32,
             device: Device::Cpu,
+            quantize: None,
         }
     }
 }
@@ -248,6 +269,32 @@ impl Options {
     /// Sets [`dtype`](Self::dtype).
     pub fn dtype(mut self, dtype: DType) -> Self {
         self.dtype = dtype;
+        self
+    }
+
+    /// Sets [`quantize`](Self::quantize): each matrix of a decoder, the embedding and the head too, is
+    /// quantised to this type as soon as it is read or made, so that the model is never held in full
+    /// precision. The model computes in f32. [`LoraConfig::quantize`](crate::LoraConfig::quantize)
+    /// quantises the linear layers of any model, when it is converted.
+    ///
+    /// ```
+    /// use candle_core::quantized::GgmlDType;
+    /// use lora::models::decoder::{Decoder, DecoderConfig};
+    /// use lora::models::{self, Options, Weights};
+    /// use lora::{LoraConfig, LoraModel, LoraModule};
+    ///
+    /// let config: DecoderConfig = serde_json::from_str(
+    ///     r#"{"model_type": "llama", "vocab_size": 50, "hidden_size": 32, "intermediate_size": 64,
+    ///         "num_attention_heads": 4, "num_hidden_layers": 2}"#,
+    /// ).unwrap();
+    /// let options = Options::new().quantize(GgmlDType::Q4_0);
+    /// let base = models::build::<Decoder>(&config, Weights::Random(0), &options)?.model;
+    /// let model = base.to_lora(&LoraConfig::new(2))?;
+    /// assert!(model.summary().rows.iter().any(|row| row.quantised == Some(GgmlDType::Q4_0)));
+    /// # Ok::<(), lora::Error>(())
+    /// ```
+    pub fn quantize(mut self, dtype: GgmlDType) -> Self {
+        self.quantize = Some(dtype);
         self
     }
 

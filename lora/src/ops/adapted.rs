@@ -65,6 +65,22 @@ impl LinearParts {
 }
 
 impl LinearParts {
+    /// Whether the weight is in blocks, and the kernels compute all of the layer: at most one plain update,
+    /// and nothing tracked beside it.
+    pub(super) fn is_plain_in_blocks(&self, xs: &Tensor) -> bool {
+        self.detour.is_none()
+            && self.blocks.is_some()
+            && self.weight.dtype() == xs.dtype()
+            && self.bias.as_ref().is_none_or(|bias| {
+                bias.dtype() == xs.dtype() && bias.is_contiguous() && !bias.track_op()
+            })
+            && match &self.updates[..] {
+                [] => true,
+                [update] => update.fits(&self.weight),
+                _ => false,
+            }
+    }
+
     /// The layer with one op for its own product, `base`, and one op for each factor of each
     /// update: any dtype, device and number of updates.
     pub(crate) fn composed(
@@ -319,10 +335,10 @@ fn fused<T: Element>(xs: &Tensor, layer: &LinearParts, update: &UpdateParts) -> 
 }
 
 /// What a layer's node keeps beside its input.
-struct Frozen {
-    layer: LinearParts,
-    mask: Option<Dropout>,
-    rows: usize,
+pub(super) struct Frozen {
+    pub(super) layer: LinearParts,
+    pub(super) mask: Option<Dropout>,
+    pub(super) rows: usize,
 }
 
 /// The gradients of the input and of the update.
@@ -330,7 +346,7 @@ type InputAndUpdate<T> = (Option<Vec<T>>, Option<UpdateGrads<T>>);
 
 impl Frozen {
     /// The result, and t = drop(x)·Aᵀ of every row if it is to be `kept`.
-    fn forward<T: Element>(&self, x: &Tensor, kept: bool) -> Result<(Vec<T>, Vec<T>)> {
+    pub(super) fn forward<T: Element>(&self, x: &Tensor, kept: bool) -> Result<(Vec<T>, Vec<T>)> {
         let (layer, x) = (self.layer.working()?, working(x)?);
         let (operands, x) = (Operands::<T>::of(&layer)?, Cpu::<T>::of(&x)?);
         let layer = operands.layer(self.mask, self.rows, Direction::Forward);
@@ -341,7 +357,7 @@ impl Frozen {
     }
 
     /// The gradients of the input and of the update, each only where it is wanted.
-    fn backward<T: Element>(
+    pub(super) fn backward<T: Element>(
         &self,
         x: &Tensor,
         grad: &Tensor,

@@ -3,6 +3,7 @@
 
 use super::adapted::{LinearParts, Operands, adapted_linear};
 use super::contiguous::copy;
+use super::gated::Gated;
 use super::{
     Compute, affine, dropout, gelu, gelu_erf, norm, record, relu, residual, silu, working,
 };
@@ -133,6 +134,20 @@ fn with<F: Function + 'static>(
 }
 
 impl MlpParts {
+    /// The layers' result by one node, if their weights are in blocks.
+    fn in_blocks(&self, normed: &Tensor) -> Result<Option<Tensor>> {
+        let FirstParts::Gated(gate, up) = &self.first else {
+            return Ok(None);
+        };
+        let gated = Gated {
+            gate,
+            up,
+            down: &self.fc2,
+            act: self.act,
+        };
+        gated.forward(normed)
+    }
+
     fn apart(&self) -> Result<Apart> {
         let (fc1, up) = self.first.apart()?;
         Ok(Apart {
@@ -206,8 +221,14 @@ fn composed(xs: &Tensor, shortcut: Option<&Tensor>, parts: &MlpParts) -> Result<
         }) => norm(xs, weight, bias.as_ref(), *eps, *remove_mean)?,
         None => xs.clone(),
     };
-    let hidden = parts.first.composed(&normed, parts.act)?;
-    let y = dropout::drop_values(&adapted_linear(&hidden, &parts.fc2)?, parts.dropout)?;
+    let y = match parts.in_blocks(&normed)? {
+        Some(y) => y,
+        None => {
+            let hidden = parts.first.composed(&normed, parts.act)?;
+            adapted_linear(&hidden, &parts.fc2)?
+        }
+    };
+    let y = dropout::drop_values(&y, parts.dropout)?;
     let last = y.rank().saturating_sub(1);
     match (shortcut, &parts.gamma) {
         (Some(shortcut), gamma) => residual(shortcut, &y, gamma.as_ref(), last),

@@ -28,6 +28,7 @@ mod dropout;
 mod embedding;
 mod finite;
 mod flash_attn;
+mod gated;
 mod kv_cache;
 mod linear;
 mod mlp;

@@ -119,6 +119,34 @@ fn products_of_every_size_are_right() {
     });
 }
 
+/// The threads finish at about the same time, however few panels there are.
+#[test]
+fn the_work_is_shared_out_evenly() {
+    for (rows, width) in [
+        (512, 768),
+        (512, 576),
+        (512, 1536),
+        (256, 2048),
+        (256, 256),
+        (512, 192),
+    ] {
+        for across in [16, 32, 256] {
+            for threads in [1, 2, 4] {
+                let (height, panel) = tile_size((rows, width), across, threads);
+                assert!(panel.is_multiple_of(across) && panel <= WIDTH + WIDTH / 4);
+                let tiles = rows.div_ceil(height) * width.div_ceil(panel);
+                let whole = width.next_multiple_of(across);
+                let busy = tiles.div_ceil(threads) * height * panel.min(whole) * threads;
+                let share = busy as f64 / (rows * whole) as f64;
+                assert!(share <= 1.15, "{rows} {width} {across} {threads}: {share}");
+            }
+        }
+    }
+    // Three panels for two threads: each is dequantised for half of the rows.
+    assert_eq!(tile_size((512, 768), 256, 2), (256, 256));
+    assert_eq!(tile_size((512, 576), 32, 2), (512, 288));
+}
+
 #[test]
 fn nothing_is_read_beyond_the_blocks() {
     let empty = Blocks::new(GgmlDType::Q4_0, Cow::Owned(vec![]), 0, 32).unwrap();

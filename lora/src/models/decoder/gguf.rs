@@ -91,6 +91,9 @@ fn refuse(options: &Options) -> Result<()> {
     if !options.fresh.is_empty() {
         problems.push("`fresh` is set: all parameters come from a GGUF file".into());
     }
+    if options.quantize.is_some() {
+        problems.push("`quantize` is set: a GGUF file says how its weights are quantised".into());
+    }
     if options.task.is_some() {
         problems.push("`task` is set: a decoder predicts the next token".into());
     }

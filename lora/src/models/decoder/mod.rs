@@ -30,6 +30,7 @@ use super::{Architecture, Extra, Options, Variant};
 use crate::LoraModel;
 use crate::layers::{QEmbedding, QLinear, Recompute};
 use block::Block;
+use candle_core::quantized::GgmlDType;
 use candle_core::{DType, Device, Result, Tensor, bail};
 use candle_nn::{Module, VarBuilder};
 use context::Context;
@@ -303,6 +304,10 @@ impl Architecture for Decoder {
 
     fn build(config: &DecoderConfig, vb: VarBuilder) -> Result<Self> {
         Self::new(config, vb)
+    }
+
+    fn build_quantised(config: &DecoderConfig, vb: VarBuilder, dtype: GgmlDType) -> Result<Self> {
+        Self::of(config, Source::quantised(vb, dtype))
     }
 
     fn extra(config: &DecoderConfig, name: &str) -> Extra {

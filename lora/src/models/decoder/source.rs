@@ -2,7 +2,7 @@
 
 use crate::layers::{QEmbedding, QLinear};
 use crate::models::parts::{self, WEIGHT};
-use candle_core::quantized::QTensor;
+use candle_core::quantized::{GgmlDType, QTensor};
 use candle_core::{Result, bail};
 use candle_nn::{Embedding, VarBuilder};
 use std::sync::Arc;
@@ -15,26 +15,40 @@ pub(super) type Blocks<'a> = &'a dyn Fn(&str) -> Result<Option<Arc<QTensor>>>;
 pub(super) struct Source<'a> {
     vb: VarBuilder<'a>,
     blocks: Option<Blocks<'a>>,
+    /// The type that matrices are quantised to.
+    quantise: Option<GgmlDType>,
 }
 
 impl<'a> Source<'a> {
     /// Weights in full precision.
     pub(super) fn of(vb: VarBuilder<'a>) -> Self {
-        Self { vb, blocks: None }
+        Self {
+            vb,
+            blocks: None,
+            quantise: None,
+        }
     }
 
     /// Blocks where there are some; other weights in full precision.
     pub(super) fn with_blocks(vb: VarBuilder<'a>, blocks: Blocks<'a>) -> Self {
         Self {
-            vb,
             blocks: Some(blocks),
+            ..Self::of(vb)
+        }
+    }
+
+    /// Weights in full precision, of which each matrix is quantised as soon as it is read.
+    pub(super) fn quantised(vb: VarBuilder<'a>, dtype: GgmlDType) -> Self {
+        Self {
+            quantise: Some(dtype),
+            ..Self::of(vb)
         }
     }
 
     pub(super) fn pp(&self, name: impl ToString) -> Self {
         Self {
             vb: self.vb.pp(name),
-            blocks: self.blocks,
+            ..self.clone()
         }
     }
 
@@ -55,6 +69,18 @@ impl<'a> Source<'a> {
 
     /// The blocks of the weight here, of this shape.
     fn find(&self, shape: (usize, usize)) -> Result<Option<Arc<QTensor>>> {
+        if let Some(dtype) = self.quantise {
+            let block = dtype.block_size();
+            if !shape.1.is_multiple_of(block) {
+                bail!(
+                    "quantize: {dtype:?} takes {block} inputs at a time, `{}` has {}: take another type",
+                    self.vb.prefix(),
+                    shape.1
+                );
+            }
+            let weight = self.vb.get_with_hints(shape, "weight", WEIGHT)?;
+            return Ok(Some(Arc::new(QTensor::quantize(&weight, dtype)?)));
+        }
         let Some(blocks) = self.blocks else {
             return Ok(None);
         };

@@ -15,6 +15,9 @@ use std::borrow::Cow;
 /// blocks are larger than a cache.
 const LOGITS: usize = 64 << 20;
 
+/// The same for a weight in blocks: reading it costs less, and memory is short where a weight is in blocks.
+const LOGITS_OF_BLOCKS: usize = 16 << 20;
+
 /// The layer in front of the loss, in the precision to compute in.
 pub(super) struct Head<'a> {
     pub(super) weight: Weight<'a>,
@@ -113,7 +116,7 @@ impl CrossEntropy {
         let logits = Cpu::<T>::of(logits)?;
         let classes = logits.len().checked_div(labels.rows()).unwrap_or(0);
         let mut sum = 0.0;
-        let size = rows_in_block::<T>(labels.rows(), classes);
+        let size = rows_in_block::<T>(labels.rows(), classes, LOGITS);
         let mut block = Vec::new();
         for (index, labels) in labels.0.chunks(size).enumerate() {
             block.clear();
@@ -165,7 +168,11 @@ impl CrossEntropy {
         let factor = self.factor(&criterion, labels);
         let wanted = (of_x || of_weight || of_bias).then_some(factor);
 
-        let size = rows_in_block::<T>(counted.len(), classes);
+        let most = match weight {
+            Product::Full(_) => LOGITS,
+            Product::Blocks(_) => LOGITS_OF_BLOCKS,
+        };
+        let size = rows_in_block::<T>(counted.len(), classes, most);
         let mut block = buffer(size * classes);
         let mut sum = 0.0;
         for (index, labels) in classes_of.chunks(size).enumerate() {
@@ -209,10 +216,10 @@ impl CrossEntropy {
     }
 }
 
-/// Rows in a block, for blocks of about the same size.
-fn rows_in_block<T>(rows: usize, classes: usize) -> usize {
+/// Rows in a block, for blocks of about the same size and of at most so many bytes.
+fn rows_in_block<T>(rows: usize, classes: usize, most: usize) -> usize {
     let bytes = rows * classes * size_of::<T>();
-    rows.div_ceil(bytes.div_ceil(LOGITS).max(1)).max(1)
+    rows.div_ceil(bytes.div_ceil(most).max(1)).max(1)
 }
 
 fn scalar<T: Element>(value: f64) -> Result<Tensor> {
