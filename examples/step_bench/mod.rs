@@ -47,8 +47,8 @@ pub fn main() -> ExitCode {
 /// Refuses options that the model has no use for.
 fn check(args: &Args) -> Result<()> {
     let model = args.model.as_str();
-    if args.dropout > 0.0 && model != "minilm" {
-        bail!("--dropout is for minilm: the layers of {model} drop nothing");
+    if args.dropout > 0.0 && !matches!(model, "minilm" | "vit_b16") {
+        bail!("--dropout is for minilm and vit_b16: the layers of {model} drop nothing");
     }
     if args.weights.is_some() && model == "mlp" {
         bail!("--weights is for models that have a checkpoint: mlp has none");

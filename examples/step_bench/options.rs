@@ -57,7 +57,8 @@ pub(super) struct Args {
     #[arg(long, default_value = "qv")]
     pub(super) targets: Choice,
 
-    /// The share of hidden values and of attention's weights that training drops, of minilm.
+    /// The share of hidden values and of attention's weights that training drops, of minilm and
+    /// vit_b16.
     #[arg(long, default_value_t = 0.0, value_parser = probability)]
     pub(super) dropout: f64,
 

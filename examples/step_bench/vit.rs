@@ -28,7 +28,8 @@ fn config(args: &Args) -> Result<VitConfig> {
     }
     let config = serde_json::json!({
         "model_type": "vit", "architectures": ["ViTForImageClassification"], "num_labels": 1000,
-        "image_size": size, "patch_size": PATCH
+        "image_size": size, "patch_size": PATCH,
+        "hidden_dropout_prob": args.dropout, "attention_probs_dropout_prob": args.dropout
     });
     Ok(serde_json::from_value(config)?)
 }

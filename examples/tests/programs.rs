@@ -152,12 +152,12 @@ fn misfits() -> Result<()> {
             "--seq 513 does not suit the model: ",
         ),
         (
-            "--model vit_b16 --dropout 0.1",
-            "--dropout is for minilm: the layers of vit_b16 drop nothing",
+            "--model smollm2 --dropout 0.1",
+            "--dropout is for minilm and vit_b16: the layers of smollm2 drop nothing",
         ),
         (
             "--dropout 0.1",
-            "--dropout is for minilm: the layers of convnext_tiny drop nothing",
+            "--dropout is for minilm and vit_b16: the layers of convnext_tiny drop nothing",
         ),
         (
             "--model vit_b16 --written user",

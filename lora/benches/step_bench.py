@@ -39,8 +39,8 @@ def arguments():
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
-    if args.dropout > 0 and args.model != "minilm":
-        parser.error("--dropout is for minilm")
+    if args.dropout > 0 and args.model not in ["minilm", "vit_b16"]:
+        parser.error("--dropout is for minilm and vit_b16")
     if args.weights and args.model == "mlp":
         parser.error("--weights is for models that have a checkpoint")
     return args
@@ -103,8 +103,13 @@ def convnext(args):
 def vit_b16(args):
     from transformers import ViTConfig, ViTForImageClassification
 
-    # ViT-B/16 is the default shape; nothing is dropped by default.
-    config = ViTConfig(image_size=args.size, num_labels=1000)
+    # ViT-B/16 is the default shape.
+    config = ViTConfig(
+        image_size=args.size,
+        num_labels=1000,
+        hidden_dropout_prob=args.dropout,
+        attention_probs_dropout_prob=args.dropout,
+    )
     model = pretrained(args, ViTForImageClassification, config)
     images, labels = random_images(args)
     # The names of transformers 5, and those before.

@@ -169,6 +169,13 @@ fn adapters_a_row_give_what_each_gives_alone() {
     for (case, targets, others) in [
         ("qwen3", r".*_proj", r".*(q_proj|down_proj|lm_head)"),
         ("qwen3_moe", r".*([qkv]_proj|gate)", r".*o_proj"),
+        // Tokens of one expert then have adapters of their own.
+        (
+            "qwen3_moe",
+            r".*(up_proj|q_proj)",
+            r".*(gate_proj|down_proj|gate)",
+        ),
+        ("mixtral", r".*w[123]", r".*(w2|o_proj)"),
     ] {
         let mut model = adapted(case, targets);
         let config = LoraConfig::new(3).seed(4).target_modules(others);
@@ -191,19 +198,42 @@ fn adapters_a_row_give_what_each_gives_alone() {
     }
 }
 
-/// A token's expert does not know of which row the token is.
+/// Rows of different length, so that a token's place does not tell its row; an expert sees more tokens of
+/// one row than of another.
 #[test]
-fn experts_refuse_adapters_a_row() {
-    let model = adapted("qwen3_moe", r".*up_proj");
-    let rows = model.for_rows(&[Some("default"), None]).unwrap();
-    let error = generate(&rows, &[[5u32], [9]], &drawn())
-        .unwrap()
-        .into_tokens();
-    let error = error.unwrap_err().to_string();
-    assert!(
-        error.contains("every adapted layer must see the batch as its first dimension"),
-        "{error}"
-    );
+fn experts_compute_each_row_with_its_adapter() {
+    for (case, targets, others) in [
+        ("qwen3_moe", r".*(up|down)_proj", r".*gate_proj"),
+        ("mixtral", r".*w[13]", r".*w2"),
+    ] {
+        let mut model = adapted(case, targets);
+        let config = LoraConfig::new(3).seed(4).target_modules(others);
+        model.add_adapter("other", &config).unwrap();
+        fill_adapters(&model);
+        model.eval();
+        let adapters = [None, Some("other"), Some("default"), Some("other")];
+        let ids: Vec<u32> = (0..4 * 5).map(|i| (7 * i + i / 5) % 40 + 1).collect();
+        let ids = Tensor::from_vec(ids, (4, 5), &Device::Cpu).unwrap();
+        let mask = [[1u32, 1, 1, 1, 1], [0, 1, 1, 1, 1], [1; 5], [0, 0, 0, 1, 1]];
+        let mask = Tensor::new(&mask, &Device::Cpu).unwrap();
+        let rows = model.for_rows(&adapters).unwrap();
+        let together = rows.forward(&ids, Some(&mask)).unwrap();
+        let mut each = Vec::new();
+        for (row, adapter) in adapters.into_iter().enumerate() {
+            let names: Vec<&str> = adapter.into_iter().collect();
+            model.set_active(&names).unwrap();
+            model.eval();
+            let part = |tensor: &Tensor| tensor.narrow(0, row, 1).unwrap();
+            let alone = model.forward(&part(&ids), Some(&part(&mask))).unwrap();
+            let tokens = mask.to_vec2::<u32>().unwrap()[row].iter().sum::<u32>() as usize;
+            let last = |tensor: &Tensor| tensor.narrow(1, 5 - tokens, tokens).unwrap();
+            let what = format!("{case}, {adapter:?}");
+            lora_tests::assert_close(&what, &last(&part(&together)), &last(&alone), 1e-12);
+            each.push(last(&alone).narrow(1, tokens - 1, 1).unwrap());
+        }
+        // The adapters do something.
+        assert!(lora_tests::relative_error(&each[0], &each[1]).unwrap() > 1e-3);
+    }
 }
 
 #[test]

@@ -14,6 +14,7 @@ mod graph;
 mod halves;
 mod losses;
 mod norms;
+mod self_attention;
 mod threads;
 mod views;
 mod visible;

@@ -58,17 +58,17 @@ fn defaults_are_those_of_transformers() {
 }
 
 #[test]
-fn dropouts_and_unknown_keys_are_reported() {
+fn stochastic_depth_and_unknown_keys_are_reported() {
     let config = of(
         "vit",
-        r#", "hidden_dropout_prob": 0.1, "some_tool": 1, "patch_size": [8, 8]"#,
+        r#", "drop_path_rate": 0.1, "some_tool": 1, "patch_size": [8, 8]"#,
     );
     let config = config.unwrap();
     assert_eq!(config.patch_size, 8);
     assert_eq!(
         config.without_effect,
         [
-            "`hidden_dropout_prob` is 0.1: training has no such dropout here",
+            "`drop_path_rate` is 0.1: training has no such dropout here",
             "`some_tool` is no setting of this family"
         ]
     );

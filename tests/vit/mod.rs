@@ -2,6 +2,7 @@
 
 mod adapters;
 mod config;
+mod dropout;
 mod images;
 
 use candle_core::safetensors::load;

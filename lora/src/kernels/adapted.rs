@@ -387,24 +387,25 @@ impl<'a, T: Element> LinearKernel<'a, T> {
         grads: Option<&mut UpdateGrads<T>>,
         threads: Threads,
     ) {
-        let u = self.grad_input(grad, on_x, seen.first, threads);
+        let u = self.grad_input(grad, on_x, false, seen.first, threads);
         if let Some(grads) = grads {
             self.grad_update(grad, seen, &u, grads, threads);
         }
     }
 
-    /// Writes the gradient of x to `on_x`, if there. Returns s·grad·B, rank numbers for each row,
-    /// for [`grad_update`](Self::grad_update).
+    /// Writes the gradient of x to `on_x`, if there, or adds it with `add`. Returns s·grad·B, rank
+    /// numbers for each row, for [`grad_update`](Self::grad_update).
     pub(crate) fn grad_input(
         &self,
         grad: &[T],
         mut on_x: Option<&mut [T]>,
+        add: bool,
         first: usize,
         threads: Threads,
     ) -> Vec<T> {
         let rows = grad.len() / self.outputs.max(1);
         if let Some(on_x) = on_x.as_deref_mut() {
-            self.times_weight(on_x, grad, Direction::Backward, false, threads);
+            self.times_weight(on_x, grad, Direction::Backward, add, threads);
         }
         let Some(Update { low_rank, scaled_b }) = &self.update else {
             return Vec::new();

@@ -23,6 +23,8 @@ pub(crate) mod mlp;
 pub(crate) mod norm;
 pub(crate) mod quantised;
 pub(crate) mod rope;
+pub(crate) mod rows;
+pub(crate) mod self_attention;
 pub mod simd;
 pub(crate) mod softmax;
 pub(crate) mod sums;

@@ -3,9 +3,10 @@
 //! The functions on rows run on the thread that calls them, for a caller that has the rows in its
 //! cache; [`forward`] and [`backward`] run on all threads.
 
+use super::CHUNK;
+use super::buffer::{buffer, room};
 use super::simd::{Element, Vector, run};
 use super::sums::{centred_pair, squares, sum};
-use super::{CHUNK, buffer::buffer};
 use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 
@@ -256,6 +257,85 @@ pub(crate) fn backward<T: Element>(
     out
 }
 
+/// How often larger than the weight a bias may be where [`backward_of_result`] computes: so many times
+/// grows the rounding of the result.
+const LARGEST_BIAS: f64 = 8.0;
+
+/// Whether the normalised rows can be computed from the result: not where a weight is 0, or so small
+/// beside its bias that the result has lost them.
+pub(crate) fn can_invert<T: Element>(weight: &[T], bias: Option<&[T]>) -> bool {
+    let far_from_zero = |weight: f64| weight.abs() > 1e-10 && weight.is_finite();
+    let fits = |(index, weight): (usize, &T)| {
+        let bias = bias.map_or(0.0, |bias| bias[index].to_f64());
+        let weight = weight.to_f64();
+        far_from_zero(weight) && bias.abs() <= LARGEST_BIAS * weight.abs()
+    };
+    weight.iter().enumerate().all(fits)
+}
+
+/// As [`backward`], from the result y in place of x, for weights that [`can_invert`].
+pub(crate) fn backward_of_result<T: Element>(
+    y: &[T],
+    grad: &[T],
+    stats: &[T],
+    weight: &[T],
+    bias: Option<&[T]>,
+    remove_mean: bool,
+) -> Vec<T> {
+    let width = weight.len();
+    let rows = rows_of_a_chunk(width);
+    let mut out = buffer(y.len());
+    let chunk = (rows * width).max(1);
+    let chunks = y.par_chunks(chunk).zip(grad.par_chunks(chunk));
+    let chunks = chunks.zip(out.par_chunks_mut(chunk));
+    let chunks = chunks.zip(stats.par_chunks(2 * rows));
+    let inverses: Vec<T> = weight.iter().map(|&weight| T::ONE / weight).collect();
+    chunks.for_each_init(Vec::new, |memory, (((y, grad), out), stats)| {
+        let x = room(memory, y.len());
+        run(Invert {
+            x,
+            y,
+            stats,
+            inverses: &inverses,
+            bias,
+        });
+        backward_rows(x, grad, stats, Some(weight), out, width, remove_mean);
+    });
+    out
+}
+
+/// x = (y − bias) / weight · deviation + mean, row by row.
+struct Invert<'a, T> {
+    x: &'a mut [T],
+    y: &'a [T],
+    stats: &'a [T],
+    /// 1 / weight
+    inverses: &'a [T],
+    bias: Option<&'a [T]>,
+}
+
+impl<T: Element> WithSimd for Invert<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let (width, lanes) = (self.inverses.len(), T::lanes::<S>());
+        let bias = whole_vectors(simd, self.bias, width, T::ZERO);
+        let inverses = whole_vectors(simd, Some(self.inverses), width, T::ONE);
+        let rows = self.x.chunks_exact_mut(width);
+        let rows = rows.zip(self.y.chunks_exact(width));
+        for ((x, y), stats) in rows.zip(self.stats.chunks_exact(2)) {
+            let mean = Vector::<T, S>::splat(simd, stats[0]);
+            let deviation = Vector::<T, S>::splat(simd, T::ONE / stats[1]);
+            let columns = x.chunks_mut(lanes).zip(y.chunks(lanes));
+            for (((x, y), inverse), bias) in columns.zip(&inverses).zip(&bias) {
+                let hat = (Vector::load(simd, y) - *bias) * *inverse;
+                hat.mul_add(deviation, mean).store(x);
+            }
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::simd::testing::{assert_close, at_every_level, values};
@@ -304,6 +384,12 @@ mod tests {
         let x: Vec<T> = x.into_iter().map(|x| x + T::of(2.0)).collect();
         let grad: Vec<T> = values(rows * width, 2);
         let (weight, bias): (Vec<T>, Vec<T>) = (values(width, 3), values(width, 4));
+        // Far from zero, of either sign.
+        let weight = weight.iter().map(|&weight| match weight.to_f64() {
+            w if w < 0.0 => weight - T::of(0.5),
+            _ => weight + T::of(0.5),
+        });
+        let weight: Vec<T> = weight.collect();
         let wide = |values: &[T]| values.iter().map(|v| v.to_f64()).collect::<Vec<_>>();
         let args = [wide(&x), wide(&grad), wide(&weight), wide(&bias)];
         let [ones, zeros] = [vec![1.0; width], vec![0.0; width]];
@@ -327,6 +413,14 @@ mod tests {
                 let exact = exact.map(|(i, g)| g / expected[1][i / width * 2 + 1]);
                 let (scaled, exact): (Vec<T>, Vec<f64>) = (scaled.collect(), exact.collect());
                 assert_close(&what, &scaled, &exact, tolerance);
+                if let Some(weight) = weight {
+                    assert!(can_invert(weight, bias));
+                    let again = backward_of_result(&y, &grad, &stats, weight, bias, remove_mean);
+                    let scaled = again.iter().enumerate();
+                    let scaled: Vec<T> =
+                        scaled.map(|(i, g)| *g / stats[i / width * 2 + 1]).collect();
+                    assert_close(&what, &scaled, &exact, 4.0 * tolerance);
+                }
                 let (on_weight, on_bias) = sums::columns(&x, &grad, Some(&stats), width);
                 assert_close(&what, &on_weight, &expected[3], 3.0 * tolerance);
                 assert_close(&what, &on_bias, &expected[4], 3.0 * tolerance);
@@ -342,6 +436,16 @@ mod tests {
                 check::<f64>(rows, width, 1e-13);
             }
         }
+    }
+
+    #[test]
+    fn weights_that_hide_the_row_cannot_be_inverted() {
+        assert!(can_invert(&[1f32, -0.5], Some(&[8.0, 4.0])));
+        assert!(can_invert(&[1e-3f32], None));
+        assert!(!can_invert(&[1f32, 0.0], None));
+        assert!(!can_invert(&[1f32, -0.5], Some(&[8.0, 4.1])));
+        assert!(!can_invert(&[f32::NAN], None));
+        assert!(!can_invert(&[1f32], Some(&[f32::NAN])));
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! Rotary position embeddings.
 
+use super::matrix::Threads;
 use super::simd::{Element, Vector, run};
 use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
@@ -69,6 +70,85 @@ pub(crate) fn rotate<T: Element>(
     });
 }
 
+/// The tables for rows of (batch, time, heads, dim).
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Tables<'a, T> {
+    /// (time, half), or (batch, time, half) with `by_batch`.
+    pub(crate) cos: &'a [T],
+    pub(crate) sin: &'a [T],
+    /// Half of the numbers of a head that turn, its first ones.
+    pub(crate) half: usize,
+    pub(crate) time: usize,
+    pub(crate) by_batch: bool,
+}
+
+impl<T: Element> Tables<'_, T> {
+    /// Rotates halves of each head in place, or back with `back`. `width` is the width of the rows of
+    /// all heads, and `first` the number of the first row in the batch.
+    pub(crate) fn turn(
+        &self,
+        rows: &mut [T],
+        (width, dim): (usize, usize),
+        first: usize,
+        back: bool,
+        threads: Threads,
+    ) {
+        let part = |first, rows| {
+            run(Turn {
+                tables: *self,
+                rows,
+                width,
+                dim,
+                first,
+                back,
+            });
+        };
+        if threads == Threads::One {
+            return part(first, rows);
+        }
+        let chunk = CHUNK / width + 1;
+        let chunks = rows.par_chunks_mut(chunk * width).enumerate();
+        chunks.for_each(|(index, rows)| part(first + index * chunk, rows));
+    }
+}
+
+struct Turn<'a, T> {
+    tables: Tables<'a, T>,
+    rows: &'a mut [T],
+    width: usize,
+    dim: usize,
+    first: usize,
+    back: bool,
+}
+
+impl<T: Element> WithSimd for Turn<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let Tables {
+            cos,
+            sin,
+            half,
+            time,
+            by_batch,
+        } = self.tables;
+        let sign = if self.back { T::ZERO - T::ONE } else { T::ONE };
+        for (index, row) in self.rows.chunks_exact_mut(self.width).enumerate() {
+            let row_of_batch = self.first + index;
+            let place = match by_batch {
+                true => row_of_batch,
+                false => row_of_batch % time,
+            };
+            let cos = &cos[place * half..][..half];
+            let sin = &sin[place * half..][..half];
+            for head in row.chunks_exact_mut(self.dim) {
+                halves(simd, &mut head[..2 * half], cos, sin, sign);
+            }
+        }
+    }
+}
+
 struct Rotate<'a, T> {
     y: &'a mut [T],
     x: &'a [T],
@@ -95,27 +175,29 @@ impl<T: Element> WithSimd for Rotate<'_, T> {
             let cos = &self.cos[row * half..][..half];
             let sin = &self.sin[row * half..][..half];
             match self.pairs {
-                Pairs::Halves => halves(simd, y, x, cos, sin, sign),
+                Pairs::Halves => {
+                    y.copy_from_slice(x);
+                    halves(simd, y, cos, sin, sign);
+                }
                 Pairs::Neighbours => neighbours(y, x, cos, sin, sign),
             }
         }
     }
 }
 
+/// Rotates a row in place.
 #[inline(always)]
-fn halves<T: Element, S: Simd>(simd: S, y: &mut [T], x: &[T], cos: &[T], sin: &[T], sign: T) {
+fn halves<T: Element, S: Simd>(simd: S, row: &mut [T], cos: &[T], sin: &[T], sign: T) {
     let lanes = T::lanes::<S>();
     let sign = Vector::<T, S>::splat(simd, sign);
-    let (x0, x1) = x.split_at(cos.len());
-    let (y0, y1) = y.split_at_mut(cos.len());
-    let x = x0.chunks(lanes).zip(x1.chunks(lanes));
+    let (left, right) = row.split_at_mut(cos.len());
+    let row = left.chunks_mut(lanes).zip(right.chunks_mut(lanes));
     let angles = cos.chunks(lanes).zip(sin.chunks(lanes));
-    let y = y0.chunks_mut(lanes).zip(y1.chunks_mut(lanes));
-    for (((x0, x1), (cos, sin)), (y0, y1)) in x.zip(angles).zip(y) {
-        let (x0, x1) = (Vector::load(simd, x0), Vector::load(simd, x1));
+    for ((left, right), (cos, sin)) in row.zip(angles) {
+        let (x0, x1) = (Vector::load(simd, left), Vector::load(simd, right));
         let (cos, sin) = (Vector::load(simd, cos), Vector::load(simd, sin) * sign);
-        (x0 * cos - x1 * sin).store(y0);
-        (x0 * sin + x1 * cos).store(y1);
+        (x0 * cos - x1 * sin).store(left);
+        (x0 * sin + x1 * cos).store(right);
     }
 }
 
@@ -173,6 +255,56 @@ mod tests {
                         errors.fold(0.0, f32::max) < 1e-6,
                         "{level:?} {pairs:?} {dim}"
                     );
+                });
+            }
+        }
+    }
+
+    #[test]
+    fn rows_of_all_heads_turn_in_place() {
+        let (batch, time, heads) = (2, 3, 2);
+        for (dim, half) in [(4, 2), (6, 2), (34, 17)] {
+            let width = heads * dim;
+            let x: Vec<f64> = (0..batch * time * width)
+                .map(|i| (i as f64 * 1.7).sin())
+                .collect();
+            let angles = (0..batch * time * half).map(|i| i as f64 * 0.3);
+            let (sin, cos): (Vec<f64>, Vec<f64>) = angles.map(f64::sin_cos).unzip();
+            for by_batch in [false, true] {
+                let tables = Tables {
+                    cos: &cos,
+                    sin: &sin,
+                    half,
+                    time,
+                    by_batch,
+                };
+                let mut expected = x.clone();
+                for (row, values) in expected.chunks_mut(width).enumerate() {
+                    let angle = if by_batch { row } else { row % time } * half;
+                    for head in values.chunks_mut(dim) {
+                        for i in 0..half {
+                            let (a, b) = (head[i], head[half + i]);
+                            let (cos, sin) = (cos[angle + i], sin[angle + i]);
+                            (head[i], head[half + i]) = (a * cos - b * sin, a * sin + b * cos);
+                        }
+                    }
+                }
+                at_every_level(|level| {
+                    for threads in [Threads::One, Threads::All] {
+                        // The second text alone, then the first.
+                        let mut y = x.clone();
+                        let (first, second) = y.split_at_mut(time * width);
+                        tables.turn(second, (width, dim), time, false, threads);
+                        tables.turn(first, (width, dim), 0, false, threads);
+                        let far = |a: &[f64], b: &[f64]| {
+                            let errors = a.iter().zip(b).map(|(a, b)| (a - b).abs());
+                            errors.fold(0.0, f64::max)
+                        };
+                        let what = format!("{level:?} {dim} {half} {by_batch} {threads:?}");
+                        assert!(far(&y, &expected) < 1e-12, "{what}");
+                        tables.turn(&mut y, (width, dim), 0, true, threads);
+                        assert!(far(&y, &x) < 1e-12, "{what}, back");
+                    }
                 });
             }
         }

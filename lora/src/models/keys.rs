@@ -149,6 +149,15 @@ impl<'a> Keys<'a> {
         }
     }
 
+    /// The share of numbers that a dropout drops.
+    pub(super) fn dropout(&self, key: &str, default: f64) -> f64 {
+        let value = self.find(key);
+        if value.is_some_and(|value: f64| !(0.0..1.0).contains(&value)) {
+            self.refuse(key, "a number from 0 to less than 1 is expected");
+        }
+        value.unwrap_or(default)
+    }
+
     /// The keys that were not read. Null, or a switch that is off, says nothing.
     pub(super) fn unread(&self) -> Vec<&'a str> {
         let read = self.read.borrow();
@@ -162,7 +171,8 @@ impl<'a> Keys<'a> {
     /// neither settings nor harmless.
     pub(super) fn without_effect(&self, dropouts: &[&str], harmless: &[&str]) -> Vec<String> {
         let mut found = Vec::new();
-        for key in dropouts {
+        let unread = self.unread();
+        for key in dropouts.iter().filter(|key| unread.contains(*key)) {
             let value = self.get(key, 0.0);
             if value != 0.0 {
                 found.push(format!(

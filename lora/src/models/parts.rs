@@ -1,7 +1,6 @@
 //! What the models of transformers are made of, with the initial values of transformers.
 
-use crate::ops::Attention;
-use candle_core::{Result, Tensor};
+use candle_core::Result;
 use candle_nn::{Init, LayerNorm, Linear, VarBuilder, init};
 
 /// transformers draws weights from N(0, 0.02²), as timm does.
@@ -22,17 +21,4 @@ pub(super) fn layer_norm(width: usize, bias: bool, eps: f64, vb: VarBuilder) -> 
         true => LayerNorm::new(weight, vb.get_with_hints(width, "bias", init::ZERO)?, eps),
         false => LayerNorm::new_no_bias(weight, eps),
     })
-}
-
-/// From (batch, time, heads * dim) to (batch, heads, time, dim), a view.
-pub(super) fn heads(xs: &Tensor, count: usize) -> Result<Tensor> {
-    let (batch, time, width) = xs.dims3()?;
-    xs.reshape((batch, time, count, width / count))?
-        .transpose(1, 2)
-}
-
-/// The attention of (batch, heads, time, dim), as (batch, time, heads * dim).
-pub(super) fn attend(attention: &Attention, [q, k, v]: [&Tensor; 3]) -> Result<Tensor> {
-    let ys = attention.forward(q, k, v)?;
-    ys.transpose(1, 2)?.flatten_from(2)
 }

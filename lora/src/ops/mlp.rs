@@ -2,30 +2,21 @@
 //! the activation's result by up(norm(x)).
 
 use super::adapted::{LinearParts, Operands, adapted_linear};
+use super::block::{Behind, NormOperands, NormParts, is_layer};
 use super::contiguous::copy;
 use super::gated::Gated;
-use super::{
-    Compute, affine, dropout, gelu, gelu_erf, norm, record, relu, residual, silu, working,
-};
+use super::{Compute, dropout, gelu, gelu_erf, record, relu, silu, working};
 use crate::kernels::activation::{Function, GeluErf, GeluTanh, Relu, Silu};
 use crate::kernels::adapted::Direction;
 use crate::kernels::buffer::{Cpu, buffer, tensor};
 use crate::kernels::dropout::Dropout;
-use crate::kernels::mlp::{self, Keep, Kept};
+use crate::kernels::mlp::{self, Kept};
+use crate::kernels::rows::{Keep, Shortcut};
 use crate::kernels::simd::Element;
 use crate::profile;
 use candle_core::{D, DType, Result, Tensor, bail};
 use candle_nn::{Activation, Module};
 use std::marker::PhantomData;
-
-/// A normalisation over the last dimension, as the ops read it.
-#[derive(Clone, Debug)]
-pub struct NormParts {
-    pub(crate) weight: Tensor,
-    pub(crate) bias: Option<Tensor>,
-    pub(crate) eps: f64,
-    pub(crate) remove_mean: bool,
-}
 
 /// The parts of the block.
 #[derive(Clone, Debug)]
@@ -34,9 +25,7 @@ pub(crate) struct MlpParts {
     pub(crate) first: FirstParts,
     pub(crate) act: Activation,
     pub(crate) fc2: LinearParts,
-    /// Probability that a result is dropped, before gamma and the shortcut.
-    pub(crate) dropout: f64,
-    pub(crate) gamma: Option<Tensor>,
+    pub(crate) behind: Behind,
     /// Compute the hidden values anew in the backward pass.
     pub(crate) recompute: bool,
 }
@@ -103,33 +92,25 @@ struct Apart {
     gamma: Option<Tensor>,
 }
 
-/// The block's result for `xs` of shape (.., in), with a shortcut of the result's shape. It is one
-/// node where the kernel knows the parts, else one node for each part.
-pub(crate) fn residual_mlp(
-    xs: &Tensor,
-    shortcut: Option<&Tensor>,
-    parts: &MlpParts,
-) -> Result<Tensor> {
+/// The block's result for `xs` of shape (.., in). It is one node where the kernel knows the parts, else
+/// one node for each part.
+pub(crate) fn residual_mlp(xs: &Tensor, parts: &MlpParts) -> Result<Tensor> {
     match parts.act {
-        Activation::Gelu => with::<GeluErf>(xs, shortcut, parts),
-        Activation::NewGelu | Activation::GeluPytorchTanh => with::<GeluTanh>(xs, shortcut, parts),
-        Activation::Relu => with::<Relu>(xs, shortcut, parts),
-        Activation::Silu => with::<Silu>(xs, shortcut, parts),
-        _ => composed(xs, shortcut, parts),
+        Activation::Gelu => with::<GeluErf>(xs, parts),
+        Activation::NewGelu | Activation::GeluPytorchTanh => with::<GeluTanh>(xs, parts),
+        Activation::Relu => with::<Relu>(xs, parts),
+        Activation::Silu => with::<Silu>(xs, parts),
+        _ => composed(xs, parts),
     }
 }
 
 /// The block with this activation, in the precision to compute in.
-fn with<F: Function + 'static>(
-    xs: &Tensor,
-    shortcut: Option<&Tensor>,
-    parts: &MlpParts,
-) -> Result<Tensor> {
+fn with<F: Function + 'static>(xs: &Tensor, parts: &MlpParts) -> Result<Tensor> {
     let apart = parts.apart()?;
     match Compute::of(xs) {
-        Compute::F32 if apart.fit(xs, shortcut) => fused::<f32, F>(xs, shortcut, parts, apart),
-        Compute::F64 if apart.fit(xs, shortcut) => fused::<f64, F>(xs, shortcut, parts, apart),
-        _ => composed(xs, shortcut, parts),
+        Compute::F32 if apart.fit(xs, &parts.behind) => fused::<f32, F>(xs, parts, apart),
+        Compute::F64 if apart.fit(xs, &parts.behind) => fused::<f64, F>(xs, parts, apart),
+        _ => composed(xs, parts),
     }
 }
 
@@ -155,7 +136,7 @@ impl MlpParts {
             fc1,
             up,
             fc2: self.fc2.clone(),
-            gamma: self.gamma.clone(),
+            gamma: self.behind.gamma.clone(),
         })
     }
 }
@@ -164,77 +145,35 @@ impl Apart {
     /// Whether the fused op computes this: everything frozen but the updates, one dtype, shapes
     /// that belong together. The single ops report whatever does not fit, so that each error has
     /// one text.
-    fn fit(&self, xs: &Tensor, shortcut: Option<&Tensor>) -> bool {
-        let (fc1, fc2) = (&self.fc1.weight, &self.fc2.weight);
-        let (Ok((hidden, width)), Ok((outputs, inner))) = (fc1.dims2(), fc2.dims2()) else {
+    fn fit(&self, xs: &Tensor, behind: &Behind) -> bool {
+        let (Ok((hidden, width)), Ok(outputs)) = (self.fc1.weight.dims2(), self.fc2.weight.dim(0))
+        else {
             return false;
         };
-        let vector = |tensor: Option<&Tensor>, count: usize| {
-            tensor.is_none_or(|tensor| {
-                tensor.dims() == [count]
-                    && tensor.dtype() == xs.dtype()
-                    && !tensor.track_op()
-                    && tensor.is_contiguous()
-            })
-        };
-        let norm = self.norm.as_ref();
-        let dims = xs.dims();
-        matches!(
-            xs.dtype(),
-            DType::BF16 | DType::F16 | DType::F32 | DType::F64
-        ) && fc1.dtype() == xs.dtype()
-            && fc2.dtype() == xs.dtype()
-            && dims.last() == Some(&width)
-            && width > 0
-            && outputs > 0
-            && inner == hidden
-            && self.fc1.fused().is_ok()
-            && self.fc2.fused().is_ok()
-            && vector(self.fc1.bias.as_ref(), hidden)
-            && self.up.as_ref().is_none_or(|up| {
-                up.weight.dims() == fc1.dims()
-                    && up.weight.dtype() == xs.dtype()
-                    && up.fused().is_ok()
-                    && vector(up.bias.as_ref(), hidden)
-            })
-            && vector(self.fc2.bias.as_ref(), outputs)
-            && vector(norm.map(|norm| &norm.weight), width)
-            && vector(norm.and_then(|norm| norm.bias.as_ref()), width)
-            && vector(self.gamma.as_ref(), outputs)
-            && shortcut.is_none_or(|shortcut| {
-                let (last, rest) = (shortcut.dims().last(), shortcut.rank().saturating_sub(1));
-                shortcut.dtype() == xs.dtype()
-                    && shortcut.rank() == dims.len()
-                    && last == Some(&outputs)
-                    && shortcut.dims()[..rest] == dims[..rest]
-            })
+        let dtype = xs.dtype();
+        matches!(dtype, DType::BF16 | DType::F16 | DType::F32 | DType::F64)
+            && xs.dims().last() == Some(&width)
+            && is_layer(&self.fc1, dtype, width, hidden)
+            && (self.up.as_ref()).is_none_or(|up| is_layer(up, dtype, width, hidden))
+            && is_layer(&self.fc2, dtype, hidden, outputs)
+            && (self.norm.as_ref()).is_none_or(|norm| norm.fits(dtype, width))
+            && behind.fits(xs, outputs)
     }
 }
 
-fn composed(xs: &Tensor, shortcut: Option<&Tensor>, parts: &MlpParts) -> Result<Tensor> {
+fn composed(xs: &Tensor, parts: &MlpParts) -> Result<Tensor> {
     let normed = match &parts.norm {
-        Some(NormParts {
-            weight,
-            bias,
-            eps,
-            remove_mean,
-        }) => norm(xs, weight, bias.as_ref(), *eps, *remove_mean)?,
+        Some(norm) => norm.forward(xs)?,
         None => xs.clone(),
     };
-    let y = match parts.in_blocks(&normed)? {
-        Some(y) => y,
+    let ys = match parts.in_blocks(&normed)? {
+        Some(ys) => ys,
         None => {
             let hidden = parts.first.composed(&normed, parts.act)?;
             adapted_linear(&hidden, &parts.fc2)?
         }
     };
-    let y = dropout::drop_values(&y, parts.dropout)?;
-    let last = y.rank().saturating_sub(1);
-    match (shortcut, &parts.gamma) {
-        (Some(shortcut), gamma) => residual(shortcut, &y, gamma.as_ref(), last),
-        (None, Some(gamma)) => affine(&y, gamma, None, last),
-        (None, None) => Ok(y),
-    }
+    parts.behind.composed(&ys, &normed)
 }
 
 /// The activation with PyTorch's derivative.
@@ -250,11 +189,11 @@ pub(crate) fn activate(xs: &Tensor, activation: Activation) -> Result<Tensor> {
 
 fn fused<T: Element, F: Function + 'static>(
     xs: &Tensor,
-    shortcut: Option<&Tensor>,
     parts: &MlpParts,
     apart: Apart,
 ) -> Result<Tensor> {
     let span = profile::forward("mlp");
+    let (within, shortcut) = parts.behind.shortcut(xs);
     let updates: Vec<_> = apart.layers().map(|layer| layer?.update()).collect();
     let absent = &apart.fc1.weight;
     let a = |layer: usize| updates[layer].map_or(absent, |update| &update.a);
@@ -264,7 +203,7 @@ fn fused<T: Element, F: Function + 'static>(
     let keep = match args.iter().any(|arg| arg.track_op()) {
         false => Keep::Nothing,
         true if parts.recompute => Keep::Little,
-        true => Keep::Hidden,
+        true => Keep::Inner,
     };
     let outputs = apart.fc2.weight.dim(0)?;
     let xs_shape = xs.shape().clone();
@@ -273,7 +212,8 @@ fn fused<T: Element, F: Function + 'static>(
     let block = Block::<F> {
         x: copy(&xs.detach())?,
         masks: parts.masks(),
-        dropout: dropout::mask(parts.dropout),
+        dropout: dropout::mask(parts.behind.dropout),
+        within,
         parts: apart.detached(),
         rows: xs.elem_count() / xs.dim(D::Minus1)?,
         act: PhantomData,
@@ -331,15 +271,8 @@ impl Apart {
 
     /// The same block in the precision to compute in.
     fn working(&self) -> Result<Self> {
-        let norm = self.norm.as_ref().map(|norm| {
-            Ok::<_, candle_core::Error>(NormParts {
-                weight: working(&norm.weight)?,
-                bias: norm.bias.as_ref().map(working).transpose()?,
-                ..*norm
-            })
-        });
         Ok(Self {
-            norm: norm.transpose()?,
+            norm: self.norm.as_ref().map(NormParts::working).transpose()?,
             fc1: self.fc1.working()?,
             up: self.up.as_ref().map(LinearParts::working).transpose()?,
             fc2: self.fc2.working()?,
@@ -354,6 +287,7 @@ struct Block<F> {
     parts: Apart,
     masks: [Option<Dropout>; 3],
     dropout: Option<Dropout>,
+    within: Option<Shortcut>,
     rows: usize,
     act: PhantomData<F>,
 }
@@ -372,32 +306,19 @@ impl<F: Function> Block<F> {
         let fc1 = Operands::<T>::of(&parts.fc1)?;
         let up = parts.up.as_ref().map(Operands::<T>::of).transpose()?;
         let fc2 = Operands::<T>::of(&parts.fc2)?;
-        let vector = |tensor: Option<&Tensor>| -> Result<Option<Vec<T>>> {
-            Ok(match tensor {
-                Some(tensor) => Some(Cpu::<T>::of(tensor)?.to_vec()),
-                None => None,
-            })
-        };
-        let weight = vector(parts.norm.as_ref().map(|norm| &norm.weight))?;
-        let bias = vector(parts.norm.as_ref().and_then(|norm| norm.bias.as_ref()))?;
-        let gamma = vector(parts.gamma.as_ref())?;
-        let norm = parts.norm.as_ref().zip(weight.as_deref());
-        let norm = norm.map(|(norm, weight)| mlp::Norm {
-            weight,
-            bias: bias.as_deref(),
-            eps: norm.eps,
-            remove_mean: norm.remove_mean,
-        });
+        let norm = parts.norm.as_ref().map(NormParts::operands).transpose()?;
+        let gamma = parts.gamma.as_ref().map(Cpu::<T>::of).transpose()?;
         let x = Cpu::<T>::of(&x)?;
         let [mask1, mask_up, mask2] = self.masks;
         let mlp = mlp::Mlp {
-            norm,
+            norm: norm.as_ref().map(NormOperands::kernel),
             fc1: fc1.layer(mask1, self.rows, pass),
             act: PhantomData,
             up: up.as_ref().map(|up| up.layer(mask_up, self.rows, pass)),
             fc2: fc2.layer(mask2, self.rows, pass),
             dropout: self.dropout,
             gamma: gamma.as_deref(),
+            shortcut: self.within,
         };
         Ok(f(&mlp, &x))
     }

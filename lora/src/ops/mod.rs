@@ -18,6 +18,7 @@ mod activation;
 mod adapted;
 mod affine;
 mod attention;
+mod block;
 mod candle;
 mod checkpoint;
 mod contiguous;
@@ -39,6 +40,7 @@ mod quantised;
 mod receiver;
 mod rope;
 mod scatter;
+mod self_attention;
 mod softmax;
 mod tape;
 mod top_k;
@@ -73,12 +75,14 @@ pub use candle::{Candle, Function, Other};
 pub use receiver::{AsTensor, Receiver};
 
 pub(crate) use adapted::{Detour, LinearParts, UpdateParts, Updated, adapted_linear};
+pub(crate) use block::{Added, Behind, NormParts};
 pub(crate) use dora::weight_norms;
 pub(crate) use dropout::dropout_state;
 pub(crate) use finite::{first_not_finite, is_finite};
-pub(crate) use mlp::{FirstParts, MlpParts, NormParts, activate, residual_mlp};
+pub(crate) use mlp::{FirstParts, MlpParts, activate, residual_mlp};
 pub(crate) use norm::norm;
 pub(crate) use quantised::{Blocks, quantised_embedding};
+pub(crate) use self_attention::{AttentionParts, InputParts, Tables, self_attention};
 #[doc(hidden)]
 pub use tape::recorded_values;
 

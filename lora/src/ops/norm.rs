@@ -7,7 +7,7 @@ use crate::kernels::group_norm::{self, Groups};
 use crate::kernels::simd::Element;
 use crate::kernels::{norm as rows, sums};
 use crate::profile;
-use candle_core::{D, Result, Tensor, bail};
+use candle_core::{D, DType, Result, Tensor, bail};
 
 /// Layer normalisation over the last dimension, as [`candle_nn::ops::layer_norm`] computes it, with
 /// a gradient.
@@ -189,39 +189,95 @@ fn norm_on_cpu<T: Element>(
     (eps, remove_mean): (f64, bool),
 ) -> Result<Tensor> {
     let span = profile::forward("norm");
-    let (dtype, dims) = (xs.dtype(), xs.shape().clone());
-    let width = weight.elem_count();
-    let (x, w) = (copy(&xs.detach())?, weight.detach());
-    let (y, stats) = {
-        let (x, w) = (working(&x)?, working(&w)?.contiguous()?);
-        let b = bias.map(|bias| working(bias)?.contiguous()).transpose()?;
+    let dtype = xs.dtype();
+    let x = copy(&xs.detach())?;
+    let is_trained = weight.track_op() || bias.is_some_and(Tensor::track_op);
+    let mut node = Rows {
+        weight: weight.detach(),
+        bias: bias.map(Tensor::detach),
+        stats: Vec::new(),
+        remove_mean,
+        from_result: false,
+    };
+    let y = {
+        let (x, w) = (working(&x)?, working(&node.weight)?.contiguous()?);
+        let b = node.working_bias()?;
         let b = b.as_ref().map(Cpu::<T>::of).transpose()?;
         let (x, w) = (Cpu::<T>::of(&x)?, Cpu::<T>::of(&w)?);
-        rows::forward(&x, width, eps, remove_mean, Some(&w), b.as_deref())
+        // What comes behind a norm mostly keeps its input: the node needs no tensor of its own then.
+        // A result of a half type is rounded too much.
+        let exact = matches!(dtype, DType::F32 | DType::F64);
+        node.from_result = exact && !is_trained && rows::can_invert(&w, b.as_deref());
+        let width = w.len();
+        let (y, stats) = rows::forward(&x, width, eps, remove_mean, Some(&w), b.as_deref());
+        node.stats = stats;
+        y
     };
-    let y = tensor(y, &dims)?.to_dtype(dtype)?;
+    let y = tensor(y, xs.shape())?.to_dtype(dtype)?;
     span.end([&y].into_iter());
     // The node has a fixed number of arguments: an untracked one stands for a missing bias.
-    let bias = bias.unwrap_or(&w).clone();
-    let (args, w) = ([xs, weight, &bias], w.clone());
-    let shapes = (weight.shape().clone(), bias.shape().clone());
-    record("norm", args, y, move |grad, [on_xs, on_weight, on_bias]| {
-        let (x, grad) = (working(&x)?, working(grad)?);
-        let (x, grad) = (Cpu::<T>::of(&x)?, Cpu::<T>::of(&grad)?);
+    let frozen = node.weight.clone();
+    let args = [xs, weight, bias.unwrap_or(&frozen)];
+    match node.from_result {
+        true => record_with_value("norm", args, y, move |grad, y, wanted| {
+            node.backward(grad, y, wanted)
+        }),
+        false => record("norm", args, y, move |grad, wanted| {
+            node.backward(grad, &x, wanted)
+        }),
+    }
+}
+
+/// What a norm's node keeps beside its input or its result.
+struct Rows<T> {
+    weight: Tensor,
+    bias: Option<Tensor>,
+    stats: Vec<T>,
+    remove_mean: bool,
+    /// Whether the gradient is computed from the result.
+    from_result: bool,
+}
+
+impl<T: Element> Rows<T> {
+    fn working_bias(&self) -> Result<Option<Tensor>> {
+        let bias = self.bias.as_ref();
+        bias.map(|bias| working(bias)?.contiguous()).transpose()
+    }
+
+    /// The gradients of input, weight and bias, from the input or the result.
+    fn backward(
+        &self,
+        grad: &Tensor,
+        kept: &Tensor,
+        [on_xs, on_weight, on_bias]: [bool; 3],
+    ) -> Result<[Option<Tensor>; 3]> {
+        let (dtype, dims) = (kept.dtype(), kept.shape().clone());
+        let width = self.weight.elem_count();
+        let (kept, grad) = (working(kept)?, working(grad)?);
+        let (kept, grad) = (Cpu::<T>::of(&kept)?, Cpu::<T>::of(&grad)?);
         let on_xs = on_xs.then(|| {
-            let w = working(&w)?.contiguous()?;
+            let w = working(&self.weight)?.contiguous()?;
             let w = Cpu::<T>::of(&w)?;
-            let grad = rows::backward(&x, &grad, &stats, Some(&w), width, remove_mean);
+            let (stats, remove_mean) = (&self.stats, self.remove_mean);
+            let grad = match self.from_result {
+                true => {
+                    let b = self.working_bias()?;
+                    let b = b.as_ref().map(Cpu::<T>::of).transpose()?;
+                    rows::backward_of_result(&kept, &grad, stats, &w, b.as_deref(), remove_mean)
+                }
+                false => rows::backward(&kept, &grad, stats, Some(&w), width, remove_mean),
+            };
             tensor(grad, &dims)?.to_dtype(dtype)
         });
         let (mut on_w, mut on_b) = (None, None);
         if on_weight || on_bias {
-            let (weight, bias) = sums::columns(&x, &grad, Some(&stats), width);
-            on_w = on_weight.then(|| tensor(weight, &shapes.0)?.to_dtype(dtype));
-            on_b = on_bias.then(|| tensor(bias, &shapes.1)?.to_dtype(dtype));
+            let (weight, bias) = sums::columns(&kept, &grad, Some(&self.stats), width);
+            let bias_shape = self.bias.as_ref().unwrap_or(&self.weight).shape();
+            on_w = on_weight.then(|| tensor(weight, self.weight.shape())?.to_dtype(dtype));
+            on_b = on_bias.then(|| tensor(bias, bias_shape)?.to_dtype(dtype));
         }
         Ok([on_xs.transpose()?, on_w.transpose()?, on_b.transpose()?])
-    })
+    }
 }
 
 /// (x − mean) / √(var + eps) over the last dimension, or x / √(mean of squares + eps), by

@@ -366,7 +366,8 @@ pub trait LoraModule: Sized + Clone + Debug {
 
     /// A view of the model for one batch whose rows have an adapter each, or none. The view is in eval
     /// mode and shares its tensors with this model. Every adapted layer must see the batch as its first
-    /// dimension. Where a row's adapter has no part in a layer, the row gets the base layer's result.
+    /// dimension. Where a row's adapter has no part in a layer, the row gets the base layer's result. An
+    /// expert of [`models`](crate::models) computes each token with the adapter of its row.
     ///
     /// # Errors
     /// Unknown names, no rows, a merged model, an adapter that trains a layer in full which takes no

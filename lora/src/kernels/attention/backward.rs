@@ -17,8 +17,8 @@ pub(crate) struct Gradients<G> {
 /// The results of the forward pass, and the gradient of its output.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Given<'a, T> {
-    /// (batch, queries, heads, dim)
-    pub(crate) output: &'a [T],
+    /// (batch, queries, heads, dim); may be missing unless [`Sizes::needs_output`].
+    pub(crate) output: Option<&'a [T]>,
     /// (batch, queries, heads, dim)
     pub(crate) grad: &'a [T],
     /// (batch, heads, queries)
@@ -76,7 +76,7 @@ pub(crate) fn backward<T: Element>(
     let size = attention.rows_in_block();
     let mut on_q = rows_of(result.q.as_deref_mut(), wanted.q, shape);
     let blocks = on_q.iter_mut().flat_map(|rows| rows.chunks_mut(size));
-    let splits = splits(attention);
+    let (splits, serial) = (splits(attention), attention.is_serial());
     let tasks = tasks(attention, splits, blocks);
     let work = || Work {
         probabilities: buffer(attention.tile()),
@@ -85,15 +85,15 @@ pub(crate) fn backward<T: Element>(
         dropped: attention.dropout.map(|_| buffer(attention.tile())),
         on_q: buffer(size * sizes.dim),
     };
-    let sums = each(tasks, sizes.is_small(), work, |work, task| {
+    let sums = each(tasks, serial, work, |work, task| {
         attention.gradients(given, work, task, (wanted.k.is_some(), wanted.v.is_some()))
     });
     let shape = (sizes.kv_heads, sizes.keys, sizes.dim);
     let on_k = rows_of(result.k.as_deref_mut(), wanted.k, shape);
-    gather(on_k, &sums, splits, sizes.is_small(), |sums| &sums.on_k);
+    gather(on_k, &sums, splits, serial, |sums| &sums.on_k);
     let shape = (sizes.kv_heads, sizes.keys, sizes.value_dim);
     let on_v = rows_of(result.v.as_deref_mut(), wanted.v, shape);
-    gather(on_v, &sums, splits, sizes.is_small(), |sums| &sums.on_v);
+    gather(on_v, &sums, splits, serial, |sums| &sums.on_v);
     result
 }
 
@@ -101,7 +101,7 @@ pub(crate) fn backward<T: Element>(
 fn splits<T: Element>(attention: &Attention<'_, T>) -> usize {
     let sizes = &attention.sizes;
     let threads = rayon::current_num_threads();
-    if threads == 1 || sizes.is_small() {
+    if threads == 1 || attention.is_serial() {
         return 1;
     }
     // Two for each thread, as tasks take different times.
@@ -152,13 +152,13 @@ fn gather<T: Element>(
     heads: Vec<Vec<&mut [T]>>,
     sums: &[Sums<T>],
     splits: usize,
-    small: bool,
+    serial: bool,
     part: impl Fn(&Sums<T>) -> &[T] + Sync,
 ) {
     let heads = heads.into_iter().zip(sums.chunks(splits)).collect();
     each(
         heads,
-        small,
+        serial,
         || (),
         |(), (mut rows, sums)| {
             let width = rows.first().map_or(1, |row| row.len());
@@ -225,7 +225,7 @@ impl<T: Element> Attention<'_, T> {
         let rows = queries.len();
         let log_sums = (batch * self.sizes.heads + head) * self.sizes.queries;
         let log_sums = &given.log_sums[log_sums..][queries.clone()];
-        let [grads, outputs] = [given.grad, given.output].map(|values| self.sizes.output(values));
+        let grads = self.sizes.output(given.grad);
         let grad = grads.rows((batch, head), queries.clone(), value_dim);
         let q = self.q.rows((batch, head), queries.clone(), dim);
         let wants_q = output.is_some();
@@ -233,13 +233,16 @@ impl<T: Element> Attention<'_, T> {
         on_q.fill(T::ZERO);
         let mut along = [T::ZERO; QUERIES];
         let along = &mut along[..rows];
-        run(tile::Along {
-            grads: grads.from(batch, head, queries.start, 0),
-            outputs: outputs.from(batch, head, queries.start, 0),
-            step: grads.steps[2],
-            width: value_dim,
-            along: &mut *along,
-        });
+        if let Some(outputs) = given.output.map(|values| self.sizes.output(values)) {
+            run(tile::Along {
+                grads: grads.from(batch, head, queries.start, 0),
+                outputs: outputs.from(batch, head, queries.start, 0),
+                step: grads.steps[2],
+                width: value_dim,
+                along: &mut *along,
+            });
+        }
+        let along = given.output.map(|_| &*along);
         for keys in self.key_blocks(batch, &queries) {
             let columns = keys.len();
             let tile = ..rows * columns;

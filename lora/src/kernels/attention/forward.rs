@@ -11,11 +11,22 @@ use std::ops::Range;
 pub(crate) fn forward<T: Element>(attention: &Attention<'_, T>) -> (Vec<T>, Vec<T>) {
     let sizes = attention.sizes;
     let rows = sizes.batch * sizes.heads * sizes.queries;
+    let (mut output, mut log_sums) = (buffer(rows * sizes.value_dim), buffer(rows));
+    forward_into(attention, &mut output, &mut log_sums);
+    (output, log_sums)
+}
+
+/// As [`forward`], into memory with any content.
+pub(crate) fn forward_into<T: Element>(
+    attention: &Attention<'_, T>,
+    output: &mut [T],
+    log_sums: &mut [T],
+) {
+    let sizes = attention.sizes;
     let size = attention.rows_in_block();
-    let mut output = buffer::<T>(rows * sizes.value_dim);
-    let mut log_sums = vec![T::ZERO; rows];
+    log_sums.fill(T::ZERO);
     let shape = (sizes.heads, sizes.queries, sizes.value_dim);
-    let mut heads = by_head(&mut output, RowOrder::RowsFirst, shape);
+    let mut heads = by_head(output, RowOrder::RowsFirst, shape);
     let outputs = heads.iter_mut().flat_map(|rows| rows.chunks_mut(size));
     let sums = log_sums.chunks_mut(sizes.queries.max(1));
     let sums = sums.flat_map(|sums| sums.chunks_mut(size));
@@ -27,7 +38,7 @@ pub(crate) fn forward<T: Element>(attention: &Attention<'_, T>) -> (Vec<T>, Vec<
     };
     each(
         blocks,
-        sizes.is_small(),
+        attention.is_serial(),
         work,
         |work, (index, (output, sums))| {
             let (head, block) = (index / blocks_of_head, index % blocks_of_head);
@@ -35,7 +46,6 @@ pub(crate) fn forward<T: Element>(attention: &Attention<'_, T>) -> (Vec<T>, Vec<
             attention.output(work, head, attention.block(block), output, sums);
         },
     );
-    (output, log_sums)
 }
 
 /// Memory of one thread.

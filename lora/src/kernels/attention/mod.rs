@@ -6,7 +6,7 @@ mod forward;
 mod tile;
 
 pub(crate) use backward::{Given, Gradients, backward};
-pub(crate) use forward::forward;
+pub(crate) use forward::{forward, forward_into};
 
 use super::dropout::Dropout;
 use super::matrix::{Matrix, Threads, multiply};
@@ -82,9 +82,10 @@ impl Sizes {
         }
     }
 
-    fn is_small(&self) -> bool {
-        let scores = self.batch * self.heads * self.queries * self.keys;
-        scores * (self.dim + self.value_dim) < SMALL
+    /// Whether the backward pass needs the output: not if all keys of a query are one tile, from which
+    /// it computes what it would read of the output.
+    pub(crate) fn needs_output(&self) -> bool {
+        self.keys > KEYS
     }
 }
 
@@ -139,9 +140,19 @@ pub(crate) struct Attention<'a, T> {
     pub(crate) scale: f64,
     /// Scores s become cap·tanh(s / cap).
     pub(crate) cap: Option<f64>,
+    /// The place of the first of these examples in the batch that the dropout is drawn for.
+    pub(crate) first: usize,
+    pub(crate) threads: Threads,
 }
 
 impl<T: Element> Attention<'_, T> {
+    /// Whether one thread does all of it.
+    fn is_serial(&self) -> bool {
+        let sizes = &self.sizes;
+        let scores = sizes.batch * sizes.heads * sizes.queries * sizes.keys;
+        self.threads == Threads::One || scores * (sizes.dim + sizes.value_dim) < SMALL
+    }
+
     /// Queries in a block.
     fn rows_in_block(&self) -> usize {
         let Sizes { queries, .. } = self.sizes;
@@ -200,7 +211,7 @@ impl<T: Element> Attention<'_, T> {
         let Some(dropout) = &self.dropout else {
             return;
         };
-        let first = (batch * self.sizes.heads + head) * self.sizes.queries;
+        let first = ((self.first + batch) * self.sizes.heads + head) * self.sizes.queries;
         for (query, row) in queries.clone().zip(tile.chunks_exact_mut(keys.len())) {
             dropout.in_place(row, (first + query) * self.sizes.keys + keys.start);
         }
@@ -302,14 +313,14 @@ fn by_head<T>(
     result
 }
 
-/// Runs tasks on all threads, or on this one if they are small.
+/// Runs tasks on all threads, or on this one.
 fn each<I: Send, R: Send, W>(
     tasks: Vec<I>,
-    small: bool,
+    serial: bool,
     work: impl Fn() -> W + Send + Sync,
     task: impl Fn(&mut W, I) -> R + Send + Sync,
 ) -> Vec<R> {
-    if small || tasks.len() < 2 {
+    if serial || tasks.len() < 2 {
         let mut work = work();
         return tasks
             .into_iter()

@@ -137,8 +137,8 @@ pub(super) struct OnScores<'a, T> {
     pub(super) grads: &'a mut [T],
     pub(super) probabilities: &'a [T],
     pub(super) columns: usize,
-    /// Σ grad·p, by rows.
-    pub(super) along: &'a [T],
+    /// Σ grad·p, by rows; computed here if missing, where the tile holds all keys that a row sees.
+    pub(super) along: Option<&'a [T]>,
     /// The derivative of a cap.
     pub(super) slopes: Option<&'a [T]>,
 }
@@ -151,7 +151,11 @@ impl<T: Element> WithSimd for OnScores<'_, T> {
         let lanes = T::lanes::<S>();
         let rows = self.grads.chunks_exact_mut(self.columns);
         let rows = rows.zip(self.probabilities.chunks_exact(self.columns));
-        for ((grads, probabilities), &along) in rows.zip(self.along) {
+        for (row, (grads, probabilities)) in rows.enumerate() {
+            let along = match self.along {
+                Some(along) => along[row],
+                None => dot(simd, grads, probabilities),
+            };
             let along = Vector::<T, S>::splat(simd, along);
             let columns = grads.chunks_mut(lanes).zip(probabilities.chunks(lanes));
             for (grad, probability) in columns {

@@ -1,12 +1,13 @@
 //! The backward pass of an MLP.
 
-use super::{Grads, Kept, Mlp, finish, part};
+use super::{Grads, Kept, Mlp};
 use crate::kernels::activation::{self, Function};
 use crate::kernels::adapted::{LinearKernel, Seen};
 use crate::kernels::blocks::take;
 use crate::kernels::buffer::room;
 use crate::kernels::gate;
 use crate::kernels::matrix::Threads;
+use crate::kernels::rows::{self, OnInput, finish};
 use crate::kernels::simd::Element;
 use rayon::prelude::*;
 
@@ -21,8 +22,7 @@ struct Args<'a, T> {
 /// The memory that a block of rows works in.
 struct Scratch<T> {
     normed: Vec<T>,
-    /// Both gradients of the rows that the layers see.
-    on_normed: [Vec<T>; 2],
+    on_normed: Vec<T>,
     scaled: Vec<T>,
     /// The hidden values, computed anew.
     again: Vec<T>,
@@ -34,11 +34,19 @@ struct Scratch<T> {
 
 impl<T> Default for Scratch<T> {
     fn default() -> Self {
-        let [normed, scaled, again, up_again, activated, on_hidden, on_up] =
-            [(); 7].map(|()| Vec::new());
+        let [
+            normed,
+            on_normed,
+            scaled,
+            again,
+            up_again,
+            activated,
+            on_hidden,
+            on_up,
+        ] = [(); 8].map(|()| Vec::new());
         Self {
             normed,
-            on_normed: [Vec::new(), Vec::new()],
+            on_normed,
             scaled,
             again,
             up_again,
@@ -110,15 +118,16 @@ impl<T: Element, F: Function> Mlp<'_, T, F> {
     ) -> Grads<T> {
         let (width, hidden, outputs) = (self.fc1.inputs, self.fc1.outputs, self.fc2.outputs);
         let Args { kept, threads, .. } = *args;
-        let part = |values, width| part(values, first, rows, width);
+        let part = |values, width| rows::part(values, first, rows, width);
         let (x, grad) = (part(args.x, width), part(args.grad, outputs));
+        let on_y = grad;
         let ranks = self.ranks();
         let t = |layer: usize| part(&kept.t[layer], ranks[layer]);
         // The gradients of A need the norm's result, and so do hidden values computed anew.
         let normed = match &self.norm {
             Some(norm) => {
                 let normed = room(&mut scratch.normed, rows * width);
-                norm.again(x, normed);
+                norm.again(x, normed, threads);
                 &*normed
             }
             None => x,
@@ -128,7 +137,7 @@ impl<T: Element, F: Function> Mlp<'_, T, F> {
             (gamma, dropout) => {
                 let scaled = room(&mut scratch.scaled, rows * outputs);
                 scaled.copy_from_slice(grad);
-                finish(scaled, gamma, None, outputs);
+                finish(scaled, gamma, None, outputs, threads);
                 if let Some(dropout) = dropout {
                     dropout.in_place(scaled, first * outputs);
                 }
@@ -144,7 +153,9 @@ impl<T: Element, F: Function> Mlp<'_, T, F> {
         let activated = room(&mut scratch.activated, count);
         let on_hidden = room(&mut scratch.on_hidden, count);
         let (on_up, up_again) = (&mut scratch.on_up, &mut scratch.up_again);
-        let u = self.fc2.grad_input(grad, Some(on_hidden), first, threads);
+        let u = self
+            .fc2
+            .grad_input(grad, Some(on_hidden), false, first, threads);
         // In one pass over the hidden values: their gradients, and fc2's input again for its A.
         let up = self.up.as_ref().map(|up| {
             let of_up = again(up, &kept.up, up_again);
@@ -165,27 +176,14 @@ impl<T: Element, F: Function> Mlp<'_, T, F> {
         };
         add(&self.fc2, grad, activated, t(2), &u, on_fc2);
 
-        let [on_normed, more] = &mut scratch.on_normed;
-        // Without a norm the gradient of its result is that of x.
-        let (mut on_normed, on_x) = match (on_x, &self.norm) {
-            (None, _) => (None, None),
-            (Some(on_x), None) => (Some(on_x), None),
-            (Some(on_x), Some(norm)) => (Some(room(on_normed, rows * width)), Some((norm, on_x))),
-        };
-        let on_first = on_normed.as_deref_mut();
-        let u = self.fc1.grad_input(on_hidden, on_first, first, threads);
+        let mut on_input = OnInput::new(on_x, self.norm.as_ref(), &mut scratch.on_normed);
+        let u = (self.fc1).grad_input(on_hidden, on_input.of_layers(), false, first, threads);
         add(&self.fc1, on_hidden, normed, t(0), &u, on_fc1);
         if let Some((up, grad)) = up {
-            let mut more = on_normed.is_some().then(|| room(more, rows * width));
-            let u = up.grad_input(grad, more.as_deref_mut(), first, threads);
+            let u = up.grad_input(grad, on_input.of_layers(), true, first, threads);
             add(up, grad, normed, t(1), &u, on_up);
-            if let Some(on_normed) = on_normed.as_deref_mut() {
-                finish(on_normed, None, more.as_deref(), width);
-            }
         }
-        if let (Some((norm, on_x)), Some(on_normed)) = (on_x, on_normed) {
-            norm.backward(x, on_normed, part(&kept.stats, 2), on_x);
-        }
+        on_input.finish(self.shortcut, x, part(&kept.stats, 2), on_y, threads);
         grads
     }
 }

@@ -1,12 +1,13 @@
 //! The forward pass of an MLP.
 
-use super::{Keep, Kept, Mlp, finish};
+use super::{Kept, Mlp};
 use crate::kernels::activation::{self, Function};
 use crate::kernels::adapted::LinearKernel;
 use crate::kernels::blocks::take;
 use crate::kernels::buffer::{buffer, room};
 use crate::kernels::gate;
 use crate::kernels::matrix::Threads;
+use crate::kernels::rows::{Keep, Shortcut, finish, part};
 use crate::kernels::simd::Element;
 use rayon::prelude::*;
 
@@ -52,7 +53,7 @@ impl<T: Element, F: Function> Mlp<'_, T, F> {
         let (size, threads) = self.blocks(rows);
         let of = |wanted: bool, count: usize| if wanted { count } else { 0 };
         let per_stats = of(self.norm.is_some(), 2);
-        let per_hidden = of(keep == Keep::Hidden, hidden);
+        let per_hidden = of(keep == Keep::Inner, hidden);
         let per_up = of(self.up.is_some(), per_hidden);
         let per_t = self.ranks().map(|rank| of(keep != Keep::Nothing, rank));
         let mut kept = Kept {
@@ -111,8 +112,8 @@ impl<T: Element, F: Function> Mlp<'_, T, F> {
         let normed = match &self.norm {
             Some(norm) => {
                 let normed = room(&mut scratch.normed, rows * width);
-                norm.forward(x, normed, block.stats);
-                normed
+                norm.forward(x, normed, block.stats, threads);
+                &*normed
             }
             None => x,
         };
@@ -146,7 +147,11 @@ impl<T: Element, F: Function> Mlp<'_, T, F> {
         if let Some(dropout) = &self.dropout {
             dropout.in_place(y, first * outputs);
         }
-        let shortcut = shortcut.map(|rest| &rest[first * outputs..][..rows * outputs]);
-        finish(y, self.gamma, shortcut, outputs);
+        let shortcut = match self.shortcut {
+            Some(Shortcut::Input) => Some(x),
+            Some(Shortcut::Normed) => Some(normed),
+            None => shortcut.map(|all| part(all, first, rows, outputs)),
+        };
+        finish(y, self.gamma, shortcut, outputs, threads);
     }
 }

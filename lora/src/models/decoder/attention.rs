@@ -5,12 +5,10 @@ use super::context::{Context, Turn};
 use super::norm::Norm;
 use super::source::{Source, linear};
 use crate::LoraModel;
-use crate::blocks::AsLinear;
+use crate::blocks::{AsLinear, Attention as Chain};
 use crate::layers::QLinear;
-use crate::models::parts::attend;
-use crate::ops::{self, KvCache};
-use candle_core::{Result, Tensor};
-use candle_nn::Module;
+use crate::ops;
+use candle_core::Result;
 
 /// The attention of a layer.
 #[derive(Clone, Debug, LoraModel)]
@@ -43,9 +41,7 @@ enum Inputs {
 #[derive(Clone, Debug)]
 struct Settings {
     layer: LayerConfig,
-    head_dim: usize,
-    /// The width of all query heads, and of all key heads.
-    widths: [usize; 2],
+    heads: usize,
     scale: f64,
     cap: Option<f64>,
     dropout: f64,
@@ -80,8 +76,7 @@ impl Attention {
             k_norm: norm("k_norm", keys).transpose()?,
             settings: Settings {
                 layer: layer.clone(),
-                head_dim: config.head_dim,
-                widths: [queries, keys],
+                heads: queries / config.head_dim,
                 scale: config.attention_multiplier,
                 cap: config.attn_logit_softcapping,
                 dropout: config.attention_dropout,
@@ -92,92 +87,37 @@ impl Attention {
 
 #[lora::forward(also(Norm))]
 impl Attention {
-    /// From (batch, time, hidden_size) to the same.
-    pub(super) fn forward(
-        &self,
-        xs: &Tensor,
-        context: &Context,
-        cache: Option<&mut KvCache>,
-    ) -> Result<Tensor> {
+    /// The chain that runs as one node.
+    pub(super) fn chain(&self, context: &Context) -> Chain<'_> {
         let settings = &self.settings;
-        let (q, k, v) = self.inputs.forward(xs, settings.widths)?;
-        let q = self.heads(&q, self.q_norm.as_ref())?;
-        let k = self.heads(&k, self.k_norm.as_ref())?;
-        let v = self.heads(&v, None)?;
-        let turn = context.turn(&settings.layer);
-        let q = match turn {
-            Some(turn) => turn.new.turn(&q)?,
-            None => q,
-        };
-        let (k, v) = extended(k, v, turn, cache)?;
-        let mut attention = context.limited(ops::Attention::new(settings.scale), &settings.layer);
+        let mut core = context.limited(ops::Attention::new(settings.scale), &settings.layer);
         if let Some(cap) = settings.cap {
-            attention = attention.soft_cap(cap);
+            core = core.soft_cap(cap);
         }
         if self.o_proj.in_training() {
-            attention = attention.dropout(settings.dropout);
+            core = core.dropout(settings.dropout);
         }
-        attend(&attention, [&q, &k, &v])?.apply(&self.o_proj)
-    }
-
-    /// From (batch, time, width) to (batch, heads, time, head_dim). The norm is over as many numbers
-    /// as it has weights: over each head, or over all together.
-    fn heads(&self, xs: &Tensor, norm: Option<&Norm>) -> Result<Tensor> {
-        let (batch, time, width) = xs.dims3()?;
-        let xs = match norm {
-            Some(norm) => {
-                let parts = width / norm.width();
-                norm.forward(&xs.reshape((batch, time, parts, norm.width()))?)?
-            }
-            None => xs.clone(),
-        };
-        let dim = self.settings.head_dim;
-        xs.reshape((batch, time, width / dim, dim))?.transpose(1, 2)
-    }
-}
-
-#[lora::forward]
-impl Inputs {
-    /// Queries, keys and values, (batch, time, width).
-    fn forward(
-        &self,
-        xs: &Tensor,
-        [queries, keys]: [usize; 2],
-    ) -> Result<(Tensor, Tensor, Tensor)> {
-        match self {
-            Self::Apart {
+        let (output, heads) = (&self.o_proj, settings.heads);
+        let chain = match &self.inputs {
+            Inputs::Apart {
                 q_proj,
                 k_proj,
                 v_proj,
-            } => Ok((xs.apply(q_proj)?, xs.apply(k_proj)?, xs.apply(v_proj)?)),
-            Self::Joined { qkv_proj } => {
-                let all = xs.apply(qkv_proj)?;
-                let part = |start, width| all.narrow(2, start, width)?.contiguous();
-                let (q, k) = (part(0, queries)?, part(queries, keys)?);
-                Ok((q, k, part(queries + keys, keys)?))
-            }
-        }
-    }
-}
-
-/// The turned keys and the values of all positions so far.
-fn extended(
-    k: Tensor,
-    v: Tensor,
-    turn: Option<&Turn>,
-    cache: Option<&mut KvCache>,
-) -> Result<(Tensor, Tensor)> {
-    let append = |k: Tensor, v: Tensor| match cache {
-        Some(cache) => cache.append(&k, &v),
-        None => Ok((k, v)),
-    };
-    match turn {
-        None => append(k, v),
-        Some(Turn { new, all: None }) => append(new.turn(&k)?, v),
-        // Earlier keys turn by other angles now.
-        Some(Turn { all: Some(all), .. }) => {
-            let (k, v) = append(k, v)?;
-            Ok((all.turn(&k)?, v))
+            } => Chain::new(q_proj, k_proj, v_proj, output, heads),
+            Inputs::Joined { qkv_proj } => Chain::joined(qkv_proj, output, heads),
+        };
+        let chain = chain.core(core);
+        let chain = chain.head_norms(self.q_norm.as_ref(), self.k_norm.as_ref());
+        match context.turn(&settings.layer) {
+            None => chain,
+            Some(Turn { new, all: None }) => chain.rope(&new.cos, &new.sin),
+            // Earlier keys turn by other angles now.
+            Some(Turn {
+                new,
+                all: Some(all),
+            }) => chain
+                .rope(&new.cos, &new.sin)
+                .rope_of_all_keys(&all.cos, &all.sin),
         }
     }
 }

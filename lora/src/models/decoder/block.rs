@@ -148,7 +148,7 @@ impl Module for FeedForward {
     }
 }
 
-#[lora::forward(also(Norm, Mlp, FeedForward))]
+#[lora::forward(also(Norm, Mlp, FeedForward, Attention))]
 impl Block {
     /// From (batch, time, hidden_size) to the same.
     pub(super) fn forward(
@@ -158,9 +158,21 @@ impl Block {
         cache: Option<&mut KvCache>,
     ) -> Result<Tensor> {
         let [before_attention, behind_attention, before_mlp, behind_mlp] = self.norms.in_order();
-        let ys = normed(xs, before_attention)?;
-        let ys = self.self_attn.forward(&ys, context, cache)?;
-        let xs = self.add(xs, &normed(&ys, behind_attention)?)?;
+        let attention = self.self_attn.chain(context);
+        let attention = match before_attention {
+            Some(norm) => attention.norm(norm),
+            None => attention,
+        };
+        let xs = match behind_attention {
+            None => {
+                let attention = attention.gamma(self.factor(xs)?.as_ref()).shortcut(xs);
+                attention.forward_cached(xs, cache)?
+            }
+            Some(norm) => {
+                let ys = attention.forward_cached(xs, cache)?;
+                self.add(xs, &norm.forward(&ys)?)?
+            }
+        };
         if let (FeedForward::Mlp { mlp }, None) = (&self.feed_forward, behind_mlp) {
             return self.with_mlp(&xs, before_mlp, mlp);
         }
@@ -175,14 +187,18 @@ impl Block {
             Some(norm) => chain.norm(norm),
             None => chain,
         };
-        let gamma = match self.residual_multiplier {
-            1.0 => None,
+        chain.gamma(self.factor(xs)?.as_ref()).forward(xs)
+    }
+
+    /// The factor of what attention and MLP add, for each channel.
+    fn factor(&self, xs: &Tensor) -> Result<Option<Tensor>> {
+        match self.residual_multiplier {
+            1.0 => Ok(None),
             factor => {
                 let factor = Tensor::full(factor as f32, xs.dim(D::Minus1)?, xs.device())?;
-                Some(factor.to_dtype(xs.dtype())?)
+                Ok(Some(factor.to_dtype(xs.dtype())?))
             }
-        };
-        chain.gamma(gamma.as_ref()).forward(xs)
+        }
     }
 
     fn add(&self, xs: &Tensor, ys: &Tensor) -> Result<Tensor> {

@@ -79,11 +79,22 @@ impl Module for Experts {
             if rows.is_empty() {
                 continue;
             }
+            // One batch of all tokens: an adapter for each row of a batch must not take tokens for rows.
+            let batch = match expert.differs_by_row() {
+                true => xs.dim(0)?,
+                false => 1,
+            };
+            let by_row = by_rows(&rows, (batch, tokens.dim(0)? / batch));
+            let of = Tensor::new(by_row.tokens, xs.device())?;
+            let ys = tokens.index_select(&of, 0)?;
+            let ys = ys.reshape((batch, (), tokens.dim(1)?))?;
+            let ys = expert.forward(&ys)?.flatten_to(1)?;
+            let ys = match batch {
+                1 => ys,
+                _ => ys.index_select(&Tensor::new(by_row.places, xs.device())?, 0)?,
+            };
             let rows = Tensor::new(rows, xs.device())?;
             let places = Tensor::new(places, xs.device())?;
-            // As a batch of one: an adapter for each row of a batch must not take tokens for rows.
-            let xs = tokens.index_select(&rows, 0)?.unsqueeze(0)?;
-            let ys = expert.forward(&xs)?.squeeze(0)?;
             let weights = weights.index_select(&places, 0)?.unsqueeze(1)?;
             sum = sum.index_add(&rows, &ys.broadcast_mul(&weights)?, 0)?;
         }
@@ -110,4 +121,48 @@ fn turns(chosen: &[Vec<u32>], experts: usize) -> Vec<Turns> {
         }
     }
     turns
+}
+
+/// An expert's tokens by the rows of the batch, as many places for each row.
+struct ByRow {
+    /// The token at each place; any where a row has fewer tokens.
+    tokens: Vec<u32>,
+    /// The place of each token.
+    places: Vec<u32>,
+}
+
+/// The places of these tokens, in order, of a batch of so many rows and tokens in a row.
+fn by_rows(tokens: &[u32], (batch, time): (usize, usize)) -> ByRow {
+    let mut rows = vec![Vec::new(); batch];
+    for &token in tokens {
+        rows[token as usize / time.max(1)].push(token);
+    }
+    let width = rows.iter().map(Vec::len).max().unwrap_or(0);
+    let starts = (0..).step_by(width.max(1));
+    let places = starts
+        .zip(&rows)
+        .flat_map(|(start, row)| (start..).take(row.len()));
+    let padded = |row: &Vec<u32>| {
+        let rest = width - row.len();
+        let filled = row.iter().copied().chain(std::iter::repeat_n(0, rest));
+        filled.collect::<Vec<u32>>()
+    };
+    ByRow {
+        places: places.collect(),
+        tokens: rows.iter().flat_map(padded).collect(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tokens_stand_in_the_rows_of_their_batch() {
+        let ByRow { tokens, places } = by_rows(&[1, 2, 8, 9, 11], (4, 3));
+        assert_eq!(tokens, [1, 2, 0, 0, 8, 0, 9, 11]);
+        assert_eq!(places, [0, 1, 4, 6, 7]);
+        let all = by_rows(&[1, 2, 8], (1, 12));
+        assert_eq!((all.tokens, all.places), (vec![1, 2, 8], vec![0, 1, 2]));
+    }
 }

@@ -3,7 +3,7 @@
 use super::config::DecoderConfig;
 use super::source::{Source, linear};
 use crate::LoraModel;
-use crate::blocks::Mlp as Chain;
+use crate::blocks::{AsLinear, Mlp as Chain};
 use crate::layers::QLinear;
 use candle_core::{Result, Tensor};
 use candle_nn::{Activation, Module};
@@ -73,6 +73,25 @@ impl Mlp {
 
 #[lora::forward]
 impl Mlp {
+    /// Whether the rows of a batch have adapters of their own here.
+    pub(super) fn differs_by_row(&self) -> bool {
+        let layers = match self {
+            Self::Apart {
+                gate_proj,
+                up_proj,
+                down_proj,
+                ..
+            } => [gate_proj, up_proj, down_proj],
+            Self::Numbered { w1, w2, w3, .. } => [w1, w2, w3],
+            Self::Joined {
+                gate_up_proj,
+                down_proj,
+                ..
+            } => [gate_up_proj, down_proj, down_proj],
+        };
+        layers.iter().any(|layer| layer.differs_by_row())
+    }
+
     /// The chain that runs as one node.
     pub(super) fn chain(&self) -> Chain<'_> {
         match self {

@@ -1,15 +1,14 @@
 //! Turning queries and keys by their positions.
 
 use super::config::Rope;
-use crate::ops;
-use candle_core::{D, DType, Device, Result, Tensor};
+use candle_core::{DType, Device, Result, Tensor};
 
 /// Cosines and sines for the positions of a batch: (time, dim / 2) where all rows have the same
 /// positions, else (batch, time, dim / 2).
 #[derive(Clone, Debug)]
 pub(super) struct Tables {
-    cos: Tensor,
-    sin: Tensor,
+    pub(super) cos: Tensor,
+    pub(super) sin: Tensor,
 }
 
 impl Tables {
@@ -46,17 +45,5 @@ impl Tables {
             cos: table(f64::cos)?,
             sin: table(f64::sin)?,
         })
-    }
-
-    /// Turns (batch, heads, time, head_dim). Numbers behind the rope's `dim` stay.
-    pub(super) fn turn(&self, xs: &Tensor) -> Result<Tensor> {
-        let (all, turning) = (xs.dim(D::Minus1)?, 2 * self.cos.dim(D::Minus1)?);
-        if turning == all {
-            return ops::rope(xs, &self.cos, &self.sin);
-        }
-        let turned = xs.narrow(D::Minus1, 0, turning)?;
-        let rest = xs.narrow(D::Minus1, turning, all - turning)?;
-        let turned = ops::rope(&turned, &self.cos, &self.sin)?;
-        Tensor::cat(&[&turned, &rest], D::Minus1)
     }
 }

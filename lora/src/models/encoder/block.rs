@@ -2,11 +2,11 @@
 
 use super::config::{Dropouts, EncoderConfig, EncoderFamily};
 use super::context::Context;
-use crate::blocks::Mlp;
-use crate::models::parts::{attend, heads, layer_norm, linear};
-use crate::{LoraModel, ops};
+use crate::LoraModel;
+use crate::blocks::{AsLinear, Attention, Mlp};
+use crate::models::parts::{layer_norm, linear};
 use candle_core::{Result, Tensor};
-use candle_nn::{Activation, LayerNorm, Linear, Module, VarBuilder};
+use candle_nn::{Activation, LayerNorm, Linear, VarBuilder};
 
 /// A layer of BERT, RoBERTa or DistilBERT.
 #[derive(Clone, Debug, LoraModel)]
@@ -139,19 +139,24 @@ impl Layers {
 
 #[lora::forward]
 impl Block {
-    /// From (batch, time, hidden_size) to the same.
+    /// From (batch, time, hidden_size) to the same, or to as many first tokens as the context asks for.
     pub(super) fn forward(&self, xs: &Tensor, context: &Context) -> Result<Tensor> {
         let ([query, key, value], [output, up, down], [attention_norm, mlp_norm]) =
             self.layers.in_order();
-        let q = heads(&query.forward(xs)?, self.heads)?;
-        let k = heads(&key.forward(xs)?, self.heads)?;
-        let v = heads(&value.forward(xs)?, self.heads)?;
-        let attention = context.attention(&context.all, q.dim(3)?, self.dropouts.attention);
-        let ys = attend(&attention, [&q, &k, &v])?;
-        let ys = context.dropped(&ys.apply(output)?, self.dropouts.output)?;
-        let xs = ops::add(&ys, xs)?.apply(attention_norm)?;
+        let core = context.attention(
+            &context.all,
+            xs.dim(2)? / self.heads,
+            self.dropouts.attention,
+        );
+        let attention = Attention::new(query, key, value, output, self.heads).core(core);
+        let attention = attention.dropout(context.share(self.dropouts.output));
+        let is_observed = [query, key, value, output, up, down]
+            .iter()
+            .any(|layer| layer.is_observed());
+        let attention = attention.first(context.tokens.filter(|_| !is_observed));
+        let xs = attention.shortcut(xs).forward(xs)?;
         let mlp = Mlp::new(up, &self.act, down).dropout(context.share(self.dropouts.mlp));
-        let ys = mlp.shortcut(&xs).forward(&xs)?;
+        let ys = mlp.norm(attention_norm).shortcut_of_norm().forward(&xs)?;
         ys.apply(mlp_norm)
     }
 }

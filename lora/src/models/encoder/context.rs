@@ -3,13 +3,17 @@
 use super::config::{EncoderConfig, ModernBertConfig};
 use super::inputs::{Inputs, mask};
 use crate::ops::{self, Attention};
-use candle_core::{Device, Result, Tensor};
+use candle_core::{DType, Device, Result, Tensor};
 
 /// Where the padding of one forward pass is, in ModernBERT the tables that turn queries and keys, and whether
 /// the model is trained.
 #[derive(Clone, Debug)]
 pub(super) struct Context {
     train: bool,
+    /// The head reads the first token of a text alone.
+    first_alone: bool,
+    /// How many tokens a layer computes; all if missing.
+    pub(super) tokens: Option<usize>,
     /// Where the padding is; missing if there is none.
     mask: Option<Tensor>,
     pub(super) all: Sight,
@@ -49,6 +53,8 @@ impl Context {
         let local = |window| sight(Some(window), modern.map(|modern| modern.local_rope_theta));
         Ok(Self {
             train,
+            first_alone: false,
+            tokens: None,
             mask: inputs
                 .tokens()?
                 .map(|rows| mask(&rows, device))
@@ -56,6 +62,20 @@ impl Context {
             all: sight(None, modern.map(|modern| modern.global_rope_theta))?,
             window: window.map(local).transpose()?,
         })
+    }
+
+    /// The same for a head that reads the first token of a text alone.
+    pub(super) fn for_first_token(mut self) -> Self {
+        self.first_alone = true;
+        self
+    }
+
+    /// The same for a layer, of which the last computes what the head reads.
+    pub(super) fn of_layer(&self, is_last: bool) -> Self {
+        Self {
+            tokens: (is_last && self.first_alone).then_some(1),
+            ..self.clone()
+        }
     }
 
     /// The numbers, in training with this share dropped.
@@ -116,9 +136,8 @@ impl Turn {
         })
     }
 
-    /// Turns (batch, heads, time, dim).
-    pub(super) fn turn(&self, xs: &Tensor) -> Result<Tensor> {
-        let table = |table: &Tensor| table.to_dtype(xs.dtype());
-        ops::rope(xs, &table(&self.cos)?, &table(&self.sin)?)
+    /// Cosines and sines in this dtype.
+    pub(super) fn tables(&self, dtype: DType) -> Result<(Tensor, Tensor)> {
+        Ok((self.cos.to_dtype(dtype)?, self.sin.to_dtype(dtype)?))
     }
 }

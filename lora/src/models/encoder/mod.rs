@@ -202,7 +202,11 @@ impl Encoder {
     /// # Errors
     /// As [`hidden_states`](Self::hidden_states).
     pub fn forward(&self, inputs: &Inputs<'_>, train: bool) -> Result<Tensor> {
-        let context = Context::new(&self.config, inputs, train)?;
+        let mut context = Context::new(&self.config, inputs, train)?;
+        let is_bert = self.config.modern.is_none();
+        if is_bert && self.config.task == Task::SequenceClassification {
+            context = context.for_first_token();
+        }
         let hidden = self.proper.forward(inputs, &self.config, &context)?;
         self.head_of(&hidden, inputs, &context)
     }

@@ -5,12 +5,12 @@ use super::config::{Dropouts, EncoderConfig, ModernBertConfig};
 use super::context::Context;
 use super::inputs::Inputs;
 use super::table;
-use crate::blocks::Mlp;
+use crate::blocks::{Attention, Mlp};
 use crate::layers::Recompute;
-use crate::models::parts::{attend, heads, layer_norm, linear};
+use crate::models::parts::{layer_norm, linear};
 use crate::{LoraModel, ops};
 use candle_core::{Result, Tensor, bail};
-use candle_nn::{Activation, Embedding, LayerNorm, Linear, Module, VarBuilder};
+use candle_nn::{Activation, Embedding, LayerNorm, Linear, VarBuilder};
 
 /// What ModernBERT has in front of a head.
 #[derive(Clone, Debug, LoraModel)]
@@ -123,26 +123,29 @@ impl Modern {
 #[lora::forward]
 impl Block {
     fn forward(&self, xs: &Tensor, context: &Context) -> Result<Tensor> {
-        let ys = match &self.attn_norm {
-            Some(norm) => norm.forward(xs)?,
-            None => xs.clone(),
-        };
-        let ys = context.dropped(&self.attention(&ys, context)?, self.dropouts.output)?;
-        let xs = ops::add(xs, &ys)?;
+        let xs = self.with_attention(xs, context)?;
         self.with_mlp(&xs, context)
     }
 
-    fn attention(&self, xs: &Tensor, context: &Context) -> Result<Tensor> {
-        let width = xs.dim(2)?;
-        let all = xs.apply(&self.qkv)?;
-        let part = |index: usize| heads(&all.narrow(2, index * width, width)?, self.heads);
-        let (mut q, mut k, v) = (part(0)?, part(1)?, part(2)?);
+    /// Norm, attention and shortcut.
+    fn with_attention(&self, xs: &Tensor, context: &Context) -> Result<Tensor> {
         let sight = context.sight(self.window);
-        if let Some(turn) = &sight.turn {
-            (q, k) = (turn.turn(&q)?, turn.turn(&k)?);
-        }
-        let attention = context.attention(sight, q.dim(3)?, self.dropouts.attention);
-        attend(&attention, [&q, &k, &v])?.apply(&self.output)
+        let head_dim = xs.dim(2)? / self.heads;
+        let core = context.attention(sight, head_dim, self.dropouts.attention);
+        let attention = Attention::joined(&self.qkv, &self.output, self.heads).core(core);
+        let attention = match &self.attn_norm {
+            Some(norm) => attention.norm(norm),
+            None => attention,
+        };
+        let attention = match &sight.turn {
+            Some(turn) => {
+                let (cos, sin) = turn.tables(xs.dtype())?;
+                attention.rope(&cos, &sin)
+            }
+            None => attention,
+        };
+        let attention = attention.dropout(context.share(self.dropouts.output));
+        attention.shortcut(xs).forward(xs)
     }
 
     /// Norm, MLP and shortcut.

@@ -24,14 +24,13 @@ impl Pooling {
     /// If the inputs do not fit.
     pub fn pool(self, hidden: &Tensor, inputs: &Inputs<'_>) -> Result<Tensor> {
         let (_, time) = inputs.shape()?;
-        let last = hidden.narrow(1, time - 1, 1)?.squeeze(1);
         let tokens = match self {
             Self::Cls => return hidden.narrow(1, 0, 1)?.squeeze(1),
             Self::Mean | Self::LastToken => inputs.tokens()?,
         };
         let Some(rows) = tokens else {
             return match self {
-                Self::LastToken => last,
+                Self::LastToken => hidden.narrow(1, time - 1, 1)?.squeeze(1),
                 _ => summed(hidden)? / time as f64,
             };
         };

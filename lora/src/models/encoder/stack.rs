@@ -72,7 +72,7 @@ impl Stack {
 
 #[lora::forward]
 impl Stack {
-    /// The last layer's output, (batch, time, hidden_size).
+    /// The last layer's output, (batch, time, hidden_size), or of the tokens that the head reads.
     pub(super) fn forward(
         &self,
         inputs: &Inputs<'_>,
@@ -81,8 +81,9 @@ impl Stack {
     ) -> Result<Tensor> {
         let mut xs = self.embeddings.forward(inputs, config, context)?;
         let (Layers::Bert { layers } | Layers::Distilbert { layers }) = &self.layers;
-        for layer in layers {
-            xs = layer.forward_with(&xs, context, |layer, xs, context| {
+        for (index, layer) in layers.iter().enumerate() {
+            let context = context.of_layer(index + 1 == layers.len());
+            xs = layer.forward_with(&xs, &context, |layer, xs, context| {
                 layer.forward(xs, context)
             })?;
         }

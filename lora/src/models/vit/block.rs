@@ -1,13 +1,13 @@
 //! A layer: attention and MLP, each behind a norm and beside a shortcut.
 
-use super::config::{VitAct, VitConfig, VitNames};
+use super::config::{VitAct, VitConfig, VitDropouts, VitNames};
 use super::layer_norm;
 use crate::LoraModel;
-use crate::blocks::Mlp;
-use crate::models::parts::{self, linear};
-use crate::ops::{self, Attention};
-use candle_core::{D, Result, Tensor};
-use candle_nn::{Activation, Init, LayerNorm, Linear, Module, VarBuilder};
+use crate::blocks::{AsLinear, Attention, Mlp};
+use crate::models::parts::linear;
+use crate::ops;
+use candle_core::{Result, Tensor};
+use candle_nn::{Activation, Init, LayerNorm, Linear, VarBuilder};
 
 /// A layer of a vision transformer.
 #[derive(Clone, Debug, LoraModel)]
@@ -17,6 +17,8 @@ pub(super) struct Block {
     #[lora(flatten)]
     act: Act,
     heads: usize,
+    #[lora(skip)]
+    dropouts: VitDropouts,
 }
 
 /// The layers under the names of a checkpoint.
@@ -122,6 +124,7 @@ impl Block {
             layers: Layers::new(config, vb)?,
             act: Act::new(config.hidden_act),
             heads: config.num_attention_heads,
+            dropouts: config.dropouts,
         })
     }
 }
@@ -187,25 +190,52 @@ impl Layers {
 
 #[lora::forward]
 impl Layers {
-    /// Queries, keys and values, each (batch, tokens, width).
-    fn inputs(&self, xs: &Tensor) -> Result<[Tensor; 3]> {
+    /// The attention of so many heads, without norm and shortcut.
+    fn attention(&self, heads: usize) -> Attention<'_> {
         match self {
-            Self::Timm { qkv, .. } => {
-                let (all, width) = (xs.apply(qkv)?, xs.dim(D::Minus1)?);
-                let part = |index: usize| all.narrow(2, index * width, width);
-                Ok([part(0)?, part(1)?, part(2)?])
+            Self::Timm { qkv, output, .. } => Attention::joined(qkv, output, heads),
+            Self::Vit {
+                q, k, v, output, ..
             }
-            Self::Vit { q, k, v, .. }
-            | Self::Dinov2 { q, k, v, .. }
-            | Self::Clip { q, k, v, .. } => Ok([xs.apply(q)?, xs.apply(k)?, xs.apply(v)?]),
+            | Self::Dinov2 {
+                q, k, v, output, ..
+            }
+            | Self::Clip {
+                q, k, v, output, ..
+            } => Attention::new(q, k, v, output, heads),
         }
     }
 
-    /// The layer behind the attention, those of the MLP, the norms.
-    fn in_order(&self) -> ([&Linear; 3], [&LayerNorm; 2]) {
+    /// Whether a calibration notes what the attention's layers see.
+    fn is_observed(&self) -> bool {
+        match self {
+            Self::Timm { qkv, output, .. } => qkv.is_observed() || output.is_observed(),
+            Self::Vit {
+                q, k, v, output, ..
+            }
+            | Self::Dinov2 {
+                q, k, v, output, ..
+            }
+            | Self::Clip {
+                q, k, v, output, ..
+            } => [q, k, v, output].iter().any(|layer| layer.is_observed()),
+        }
+    }
+
+    /// Whether a LoRA model is trained.
+    fn in_training(&self) -> bool {
+        match self {
+            Self::Timm { output, .. }
+            | Self::Vit { output, .. }
+            | Self::Dinov2 { output, .. }
+            | Self::Clip { output, .. } => output.in_training(),
+        }
+    }
+
+    /// The layers of the MLP, the norms.
+    fn in_order(&self) -> ([&Linear; 2], [&LayerNorm; 2]) {
         match self {
             Self::Timm {
-                output,
                 up,
                 down,
                 attention_norm,
@@ -213,7 +243,6 @@ impl Layers {
                 ..
             }
             | Self::Vit {
-                output,
                 up,
                 down,
                 attention_norm,
@@ -221,7 +250,6 @@ impl Layers {
                 ..
             }
             | Self::Dinov2 {
-                output,
                 up,
                 down,
                 attention_norm,
@@ -229,13 +257,12 @@ impl Layers {
                 ..
             }
             | Self::Clip {
-                output,
                 up,
                 down,
                 attention_norm,
                 mlp_norm,
                 ..
-            } => ([output, up, down], [attention_norm, mlp_norm]),
+            } => ([up, down], [attention_norm, mlp_norm]),
         }
     }
 
@@ -258,47 +285,63 @@ impl Layers {
 }
 
 #[lora::forward]
-impl Module for Block {
-    /// From (batch, tokens, hidden_size) to the same.
-    fn forward(&self, xs: &Tensor) -> Result<Tensor> {
-        let ([output, up, down], [attention_norm, mlp_norm]) = self.layers.in_order();
+impl Block {
+    /// From (batch, tokens, hidden_size) to the same, or to so many first tokens.
+    pub(super) fn forward(&self, xs: &Tensor, tokens: Option<usize>) -> Result<Tensor> {
+        let ([up, down], [attention_norm, mlp_norm]) = self.layers.in_order();
         let [attention_scale, mlp_scale] = self.layers.scales();
-        let [q, k, v] = self.layers.inputs(&xs.apply(attention_norm)?)?;
-        let ys = attend([&q, &k, &v], self.heads)?.apply(output)?;
-        let xs = ops::residual(xs, &ys, attention_scale, 2)?;
-        self.act.mlp(&xs, mlp_norm, [up, down], mlp_scale)
+        let dropouts = self.dropouts();
+        let head_dim = xs.dim(2)? / self.heads;
+        let core = ops::Attention::new((head_dim as f64).powf(-0.5)).dropout(dropouts.attention);
+        let attention = self.layers.attention(self.heads).core(core);
+        let attention = attention.norm(attention_norm).dropout(dropouts.output);
+        let is_observed = up.is_observed() || down.is_observed() || self.layers.is_observed();
+        let attention = attention.first(tokens.filter(|_| !is_observed));
+        let xs = attention.gamma(attention_scale).shortcut(xs).forward(xs)?;
+        let shares = [dropouts.inner, dropouts.mlp];
+        self.act.mlp(&xs, mlp_norm, [up, down], mlp_scale, shares)
+    }
+
+    /// Whether a LoRA model is trained.
+    pub(super) fn in_training(&self) -> bool {
+        self.layers.in_training()
+    }
+
+    /// What is dropped now.
+    fn dropouts(&self) -> VitDropouts {
+        match self.in_training() {
+            true => self.dropouts,
+            false => VitDropouts::default(),
+        }
     }
 }
 
 #[lora::forward]
 impl Act {
-    /// `xs + scale·down(act(up(norm(xs))))`
+    /// `xs + scale·down(act(up(norm(xs))))`, where these shares are dropped in front of `down` and behind.
     pub(super) fn mlp(
         &self,
         xs: &Tensor,
         norm: &LayerNorm,
         [up, down]: [&Linear; 2],
         scale: Option<&Tensor>,
+        [inner, behind]: [f64; 2],
     ) -> Result<Tensor> {
+        if let (Self::Plain(act), 0.0) = (self, inner) {
+            let mlp = Mlp::new(up, act, down).norm(norm).dropout(behind);
+            return mlp.gamma(scale).shortcut(xs).forward(xs);
+        }
+        let hidden = self.activate(&xs.apply(norm)?.apply(up)?)?;
+        let ys = ops::dropout(&hidden, inner as f32)?.apply(down)?;
+        let ys = ops::dropout(&ys, behind as f32)?;
+        ops::residual(xs, &ys, scale, xs.rank() - 1)
+    }
+
+    fn activate(&self, xs: &Tensor) -> Result<Tensor> {
         match self {
-            Self::Plain(act) => {
-                let mlp = Mlp::new(up, act, down).norm(norm);
-                mlp.gamma(scale).shortcut(xs).forward(xs)
-            }
-            Self::QuickGelu => {
-                // x·σ(1.702·x) is silu(1.702·x) / 1.702.
-                let hidden = (xs.apply(norm)?.apply(up)? * 1.702)?;
-                let ys = (ops::silu(&hidden)? / 1.702)?.apply(down)?;
-                ops::residual(xs, &ys, scale, xs.rank() - 1)
-            }
+            Self::Plain(act) => xs.apply(act),
+            // x·σ(1.702·x) is silu(1.702·x) / 1.702.
+            Self::QuickGelu => ops::silu(&(xs * 1.702)?)? / 1.702,
         }
     }
-}
-
-/// The attention of queries over all tokens, (batch, tokens, width).
-pub(super) fn attend(qkv: [&Tensor; 3], heads: usize) -> Result<Tensor> {
-    let [q, k, v] = qkv.map(|xs| parts::heads(xs, heads));
-    let (q, k, v) = (q?, k?, v?);
-    let attention = Attention::new((q.dim(3)? as f64).powf(-0.5));
-    parts::attend(&attention, [&q, &k, &v])
 }

@@ -3,8 +3,8 @@
 use super::config::{VitConfig, VitNames};
 use super::layer_norm;
 use super::positions::interpolated;
-use crate::LoraModel;
 use crate::models::parts::WEIGHT;
+use crate::{LoraModel, ops};
 use candle_core::{DType, Result, Tensor, bail};
 use candle_nn::{Conv2d, Conv2dConfig, LayerNorm, Module, VarBuilder, init};
 
@@ -133,8 +133,13 @@ fn patches(config: &VitConfig, vb: VarBuilder) -> Result<Conv2d> {
 
 #[lora::forward]
 impl Embeddings {
-    /// From (batch, in_chans, height, width) to (batch, tokens, hidden_size).
-    pub(super) fn forward(&self, images: &Tensor, config: &VitConfig) -> Result<Tensor> {
+    /// From (batch, in_chans, height, width) to (batch, tokens, hidden_size); this share is dropped.
+    pub(super) fn forward(
+        &self,
+        images: &Tensor,
+        config: &VitConfig,
+        dropped: f64,
+    ) -> Result<Tensor> {
         let patch = config.patch_size;
         let (batch, height, width) = match *images.dims() {
             [batch, channels, height, width] if channels == config.in_chans => {
@@ -180,7 +185,8 @@ impl Embeddings {
                 all.to_dtype(positions.dtype())?
             }
         };
-        self.norm.forward(&xs.broadcast_add(&positions)?)
+        let xs = ops::dropout(&xs.broadcast_add(&positions)?, dropped as f32)?;
+        self.norm.forward(&xs)
     }
 }
 

@@ -1,8 +1,9 @@
 //! From tokens to one vector, and to logits.
 
-use super::block::{Act, attend};
+use super::block::Act;
 use super::config::{VitConfig, VitNames, VitPool};
 use super::layer_norm;
+use crate::blocks::AsLinear;
 use crate::models::parts::{WEIGHT, linear};
 use crate::{LoraModel, ops};
 use candle_core::{Result, Tensor};
@@ -61,9 +62,23 @@ impl Module for AttentionPool {
         let ys = attend([&q, &k, &v], self.heads)?.apply(&self.output)?;
         let linears = [&self.up, &self.down];
         self.act
-            .mlp(&ys, &self.layernorm, linears, None)?
+            .mlp(&ys, &self.layernorm, linears, None, [0.0; 2])?
             .squeeze(1)
     }
+}
+
+/// The attention of queries over all tokens, (batch, tokens, width).
+fn attend(qkv: [&Tensor; 3], count: usize) -> Result<Tensor> {
+    let heads = |xs: &Tensor| {
+        let (batch, tokens, width) = xs.dims3()?;
+        let heads = xs.reshape((batch, tokens, count, width / count))?;
+        heads.transpose(1, 2)
+    };
+    let [q, k, v] = qkv.map(heads);
+    let (q, k, v) = (q?, k?, v?);
+    let attention = ops::Attention::new((q.dim(3)? as f64).powf(-0.5));
+    let ys = attention.forward(&q, &k, &v)?;
+    ys.transpose(1, 2)?.flatten_from(2)
 }
 
 /// The layers that make logits, under the names of a checkpoint.
@@ -121,7 +136,12 @@ impl Head {
 #[lora::forward]
 impl Head {
     /// The logits of the pooled vector, and of the second token's where that has a classifier.
-    pub(super) fn forward(&self, pooled: &Tensor, tokens: &Tensor) -> Result<Tensor> {
+    pub(super) fn forward(
+        &self,
+        pooled: &Tensor,
+        tokens: &Tensor,
+        config: &VitConfig,
+    ) -> Result<Tensor> {
         let (first, second) = match self {
             Self::None => return Ok(pooled.clone()),
             Self::Timm { head, head_dist } => (head, head_dist.as_ref()),
@@ -132,7 +152,14 @@ impl Head {
             } => (cls_classifier, Some(distillation_classifier)),
             Self::Clip { visual_projection } => (visual_projection, None),
         };
-        let logits = pooled.contiguous()?.apply(first)?;
+        let drops = second.is_none() && first.in_training();
+        let share = if drops {
+            config.dropouts.classifier
+        } else {
+            0.0
+        };
+        let pooled = ops::dropout(&pooled.contiguous()?, share as f32)?;
+        let logits = pooled.apply(first)?;
         match second {
             Some(second) => {
                 let token = tokens.narrow(1, 1, 1)?.squeeze(1)?.contiguous()?;

@@ -1,8 +1,8 @@
 //! Vision transformers: ViT, DeiT, DINOv2, and the towers of images of CLIP and SigLIP.
 //!
 //! One implementation with timm's names ([`create`](super::create)) and with those of the files of
-//! transformers ([`auto`](super::auto)): their differences are in [`VitConfig`]. Left out is dropout,
-//! which is off in all of these models.
+//! transformers ([`auto`](super::auto)): their differences are in [`VitConfig`]. Left out is stochastic
+//! depth, which is off in all of these models.
 //!
 //! transformers 5 calls some layers by other names than its files do, and so does an adapter that PEFT
 //! trained there: see [`VitConfig::adapter_of_transformers_5`].
@@ -16,7 +16,7 @@ mod positions;
 mod tower;
 mod variants;
 
-pub use config::{VitAct, VitConfig, VitNames, VitPool};
+pub use config::{VitAct, VitConfig, VitDropouts, VitNames, VitPool};
 
 use super::{Architecture, Extra, Options, Variant, parts};
 use crate::LoraModel;
@@ -116,7 +116,7 @@ impl Vit {
     /// # Errors
     /// If the images do not have the model's channels, or are not made of its patches.
     pub fn forward_features(&self, images: &Tensor) -> Result<Tensor> {
-        self.tower.forward(images, &self.config)
+        self.tower.forward(images, &self.config, None)
     }
 
     /// The logits (batch, classes) of these tokens, or CLIP's projection; without either the pooled
@@ -126,13 +126,18 @@ impl Vit {
     /// If the tokens do not have the model's width.
     pub fn forward_head(&self, tokens: &Tensor) -> Result<Tensor> {
         let pooled = self.tower.pooled(tokens, &self.config)?;
-        self.head.forward(&pooled, tokens)
+        self.head.forward(&pooled, tokens, &self.config)
     }
 }
 
 #[lora::forward]
 impl Named {
-    fn forward(&self, images: &Tensor, config: &VitConfig) -> Result<Tensor> {
+    fn forward(
+        &self,
+        images: &Tensor,
+        config: &VitConfig,
+        tokens: Option<usize>,
+    ) -> Result<Tensor> {
         match self {
             Self::Bare(tower)
             | Self::Vit { vit: tower }
@@ -140,7 +145,7 @@ impl Named {
             | Self::Dinov2 { dinov2: tower }
             | Self::Vision {
                 vision_model: tower,
-            } => tower.forward(images, config),
+            } => tower.forward(images, config, tokens),
         }
     }
 
@@ -161,7 +166,10 @@ impl Named {
 impl Module for Vit {
     /// What [`forward_head`](Self::forward_head) makes of the images' tokens.
     fn forward(&self, images: &Tensor) -> Result<Tensor> {
-        self.forward_head(&self.forward_features(images)?)
+        // The last layer computes the tokens that the head reads.
+        let is_first = self.config.pool == VitPool::Class;
+        let tokens = is_first.then(|| self.config.prefix_tokens());
+        self.forward_head(&self.tower.forward(images, &self.config, tokens)?)
     }
 }
 

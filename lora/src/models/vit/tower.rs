@@ -93,15 +93,29 @@ impl Layers {
 
 #[lora::forward]
 impl Tower {
-    /// The tokens, (batch, tokens, hidden_size), normalised unless the norm stands behind the mean.
-    pub(super) fn forward(&self, images: &Tensor, config: &VitConfig) -> Result<Tensor> {
-        let mut xs = self.embeddings.forward(images, config)?;
+    /// The tokens, (batch, tokens, hidden_size), or so many first ones; normalised unless the norm stands
+    /// behind the mean.
+    pub(super) fn forward(
+        &self,
+        images: &Tensor,
+        config: &VitConfig,
+        tokens: Option<usize>,
+    ) -> Result<Tensor> {
         let (Layers::Timm { blocks, norm }
         | Layers::TimmMean { blocks, norm }
         | Layers::Vit { blocks, norm }
         | Layers::Clip { blocks, norm }) = &self.layers;
-        for block in blocks {
-            xs = block.forward(&xs)?;
+        let drops = blocks.first().is_some_and(|block| block.in_training());
+        let share = if drops {
+            config.dropouts.embeddings
+        } else {
+            0.0
+        };
+        let mut xs = self.embeddings.forward(images, config, share)?;
+        for (index, block) in blocks.iter().enumerate() {
+            let tokens = tokens.filter(|_| index + 1 == blocks.len());
+            xs =
+                block.forward_with(&xs, &tokens, |block, xs, &tokens| block.forward(xs, tokens))?;
         }
         match config.pool {
             VitPool::Mean => Ok(xs),

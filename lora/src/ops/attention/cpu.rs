@@ -1,7 +1,8 @@
 //! On the CPU, by the kernels.
 
+use super::core::heads;
 use super::{OnArguments, Problem};
-use crate::kernels::attention::{self, Attention, Given, Gradients, Heads, RowOrder, Sizes};
+use crate::kernels::attention::{self, Attention, Given, Gradients, RowOrder, Sizes};
 use crate::kernels::buffer::{Cpu, CpuStrided, tensor};
 use crate::kernels::simd::Element;
 use crate::ops::working;
@@ -16,7 +17,7 @@ impl Problem {
             queries,
             value_dim,
             ..
-        } = self.sizes;
+        } = self.core.sizes;
         let (output, log_sums) = self.on_cpu(attention::forward::<T>)?;
         let output = tensor(output, (batch, queries, heads, value_dim))?;
         Ok((output, tensor(log_sums, (batch, heads, queries))?))
@@ -25,14 +26,15 @@ impl Problem {
     pub(super) fn backward<T: Element>(
         &self,
         grad: &Tensor,
-        output: &Tensor,
+        output: Option<&Tensor>,
         log_sums: &Tensor,
         [on_q, on_k, on_v]: [bool; 3],
     ) -> Result<OnArguments> {
-        let (grad, output) = (working(grad)?, working(output)?);
-        let (grad, output) = (Cpu::of(&grad)?, Cpu::of(&output)?);
+        let (grad, output) = (working(grad)?, output.map(working).transpose()?);
+        let grad = Cpu::of(&grad)?;
+        let output = output.as_ref().map(Cpu::of).transpose()?;
         let given = Given {
-            output: &output,
+            output: output.as_deref(),
             grad: &grad,
             log_sums: &Cpu::of(log_sums)?,
         };
@@ -51,30 +53,15 @@ impl Problem {
 
     fn on_cpu<T: Element, R>(&self, f: impl FnOnce(&Attention<'_, T>) -> R) -> Result<R> {
         let (q, k, v) = (working(&self.q)?, working(&self.k)?, working(&self.v)?);
-        let mask = self.mask.as_ref().map(CpuStrided::of).transpose()?;
+        let mask = self.core.mask()?;
         let (q, k, v) = (
             CpuStrided::of(&q)?,
             CpuStrided::of(&k)?,
             CpuStrided::of(&v)?,
         );
-        Ok(f(&Attention {
-            q: heads(&q),
-            k: heads(&k),
-            v: heads(&v),
-            mask: mask.as_ref().map(heads),
-            sizes: self.sizes,
-            visible: self.visible.by_kernels(),
-            dropout: self.dropout,
-            scale: self.scale,
-            cap: self.cap,
-        }))
-    }
-}
-
-fn heads<'a, T: Element>(tensor: &'a CpuStrided<'_, T>) -> Heads<'a, T> {
-    Heads {
-        values: &tensor.values,
-        steps: tensor.steps,
+        Ok(f(
+            &(self.core).kernel([&q, &k, &v].map(heads), mask.as_ref())
+        ))
     }
 }
 

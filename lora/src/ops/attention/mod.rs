@@ -1,16 +1,16 @@
 //! Attention.
 
+mod core;
 mod cpu;
 mod tensors;
 mod visible;
 
-use super::dropout;
-use super::{Compute, record_with_value, wide};
+pub(crate) use self::core::Core;
+
+use super::{Compute, record, record_with_value};
 use crate::kernels::attention::Sizes;
-use crate::kernels::dropout::Dropout;
 use crate::profile;
-use candle_core::{DType, Result, Tensor, bail};
-use visible::Visible;
+use candle_core::{Result, Tensor, bail};
 
 /// Scaled dot-product attention, softmax(scale·q·kᵀ + mask)·v, with a gradient and on every device.
 /// It computes what [`candle_nn::ops::sdpa`] computes on Metal.
@@ -153,54 +153,44 @@ impl Attention {
         self
     }
 
+    /// Whether what a query sees depends on its place.
+    pub(crate) fn sees_by_place(&self) -> bool {
+        self.causal || self.window.is_some() || self.sequences.is_some()
+    }
+
     /// The result for the arguments of [`sdpa`].
     ///
     /// # Errors
     /// As [`sdpa`], and if the keys of a sequence do not stand together or the dropout's probability is
     /// outside of `0.0..1.0`.
     pub fn forward(&self, q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Tensor> {
-        let sizes = sizes(q, k, v)?;
-        if !(0.0..1.0).contains(&self.dropout) {
-            bail!(
-                "attention: the dropout's probability must be in 0..1, it is {}",
-                self.dropout
-            );
-        }
-        if let Some(cap) = self.soft_cap
-            && !(cap > 0.0 && cap.is_finite())
-        {
-            bail!("attention: the soft cap must be a positive number, it is {cap}");
-        }
+        let core = self.core(sizes(q, k, v)?, q.dtype())?;
         let span = profile::forward("sdpa");
         let dtype = q.dtype();
-        let mask = self.mask.as_ref();
         let problem = Problem {
             q: q.detach(),
             k: k.detach(),
             v: v.detach(),
-            mask: mask
-                .map(|mask| check_mask(mask, &sizes, dtype))
-                .transpose()?,
-            sizes,
-            visible: Visible::new(self.causal, self.window, self.sequences.as_ref(), &sizes)?,
-            dropout: dropout::mask(self.dropout),
-            scale: self.scale,
-            cap: self.soft_cap,
+            core,
         };
-        let (output, log_sums) = match Compute::of(q) {
+        let compute = Compute::of(q);
+        let (output, log_sums) = match compute {
             Compute::F32 => problem.forward::<f32>()?,
             Compute::F64 => problem.forward::<f64>()?,
             Compute::Tensors => problem.composed()?,
         };
         let output = output.to_dtype(dtype)?;
         span.end([&output].into_iter());
-        let backward =
-            move |grad: &Tensor, output: &Tensor, wanted: [bool; 3]| match Compute::of(grad) {
-                Compute::F32 => problem.backward::<f32>(grad, output, &log_sums, wanted),
-                Compute::F64 => problem.backward::<f64>(grad, output, &log_sums, wanted),
-                Compute::Tensors => problem.composed_backward(grad, output, &log_sums, wanted),
-            };
-        record_with_value("sdpa", [q, k, v], output, backward)?.transpose(1, 2)
+        let args = [q, k, v];
+        let output = match compute == Compute::Tensors || problem.core.sizes.needs_output() {
+            true => record_with_value("sdpa", args, output, move |grad, output, wanted| {
+                problem.gradients(grad, Some(output), &log_sums, wanted)
+            })?,
+            false => record("sdpa", args, output, move |grad, wanted| {
+                problem.gradients(grad, None, &log_sums, wanted)
+            })?,
+        };
+        output.transpose(1, 2)
     }
 }
 
@@ -238,35 +228,32 @@ fn sizes(q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Sizes> {
     })
 }
 
-/// The mask, broadcast to the shape of the scores and in their dtype.
-fn check_mask(mask: &Tensor, sizes: &Sizes, dtype: DType) -> Result<Tensor> {
-    if !mask.dtype().is_float() {
-        bail!(
-            "sdpa: the mask is added to the scores and must be floating-point, it is {:?}",
-            mask.dtype()
-        );
-    }
-    let shape = (sizes.batch, sizes.heads, sizes.queries, sizes.keys);
-    match mask.detach().to_dtype(wide(dtype))?.broadcast_as(shape) {
-        Ok(mask) => Ok(mask),
-        Err(_) => bail!(
-            "sdpa: a mask of shape {:?} does not broadcast to {shape:?}",
-            mask.dims()
-        ),
-    }
-}
-
 /// The arguments, without their graph.
 struct Problem {
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    mask: Option<Tensor>,
-    sizes: Sizes,
-    visible: Visible,
-    dropout: Option<Dropout>,
-    scale: f64,
-    cap: Option<f64>,
+    core: Core,
 }
 
 type OnArguments = [Option<Tensor>; 3];
+
+impl Problem {
+    /// The gradients of the arguments; `output` may be missing where the kernels do not need it.
+    fn gradients(
+        &self,
+        grad: &Tensor,
+        output: Option<&Tensor>,
+        log_sums: &Tensor,
+        wanted: [bool; 3],
+    ) -> Result<OnArguments> {
+        match (Compute::of(grad), output) {
+            (Compute::F32, output) => self.backward::<f32>(grad, output, log_sums, wanted),
+            (Compute::F64, output) => self.backward::<f64>(grad, output, log_sums, wanted),
+            (Compute::Tensors, Some(output)) => {
+                self.composed_backward(grad, output, log_sums, wanted)
+            }
+            (Compute::Tensors, None) => bail!("sdpa: the gradient is on another device"),
+        }
+    }
+}

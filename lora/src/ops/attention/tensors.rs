@@ -14,7 +14,7 @@ impl Problem {
             queries,
             value_dim,
             ..
-        } = self.sizes;
+        } = self.core.sizes;
         let (dtype, device) = (self.q.dtype(), self.q.device());
         if self.is_empty() {
             let output = Tensor::zeros((batch, queries, heads, value_dim), dtype, device)?;
@@ -73,7 +73,7 @@ impl Problem {
         if let Some(slopes) = slopes {
             on_scores = (on_scores * slopes)?;
         }
-        let on_scores = (on_scores * self.scale)?.to_dtype(dtype)?;
+        let on_scores = (on_scores * self.core.scale)?.to_dtype(dtype)?;
         let on_q = on_q.then(|| on_scores.matmul(&self.repeated(&self.k)?));
         let on_k = on_k.then(|| {
             let on_scores = on_scores.transpose(2, 3)?.contiguous()?;
@@ -84,7 +84,7 @@ impl Problem {
 
     /// Probabilities, or their gradient, after dropout.
     fn dropped(&self, p: Tensor) -> Result<Tensor> {
-        let Some(dropout) = &self.dropout else {
+        let Some(dropout) = &self.core.dropout else {
             return Ok(p);
         };
         let kept = Tensor::from_vec(dropout.kept(p.elem_count()), p.shape(), &Device::Cpu)?;
@@ -101,17 +101,21 @@ impl Problem {
     fn scores(&self) -> Result<(Tensor, Option<Tensor>)> {
         let k = self.repeated(&self.k)?.transpose(2, 3)?.contiguous()?;
         let scores = self.q.contiguous()?.matmul(&k)?;
-        let mut scores = (scores.to_dtype(wide(scores.dtype()))? * self.scale)?;
+        let mut scores = (scores.to_dtype(wide(scores.dtype()))? * self.core.scale)?;
         let mut slopes = None;
-        if let Some(cap) = self.cap {
+        if let Some(cap) = self.core.cap {
             let tanh = (scores / cap)?.tanh()?;
             slopes = Some((1.0 - tanh.sqr()?)?);
             scores = (tanh * cap)?;
         }
-        if let Some(mask) = &self.mask {
+        if let Some(mask) = &self.core.mask {
             scores = (scores + mask)?;
         }
-        if let Some(hidden) = self.visible.hidden(&self.sizes, scores.device())? {
+        if let Some(hidden) = self
+            .core
+            .visible
+            .hidden(&self.core.sizes, scores.device())?
+        {
             scores = scores.broadcast_add(&hidden.to_dtype(scores.dtype())?)?;
         }
         Ok((scores, slopes))
@@ -120,7 +124,7 @@ impl Problem {
     /// Keys or values for each of the query heads.
     fn repeated(&self, xs: &Tensor) -> Result<Tensor> {
         let (batch, kv_heads, rows, dim) = xs.dims4()?;
-        let group = self.sizes.heads / kv_heads;
+        let group = self.core.sizes.heads / kv_heads;
         let xs = xs.unsqueeze(2)?;
         let xs = xs.expand((batch, kv_heads, group, rows, dim))?;
         xs.contiguous()?
@@ -130,7 +134,7 @@ impl Problem {
     /// Adds the gradients of repeated keys or values up to those of the keys or values.
     fn summed(&self, grad: Tensor) -> Result<Tensor> {
         let (batch, heads, rows, dim) = grad.dims4()?;
-        let kv_heads = self.sizes.kv_heads;
+        let kv_heads = self.core.sizes.kv_heads;
         let shape = (batch, kv_heads, heads / kv_heads, rows, dim);
         grad.reshape(shape)?.sum(2)
     }
@@ -138,7 +142,8 @@ impl Problem {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{check_mask, sizes, visible::Visible};
+    use super::super::core::{Core, check_mask};
+    use super::super::{sizes, visible::Visible};
     use super::*;
     use crate::kernels::dropout::Dropout;
     use candle_core::DType;
@@ -177,12 +182,14 @@ mod tests {
                         q,
                         k,
                         v,
-                        mask,
-                        sizes,
-                        visible: Visible::new(causal, window, None, &sizes).unwrap(),
-                        dropout,
-                        scale: 0.7,
-                        cap,
+                        core: Core {
+                            sizes,
+                            mask,
+                            visible: Visible::new(causal, window, None, &sizes).unwrap(),
+                            dropout,
+                            scale: 0.7,
+                            cap,
+                        },
                     };
                     let what = format!("{sizes:?} {causal} {cap:?}");
                     let (output, log_sums) = problem.forward::<f64>().unwrap();
@@ -190,12 +197,16 @@ mod tests {
                     assert_same(&what, &output, &composed);
                     let grad = numbers((2, queries, heads, 2), 4.0);
                     for wanted in [[true; 3], [true, false, false], [false, true, false]] {
-                        let ours = problem.backward::<f64>(&grad, &output, &log_sums, wanted);
                         let composed = problem.composed_backward(&grad, &composed, &sums, wanted);
-                        for (ours, composed) in ours.unwrap().iter().zip(composed.unwrap()) {
-                            assert_eq!(ours.is_some(), composed.is_some());
-                            if let (Some(ours), Some(composed)) = (ours, composed) {
-                                assert_same(&what, ours, &composed);
+                        let composed = composed.unwrap();
+                        // These keys are one tile, whose gradients need no output.
+                        for output in [Some(&output), None] {
+                            let ours = problem.backward::<f64>(&grad, output, &log_sums, wanted);
+                            for (ours, composed) in ours.unwrap().iter().zip(&composed) {
+                                assert_eq!(ours.is_some(), composed.is_some());
+                                if let (Some(ours), Some(composed)) = (ours, composed) {
+                                    assert_same(&what, ours, composed);
+                                }
                             }
                         }
                     }

@@ -208,13 +208,13 @@ fn bert(keys: &Keys<'_>, kind: &Kind, task: Task) -> EncoderConfig {
     config.type_vocab_size = keys.count("type_vocab_size", 2, MAX_WIDTH);
     config.layer_norm_eps = keys.get("layer_norm_eps", 1e-12);
     config.hidden_act = activation(keys, "hidden_act");
-    let hidden = dropout(keys, "hidden_dropout_prob", 0.1);
+    let hidden = keys.dropout("hidden_dropout_prob", 0.1);
     config.dropouts = Dropouts {
         embeddings: hidden,
-        attention: dropout(keys, "attention_probs_dropout_prob", 0.1),
+        attention: keys.dropout("attention_probs_dropout_prob", 0.1),
         output: hidden,
         mlp: hidden,
-        classifier: dropout(keys, "classifier_dropout", hidden),
+        classifier: keys.dropout("classifier_dropout", hidden),
     };
     config
 }
@@ -228,11 +228,11 @@ fn distilbert(keys: &Keys<'_>, kind: &Kind, task: Task) -> EncoderConfig {
         ["dim", "hidden_dim", "n_layers", "n_heads"],
     );
     config.hidden_act = activation(keys, "activation");
-    let hidden = dropout(keys, "dropout", 0.1);
-    let of_texts = dropout(keys, "seq_classif_dropout", 0.2);
+    let hidden = keys.dropout("dropout", 0.1);
+    let of_texts = keys.dropout("seq_classif_dropout", 0.2);
     config.dropouts = Dropouts {
         embeddings: hidden,
-        attention: dropout(keys, "attention_dropout", 0.1),
+        attention: keys.dropout("attention_dropout", 0.1),
         output: 0.0,
         mlp: hidden,
         classifier: match task {
@@ -250,13 +250,13 @@ fn modernbert(keys: &Keys<'_>, kind: &Kind, task: Task) -> EncoderConfig {
     // Published files repeat the setting under BERT's name.
     keys.find::<f64>("layer_norm_eps");
     config.hidden_act = activation(keys, "hidden_activation");
-    let attention = dropout(keys, "attention_dropout", 0.0);
+    let attention = keys.dropout("attention_dropout", 0.0);
     config.dropouts = Dropouts {
-        embeddings: dropout(keys, "embedding_dropout", 0.0),
+        embeddings: keys.dropout("embedding_dropout", 0.0),
         attention,
         output: attention,
-        mlp: dropout(keys, "mlp_dropout", 0.0),
-        classifier: dropout(keys, "classifier_dropout", 0.0),
+        mlp: keys.dropout("mlp_dropout", 0.0),
+        classifier: keys.dropout("classifier_dropout", 0.0),
     };
     config.modern = Some(ModernBertConfig::read(keys, config.num_hidden_layers));
     let head_dim = config.hidden_size / config.num_attention_heads;
@@ -265,14 +265,6 @@ fn modernbert(keys: &Keys<'_>, kind: &Kind, task: Task) -> EncoderConfig {
         keys.refuse("num_attention_heads", &reason);
     }
     config
-}
-
-fn dropout(keys: &Keys<'_>, key: &str, default: f64) -> f64 {
-    let value = keys.find(key);
-    if value.is_some_and(|value: f64| !(0.0..1.0).contains(&value)) {
-        keys.refuse(key, "a number from 0 to less than 1 is expected");
-    }
-    value.unwrap_or(default)
 }
 
 /// An activation, GELU by default.

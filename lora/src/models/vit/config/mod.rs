@@ -72,8 +72,28 @@ pub struct VitConfig {
     pub projection: Option<usize>,
     /// The names of the classes; none in a model without a classifier, which returns the vector.
     pub labels: Vec<String>,
+    /// What is dropped in the training of a LoRA model.
+    pub dropouts: VitDropouts,
     /// Settings of the file that have no effect here.
     pub without_effect: Vec<String>,
+}
+
+/// Which share of the numbers is dropped in training, of a [`VitConfig`]. A base model drops nothing.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[non_exhaustive]
+pub struct VitDropouts {
+    /// Behind the positions: timm's `pos_drop_rate`.
+    pub embeddings: f64,
+    /// Of the attention's weights: timm's `attn_drop_rate`.
+    pub attention: f64,
+    /// Behind the attention: timm's `proj_drop_rate`, as the next two.
+    pub output: f64,
+    /// Within the MLP, behind the activation.
+    pub inner: f64,
+    /// Behind the MLP.
+    pub mlp: f64,
+    /// In front of the classifier: timm's `drop_rate`. Two classifiers have none.
+    pub classifier: f64,
 }
 
 /// What the layers of a [`Vit`](super::Vit) are called.
@@ -143,6 +163,7 @@ impl VitConfig {
             pool: VitPool::Class,
             projection: None,
             labels: labels::numbered(1000),
+            dropouts: VitDropouts::default(),
             without_effect: Vec::new(),
         }
     }

@@ -1,6 +1,6 @@
 //! Reading a `config.json`.
 
-use super::{VitAct, VitConfig, VitNames, VitPool};
+use super::{VitAct, VitConfig, VitDropouts, VitNames, VitPool};
 use crate::models::keys::{self, Keys, MAX_LAYERS, MAX_WIDTH};
 use crate::models::labels;
 use candle_nn::Activation;
@@ -51,7 +51,7 @@ const HARMLESS: &[&str] = &[
     "vision_use_head",
 ];
 
-/// Settings that act in training only. The model's forward pass has no dropout.
+/// Settings that act in training only, where the type does not have them.
 const DROPOUTS: &[&str] = &[
     "attention_dropout",
     "attention_probs_dropout_prob",
@@ -159,7 +159,30 @@ fn read(keys: &Keys<'_>, names: VitNames) -> VitConfig {
         },
         projection: None,
         labels: Vec::new(),
+        dropouts: dropouts(keys, names),
         without_effect: Vec::new(),
+    }
+}
+
+fn dropouts(keys: &Keys<'_>, names: VitNames) -> VitDropouts {
+    if matches!(names, VitNames::Clip | VitNames::Siglip) {
+        return VitDropouts {
+            attention: keys.dropout("attention_dropout", 0.0),
+            ..VitDropouts::default()
+        };
+    }
+    let hidden = keys.dropout("hidden_dropout_prob", 0.0);
+    // DINOv2's layers have the dropout of the attention alone.
+    let of_layers = match names {
+        VitNames::Dinov2 => 0.0,
+        _ => hidden,
+    };
+    VitDropouts {
+        embeddings: hidden,
+        attention: keys.dropout("attention_probs_dropout_prob", 0.0),
+        output: of_layers,
+        mlp: of_layers,
+        ..VitDropouts::default()
     }
 }
 

@@ -1,103 +1,9 @@
-//! Chains of layers that run as one node of the graph.
-//!
-//! One node costs less than one for each layer: the values between the layers stay in a core's
-//! cache, and only what the backward pass needs is kept. [`Mlp`] is the chain that most models
-//! spend their time in. The same code runs with base layers and with their LoRA counterparts, so a
-//! model's forward pass under `#[lora::forward]` can use it for both.
+//! Two layers and an activation.
 
-use crate::layers::{LoraLayerNorm, LoraLinear, LoraQLinear, LoraRmsNorm, QLinear};
-use crate::ops::{FirstParts, LinearParts, MlpParts, NormParts, residual_mlp};
-use candle_core::{Result, Tensor, bail};
-use candle_nn::{Activation, LayerNorm, Linear, Module, RmsNorm};
-use std::fmt::Debug;
-
-/// A linear layer that blocks can run: [`Linear`], [`QLinear`] or their LoRA counterparts.
-pub trait AsLinear: Module + Debug {
-    /// Weight, bias and updates.
-    #[doc(hidden)]
-    fn as_linear(&self) -> Result<LinearParts>;
-
-    /// Whether the layer is in training, so that dropout acts: never a base layer.
-    #[doc(hidden)]
-    fn in_training(&self) -> bool {
-        false
-    }
-}
-
-impl AsLinear for Linear {
-    fn as_linear(&self) -> Result<LinearParts> {
-        Ok(LinearParts {
-            weight: self.weight().clone(),
-            blocks: None,
-            bias: self.bias().cloned(),
-            updates: Vec::new(),
-            detour: None,
-        })
-    }
-}
-
-impl AsLinear for QLinear {
-    fn as_linear(&self) -> Result<LinearParts> {
-        self.parts()
-    }
-}
-
-impl AsLinear for LoraQLinear {
-    fn as_linear(&self) -> Result<LinearParts> {
-        self.parts_of_forward()
-    }
-
-    fn in_training(&self) -> bool {
-        self.adapters().training
-    }
-}
-
-impl AsLinear for LoraLinear {
-    fn as_linear(&self) -> Result<LinearParts> {
-        self.parts_of_forward()
-    }
-
-    fn in_training(&self) -> bool {
-        self.adapters().training
-    }
-}
-
-/// A normalisation over the last dimension that blocks can run: [`LayerNorm`], [`RmsNorm`] or their
-/// LoRA counterparts.
-pub trait AsNorm: Module + Debug {
-    /// Weight, bias and settings.
-    #[doc(hidden)]
-    fn as_norm(&self) -> Result<NormParts>;
-}
-
-impl AsNorm for LayerNorm {
-    fn as_norm(&self) -> Result<NormParts> {
-        Ok(NormParts {
-            weight: self.weight().clone(),
-            bias: self.bias().cloned(),
-            eps: self.eps(),
-            remove_mean: self.remove_mean(),
-        })
-    }
-}
-
-impl AsNorm for RmsNorm {
-    fn as_norm(&self) -> Result<NormParts> {
-        self.clone().into_inner().as_norm()
-    }
-}
-
-impl AsNorm for LoraLayerNorm {
-    fn as_norm(&self) -> Result<NormParts> {
-        Ok(self.parts_of_forward())
-    }
-}
-
-impl AsNorm for LoraRmsNorm {
-    fn as_norm(&self) -> Result<NormParts> {
-        Ok(self.parts_of_forward())
-    }
-}
+use super::{AsLinear, AsNorm};
+use crate::ops::{Added, Behind, FirstParts, MlpParts, residual_mlp};
+use candle_core::{Result, Tensor};
+use candle_nn::Activation;
 
 /// Two linear layers with an activation between them, or a gated MLP: see [`gated`](Self::gated). On
 /// request a norm comes before them, a factor for each channel behind them, and a shortcut around
@@ -133,10 +39,8 @@ pub struct Mlp<'a> {
     first: First<'a>,
     act: Activation,
     fc2: &'a dyn AsLinear,
-    dropout: f64,
-    gamma: Option<Tensor>,
+    behind: Behind,
     recompute: bool,
-    shortcut: Option<Tensor>,
 }
 
 /// What makes the hidden values.
@@ -191,10 +95,8 @@ impl<'a> Mlp<'a> {
             first,
             act: *act,
             fc2,
-            dropout: 0.0,
-            gamma: None,
+            behind: Behind::default(),
             recompute: false,
-            shortcut: None,
         }
     }
 
@@ -208,19 +110,26 @@ impl<'a> Mlp<'a> {
     /// by the probability to be kept: for training. The draw is
     /// [`seed_dropout`](crate::ops::seed_dropout)'s.
     pub fn dropout(mut self, probability: f64) -> Self {
-        self.dropout = probability;
+        self.behind.dropout = probability;
         self
     }
 
     /// Multiplies the result by a factor for each channel, (out), before the shortcut is added.
     pub fn gamma(mut self, gamma: Option<&Tensor>) -> Self {
-        self.gamma = gamma.cloned();
+        self.behind.gamma = gamma.cloned();
         self
     }
 
     /// Adds a tensor of the result's shape.
     pub fn shortcut(mut self, shortcut: &Tensor) -> Self {
-        self.shortcut = Some(shortcut.clone());
+        self.behind.shortcut = Added::Tensor(shortcut.clone());
+        self
+    }
+
+    /// Adds the norm's result, where a model's norm stands behind a sum: as BERT's, whose MLP and the
+    /// shortcut around it start behind the norm of the attention. Without a norm that is the input.
+    pub fn shortcut_of_norm(mut self) -> Self {
+        self.behind.shortcut = Added::Normed;
         self
     }
 
@@ -236,12 +145,7 @@ impl<'a> Mlp<'a> {
     /// # Errors
     /// If the shapes or dtypes do not fit, or the dropout's probability is outside of `0.0..1.0`.
     pub fn forward(&self, xs: &Tensor) -> Result<Tensor> {
-        if !(0.0..1.0).contains(&self.dropout) {
-            bail!(
-                "the probability of dropout must be in 0..1, it is {}",
-                self.dropout
-            );
-        }
+        self.behind.check()?;
         let first = match self.first {
             First::Plain(fc1) => FirstParts::Plain(fc1.as_linear()?),
             First::Gated(gate, up) => FirstParts::Gated(gate.as_linear()?, up.as_linear()?),
@@ -252,10 +156,9 @@ impl<'a> Mlp<'a> {
             first,
             act: self.act,
             fc2: self.fc2.as_linear()?,
-            dropout: self.dropout,
-            gamma: self.gamma.clone(),
+            behind: self.behind.clone(),
             recompute: self.recompute,
         };
-        residual_mlp(xs, self.shortcut.as_ref(), &parts)
+        residual_mlp(xs, &parts)
     }
 }
