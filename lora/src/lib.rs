@@ -109,6 +109,8 @@ pub mod coming_from_peft {}
 pub mod coming_from_mlx_lm {}
 #[doc = include_str!("../docs/coming-from-trainer.md")]
 pub mod coming_from_trainer {}
+#[doc = include_str!("../docs/command.md")]
+pub mod command {}
 mod config;
 mod convert;
 pub mod data;
