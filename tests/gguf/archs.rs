@@ -254,6 +254,40 @@ fn experts_of_other_ranks() {
     }
 }
 
+/// What to do with an adapter that llama.cpp cannot apply.
+const MERGE: &str = "merge the adapter into the model's GGUF file (peft::merge_gguf) or its safetensors \
+                     (peft::merge_checkpoint)";
+
+/// Each error names what mends it.
+#[test]
+fn errors_name_their_fix() {
+    let error = |config: Value, path: &str, options: &GgufOptions| {
+        let error = there_and_back(directory(config, &pair(path, false)).path(), options);
+        error.unwrap_err().to_string()
+    };
+    let llama = GgufOptions::new("llama").heads(4, 2);
+    let query = "model.layers.0.self_attn.q_proj";
+    let dora = error(json!({"use_dora": true}), query, &llama);
+    let fix = format!("`use_dora` is set to a value that a GGUF adapter cannot hold: {MERGE}");
+    assert!(dora.contains(&fix), "{dora}");
+    let unknown = error(json!({}), "model.layers.0.self_attn.rotary", &llama);
+    let fix = "has no known name in llama.cpp's llama: merge the adapter into the model's safetensors \
+               (peft::merge_checkpoint), which llama.cpp's convert_hf_to_gguf.py converts";
+    assert!(unknown.contains(fix), "{unknown}");
+    let rank = error(json!({"r": 7}), query, &llama);
+    let fix = "but 7 in the configuration: see `r` and `rank_pattern` in adapter_config.json";
+    assert!(rank.contains(fix), "{rank}");
+    let expert = "model.layers.0.mlp.experts.1.up_proj";
+    let none = error(json!({}), expert, &llama);
+    assert!(none.contains("set `experts` of the options"), "{none}");
+    let many = error(json!({}), expert, &llama.clone().experts(5000));
+    let fix = "`experts` of the options counts 5000: 1 to 4096 are possible";
+    assert!(many.contains(fix), "{many}");
+    let few = error(json!({}), expert, &llama.experts(1));
+    let fix = "a number below 1, the `experts` of the options";
+    assert!(few.contains(fix), "{few}");
+}
+
 /// llama.cpp refuses an adapter of a head that is the embedding, and stops at one of the embedding.
 #[test]
 fn a_head_that_is_the_embedding() {
@@ -266,6 +300,7 @@ fn a_head_that_is_the_embedding() {
                 .to_string();
             assert!(error.contains(&format!("`{path}` has no place")), "{error}");
             assert!(error.contains("tie_word_embeddings"), "{error}");
+            assert!(error.contains(&format!("if not, {MERGE}")), "{error}");
             there_and_back(dir.path(), &tied(arch).tied(false)).unwrap();
         }
         // What transformers takes where a model does not say.
@@ -273,6 +308,9 @@ fn a_head_that_is_the_embedding() {
             let unsaid = GgufOptions::new(arch).heads(4, 2);
             there_and_back(dir.path(), &unsaid).unwrap_err();
         }
+        let error = there_and_back(dir.path(), &tied("gemma").tied(false)).unwrap_err();
+        let fix = format!("for gemma, llama.cpp has no adapter of this layer: {MERGE}");
+        assert!(error.to_string().contains(&fix), "{error}");
     }
     // An encoder has no head.
     let words = pair("embeddings.word_embeddings", true);

@@ -157,7 +157,7 @@ fn merged_parts(layer: &dyn Adapted, names: &[String]) -> Result<(Tensor, Option
 /// The merged weight in the precision of the sum, and the sum that is added to the bias.
 fn sums(layer: &dyn Adapted, names: &[String]) -> Result<(Tensor, Option<Tensor>)> {
     let adapters = layer.adapters();
-    let weight = quantised::unmerged_values(layer)?.detach();
+    let weight = quantised::exact_values(layer)?.detach();
     let weight = layer.form().widened(&weight)?;
     let tokens = names.iter().filter_map(|name| adapters.tokens_of(name));
     let tokens: Vec<Tokens> = tokens.map(Tokens::detached).collect();

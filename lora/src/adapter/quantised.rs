@@ -45,6 +45,16 @@ pub(crate) fn unmerged_values(layer: &dyn Adapted) -> Result<Tensor> {
     in_full(blocks.map(|blocks| &**blocks), layer.unmerged_weight())
 }
 
+/// As [`unmerged_values`]; a quantised weight is in f32, whatever dtype the layer computes in, so that a sum
+/// of it is rounded once.
+pub(crate) fn exact_values(layer: &dyn Adapted) -> Result<Tensor> {
+    let weight = layer.unmerged_weight();
+    match layer.adapters().unmerged_blocks() {
+        Some(blocks) => Ok(blocks.dequantize(weight.device())?),
+        None => Ok(weight.clone()),
+    }
+}
+
 fn in_full(blocks: Option<&QTensor>, weight: &Tensor) -> Result<Tensor> {
     Ok(match blocks {
         Some(blocks) => {

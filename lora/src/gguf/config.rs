@@ -135,6 +135,15 @@ impl Settings<'_> {
                 self.problem(format!("`{}.{key}` is missing", self.arch));
             }
         }
+        // A damaged file must not make us build a model that it cannot hold.
+        let layers = map.get("num_hidden_layers").and_then(Value::as_u64);
+        let most = self.file.names().count() as u64;
+        if let Some(layers) = layers.filter(|layers| *layers > most) {
+            self.problem(format!(
+                "`{}.block_count` is {layers}, more than the {most} tensors of the file",
+                self.arch
+            ));
+        }
         let tokens = self.file.info("token_embd.weight").map(|info| info.rows);
         match tokens {
             Some(tokens) => map.insert("vocab_size".into(), tokens.into()),
@@ -280,6 +289,14 @@ impl Settings<'_> {
                 return;
             }
         };
+        let held = self.file.info("blk.0.ffn_gate_exps.weight");
+        let held = json!(held.map_or(0, |info| info.matrices));
+        if let Some(count) = count.as_ref().filter(|count| **count != held) {
+            self.problem(format!(
+                "`{}.expert_count` is {count}, `blk.0.ffn_gate_exps.weight` holds {held}",
+                self.arch
+            ));
+        }
         map.extend(count.map(|count| (names.0.to_string(), count)));
         map.extend(used.map(|used| ("num_experts_per_tok".to_string(), used)));
         map.extend(width.map(|width| (names.1.to_string(), width)));

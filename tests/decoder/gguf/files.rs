@@ -76,7 +76,18 @@ fn what_is_wrong_is_named() {
         None,
         "`llama.embedding_length` is missing",
     );
-    check("llama.block_count", None, "`token_embd.weight` is missing");
+    check("llama.block_count", None, "`llama.block_count` is missing");
+    // A model that the file cannot hold is not built.
+    check(
+        "llama.block_count",
+        Some(Value::U32(1 << 20)),
+        "`llama.block_count` is 1048576, more than the 0 tensors of the file",
+    );
+    check(
+        "llama.expert_count",
+        Some(Value::U32(1 << 9)),
+        "`llama.expert_count` is 512, `blk.0.ffn_gate_exps.weight` holds 0",
+    );
     check(
         "general.type",
         Some(name("adapter")),

@@ -200,7 +200,7 @@ impl Planner<'_> {
         }
         for place in places {
             if let Some(reason) = self.refuses(&place.name) {
-                let problem = format!("`{short}` has no place: {reason}. Otherwise {MERGE}");
+                let problem = format!("`{short}` has no place: {reason}");
                 self.problems.push(problem);
             } else if let Some(expert) = place.expert {
                 self.expert(place.name, expert, module.clone());
@@ -243,16 +243,16 @@ impl Planner<'_> {
         let is_tied = self.options.tied.unwrap_or(self.arch.is_tied);
         let has_head = !self.arch.head.is_empty();
         if is_tied && has_head && [names::HEAD, names::TOKENS].contains(&kind) {
-            return Some(
-                "the embedding is the model's head (`tie_word_embeddings`), and llama.cpp applies \
-                 an adapter to neither of the two; if the model's GGUF file has an \
-                 `output.weight`, set `tied` of the options to false"
-                    .into(),
-            );
+            return Some(format!(
+                "the embedding is the model's head (`tie_word_embeddings`), and llama.cpp applies an adapter \
+                 to neither of the two. If the model's GGUF file has an `output.weight`, set `tied` of the \
+                 options to false; if not, {MERGE}"
+            ));
         }
         let arch = self.arch.name;
         let is_passed_over = self.arch.unadapted.contains(&kind);
-        is_passed_over.then(|| format!("for {arch}, llama.cpp has no adapter of this layer"))
+        is_passed_over
+            .then(|| format!("for {arch}, llama.cpp has no adapter of this layer: {MERGE}"))
     }
 
     /// The update of one expert.
