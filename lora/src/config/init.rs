@@ -54,7 +54,8 @@ pub enum Init {
 
 impl Init {
     /// Whether the adapter starts with a part of the base weight, which the base then lacks. The
-    /// adapter fits that residual base alone.
+    /// adapter fits that residual base alone. In a quantised layer the residual base is quantised, too, and
+    /// stays while the adapter does not act.
     pub fn changes_base(self) -> bool {
         use Init::*;
         matches!(self, Pissa | PissaNiter(_) | Olora | Corda | LoraGa | Loftq)

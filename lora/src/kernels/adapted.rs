@@ -6,7 +6,7 @@ use super::buffer::buffer;
 use super::dropout::Dropout;
 use super::few_rows::{FAR_APART, MANY_ROWS};
 use super::layout::transpose_block;
-use super::low_rank::{add_outer, add_product, dots};
+use super::low_rank::{add_few, add_outer, add_product, dots};
 use super::matrix::{Matrix, Threads, multiply};
 use super::quantised::Blocks;
 use super::simd::Element;
@@ -34,6 +34,9 @@ pub(crate) struct LinearKernel<'a, T: Element> {
 
 /// Weights of more bytes are not copied, such as the head of a language model.
 const LARGEST_COPY: usize = 1 << 26;
+
+/// Up to so many rows, transposing B takes longer than the rows' products with it.
+const FEW: usize = 4;
 
 /// Numbers in a row block that one thread handles: fewer, and reading A or B once more for each block
 /// costs more than the block.
@@ -64,7 +67,7 @@ pub(crate) struct UpdateKernel<'a, T> {
 
 struct Update<'a, T: Element> {
     low_rank: UpdateKernel<'a, T>,
-    /// s·Bᵀ, (rank, out)
+    /// s·Bᵀ, (rank, out); empty where a few rows alone pass forward, which read B as it lies.
     scaled_b: Vec<T>,
 }
 
@@ -139,8 +142,12 @@ impl<'a, T: Element> LinearKernel<'a, T> {
         pass: Direction,
     ) -> Self {
         let (outputs, inputs) = weight.shape();
+        let is_few = pass == Direction::Forward && rows <= FEW;
         let update = update.map(|low_rank| Update {
-            scaled_b: transpose_of(low_rank.b, outputs, low_rank.scaling),
+            scaled_b: match is_few {
+                true => Vec::new(),
+                false => transpose_of(low_rank.b, outputs, low_rank.scaling),
+            },
             low_rank,
         });
         let mut layer = Self {
@@ -186,7 +193,7 @@ impl<'a, T: Element> LinearKernel<'a, T> {
         // The branch costs rank·(in + out) for each row. The copy costs rank·in·out once, and a
         // pass over the weight.
         let merged = self.update.as_ref().filter(|update| {
-            let worth = rows * (inputs + outputs) > 3 * count;
+            let worth = rows * (inputs + outputs) > 3 * count && !update.scaled_b.is_empty();
             worth && update.low_rank.dropout.is_none() && !self.merged
         });
         // The forward product reads the weight along its columns. When a column's numbers are far
@@ -290,9 +297,17 @@ impl<'a, T: Element> LinearKernel<'a, T> {
         });
         if !self.merged {
             let t = &*t;
-            each_rows(threads, y, self.outputs, t, low_rank.rank, |y, t| {
-                add_product(y, t, scaled_b, self.outputs);
-            });
+            each_rows(
+                threads,
+                y,
+                self.outputs,
+                t,
+                low_rank.rank,
+                |y, t| match scaled_b.is_empty() {
+                    true => add_few(y, t, low_rank.b, low_rank.rank, low_rank.scaling),
+                    false => add_product(y, t, scaled_b, self.outputs),
+                },
+            );
         }
     }
 
@@ -412,8 +427,12 @@ impl<'a, T: Element> LinearKernel<'a, T> {
         };
         let rank = low_rank.rank;
         let mut u = vec![T::ZERO; rows * rank];
+        let scaled_b = match scaled_b.is_empty() {
+            true => Cow::Owned(transpose_of(low_rank.b, self.outputs, low_rank.scaling)),
+            false => Cow::Borrowed(&scaled_b[..]),
+        };
         each_rows(threads, &mut u, rank, grad, self.outputs, |u, grad| {
-            dots(grad, scaled_b, u, self.outputs);
+            dots(grad, &scaled_b, u, self.outputs);
         });
         if let Some(on_x) = on_x
             && !self.merged

@@ -59,6 +59,55 @@ pub(crate) fn add_outer<T: Element>(sum: &mut [T], u: &[T], x: &[T], width: usiz
     }
 }
 
+/// y += s·t·bᵀ for a few rows: t is (rows, rank), b (width, rank), y (rows, width).
+pub(crate) fn add_few<T: Element>(y: &mut [T], t: &[T], b: &[T], rank: usize, s: f64) {
+    let s = T::of(s);
+    match rank {
+        0 => {}
+        4 => run(AddFew::<T, 4> { y, t, b, s }),
+        8 => run(AddFew::<T, 8> { y, t, b, s }),
+        16 => run(AddFew::<T, 16> { y, t, b, s }),
+        32 => run(AddFew::<T, 32> { y, t, b, s }),
+        _ => {
+            let width = b.len() / rank;
+            for (y, t) in y.chunks_mut(width.max(1)).zip(t.chunks(rank)) {
+                for (y, b) in y.iter_mut().zip(b.chunks_exact(rank)) {
+                    let sum = b.iter().zip(t).fold(T::ZERO, |sum, (&b, &t)| sum + b * t);
+                    *y += sum * s;
+                }
+            }
+        }
+    }
+}
+
+/// The rank is a constant, so that the compiler makes vectors of neighbouring columns.
+struct AddFew<'a, T, const RANK: usize> {
+    y: &'a mut [T],
+    t: &'a [T],
+    b: &'a [T],
+    s: T,
+}
+
+impl<T: Element, const RANK: usize> WithSimd for AddFew<'_, T, RANK> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _: S) {
+        let Self { y, t, b, s } = self;
+        let b = b.as_chunks::<RANK>().0;
+        let rows = y.chunks_mut(b.len().max(1)).zip(t.as_chunks::<RANK>().0);
+        for (y, t) in rows {
+            for (y, b) in y.iter_mut().zip(b) {
+                let mut sum = T::ZERO;
+                for k in 0..RANK {
+                    sum += b[k] * t[k];
+                }
+                *y += sum * s;
+            }
+        }
+    }
+}
+
 struct AddProduct<'a, T> {
     y: &'a mut [T],
     t: &'a [T],
@@ -209,6 +258,15 @@ mod tests {
         let mut ours = cast(&x);
         add_product(&mut ours, &cast(&t), &cast(&a), width);
         close("add_product", &ours, &product);
+        let mut columns = vec![0.0; a.len()];
+        for k in 0..rank {
+            for i in 0..width {
+                columns[i * rank + k] = a[k * width + i] * 2.0;
+            }
+        }
+        let mut ours = cast(&x);
+        add_few(&mut ours, &cast(&t), &cast(&columns), rank, 0.5);
+        close("add_few", &ours, &product);
         let mut ours = cast(&a);
         add_outer(&mut ours, &cast(&t), &cast(&x), width);
         close("add_outer", &ours, &outer);
@@ -218,7 +276,16 @@ mod tests {
     fn products_are_right_at_every_level() {
         at_every_level(|_| {
             for width in [1, 3, 7, 13, 16, 17, 64, 100, 1000] {
-                for (rows, rank) in [(1, 1), (3, 2), (5, 3), (8, 7), (6, 16)] {
+                for (rows, rank) in [
+                    (1, 1),
+                    (3, 2),
+                    (5, 3),
+                    (1, 4),
+                    (8, 7),
+                    (2, 8),
+                    (6, 16),
+                    (4, 32),
+                ] {
                     check::<f32>(rows, width, rank, 1e-5);
                     check::<f64>(rows, width, rank, 1e-13);
                 }
