@@ -81,7 +81,7 @@ fn losses_of_texts_are_those_of_the_library() {
     }
     assert!((base - tuned).abs() > 0.1);
     let tokens: usize = all.iter().map(Sequence::learned).sum();
-    assert_eq!(told["on"], json!(format!("3 examples, {tokens} tokens")));
+    assert_eq!(told["on"], json!(format!("2 texts, {tokens} tokens")));
 
     let output = lora(args.into_iter().chain(["--which", "base,merged"]))
         .assert()
@@ -95,6 +95,29 @@ fn losses_of_texts_are_those_of_the_library() {
     let cells: Vec<&str> = lines[3].split_whitespace().collect();
     assert_eq!(cells[..2], ["loss", &format!("{base:.4}")]);
     assert!(lines[4].starts_with("perplexity  "), "{shown}");
+
+    // A file that is no JSONL is one text, of passages.
+    let passages = dir.path().join("text.txt");
+    fs::write(&passages, "My lord, the king is here.").unwrap();
+    let halves = ["My lord, the ", "king is here."].map(|text| json!({"text": text}));
+    let halves = write_lines(&dir.path().join("halves.jsonl"), &halves);
+    let of = |file: &Path, length: &'static str| {
+        let args = [
+            "eval",
+            "--model",
+            arg(bard),
+            "--data",
+            arg(file),
+            "--max-length",
+            length,
+            "--json",
+        ];
+        object(lora(args))
+    };
+    // Of records each ends with a token for that, which is cut here.
+    let (whole, cut) = (of(&passages, "13"), of(&halves, "13"));
+    assert_eq!(whole["on"], json!("2 texts, 24 tokens"));
+    assert_eq!(whole["results"], cut["results"]);
 
     // Two adapters: each, together, merged.
     let other = dir.path().join("other");

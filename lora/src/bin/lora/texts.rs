@@ -52,9 +52,16 @@ pub fn read(given: &[String], file: Option<&Path>) -> Result<Vec<Text>> {
     Ok(texts)
 }
 
-fn of_file(path: &Path) -> Result<Vec<Text>> {
+/// Whether a file has a record on each line.
+pub fn is_jsonl(path: &Path) -> bool {
     let end = path.extension().unwrap_or_default();
-    if end.eq_ignore_ascii_case("jsonl") || end.eq_ignore_ascii_case("json") {
+    ["jsonl", "json"]
+        .iter()
+        .any(|known| end.eq_ignore_ascii_case(known))
+}
+
+fn of_file(path: &Path) -> Result<Vec<Text>> {
+    if is_jsonl(path) {
         return Ok(read_jsonl(path)?);
     }
     let text = match path == Path::new("-") {

@@ -1,13 +1,17 @@
 //! What a model is measured on.
 
+use crate::texts::is_jsonl;
 use anyhow::Result;
 use lora::data::{DataKind, Labelled, Pair, Record, read_jsonl};
+use std::fs;
 use std::path::Path;
 
 /// Examples of one kind.
 pub enum Data {
     /// Texts, completions, conversations.
     Records(Vec<Record>),
+    /// One text, of which passages are measured.
+    Passages(String),
     /// Texts with labels.
     Labelled(Vec<Labelled>),
     /// Texts that belong together.
@@ -25,6 +29,9 @@ impl Data {
         if path.is_dir() {
             return Ok(Self::Images);
         }
+        if !is_jsonl(path) {
+            return Ok(Self::Passages(fs::read_to_string(path)?));
+        }
         let mut data = match DataKind::of(path)? {
             DataKind::Labelled => Self::Labelled(read_jsonl(path)?),
             DataKind::Pairs => Self::Pairs(read_jsonl(path)?),
@@ -34,7 +41,7 @@ impl Data {
             Self::Records(records) => records.truncate(limit),
             Self::Labelled(records) => records.truncate(limit),
             Self::Pairs(records) => records.truncate(limit),
-            Self::Images => {}
+            Self::Passages(_) | Self::Images => {}
         }
         Ok(data)
     }
@@ -42,7 +49,7 @@ impl Data {
     /// What it holds, as errors say.
     pub fn what(&self) -> &'static str {
         match self {
-            Self::Records(_) => "holds texts for a language model",
+            Self::Records(_) | Self::Passages(_) => "holds texts for a language model",
             Self::Labelled(_) => "holds texts with labels, for an encoder with a head",
             Self::Pairs(_) => "holds pairs of texts, for an encoder",
             Self::Images => "is a folder of images",

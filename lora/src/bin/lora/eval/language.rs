@@ -10,12 +10,17 @@ use lora::data::{Pad, Record, Sequence, SequenceOptions, sequences};
 use lora::metrics::Perplexity;
 use lora::models::Created;
 use lora::models::decoder::{Decoder, LoraDecoder};
+use lora::text::Tokenizer;
 use std::cmp::Reverse;
 
 /// Longer texts take much memory.
 const LONGEST: usize = 2048;
 
-pub fn measure(
+/// Texts, completions and conversations.
+///
+/// # Errors
+/// If the tokenizer or the model does not fit them.
+pub fn of_records(
     options: &Options,
     named: &Named,
     created: &Created<Decoder>,
@@ -23,16 +28,53 @@ pub fn measure(
     columns: &Columns,
 ) -> Result<Measured> {
     let tokenizer = named.source.tokenizer()?;
-    let most = options
-        .max_length
-        .unwrap_or(LONGEST)
-        .min(created.config.max_position_embeddings);
-    let mut sequences = sequences(&tokenizer, records, &SequenceOptions::new(most))
+    let sequence_options = SequenceOptions::new(longest(options, created));
+    let sequences = sequences(&tokenizer, records, &sequence_options)
         .with_context(|| format!("cannot use --data {}", options.data.display()))?;
+    measure(options, named, created, sequences, (&tokenizer, columns))
+}
+
+/// A text by passages.
+///
+/// # Errors
+/// If the tokenizer or the model does not fit it.
+pub fn of_passages(
+    options: &Options,
+    named: &Named,
+    created: &Created<Decoder>,
+    text: &str,
+    columns: &Columns,
+) -> Result<Measured> {
+    let tokenizer = named.source.tokenizer()?;
+    let ids = tokenizer
+        .encode_plain(text)
+        .with_context(|| format!("cannot use --data {}", options.data.display()))?
+        .ids;
+    let passages = ids.chunks(longest(options, created));
+    let passages = passages.map(|ids| Sequence::new(ids.to_vec()));
+    let passages = passages.filter(|passage| passage.learned() > 0);
+    let limit = options.limit.map_or(usize::MAX, |limit| limit as usize);
+    let passages = passages.take(limit).collect();
+    measure(options, named, created, passages, (&tokenizer, columns))
+}
+
+fn longest(options: &Options, created: &Created<Decoder>) -> usize {
+    let asked = options.max_length.unwrap_or(LONGEST);
+    asked.min(created.config.max_position_embeddings).max(1)
+}
+
+fn measure(
+    options: &Options,
+    named: &Named,
+    created: &Created<Decoder>,
+    mut sequences: Vec<Sequence>,
+    (tokenizer, columns): (&Tokenizer, &Columns),
+) -> Result<Measured> {
     if sequences.is_empty() {
         bail!(
-            "--data {} has no token to measure within {most} tokens: say a longer --max-length",
-            options.data.display()
+            "--data {} has no token to measure within {} tokens: say a longer --max-length",
+            options.data.display(),
+            longest(options, created)
         );
     }
     sequences.sort_by_key(|sequence| Reverse(sequence.len()));
@@ -46,7 +88,7 @@ pub fn measure(
         ])
     })?;
     Ok(Measured {
-        on: format!("{} examples, {tokens} tokens", sequences.len()),
+        on: format!("{} texts, {tokens} tokens", sequences.len()),
         scores,
     })
 }

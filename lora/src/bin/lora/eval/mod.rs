@@ -26,7 +26,8 @@ pub struct Options {
     #[command(flatten)]
     model: ModelArgs,
     /// JSONL that the model has not learned from: text; prompt and completion; messages; text and label;
-    /// pairs (anchor, positive, and negative or score). Or a folder of images, a subfolder a class
+    /// pairs (anchor, positive, and negative or score). Any other file is one text, measured by passages of
+    /// --max-length tokens; a folder holds images, a subfolder a class
     #[arg(long, short, value_name = "FILE")]
     data: PathBuf,
     /// What to measure, separated by commas [default: all there are]
@@ -84,7 +85,10 @@ fn measure(
     };
     match (data, named.open()?) {
         (Data::Records(records), Auto::Decoder(created)) => {
-            language::measure(options, named, &created, &records, columns)
+            language::of_records(options, named, &created, &records, columns)
+        }
+        (Data::Passages(text), Auto::Decoder(created)) => {
+            language::of_passages(options, named, &created, &text, columns)
         }
         (Data::Labelled(texts), Auto::Encoder(created)) => {
             if created.config.task != Task::SequenceClassification {

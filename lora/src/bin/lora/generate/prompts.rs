@@ -1,5 +1,6 @@
 //! What a model is to go on from.
 
+use crate::texts::is_jsonl;
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use lora::data::{Message, read_jsonl};
@@ -153,13 +154,6 @@ impl Prompt {
             None => line,
         }
     }
-}
-
-fn is_jsonl(path: &Path) -> bool {
-    let end = path.extension().unwrap_or_default();
-    ["jsonl", "json"]
-        .iter()
-        .any(|known| end.eq_ignore_ascii_case(known))
 }
 
 fn text_of(path: &Path) -> io::Result<String> {

@@ -1,5 +1,7 @@
 //! What kind of job the data asks for, and how it is done where nobody says otherwise.
 
+pub use crate::texts::is_jsonl;
+
 use anyhow::Result;
 use lora::data::DataKind;
 use serde_json::{Map, Value, json};
@@ -81,14 +83,4 @@ impl Kind {
             _ => Map::new(),
         }
     }
-}
-
-/// Whether a file has a record on each line.
-pub fn is_jsonl(path: &Path) -> bool {
-    let end = path.extension();
-    end.is_some_and(|end| {
-        ["jsonl", "json"]
-            .iter()
-            .any(|known| end.eq_ignore_ascii_case(known))
-    })
 }
