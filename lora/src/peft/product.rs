@@ -19,7 +19,7 @@ use serde::Serialize;
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[non_exhaustive]
 pub enum RankChoice {
-    /// This rank for every layer, or the layer's smaller side if that is less.
+    /// This rank for every layer, or the rank that the layer's update has if that is less.
     Rank(usize),
     /// For each layer the least rank that keeps this share of its energy, the sum of the squares of
     /// the singular values; above 0 and at most 1.

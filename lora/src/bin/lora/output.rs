@@ -53,15 +53,18 @@ impl Folder {
         match Format::find(path)? {
             None => bail!("{} holds no adapter", path.display()),
             Some(Format::Peft) => Ok(Self {
-                path: match path.is_file() {
-                    true => path.parent().map(Into::into).unwrap_or_default(),
-                    false => path.into(),
+                path: match path.parent().filter(|_| path.is_file()) {
+                    Some(parent) if parent.as_os_str().is_empty() => ".".into(),
+                    Some(parent) => parent.into(),
+                    None => path.into(),
                 },
                 _made: None,
             }),
-            Some(_) => {
+            Some(format) => {
                 let made = tempfile::tempdir().context("cannot make a temporary folder")?;
-                import(path, made.path(), options)?;
+                import(path, made.path(), options).with_context(|| {
+                    format!("cannot read this file of {format}; `lora convert` has flags for what it leaves open")
+                })?;
                 Ok(Self {
                     path: made.path().into(),
                     _made: Some(made),

@@ -6,7 +6,7 @@ use lora::peft::RankChoice;
 /// One of the two.
 #[derive(Clone, Copy, Debug, Args)]
 pub struct Rank {
-    /// The rank of every layer
+    /// The rank of every layer, or what the layer has if that is less
     #[arg(long, value_name = "N", conflicts_with = "energy")]
     rank: Option<usize>,
     /// For each layer the least rank that keeps this share of its energy, the sum of the squared

@@ -5,7 +5,7 @@ use crate::error::shorten;
 use crate::file::TensorFile;
 use crate::gguf::header::{self, Field, Wanted};
 use crate::peft::replace::place;
-use crate::peft::{CONFIG_FILE, WEIGHTS_FILE, files};
+use crate::peft::{CONFIG_FILE, WEIGHTS_FILE, adapters_in, files};
 use crate::{Error, Result};
 use std::fs::File;
 use std::io::Read;
@@ -73,14 +73,33 @@ fn in_dir(dir: &Path) -> Result<Option<Located>> {
     if !is_of_peft && diffusers.is_file() {
         return located(Format::Diffusers, diffusers, None);
     }
-    let named = super::super::adapters_in(dir)?;
-    if !is_of_peft && !place(dir, CONFIG_FILE).is_file() && named.is_empty() {
-        return Ok(None);
+    if !is_of_peft && !place(dir, CONFIG_FILE).is_file() {
+        // Adapters in sub-directories are told, unless the directory is a model's.
+        let is_model = holds_weights(dir)? || adapters_in(dir)?.is_empty();
+        if is_model {
+            return Ok(None);
+        }
     }
     // The error tells which file is missing, or in which sub-directories adapters are.
     files::read_config(dir)?;
     let weights = files::weights_path(dir)?;
     located(Format::Peft, weights, Some(dir.into()))
+}
+
+/// Whether a directory has weights of some kind directly in it.
+fn holds_weights(dir: &Path) -> Result<bool> {
+    let failed = |error| Error::file(dir, error);
+    for entry in std::fs::read_dir(dir).map_err(failed)? {
+        let name = entry.map_err(failed)?.file_name();
+        let name = name.to_string_lossy();
+        if [".safetensors", ".gguf", ".index.json"]
+            .iter()
+            .any(|end| name.ends_with(end))
+        {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 /// Whether a file begins as those of llama.cpp do.

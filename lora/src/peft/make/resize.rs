@@ -36,8 +36,8 @@ pub struct ResizedLayer {
 /// update, found from the QR decompositions of B and Aᵀ, without the base model.
 ///
 /// Every layer keeps its scaling and dtype. A layer that needs another rank than most gets an entry of
-/// `rank_pattern`. Magnitudes, biases and modules trained in full are copied. A rank above that of an
-/// update loses nothing and adds zeros, so that training has more directions.
+/// `rank_pattern`. Magnitudes, biases and modules trained in full are copied. No layer gets more rank
+/// than it has.
 ///
 /// ```
 /// use candle_core::{DType, Device, Tensor};
