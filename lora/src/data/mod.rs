@@ -26,13 +26,15 @@
 //! ```
 //!
 //! - Files: [`read_jsonl`] reads records: [`Record`] for language models, [`Labelled`], [`Pair`], or a type
-//!   of your own.
+//!   of your own; [`DataKind`] is which of these a file holds. [`Classes`] numbers labels.
 //! - Tokens with labels: [`Sequence`]; [`sequences`] makes them of records.
 //! - Batches: [`Batches`] chooses, [`Pad`] makes tensors. [`Batches::state`] goes into a file, and training
 //!   goes on in the middle of an epoch.
 //! - Several sequences in a row: [`pack`]. Data that is held out: [`split`].
 
 mod batches;
+mod classes;
+mod kind;
 mod message;
 mod pack;
 mod pad;
@@ -42,6 +44,8 @@ mod split;
 mod tokenize;
 
 pub use batches::{BatchOptions, BatchState, Batches};
+pub use classes::Classes;
+pub use kind::DataKind;
 pub use message::{Chat, Message};
 pub use pack::pack;
 pub use pad::{Batch, Pad, Side, Tokens};

@@ -6,6 +6,7 @@ use crate::{Error, Result};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer, Serialize, de};
 use serde_json::{Map, Value};
+use std::fmt;
 use std::fs::File;
 use std::io::{BufRead, BufReader};
 use std::path::Path;
@@ -26,7 +27,16 @@ pub(super) const MOST_PROBLEMS: usize = 10;
 /// [`Error::File`] names each line that is no such record, and the key that is missing; also a file
 /// without a record.
 pub fn read_jsonl<T: DeserializeOwned>(path: impl AsRef<Path>) -> Result<Vec<T>> {
-    let path = path.as_ref();
+    lines(path.as_ref(), |line| {
+        serde_json::from_value(Value::Object(object(line)?)).map_err(|error| error.to_string())
+    })
+}
+
+/// What `read` makes of each line of a file. Errors have the line's number.
+pub(super) fn lines<T>(
+    path: &Path,
+    mut read: impl FnMut(&[u8]) -> Result<T, String>,
+) -> Result<Vec<T>> {
     let failed = |error| Error::file(path, error);
     let file = File::open(path).map_err(failed)?;
     let (mut records, mut problems) = (Vec::new(), Vec::new());
@@ -40,7 +50,7 @@ pub fn read_jsonl<T: DeserializeOwned>(path: impl AsRef<Path>) -> Result<Vec<T>>
         if line.iter().all(u8::is_ascii_whitespace) {
             continue;
         }
-        match record(line) {
+        match read(line) {
             Ok(record) => records.push(record),
             Err(problem) => problems.push(format!("line {number}: {problem}")),
         }
@@ -61,17 +71,18 @@ pub fn read_jsonl<T: DeserializeOwned>(path: impl AsRef<Path>) -> Result<Vec<T>>
     }
 }
 
-fn record<T: DeserializeOwned>(line: &[u8]) -> Result<T, String> {
+/// The object that a line holds.
+pub(super) fn object(line: &[u8]) -> Result<Map<String, Value>, String> {
     let value = parse_json(line).map_err(|error| {
         // serde_json counts lines within the line.
         let text = error.to_string();
         let place = text.find(" at line ").unwrap_or(text.len());
         format!("no JSON: {}, at column {}", &text[..place], error.column())
     })?;
-    if !value.is_object() {
-        return Err("a JSON object is expected".into());
+    match value {
+        Value::Object(map) => Ok(map),
+        _ => Err("a JSON object is expected".into()),
     }
-    serde_json::from_value(value).map_err(|error| error.to_string())
 }
 
 /// A record for a language model, as TRL and mlx-lm have them:
@@ -188,7 +199,7 @@ fn tools(map: &Map<String, Value>) -> Result<Vec<Value>, String> {
     }
 }
 
-fn keys(map: &Map<String, Value>) -> String {
+pub(super) fn keys(map: &Map<String, Value>) -> String {
     let keys: Vec<String> = map.keys().map(|key| format!("`{key}`")).collect();
     match keys.is_empty() {
         true => "no key".into(),
@@ -221,6 +232,16 @@ pub enum Label {
     Number(f64),
     /// The name of a class.
     Name(String),
+}
+
+impl fmt::Display for Label {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Class(number) => write!(f, "{number}"),
+            Self::Number(number) => write!(f, "{number}"),
+            Self::Name(name) => write!(f, "{:?}", crate::error::shorten(name)),
+        }
+    }
 }
 
 /// A text and another that belongs to it, for sentence embeddings, with one that does not if there is one.

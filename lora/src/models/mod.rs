@@ -32,6 +32,7 @@ mod loader;
 mod names;
 mod parts;
 mod random;
+mod rank;
 mod shapes;
 pub mod vit;
 
@@ -39,6 +40,7 @@ pub use auto::{Auto, auto};
 pub use create::{build, create};
 #[cfg(feature = "hub")]
 pub use hub::Hub;
+pub use rank::check_rank;
 pub use shapes::parameter_shapes;
 
 use crate::LoraModel;

@@ -99,7 +99,13 @@ impl<'a, M: LoraModule> Trainer<'a, M> {
         if let Some(checkpoints) = checkpoints {
             checkpoints.clean()?;
             let output = run.trainer.output.clone().unwrap_or_default();
-            run.log = Some(Log::open(&output, run.state.step)?);
+            let log = Log::open(&output, run.state.step)?;
+            #[cfg(feature = "train-ui")]
+            let log = match run.trainer.tensorboard {
+                true => log.with_events(&output)?,
+                false => log,
+            };
+            run.log = Some(log);
             run.files = Some((output, checkpoints));
         }
         run.checkpoint = last;

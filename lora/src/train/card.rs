@@ -109,25 +109,31 @@ impl ModelCard {
     /// # Errors
     /// If another `README.md` stands there, or the file cannot be written.
     pub fn write(&self, dir: impl AsRef<Path>) -> Result<PathBuf> {
-        let dir = dir.as_ref();
-        let path = dir.join("README.md");
+        let path = Self::place(&dir)?;
         let failed = |error: String| Error::file(&path, format!("cannot be written: {error}"));
-        match fs::read_to_string(&path) {
-            Ok(text) if !text.contains(MARK) => {
-                return Err(Error::file(
-                    &path,
-                    "is not a card that this library wrote: move it away to get one",
-                ));
-            }
-            Err(error) if error.kind() != ErrorKind::NotFound => {
-                return Err(failed(error.to_string()));
-            }
-            _ => {}
-        }
-        let file = stage(dir, self.text().as_bytes()).map_err(|error| failed(error.to_string()))?;
+        let file = stage(dir.as_ref(), self.text().as_bytes())
+            .map_err(|error| failed(error.to_string()))?;
         file.persist(&path)
             .map_err(|error| failed(error.to_string()))?;
         Ok(path)
+    }
+
+    /// Where the card of a folder stands, if [`write`](Self::write) may put one there.
+    ///
+    /// # Errors
+    /// If another `README.md` stands there, or it cannot be read.
+    pub fn place(dir: impl AsRef<Path>) -> Result<PathBuf> {
+        let path = dir.as_ref().join("README.md");
+        match fs::read_to_string(&path) {
+            Ok(text) if !text.contains(MARK) => Err(Error::file(
+                &path,
+                "is not a card that this library wrote: move it away to get one",
+            )),
+            Err(error) if error.kind() != ErrorKind::NotFound => {
+                Err(Error::file(&path, format!("cannot be read: {error}")))
+            }
+            _ => Ok(path),
+        }
     }
 
     /// The card. Writing into a string cannot fail.

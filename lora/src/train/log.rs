@@ -15,6 +15,8 @@ pub(super) const LOG: &str = "log.jsonl";
 pub(super) struct Log {
     path: PathBuf,
     file: File,
+    #[cfg(feature = "train-ui")]
+    events: Option<super::tensorboard::Events>,
 }
 
 impl Log {
@@ -28,14 +30,34 @@ impl Log {
         let file = OpenOptions::new().create(true).append(true).open(&path);
         let file = file.map_err(failed)?;
         file.set_len(kept as u64).map_err(failed)?;
-        Ok(Self { path, file })
+        Ok(Self {
+            path,
+            file,
+            #[cfg(feature = "train-ui")]
+            events: None,
+        })
+    }
+
+    /// Writes an event file for TensorBoard beside the log, too.
+    #[cfg(feature = "train-ui")]
+    pub fn with_events(mut self, output: &Path) -> Result<Self> {
+        self.events = Some(super::tensorboard::Events::open(output)?);
+        Ok(self)
     }
 
     pub fn step(&mut self, step: &Step) -> Result<()> {
+        #[cfg(feature = "train-ui")]
+        self.events
+            .as_mut()
+            .map_or(Ok(()), |events| events.step(step))?;
         self.line(step)
     }
 
     pub fn evaluation(&mut self, evaluation: &Evaluation) -> Result<()> {
+        #[cfg(feature = "train-ui")]
+        self.events
+            .as_mut()
+            .map_or(Ok(()), |events| events.evaluation(evaluation))?;
         self.line(evaluation)
     }
 

@@ -54,7 +54,7 @@
 //! - How: [`TrainOptions`]: the length, accumulation, clipping, the learning rate's course, evaluation,
 //!   checkpoints, patience.
 //! - With what: any optimiser of [`optim`](crate::optim), batches from any [`Source`], a loss that is a
-//!   closure. A [`Loss`] says how many tokens or examples the loss is a mean over.
+//!   closure; a [`Dataset`] is batches, loss and metrics in one. A [`Loss`] says how many tokens or examples the loss is a mean over.
 //! - Held-out data: [`Trainer::evaluate`], [`mean_loss`].
 //! - Files: [`Trainer::output`]: checkpoints, a log of JSON lines, the curves as a picture.
 //!   [`ModelCard`] for the adapter's folder.
@@ -145,8 +145,11 @@ mod parallel;
 #[cfg(feature = "train-ui")]
 mod progress;
 mod run;
+mod sets;
 mod source;
 mod state;
+#[cfg(feature = "train-ui")]
+mod tensorboard;
 mod trained;
 mod trainer;
 
@@ -163,6 +166,9 @@ pub use options::{Best, Course, Every, Length, TrainOptions};
 pub use parallel::{Collective, Parallel, Share, Traffic};
 #[cfg(feature = "train-ui")]
 pub use progress::Progress;
+pub use sets::{Dataset, DatasetBatches, Language};
+#[cfg(feature = "text")]
+pub use sets::{PairBatch, PairLoss, TextBatch, TextClasses, TextPairs};
 pub use source::{Examples, Source};
 pub use trained::{Ended, Trained};
 pub use trainer::Trainer;

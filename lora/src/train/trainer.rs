@@ -70,6 +70,8 @@ pub struct Trainer<'a, M> {
     pub(super) output: Option<PathBuf>,
     pub(super) resume: bool,
     pub(super) parallel: Parallel,
+    #[cfg(feature = "train-ui")]
+    pub(super) tensorboard: bool,
 }
 
 impl<M> fmt::Debug for Trainer<'_, M> {
@@ -95,6 +97,8 @@ impl<'a, M: LoraModule> Trainer<'a, M> {
             output: None,
             resume: false,
             parallel: Parallel::alone(),
+            #[cfg(feature = "train-ui")]
+            tensorboard: false,
         }
     }
 
@@ -142,6 +146,13 @@ impl<'a, M: LoraModule> Trainer<'a, M> {
             progress.tell(event);
             Ok(())
         })
+    }
+
+    /// Writes the log as an event file for TensorBoard, too: `events.out.tfevents.lora` in the output.
+    #[cfg(feature = "train-ui")]
+    pub fn tensorboard(mut self, write: bool) -> Self {
+        self.tensorboard = write;
+        self
     }
 
     /// Sets the factor of the learning rate at a step, which counts from 0, of so many; in place of

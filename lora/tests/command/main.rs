@@ -1,6 +1,7 @@
 //! The command `lora` as a process: what it prints, writes, refuses.
 
 mod completions;
+mod train;
 
 use assert_cmd::Command;
 

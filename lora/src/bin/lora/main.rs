@@ -3,9 +3,12 @@
 //! A file a command, each with its options and a function `run`. The commands use the library as any
 //! program does.
 
+mod common;
 mod completions;
 mod end;
+mod model;
 mod print;
+mod train;
 
 use clap::{Parser, Subcommand};
 use end::End;
@@ -21,6 +24,8 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Train an adapter on a file of examples
+    Train(Box<train::Options>),
     /// Print the completions of a shell, or the manual page
     Completions(completions::Options),
 }
@@ -28,6 +33,7 @@ enum Command {
 impl Command {
     fn run(&self) -> anyhow::Result<()> {
         match self {
+            Self::Train(options) => train::run(options),
             Self::Completions(options) => completions::run::<Cli>(options),
         }
     }

@@ -1,0 +1,106 @@
+//! Where a model is.
+
+use anyhow::{Context, Result, bail};
+use lora::models::generate::Settings;
+use lora::models::{self, Auto, Hub};
+use lora::text::Tokenizer;
+use std::path::{Path, PathBuf};
+
+/// Where a model's files are, and what the user called it.
+#[derive(Clone, Debug)]
+pub struct Source {
+    /// As the command line has it.
+    pub name: String,
+    /// The directory that holds `config.json`, the weights and `tokenizer.json`; or a GGUF file, which holds
+    /// all of these.
+    pub path: PathBuf,
+}
+
+impl Source {
+    /// The model that `--model` names: a directory, a GGUF file, or a repository of the Hugging Face hub.
+    ///
+    /// # Errors
+    /// If it is none of these, or cannot be downloaded.
+    pub fn find(model: &str) -> Result<Self> {
+        let path = Path::new(model);
+        let path = match (path.is_dir(), path.is_file()) {
+            (true, _) => path.into(),
+            (_, true) if is_gguf(path) => path.into(),
+            (_, true) => bail!(
+                "--model {model} is a file, and no GGUF file: name the directory that holds config.json, \
+                 model.safetensors and tokenizer.json"
+            ),
+            _ if is_gguf(path) => bail!("--model {model} does not exist"),
+            _ if is_hub_name(model) => download(model)?,
+            _ => bail!(
+                "--model {model} is no directory, and no name on the Hugging Face hub, which is OWNER/NAME"
+            ),
+        };
+        Ok(Self {
+            name: model.into(),
+            path,
+        })
+    }
+
+    /// Whether the model is a GGUF file, whose weights are quantised.
+    pub fn is_gguf(&self) -> bool {
+        is_gguf(&self.path)
+    }
+
+    /// Reads the model.
+    ///
+    /// # Errors
+    /// If its files are missing, damaged, or of a model that is not known.
+    pub fn open(&self, options: &models::Options) -> Result<Auto> {
+        models::auto(&self.path, options)
+            .with_context(|| format!("cannot use --model {}", self.name))
+    }
+
+    /// The model's tokenizer.
+    ///
+    /// # Errors
+    /// If the files hold none, or a damaged one.
+    pub fn tokenizer(&self) -> Result<Tokenizer> {
+        let read = match self.is_gguf() {
+            true => Tokenizer::from_gguf(&self.path),
+            false => Tokenizer::from_directory(&self.path),
+        };
+        read.with_context(|| format!("cannot use the tokenizer of --model {}", self.name))
+    }
+
+    /// How tokens are drawn as the model was published, and which of them end a text.
+    ///
+    /// # Errors
+    /// If the files say something that has no counterpart here.
+    pub fn generation(&self, tokenizer: &Tokenizer) -> Result<Settings> {
+        if self.is_gguf() {
+            return Ok(Settings::new().stop_tokens(tokenizer.eos()));
+        }
+        let settings = Settings::from_directory(&self.path);
+        settings.with_context(|| format!("cannot use --model {}", self.name))
+    }
+}
+
+fn is_gguf(path: &Path) -> bool {
+    let end = path.extension();
+    end.is_some_and(|end| end.eq_ignore_ascii_case("gguf"))
+}
+
+/// Whether a text may be OWNER/NAME on the hub.
+pub(super) fn is_hub_name(name: &str) -> bool {
+    let parts: Vec<&str> = name.split('/').collect();
+    let is_part = |part: &&str| !part.is_empty() && !part.starts_with(['.', '~']);
+    parts.len() == 2 && parts.iter().all(is_part)
+}
+
+fn download(name: &str) -> Result<PathBuf> {
+    let fetch = || {
+        Hub::new().fetch_tokenizer(name)?;
+        Hub::new().fetch_model(name)
+    };
+    fetch().with_context(|| {
+        format!(
+            "--model {name} is no directory, and cannot be had from the Hugging Face hub under this name"
+        )
+    })
+}
