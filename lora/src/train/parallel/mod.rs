@@ -126,9 +126,14 @@ impl Parallel {
         Share::new(self.rank(), self.ranks())
     }
 
-    /// Stops all ranks if this one has failed.
+    /// Stops the other ranks if this one has failed.
     pub(super) fn or_stop<T, E: Display>(&self, result: Result<T, E>) -> Result<T, E> {
-        result.inspect_err(|error| self.collective.stop(&error.to_string()))
+        if let Err(error) = &result
+            && self.ranks() > 1
+        {
+            self.collective.stop(&error.to_string());
+        }
+        result
     }
 
     /// The sums over all ranks.

@@ -16,7 +16,7 @@ pub use pair_loss::PairLoss;
 #[cfg(feature = "text")]
 pub use pairs::{PairBatch, TextPairs};
 
-use super::{Best, Examples, Loss, Metrics, Source};
+use super::{Best, Examples, Loss, Metrics, Share, Source};
 use crate::data::{BatchOptions, Batches};
 use crate::{LoraModule, Result};
 use serde_json::Value;
@@ -133,6 +133,7 @@ pub trait Dataset {
         });
         Ok(DatasetBatches {
             examples: Examples::new(self.lengths(), options, make)?,
+            teaches: Box::new(|numbers| self.teaches(numbers)),
             per_epoch,
         })
     }
@@ -141,9 +142,12 @@ pub trait Dataset {
 /// `None` for a batch that teaches nothing.
 type Make<'a, B> = Box<dyn FnMut(&[usize]) -> Result<Option<B>> + 'a>;
 
+type Teaches<'a> = Box<dyn Fn(&[usize]) -> bool + 'a>;
+
 /// The batches of a [`Dataset`] that teach something.
 pub struct DatasetBatches<'a, B> {
     examples: Examples<Make<'a, B>>,
+    teaches: Teaches<'a>,
     /// Those of the first epoch.
     per_epoch: usize,
 }
@@ -160,13 +164,17 @@ impl<B> Source for DatasetBatches<'_, B> {
     type Batch = B;
 
     fn next_batch(&mut self) -> Result<Option<B>> {
-        loop {
-            match self.examples.next_batch()? {
-                None => return Ok(None),
-                Some(Some(batch)) => return Ok(Some(batch)),
-                Some(None) => {}
+        // A batch that teaches something is one for the only rank.
+        Ok(self.next_share(Share::new(0, 1))?.flatten())
+    }
+
+    fn next_share(&mut self, share: Share) -> Result<Option<Option<B>>> {
+        while let Some(numbers) = self.examples.next_numbers() {
+            if (self.teaches)(&numbers) {
+                return self.examples.made(&share.of(&numbers)).map(Some);
             }
         }
+        Ok(None)
     }
 
     fn batches_per_epoch(&self) -> Option<usize> {

@@ -3,6 +3,8 @@
 mod files;
 mod kinds;
 mod planned;
+#[cfg(feature = "mpi")]
+mod ranks;
 mod refused;
 mod settings;
 #[cfg(unix)]

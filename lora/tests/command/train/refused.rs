@@ -240,3 +240,17 @@ fn a_run_that_cannot_learn_leaves_nothing_behind() {
     );
     assert!(!place.path("out").exists());
 }
+
+/// Each process of several would train the same, into the same folder.
+#[cfg(not(feature = "mpi"))]
+#[test]
+fn mpirun_needs_the_feature() {
+    let output = crate::lora(["train"])
+        .env("OMPI_COMM_WORLD_SIZE", "4")
+        .output();
+    assert_eq!(
+        crate::text(&output.unwrap().stderr),
+        "error: mpirun has started 4 processes, but this `lora` trains with one: build it with `--features \
+         cli,mpi`\n"
+    );
+}

@@ -7,6 +7,7 @@ mod kind;
 mod layers;
 mod memory;
 mod optimizer;
+mod ranks;
 mod report;
 mod settings;
 mod tune;
@@ -19,6 +20,7 @@ use folder::Folder;
 use job::Job;
 use kind::Kind;
 use layers::Layers;
+use lora::train::Parallel;
 use std::path::{Path, PathBuf};
 use tune::Run;
 
@@ -39,7 +41,11 @@ Settings may stand in a file, --config FILE.toml or FILE.yaml: max_length = 256.
 The output folder: adapter_config.json and adapter_model.safetensors as PEFT has them, README.md, classes.json \
 of texts with classes, train.toml with all settings, log.jsonl, curves.svg, checkpoints. Ctrl-C writes a \
 checkpoint and says how to go on; so does --resume after any end. The same settings give the same adapter on \
-the same machine with the same number of threads, stopped or not.";
+the same machine with the same number of threads, stopped or not.
+
+Built with the feature mpi, `mpirun -n 4 lora train ..` trains with four processes on one or several machines, \
+each of which computes a share of every batch: --batch counts the examples of all. The processes read the same \
+model and data; the first one measures and writes. For --resume all must see the output folder.";
 
 /// The options.
 #[derive(Debug, Args)]
@@ -64,8 +70,12 @@ pub struct Options {
     json: bool,
 }
 
-/// Trains.
+/// Trains, with the other processes that `mpirun` has started.
 pub fn run(options: &Options) -> Result<()> {
+    ranks::run(|parallel| train(options, parallel))
+}
+
+fn train(options: &Options, parallel: &Parallel) -> Result<()> {
     let mut given = Layers::default();
     if let Some(path) = &options.config {
         given.file(path)?;
@@ -73,7 +83,7 @@ pub fn run(options: &Options) -> Result<()> {
     given.flags(&options.flags)?;
     let output = given.text("output")?.unwrap_or("output");
     let folder = Folder::new(Path::new(output), options.resume, options.force);
-    if !options.dry_run {
+    if !options.dry_run && parallel.is_first() {
         folder.check()?;
     }
     let mut layers = Layers::default();
@@ -104,7 +114,8 @@ pub fn run(options: &Options) -> Result<()> {
     let mut settings = layers.settings(kind)?;
     let common = Common {
         threads: settings.threads,
-        json: options.json,
+        // The other processes say nothing.
+        json: options.json || !parallel.is_first(),
     };
     common.start()?;
     settings.threads = Some(rayon::current_num_threads());
@@ -115,5 +126,6 @@ pub fn run(options: &Options) -> Result<()> {
         resume: options.resume,
         dry_run: options.dry_run,
         common: &common,
+        parallel,
     })
 }

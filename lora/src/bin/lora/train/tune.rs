@@ -14,10 +14,12 @@ use anyhow::{Context, Result, anyhow, bail};
 use lora::data::BatchOptions;
 use lora::peft::SaveOptions;
 use lora::train::{
-    Dataset, Ended, Event, Interrupt, Length, Metrics, ModelCard, Progress, Source, Trained,
-    Trainer,
+    Dataset, Ended, Event, Interrupt, Length, Metrics, ModelCard, Parallel, Progress, Source,
+    Trained, Trainer,
 };
 use lora::{Error, Init, Lora, LoraModel, LoraModule};
+use serde::Serialize;
+use std::fmt::Display;
 
 /// Batches that initial values look at which depend on data.
 const CALIBRATION: usize = 16;
@@ -30,6 +32,7 @@ pub struct Run<'a> {
     pub resume: bool,
     pub dry_run: bool,
     pub common: &'a Common,
+    pub parallel: &'a Parallel,
 }
 
 impl Run<'_> {
@@ -76,7 +79,7 @@ impl Run<'_> {
                 parameters: summary.total,
                 memory: Memory::of(&mut model, &summary, training, settings)?,
             };
-            return self.common.result(&plan, &plan);
+            return self.result(&plan, &plan);
         }
         self.common
             .say(format_args!("LoRA    rank {}: {totals}", settings.rank))?;
@@ -87,15 +90,25 @@ impl Run<'_> {
                 settings.init
             ))?;
         }
+        let ranks = self.parallel.ranks();
+        if ranks > 1 {
+            self.common.say(format_args!(
+                "ranks   {ranks}, which share each batch of {}",
+                settings.batch
+            ))?;
+        }
         let at_once = 2 * settings.batch;
-        let before = match (held_out, self.resume) {
-            (Some(held_out), false) => Some(held_out.evaluate(&model, at_once)?),
+        let measures = self.parallel.is_first() && !self.resume;
+        let before = match (held_out, measures) {
+            (Some(held_out), true) => Some(held_out.evaluate(&model, at_once)?),
             _ => None,
         };
         if let Some(before) = &before {
             self.common.say(format_args!("before  {before}"))?;
         }
-        self.folder.begin(settings)?;
+        if self.parallel.is_first() {
+            self.folder.begin(settings)?;
+        }
         let interrupt = Interrupt::catch()?;
         let run = self.train(
             &mut model,
@@ -122,8 +135,18 @@ impl Run<'_> {
         if trained.ended == Ended::Stopped {
             return self.stopped(report, &trained, &interrupt);
         }
-        self.save(&model, &prepared, &trained, after)?;
-        self.common.result(&report, format_args!("\n{report}"))
+        if self.parallel.is_first() {
+            self.save(&model, &prepared, &trained, after)?;
+        }
+        self.result(&report, format_args!("\n{report}"))
+    }
+
+    /// Prints the result, which is one of all processes.
+    fn result(&self, json: &impl Serialize, shown: impl Display) -> Result<()> {
+        match self.parallel.is_first() {
+            true => self.common.result(json, shown),
+            false => Ok(()),
+        }
     }
 
     /// The model with initial values that data decides.
@@ -164,6 +187,7 @@ impl Run<'_> {
         let measured = held_out.unwrap_or(training);
         let mut trainer = Trainer::new(settings.options(measured.best()))
             .output(self.folder.dir())
+            .parallel(self.parallel)
             .resume(self.resume)
             .tensorboard(settings.tensorboard)
             .stop_when(|| interrupt.signal().is_some())
@@ -192,10 +216,12 @@ impl Run<'_> {
     fn stopped(&self, report: Report<'_>, trained: &Trained, interrupt: &Interrupt) -> Result<()> {
         let command = self.folder.command();
         let step = trained.steps;
-        note(format_args!(
-            "a checkpoint holds step {step}; to go on: {command}"
-        ))?;
-        self.common.result(&report.go_on(command), "")?;
+        if self.parallel.is_first() {
+            note(format_args!(
+                "a checkpoint holds step {step}; to go on: {command}"
+            ))?;
+        }
+        self.result(&report.go_on(command), "")?;
         let signal = interrupt.signal().unwrap_or(2);
         Err(Stopped { signal }.into())
     }

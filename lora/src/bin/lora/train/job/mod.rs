@@ -15,7 +15,7 @@ use images::Images;
 use lora::models::convnext::LoraConvNext;
 use lora::models::vit::LoraVit;
 use lora::peft::TaskType;
-use lora::train::{Dataset, Language, TextClasses, TextPairs};
+use lora::train::{Dataset, Language, PairLoss, TextClasses, TextPairs};
 use lora::{LoraConfig, LoraModule};
 
 /// A job that is ready to run.
@@ -73,7 +73,18 @@ impl Job {
         match self {
             Self::Language(prepared) => run.tune(prepared),
             Self::Classes(prepared) => run.tune(prepared),
-            Self::Pairs(prepared) => run.tune(prepared),
+            Self::Pairs(mut prepared) => {
+                let by_itself = matches!(
+                    run.settings.loss,
+                    Some(PairLoss::Cosine | PairLoss::Triplet)
+                );
+                if run.parallel.ranks() > 1 && !by_itself {
+                    let fact = "        the loss compares a pair with others of its rank's share alone: with more \
+                                ranks it is an easier one, unless --batch grows with them";
+                    prepared.facts.push(fact.into());
+                }
+                run.tune(prepared)
+            }
             Self::ConvNext(prepared) => run.tune(prepared),
             Self::Vit(prepared) => run.tune(prepared),
         }
