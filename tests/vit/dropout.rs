@@ -128,6 +128,29 @@ fn configurations_say_what_is_dropped() {
     }
     let clip = of(r#"{"model_type": "clip_vision_model", "attention_dropout": 0.3}"#).unwrap();
     assert_eq!(shares(clip), [0.0, 0.3, 0.0, 0.0, 0.0, 0.0]);
+    let timm = r#"{"architecture": "vit_tiny_patch16_224", "num_classes": 3, "global_pool": "avg", "num_features": 192,
+        "pretrained_cfg": {"tag": "x"}, "model_args": {"drop_rate": 0.1, "pos_drop_rate": 0.2,
+        "proj_drop_rate": 0.3, "attn_drop_rate": 0.4, "drop_path_rate": 0.5}}"#;
+    let config: VitConfig = serde_json::from_str(timm).unwrap();
+    assert_eq!(shares(config.dropouts), [0.2, 0.4, 0.3, 0.3, 0.3, 0.1]);
+    assert_eq!((config.labels.len(), config.hidden_size), (3, 192));
+    assert_eq!(config.pool, lora::models::vit::VitPool::Mean);
+    assert_eq!(
+        config.without_effect,
+        ["`drop_path_rate` is 0.5: training has no such dropout here"]
+    );
+    let error =
+        of(r#"{"architecture": "vit_tiny_patch16_224", "model_args": {"norm_layer": "rms"}}"#);
+    assert_eq!(
+        error.unwrap_err().to_string(),
+        r#"`model_args.norm_layer` is "rms": no such setting is known here"#
+    );
+    let error = of(r#"{"architecture": "resnet50"}"#)
+        .unwrap_err()
+        .to_string();
+    assert!(
+        error.starts_with(r#"`architecture` is "resnet50": timm's models of images are vit_tiny"#)
+    );
     let error = of(r#"{"model_type": "vit", "hidden_dropout_prob": 1.0}"#).unwrap_err();
     assert_eq!(
         error.to_string(),

@@ -1,6 +1,7 @@
 //! What a vision transformer looks like.
 
 mod parse;
+mod timm;
 
 use crate::models::labels;
 use candle_nn::Activation;
@@ -12,8 +13,8 @@ use serde_json::{Map, Value};
 /// It is read from a `config.json` of the Hugging Face hub, with transformers' defaults for each
 /// `model_type`: `vit`, `deit`, `dinov2`, and the towers of images of `clip` and `siglip`, alone
 /// (`clip_vision_model`, `siglip_vision_model`) or within a whole model's file. A setting that is not
-/// supported and would change the result is an error. timm's variants have names:
-/// [`create`](crate::models::create).
+/// supported and would change the result is an error. timm's variants have names
+/// ([`create`](crate::models::create)); a `config.json` of timm names one as its `architecture`.
 ///
 /// ```
 /// use lora::models::vit::{VitConfig, VitPool};

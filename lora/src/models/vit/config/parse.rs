@@ -1,5 +1,6 @@
 //! Reading a `config.json`.
 
+use super::timm;
 use super::{VitAct, VitConfig, VitDropouts, VitNames, VitPool};
 use crate::models::keys::{self, Keys, MAX_LAYERS, MAX_WIDTH};
 use crate::models::labels;
@@ -63,7 +64,7 @@ const DROPOUTS: &[&str] = &[
 impl VitConfig {
     /// Whether a file describes a model of images, by its type.
     pub(in crate::models) fn is_of(map: &Map<String, Value>) -> bool {
-        kind(map).is_ok()
+        timm::is_timms(map) || kind(map).is_ok()
     }
 
     /// The values of `model_type` that are supported.
@@ -73,6 +74,9 @@ impl VitConfig {
 
     /// Reads a configuration, or tells everything wrong with it.
     pub(in crate::models) fn parse(map: &Map<String, Value>) -> Result<Self, Vec<String>> {
+        if timm::is_timms(map) {
+            return timm::parse(map);
+        }
         let (model_type, names, alone) = kind(map).map_err(|problem| vec![problem])?;
         let empty = Map::new();
         let inner = match map.get("vision_config") {
@@ -229,7 +233,7 @@ fn activation(keys: &Keys<'_>, default: &str) -> VitAct {
     }))
 }
 
-fn check(config: &VitConfig, keys: &Keys<'_>) {
+pub(super) fn check(config: &VitConfig, keys: &Keys<'_>) {
     let (width, heads) = (config.hidden_size, config.num_attention_heads);
     if !width.is_multiple_of(heads) {
         let reason = format!("it must divide the width of {width} (`hidden_size`)");
