@@ -8,6 +8,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 mod archs;
+mod damaged;
 mod malformed;
 mod merged;
 mod values;
