@@ -91,7 +91,8 @@
 //! # Features
 //!
 //! `hub` adds pretrained weights from the Hugging Face hub; `text` adds tokenizers, chat templates and
-//! generated text; `images` adds folders of images; `train-ui` adds progress bars and Ctrl-C to [`train`]; `mimalloc` is an allocator for [`memory`];
+//! generated text; `images` adds folders of images; `train-ui` adds progress bars, files for TensorBoard and
+//! Ctrl-C to [`train`]; `mimalloc` is an allocator for [`memory`];
 //! `cuda`, `metal`, `mkl` and `accelerate`
 //! are candle's.
 

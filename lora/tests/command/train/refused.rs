@@ -146,6 +146,19 @@ fn what_is_missing_or_does_not_fit_is_named() {
         assert_eq!(place.refused(&with(&line, "--output @out")), error, "{line}");
         assert!(!place.path("out").exists(), "{line}");
     }
+    // The model has no template for conversations.
+    let messages = json!([{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]);
+    place.write(
+        "chats.jsonl",
+        format!("\n{}\n", json!({"messages": messages})),
+    );
+    let words = place.refused(&format!("--model {bard} --data @chats.jsonl --output @out"));
+    assert!(words.starts_with("@chats.jsonl: line 2: "), "{words}");
+    place.jsonl("other.jsonl", [json!({"text": "a", "label": "eggs"})]);
+    assert_eq!(
+        place.refused(&with(mails, "--valid @other.jsonl --output @out")),
+        "cannot use @other.jsonl: the data: the label \"eggs\" is none of ham, spam"
+    );
     let words = place.refused("--model @encoder --data @keys.jsonl --output @out");
     assert!(
         words.starts_with("@keys.jsonl: line 1: has `body`: `text`, or `prompt`"),
