@@ -243,6 +243,24 @@ h.*.fc.weight      2  1 × 2  BF16     8 B    13       12
     );
 }
 
+/// A folder of a model stays one, whatever lies in its sub-directories.
+#[test]
+fn a_folder_is_what_lies_directly_in_it() {
+    let folder = Folder::new();
+    adapter(&folder);
+    let output = lora(["inspect", &folder.arg("")]).assert().code(1);
+    let printed = text(&output.get_output().stderr);
+    assert!(
+        printed.contains("there are adapters in its sub-directories adapter"),
+        "{printed}"
+    );
+    folder.tensors("model.safetensors", &[("a.weight", rows(&[[1.0]]))]);
+    let output = lora(["inspect", &folder.arg(""), "--json"])
+        .assert()
+        .success();
+    assert_eq!(json(&output.get_output().stdout)["kind"], "checkpoint");
+}
+
 #[test]
 fn what_is_not_there_is_named() {
     let folder = Folder::new();

@@ -107,6 +107,42 @@ fn weights_and_several_adapters_add_up() {
     assert!(error(&found[WEIGHT], &sum(&folder, &base, [1.0, 0.0])) < 1e-6);
 }
 
+/// The index of shards counts the bytes of the other dtype.
+#[test]
+fn shards_are_merged_into_another_dtype() {
+    let folder = Folder::new();
+    adapters(&folder);
+    let base = random(&[64, 32], 9);
+    let shards = [
+        "model-00001-of-00002.safetensors",
+        "model-00002-of-00002.safetensors",
+    ];
+    folder.tensors(&format!("base/{}", shards[0]), &[(WEIGHT, base.clone())]);
+    let ids = Tensor::new(&[1i64, 2], &Device::Cpu).unwrap();
+    let norm = rows(&[[1.0, 2.0]]);
+    folder.tensors(
+        &format!("base/{}", shards[1]),
+        &[("ids", ids), ("norm.weight", norm)],
+    );
+    let map = serde_json::json!({WEIGHT: shards[0], "ids": shards[1], "norm.weight": shards[1]});
+    let index =
+        serde_json::json!({"metadata": {"total_size": 64 * 32 * 4 + 16 + 8}, "weight_map": map});
+    let name = "model.safetensors.index.json";
+    std::fs::write(folder.path("base").join(name), index.to_string()).unwrap();
+    let [from, out, one] = ["base", "out", "one"].map(|name| folder.arg(name));
+    run(&["merge", &from, &out, "--adapter", &one, "--dtype", "f16"]);
+    let index = std::fs::read_to_string(folder.path("out").join(name)).unwrap();
+    let index: Value = serde_json::from_str(&index).unwrap();
+    assert_eq!(index["metadata"]["total_size"], 64 * 32 * 2 + 16 + 4);
+    let found = read(&folder.path("out").join(shards[1]));
+    assert_eq!(
+        (found["ids"].dtype(), found["norm.weight"].dtype()),
+        (DType::I64, DType::F16)
+    );
+    let found = read(&folder.path("out").join(shards[0]));
+    assert!(error(&found[WEIGHT], &sum(&folder, &base, [1.0, 0.0])) < 1e-3);
+}
+
 #[test]
 fn a_quantised_model_stays_one() {
     let folder = Folder::new();
