@@ -4,6 +4,8 @@
 use candle_core::quantized::gguf_file::{self, Value};
 use candle_core::quantized::{GgmlDType, QStorage, QTensor};
 use candle_core::{DType, Device, Module, Tensor, Var};
+use candle_nn::Linear;
+use lora::blocks::Attention;
 use lora::layers::QLinear;
 use lora::models::Options;
 use lora::models::decoder::from_gguf;
@@ -51,6 +53,57 @@ fn passes_take_little_memory() {
     attention_is_linear_in_the_length();
     a_quantised_weight_is_never_held_in_full();
     a_gguf_file_is_read_tensor_by_tensor();
+    nodes_keep_what_they_say();
+}
+
+/// The layers of an attention, of which queries and values are adapted.
+#[derive(Clone, Debug, LoraModel)]
+struct Attending {
+    #[lora(rank)]
+    q: Linear,
+    k: Linear,
+    #[lora(rank)]
+    v: Linear,
+    output: Linear,
+}
+
+/// What is in use after a forward pass, in units of the input: the result, and what the graph keeps.
+fn nodes_keep_what_they_say() {
+    let (batch, time, width) = (8, 64, 64);
+    let layer = |seed| Linear::new(fixed((width, width), DType::F32, seed), None);
+    let base = Attending {
+        q: layer(1),
+        k: layer(2),
+        v: layer(3),
+        output: layer(4),
+    };
+    let model = base.to_lora(&LoraConfig::new(1)).unwrap();
+    let x = Var::from_tensor(&fixed((batch, time, width), DType::F32, 5)).unwrap();
+    let kept = |f: &dyn Fn() -> Tensor| {
+        let before = IN_USE.load(Relaxed);
+        let y = f();
+        let after = IN_USE.load(Relaxed);
+        assert_eq!(y.dims(), x.dims());
+        (after - before) as f64 / (batch * time * width * 4) as f64
+    };
+    let attention = |recompute| {
+        let block = Attention::new(&model.q, &model.k, &model.v, &model.output, 4);
+        let block = block.recompute(recompute).shortcut(&x);
+        block.forward(&x).unwrap()
+    };
+    // Threads make what they keep for themselves.
+    attention(false);
+    let weight = Tensor::ones(width, DType::F32, &Device::Cpu).unwrap();
+    let [all, little, norm] = [
+        kept(&|| attention(false)),
+        kept(&|| attention(true)),
+        // The sum is gone: the norm keeps its result.
+        kept(&|| ops::rms_norm(&ops::add(&x, &x).unwrap(), &weight, 1e-5).unwrap()),
+    ];
+    // Queries, keys, values; then the numbers between A and B, and a sum for each head and query.
+    assert!((4.0..4.3).contains(&all), "{all}");
+    assert!((1.0..1.3).contains(&little), "{little}");
+    assert!((1.0..1.1).contains(&norm), "{norm}");
 }
 
 /// 16384·16384 scores would be 1 GiB.

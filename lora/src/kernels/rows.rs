@@ -75,12 +75,14 @@ impl<T: Element> Norm<'_, T> {
             .par_chunks(rows * width)
             .zip(grad.par_chunks(rows * width));
         let parts = parts.zip(stats.par_chunks(2 * rows));
-        let each = |(((x, grad), stats), on_x): (((&[T], &[T]), &[T]), &mut [T])| {
+        let each = |x: &[T], grad: &[T], stats: &[T], on_x: &mut [T]| {
             norm::backward_rows(x, grad, stats, weight, on_x, width, self.remove_mean);
         };
         match threads {
-            Threads::One => each((((x, grad), stats), on_x)),
-            Threads::All => parts.zip(on_x.par_chunks_mut(rows * width)).for_each(each),
+            Threads::One => each(x, grad, stats, on_x),
+            Threads::All => parts
+                .zip(on_x.par_chunks_mut(rows * width))
+                .for_each(|(((x, grad), stats), on_x)| each(x, grad, stats, on_x)),
         }
     }
 }

@@ -126,6 +126,9 @@ struct Node<T: Element, F> {
     act: PhantomData<F>,
 }
 
+/// The gradients of the input, and of the updates of gate, up and down.
+type Grads<T> = (Vec<T>, [Option<UpdateGrads<T>>; 3]);
+
 impl<T: Element, F: Function> Node<T, F> {
     fn forward(&mut self) -> Result<Vec<T>> {
         let [gate, up, down] = &self.layers;
@@ -139,7 +142,7 @@ impl<T: Element, F: Function> Node<T, F> {
     }
 
     /// The gradients of the input and of the updates.
-    fn backward(&self, grad: &Tensor) -> Result<(Vec<T>, [Option<UpdateGrads<T>>; 3])> {
+    fn backward(&self, grad: &Tensor) -> Result<Grads<T>> {
         let ([gate, up, down], [t_gate, t_up, t_down]) = (&self.layers, &self.t);
         let (of_gate, _) = gate.forward::<T>(&self.x, false)?;
         let (of_up, _) = up.forward::<T>(&self.x, false)?;

@@ -9,7 +9,7 @@ use anyhow::{Context, Result, bail};
 use clap::Args;
 use lora::peft::{
     AdapterConfig, AdapterDir, GgufMergeReport, MergeOptions, MergeReport, combine_files, import,
-    merge_checkpoint_with, merge_gguf,
+    merge_checkpoint_with, merge_gguf_with,
 };
 use lora::{Combination, CombineOptions};
 use serde_json::json;
@@ -25,12 +25,13 @@ with DoRA or with modules trained in full one after the other. One tensor at a t
 pub struct Options {
     /// The base: a safetensors file, an index, a folder with either, or a GGUF file
     base: PathBuf,
-    /// What the base is: a folder for a folder, a file for a file
+    /// What the base is: a folder for a folder, a file for a file. Of a GGUF file also a folder as transformers
+    /// has it, with the weights in full precision
     out: PathBuf,
     /// An adapter of any format, and how much of it; may be said several times
     #[arg(long, value_name = "PATH[=WEIGHT]", required = true)]
     adapter: Vec<Weighted>,
-    /// The dtype of all floats of the result [default: the base's]
+    /// The dtype of all floats of the result [default: the base's; F32 of a GGUF file]
     #[arg(long, value_enum)]
     dtype: Option<Float>,
     /// Give a head that shares the embedding's weight one of its own, if only one of the two changes
@@ -125,25 +126,19 @@ enum Written {
 fn written(options: &Options, adapter: AdapterDir) -> Result<Written> {
     let (base, out) = (&options.base, &options.out);
     let to_gguf = out.extension().is_some_and(|end| end == "gguf");
+    let merging = merging(options);
     match (is_gguf(base), to_gguf) {
         (true, true) => {
             if options.dtype.is_some() {
                 bail!("--dtype is for safetensors: a GGUF file keeps the types of its blocks");
             }
-            let renamed = options.rename.iter();
-            let adapter = renamed.fold(adapter, |dir, (from, to)| dir.rename(from, to));
-            Ok(Written::Gguf(merge_gguf(base, adapter, out)?))
+            let merged = merge_gguf_with(base, adapter, out, &merging)?;
+            Ok(Written::Gguf(merged))
         }
-        (false, false) => Ok(Written::Safetensors(merge_checkpoint_with(
-            base,
-            adapter,
-            out,
-            &merging(options),
-        )?)),
-        (true, false) => bail!(
-            "{} is a GGUF file, which is merged into another: name an output that ends in .gguf",
-            base.display()
-        ),
+        (_, false) => {
+            let merged = merge_checkpoint_with(base, adapter, out, &merging)?;
+            Ok(Written::Safetensors(merged))
+        }
         (false, true) => bail!(
             "{} is no GGUF file: name an output that does not end in .gguf",
             base.display()

@@ -78,7 +78,7 @@ impl PairLoss {
             )),
             (Self::Cosine, _) => {
                 let mut scores = pairs.iter().filter_map(|pair| pair.score);
-                let score = scores.find(|score| !(score.abs() <= 1.0))?;
+                let score = scores.find(|score| !(-1.0..=1.0).contains(score))?;
                 Some(format!(
                     "the loss `{self}` takes scores from -1 to 1, as a cosine is, and one is {score}: use \
                      `cosent`, for which their order alone counts"
