@@ -188,17 +188,6 @@ fn a_quantised_model_stays_one() {
                 .stderr,
         )
     };
-    let wrong = printed(&[
-        "merge",
-        &from,
-        &folder.arg("out.safetensors"),
-        "--adapter",
-        &one,
-    ]);
-    assert!(
-        wrong.contains("name an output that ends in .gguf"),
-        "{wrong}"
-    );
     let wrong = printed(&["merge", &from, &out, "--adapter", &one]);
     assert!(wrong.contains("say --force"), "{wrong}");
     let wrong = printed(&[
@@ -245,4 +234,28 @@ fn errors_name_flags() {
     );
     assert!(!folder.path("out.safetensors").exists());
     lora(args).arg("--fan-in-fan-out=false").assert().success();
+}
+
+#[test]
+fn a_gguf_file_becomes_a_model_in_full_precision() {
+    let folder = Folder::new();
+    let fixtures = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/fixtures/quantised");
+    let [base, adapter] = ["llama.gguf", "adapter"].map(|name| format!("{fixtures}/{name}"));
+    let out = folder.arg("full");
+    let report = run(&[
+        "merge",
+        &base,
+        &out,
+        "--adapter",
+        &adapter,
+        "--dtype",
+        "f16",
+    ]);
+    assert!(!report["changed"].as_array().unwrap().is_empty());
+    let found = read(&folder.path("full/model.safetensors"));
+    let weight = &found["model.layers.0.self_attn.q_proj.weight"];
+    assert_eq!(weight.dtype(), DType::F16);
+    let config = std::fs::read_to_string(folder.path("full/config.json")).unwrap();
+    let config: Value = serde_json::from_str(&config).unwrap();
+    assert_eq!(config["model_type"], "llama");
 }

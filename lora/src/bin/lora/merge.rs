@@ -204,7 +204,7 @@ fn of_gguf(options: &Options, report: &GgufMergeReport) -> Result<()> {
     let layers = layers.map(|(name, error)| json!({"name": name, "error": error}));
     let json = json!({
         "changed": layers.collect::<Vec<_>>(),
-        "files": [options.out],
+        "files": report.files,
     });
     let mut lines = table.lines("");
     lines.extend([

@@ -221,7 +221,9 @@ impl Run<'_> {
                 "a checkpoint holds step {step}; to go on: {command}"
             ))?;
         }
-        self.result(&report.go_on(command), "")?;
+        if self.common.json {
+            self.result(&report.go_on(command), "")?;
+        }
         let signal = interrupt.signal().unwrap_or(2);
         Err(Stopped { signal }.into())
     }
