@@ -195,7 +195,9 @@ impl Run<'_> {
         note(format_args!(
             "a checkpoint holds step {step}; to go on: {command}"
         ))?;
-        self.common.result(&report.go_on(command), "")?;
+        if self.common.json {
+            self.common.result(&report.go_on(command), "")?;
+        }
         let signal = interrupt.signal().unwrap_or(2);
         Err(Stopped { signal }.into())
     }
