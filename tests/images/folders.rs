@@ -190,7 +190,7 @@ fn a_folder_may_keep_apart_what_is_held_out() -> Result<()> {
 #[test]
 fn bad_folders_are_explained() -> Result<()> {
     let dir = tempfile::tempdir()?;
-    let read = |name: &str| message(read_folder(&dir.path().join(name), 8));
+    let read = |name: &str| message(read_folder(dir.path().join(name), 8));
     assert!(read("none").contains("none: there is no such folder"));
     fs::create_dir(dir.path().join("empty"))?;
     assert!(read("empty").contains("has no subfolders"));

@@ -260,7 +260,7 @@ fn classes_are_counted_as_the_library_counts() {
     write_lines(&data, &[json!({"text": "x", "label": "eggs"})]);
     refused(
         &args[1..],
-        "record 1: the label is eggs, the model's classes are ham, spam",
+        "line 1: the label is eggs, the model's classes are ham, spam",
     );
 }
 
@@ -344,7 +344,7 @@ fn pairs_are_found_or_correlate() {
     );
     refused(
         &args[1..],
-        "record 2 has no score, others have: give all or none",
+        "line 2 has no score, others have: give all or none",
     );
 }
 

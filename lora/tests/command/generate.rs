@@ -235,10 +235,10 @@ fn what_cannot_be_done_is_explained() {
     let file = dir.path().join("prompts.jsonl");
     for (line, problem) in [
         ("{\"prompt\": 3}", "line 1: "),
-        ("{}", "record 1 has neither `prompt` nor `messages`"),
+        ("{}", "line 1 has neither `prompt` nor `messages`"),
         (
             "{\"messages\": [{\"role\": \"assistant\", \"content\": \"x\"}]}",
-            "record 1 has no message to answer",
+            "line 1 has no message to answer",
         ),
         ("no", "line 1: no JSON"),
     ] {

@@ -60,6 +60,17 @@ pub fn is_jsonl(path: &Path) -> bool {
         .any(|known| end.eq_ignore_ascii_case(known))
 }
 
+/// The line of a JSONL file's record, as errors name it; the records have numbers from 0.
+pub fn line(path: &Path, record: usize) -> String {
+    let text = fs::read_to_string(path).unwrap_or_default();
+    let lines = (1..).zip(text.lines());
+    let mut lines = lines.filter(|(_, line)| !line.trim().is_empty());
+    match lines.nth(record) {
+        Some((number, _)) => format!("line {number}"),
+        None => format!("record {}", record + 1),
+    }
+}
+
 fn of_file(path: &Path) -> Result<Vec<Text>> {
     if is_jsonl(path) {
         return Ok(read_jsonl(path)?);

@@ -81,7 +81,10 @@ impl Place {
         fs::create_dir_all(&dir).unwrap();
         for entry in fs::read_dir(super::bard()).unwrap() {
             let entry = entry.unwrap();
-            fs::copy(entry.path(), dir.join(entry.file_name())).unwrap();
+            // It has a template of its own.
+            if entry.file_name() != "chat_template.jinja" {
+                fs::copy(entry.path(), dir.join(entry.file_name())).unwrap();
+            }
         }
         let template = "{% for message in messages %}<{{ message['role'] }}>{{ message['content'] }}\n\
                         {% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}";

@@ -152,7 +152,10 @@ fn what_is_missing_or_does_not_fit_is_named() {
         "chats.jsonl",
         format!("\n{}\n", json!({"messages": messages})),
     );
-    let words = place.refused(&format!("--model {bard} --data @chats.jsonl --output @out"));
+    // A model without a template.
+    place.chat_model();
+    fs::remove_file(place.path("chat/tokenizer_config.json")).unwrap();
+    let words = place.refused("--model @chat --data @chats.jsonl --output @out");
     assert!(words.starts_with("@chats.jsonl: line 2: "), "{words}");
     place.jsonl("other.jsonl", [json!({"text": "a", "label": "eggs"})]);
     assert_eq!(

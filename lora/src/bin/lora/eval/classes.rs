@@ -4,7 +4,7 @@ use super::Options;
 use super::columns::Columns;
 use super::score::{Measured, Score};
 use crate::model::Named;
-use crate::texts::{Batched, Text};
+use crate::texts::{Batched, Text, line};
 use anyhow::{Context, Result, bail};
 use candle_core::{Device, Tensor};
 use lora::data::{Label, Labelled};
@@ -12,6 +12,7 @@ use lora::metrics::{F1, accuracy, pearson, spearman};
 use lora::models::Created;
 use lora::models::encoder::Encoder;
 use lora::ops::CrossEntropy;
+use std::path::Path;
 
 /// More classes than these get no line each.
 const MOST_LINES: usize = 20;
@@ -42,7 +43,7 @@ pub fn measure(
     let rows = |model: &lora::Lora<Encoder>| batched.rows(|inputs| model.forward(inputs, false));
     let cannot = || format!("cannot use --data {}", options.data.display());
     if let [_] = config.labels.as_slice() {
-        let labels = numbers(records).with_context(cannot)?;
+        let labels = numbers(&options.data, records).with_context(cannot)?;
         let scores = columns.each(named, &created.model, |model| {
             of_numbers(&rows(model)?.concat(), &labels)
         })?;
@@ -50,7 +51,7 @@ pub fn measure(
         return Ok(Measured { on, scores });
     }
     let classes = named.class_names(config.labels.clone(), config.labels.len())?;
-    let labels = class_numbers(records, &classes).with_context(cannot)?;
+    let labels = class_numbers(&options.data, records, &classes).with_context(cannot)?;
     let scores = columns.each(named, &created.model, |model| {
         of_classes(&rows(model)?, &labels, &classes)
     })?;
@@ -97,22 +98,21 @@ fn of_numbers(found: &[f32], labels: &[f64]) -> Result<Vec<Score>> {
 }
 
 /// The labels as numbers, of a head with one output.
-fn numbers(records: &[Labelled]) -> Result<Vec<f64>> {
-    let labels = (1..)
-        .zip(records)
-        .map(|(number, record)| match &record.label {
-            Label::Class(value) => Ok(f64::from(*value)),
-            Label::Number(value) => Ok(*value),
-            Label::Name(name) => {
-                bail!("record {number}: the label is {name:?}, the model's head gives a number")
-            }
-        });
-    labels.collect()
+fn numbers(path: &Path, records: &[Labelled]) -> Result<Vec<f64>> {
+    let of = |(index, record): (usize, &Labelled)| match &record.label {
+        Label::Class(value) => Ok(f64::from(*value)),
+        Label::Number(value) => Ok(*value),
+        Label::Name(name) => {
+            let line = line(path, index);
+            bail!("{line}: the label is {name:?}, the model's head gives a number")
+        }
+    };
+    records.iter().enumerate().map(of).collect()
 }
 
 /// The number of each label's class, whatever the case of its name.
-fn class_numbers(records: &[Labelled], classes: &[String]) -> Result<Vec<u32>> {
-    let of = |(record, labelled): (usize, &Labelled)| {
+fn class_numbers(path: &Path, records: &[Labelled], classes: &[String]) -> Result<Vec<u32>> {
+    let of = |(index, labelled): (usize, &Labelled)| {
         let name = match &labelled.label {
             Label::Name(name) => name.clone(),
             number => number.to_string(),
@@ -126,9 +126,9 @@ fn class_numbers(records: &[Labelled], classes: &[String]) -> Result<Vec<u32>> {
         };
         let place = place.and_then(|place| u32::try_from(place).ok());
         place.with_context(|| {
-            let classes = classes.join(", ");
-            format!("record {record}: the label is {name}, the model's classes are {classes}")
+            let (line, classes) = (line(path, index), classes.join(", "));
+            format!("{line}: the label is {name}, the model's classes are {classes}")
         })
     };
-    (1..).zip(records).map(of).collect()
+    records.iter().enumerate().map(of).collect()
 }

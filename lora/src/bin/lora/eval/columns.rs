@@ -52,7 +52,7 @@ impl Columns {
         } else if !names.is_empty() {
             let each = names
                 .iter()
-                .map(|name| column(name, Which::Adapter, &[name.clone()]));
+                .map(|name| column(name, Which::Adapter, std::slice::from_ref(name)));
             columns.extend(each);
             columns.push(column("together", Which::Adapter, &names));
         }

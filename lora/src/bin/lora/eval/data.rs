@@ -2,14 +2,14 @@
 
 use crate::texts::is_jsonl;
 use anyhow::Result;
-use lora::data::{DataKind, Labelled, Pair, Record, read_jsonl};
+use lora::data::{DataKind, Labelled, Pair, read_jsonl};
 use std::fs;
 use std::path::Path;
 
 /// Examples of one kind.
 pub enum Data {
-    /// Texts, completions, conversations.
-    Records(Vec<Record>),
+    /// Texts, completions, conversations; the tokenizer reads them.
+    Records,
     /// One text, of which passages are measured.
     Passages(String),
     /// Texts with labels.
@@ -35,13 +35,12 @@ impl Data {
         let mut data = match DataKind::of(path)? {
             DataKind::Labelled => Self::Labelled(read_jsonl(path)?),
             DataKind::Pairs => Self::Pairs(read_jsonl(path)?),
-            _ => Self::Records(read_jsonl(path)?),
+            _ => Self::Records,
         };
         match &mut data {
-            Self::Records(records) => records.truncate(limit),
             Self::Labelled(records) => records.truncate(limit),
             Self::Pairs(records) => records.truncate(limit),
-            Self::Passages(_) | Self::Images => {}
+            Self::Records | Self::Passages(_) | Self::Images => {}
         }
         Ok(data)
     }
@@ -49,7 +48,7 @@ impl Data {
     /// What it holds, as errors say.
     pub fn what(&self) -> &'static str {
         match self {
-            Self::Records(_) | Self::Passages(_) => "holds texts for a language model",
+            Self::Records | Self::Passages(_) => "holds texts for a language model",
             Self::Labelled(_) => "holds texts with labels, for an encoder with a head",
             Self::Pairs(_) => "holds pairs of texts, for an encoder",
             Self::Images => "is a folder of images",

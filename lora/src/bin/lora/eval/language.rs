@@ -6,7 +6,7 @@ use super::score::{Measured, Score};
 use crate::model::Named;
 use anyhow::{Context, Result, bail};
 use candle_core::{DType, Device};
-use lora::data::{Pad, Record, Sequence, SequenceOptions, sequences};
+use lora::data::{Pad, Sequence, SequenceOptions, read_sequences};
 use lora::metrics::Perplexity;
 use lora::models::Created;
 use lora::models::decoder::{Decoder, LoraDecoder};
@@ -24,13 +24,13 @@ pub fn of_records(
     options: &Options,
     named: &Named,
     created: &Created<Decoder>,
-    records: &[Record],
     columns: &Columns,
 ) -> Result<Measured> {
     let tokenizer = named.source.tokenizer()?;
     let sequence_options = SequenceOptions::new(longest(options, created));
-    let sequences = sequences(&tokenizer, records, &sequence_options)
+    let mut sequences = read_sequences(&tokenizer, &options.data, &sequence_options)
         .with_context(|| format!("cannot use --data {}", options.data.display()))?;
+    sequences.truncate(options.limit());
     measure(options, named, created, sequences, (&tokenizer, columns))
 }
 
@@ -53,8 +53,7 @@ pub fn of_passages(
     let passages = ids.chunks(longest(options, created));
     let passages = passages.map(|ids| Sequence::new(ids.to_vec()));
     let passages = passages.filter(|passage| passage.learned() > 0);
-    let limit = options.limit.map_or(usize::MAX, |limit| limit as usize);
-    let passages = passages.take(limit).collect();
+    let passages = passages.take(options.limit()).collect();
     measure(options, named, created, passages, (&tokenizer, columns))
 }
 

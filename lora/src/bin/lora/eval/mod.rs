@@ -52,6 +52,10 @@ impl Options {
     fn batch(&self) -> usize {
         usize::from(self.batch)
     }
+
+    fn limit(&self) -> usize {
+        self.limit.map_or(usize::MAX, |limit| limit as usize)
+    }
 }
 
 /// Does it.
@@ -60,8 +64,7 @@ impl Options {
 /// If model, adapters or data cannot be used.
 pub fn run(options: &Options) -> Result<()> {
     options.common.start()?;
-    let limit = options.limit.map_or(usize::MAX, |limit| limit as usize);
-    let data = Data::read(&options.data, limit)
+    let data = Data::read(&options.data, options.limit())
         .with_context(|| format!("cannot use --data {}", options.data.display()))?;
     let named = options.model.find()?;
     let mut columns = Columns::of(&named, &options.which)?;
@@ -84,8 +87,8 @@ fn measure(
         )
     };
     match (data, named.open()?) {
-        (Data::Records(records), Auto::Decoder(created)) => {
-            language::of_records(options, named, &created, &records, columns)
+        (Data::Records, Auto::Decoder(created)) => {
+            language::of_records(options, named, &created, columns)
         }
         (Data::Passages(text), Auto::Decoder(created)) => {
             language::of_passages(options, named, &created, &text, columns)

@@ -4,7 +4,7 @@ use super::Options;
 use super::columns::Columns;
 use super::score::{Measured, Score};
 use crate::model::Named;
-use crate::texts::{Batched, Text};
+use crate::texts::{Batched, Text, line};
 use anyhow::{Context, Result};
 use candle_core::{Device, Tensor};
 use lora::data::Pair;
@@ -13,6 +13,7 @@ use lora::metrics::{Retrieval, pearson, spearman};
 use lora::models::Created;
 use lora::models::encoder::Encoder;
 use std::collections::{BTreeSet, HashMap};
+use std::path::Path;
 
 pub fn measure(
     options: &Options,
@@ -29,8 +30,8 @@ pub fn measure(
             texts.document(negative);
         }
     }
-    let scores =
-        scores(pairs).with_context(|| format!("cannot use --data {}", options.data.display()))?;
+    let scores = scores(&options.data, pairs)
+        .with_context(|| format!("cannot use --data {}", options.data.display()))?;
     let tokenizer = named.source.tokenizer()?;
     let config = &created.config;
     let batched = |texts: &[Text]| {
@@ -104,16 +105,22 @@ fn place(
 }
 
 /// How alike the texts of each pair are; `None` if the data does not say.
-fn scores(pairs: &[Pair]) -> Result<Option<Vec<f64>>> {
+fn scores(path: &Path, pairs: &[Pair]) -> Result<Option<Vec<f64>>> {
     let all: Vec<Option<f64>> = pairs.iter().map(|pair| pair.score).collect();
     if all.iter().all(Option::is_none) {
         return Ok(None);
     }
-    let score = |(number, score): (usize, Option<f64>)| {
-        score
-            .with_context(|| format!("record {number} has no score, others have: give all or none"))
+    let score = |(index, score): (usize, Option<f64>)| {
+        score.with_context(|| {
+            let line = line(path, index);
+            format!("{line} has no score, others have: give all or none")
+        })
     };
-    (1..).zip(all).map(score).collect::<Result<_>>().map(Some)
+    all.into_iter()
+        .enumerate()
+        .map(score)
+        .collect::<Result<_>>()
+        .map(Some)
 }
 
 fn correlations(found: &Tensor, places: &[(usize, usize)], scores: &[f64]) -> Result<Vec<Score>> {

@@ -1,6 +1,6 @@
 //! What a model is to go on from.
 
-use crate::texts::is_jsonl;
+use crate::texts::{is_jsonl, line};
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use lora::data::{Message, read_jsonl};
@@ -168,27 +168,28 @@ fn text_of(path: &Path) -> io::Result<String> {
 fn jsonl(path: &Path) -> Result<Vec<Prompt>> {
     let lines: Vec<Line> = read_jsonl(path)?;
     let mut prompts = Vec::new();
-    for (number, line) in (1..).zip(lines) {
-        let mut text = match (line.prompt, line.messages) {
+    for (index, record) in lines.into_iter().enumerate() {
+        let at = || line(path, index);
+        let mut text = match (record.prompt, record.messages) {
             (Some(PlainOrChat::Plain(text)), None) => Text::Plain(text),
             (Some(PlainOrChat::Chat(messages)), None) | (None, Some(messages)) => {
                 Text::Chat(messages)
             }
             (Some(_), Some(_)) => {
-                bail!("record {number} has `prompt` and `messages`: keep one of these")
+                bail!("{} has `prompt` and `messages`: keep one of these", at())
             }
-            (None, None) => bail!("record {number} has neither `prompt` nor `messages`"),
+            (None, None) => bail!("{} has neither `prompt` nor `messages`", at()),
         };
         if let Text::Chat(messages) = &mut text {
             // Of a conversation to learn from, the last answer is what is asked for.
             messages.pop_if(|last| last.role() == "assistant");
             if messages.is_empty() {
-                bail!("record {number} has no message to answer");
+                bail!("{} has no message to answer", at());
             }
         }
         prompts.push(Prompt {
             text,
-            adapters: line.adapter.map(|names| match names {
+            adapters: record.adapter.map(|names| match names {
                 Names::One(name) => vec![name],
                 Names::Some(names) => names,
             }),
