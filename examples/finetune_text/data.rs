@@ -2,7 +2,7 @@
 
 use super::folders;
 use anyhow::{Context, Result, bail};
-use lora::data::{Label, Labelled, read_jsonl, split};
+use lora::data::{Classes, Labelled, read_jsonl, split};
 use std::collections::{BTreeSet, HashSet};
 use std::path::Path;
 
@@ -63,54 +63,21 @@ fn read_lines(path: &Path) -> Result<Texts> {
     let records: Vec<Labelled> = read_jsonl(path).context(
         "--data takes a file with a line for each text, {\"text\": \"..\", \"label\": \"..\"}, or a folder",
     )?;
-    let labels: Vec<Label> = records.iter().map(|record| record.label.clone()).collect();
-    let (classes, numbers) =
-        classes(&labels).with_context(|| format!("cannot use {}", path.display()))?;
-    let item = |(record, class): (Labelled, u32)| Item {
-        text: record.text,
-        pair: record.text_pair,
-        class,
+    let classes = Classes::of(records.iter().map(|record| &record.label))
+        .with_context(|| format!("cannot use {}", path.display()))?;
+    let item = |record: Labelled| {
+        let class = classes.number(&record.label).unwrap_or(0);
+        Item {
+            text: record.text,
+            pair: record.text_pair,
+            class,
+        }
     };
     Ok(Texts {
-        classes,
-        items: records.into_iter().zip(numbers).map(item).collect(),
+        items: records.into_iter().map(item).collect(),
+        classes: classes.names().to_vec(),
         notes: Vec::new(),
     })
-}
-
-/// The names of the classes, and the number of each label's: of names in alphabetical order, of numbers
-/// the number itself.
-fn classes(labels: &[Label]) -> Result<(Vec<String>, Vec<u32>)> {
-    let mut names = BTreeSet::new();
-    let mut numbers = Vec::new();
-    for (index, label) in labels.iter().enumerate() {
-        match label {
-            Label::Name(name) => {
-                names.insert(name.as_str());
-            }
-            Label::Class(number) if (*number as usize) < labels.len() => numbers.push(*number),
-            Label::Class(number) => {
-                bail!("class {number} of text {index} is more than there are texts")
-            }
-            Label::Number(number) => {
-                bail!("the label of text {index} is {number}: a class has a name or a whole number")
-            }
-        }
-    }
-    if !names.is_empty() && !numbers.is_empty() {
-        bail!("some labels are names and others are numbers: make all the same");
-    }
-    if names.is_empty() {
-        let count = numbers.iter().max().map_or(0, |&most| most + 1);
-        return Ok(((0..count).map(|class| class.to_string()).collect(), numbers));
-    }
-    let names: Vec<&str> = names.into_iter().collect();
-    let number = |label: &Label| match label {
-        Label::Name(name) => names.binary_search(&name.as_str()).unwrap_or(0) as u32,
-        Label::Class(_) | Label::Number(_) => 0,
-    };
-    let numbers = labels.iter().map(number).collect();
-    Ok((names.iter().map(|name| name.to_string()).collect(), numbers))
 }
 
 impl Texts {
@@ -161,31 +128,6 @@ impl Texts {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn labels_are_names_or_numbers() -> Result<()> {
-        let name = |name: &str| Label::Name(name.into());
-        let (names, numbers) = classes(&[name("spam"), name("ham"), name("spam")])?;
-        assert_eq!(names, ["ham", "spam"]);
-        assert_eq!(numbers, [1, 0, 1]);
-        let (names, numbers) = classes(&[Label::Class(0), Label::Class(2), Label::Class(2)])?;
-        assert_eq!(names, ["0", "1", "2"]);
-        assert_eq!(numbers, [0, 2, 2]);
-        let error = |labels: &[Label]| classes(labels).map(drop).unwrap_err().to_string();
-        assert_eq!(
-            error(&[name("a"), Label::Class(0)]),
-            "some labels are names and others are numbers: make all the same"
-        );
-        assert_eq!(
-            error(&[Label::Number(0.5)]),
-            "the label of text 0 is 0.5: a class has a name or a whole number"
-        );
-        assert_eq!(
-            error(&[Label::Class(7)]),
-            "class 7 of text 0 is more than there are texts"
-        );
-        Ok(())
-    }
 
     #[test]
     fn classes_take_the_models_numbers() {

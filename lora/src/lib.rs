@@ -91,7 +91,7 @@
 //! # Features
 //!
 //! `hub` adds pretrained weights from the Hugging Face hub; `text` adds tokenizers, chat templates and
-//! generated text; `train-ui` adds progress bars and Ctrl-C to [`train`], `mpi` training on
+//! generated text; `train-ui` adds progress bars, files for TensorBoard and Ctrl-C to [`train`]; `mpi` training on
 //! several machines; `mimalloc` is an allocator for [`memory`];
 //! `cuda`, `metal`, `mkl` and `accelerate`
 //! are candle's.

@@ -39,19 +39,20 @@ impl Classes {
     fn read(labels: &[&Label]) -> Result<Self, String> {
         let (mut names, mut numbers) = (BTreeSet::new(), BTreeSet::new());
         for (index, label) in labels.iter().enumerate() {
+            let number = index + 1;
             match label {
                 Label::Name(name) => drop(names.insert(name.as_str())),
-                Label::Class(number) if (*number as usize) < labels.len() => {
-                    numbers.insert(*number);
+                Label::Class(class) if (*class as usize) < labels.len() => {
+                    numbers.insert(*class);
                 }
-                Label::Class(number) => {
+                Label::Class(class) => {
                     return Err(format!(
-                        "class {number} of text {index} is more than there are texts"
+                        "the label of text {number} is {class}, and classes are numbered from 0, fewer than texts"
                     ));
                 }
-                Label::Number(number) => {
+                Label::Number(label) => {
                     return Err(format!(
-                        "the label of text {index} is {number}: a class has a name or a whole number"
+                        "the label of text {number} is {label}: a class has a name or a whole number"
                     ));
                 }
             }
@@ -139,11 +140,11 @@ mod tests {
         );
         assert_eq!(
             error(&[Label::Number(0.5)]),
-            "the data: the label of text 0 is 0.5: a class has a name or a whole number"
+            "the data: the label of text 1 is 0.5: a class has a name or a whole number"
         );
         assert_eq!(
             error(&[Label::Class(7)]),
-            "the data: class 7 of text 0 is more than there are texts"
+            "the data: the label of text 1 is 7, and classes are numbered from 0, fewer than texts"
         );
         assert_eq!(
             error(&[name("a"), name("a")]),

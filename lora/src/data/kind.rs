@@ -40,7 +40,7 @@ impl DataKind {
     /// kind than the first.
     pub fn of(path: impl AsRef<Path>) -> Result<Self> {
         let mut first = None;
-        let kinds = lines(path.as_ref(), |line| {
+        let kinds = lines(path.as_ref(), |_, line| {
             let kind = Self::of_record(&object(line)?)?;
             match *first.get_or_insert(kind) {
                 first if first == kind => Ok(kind),

@@ -27,7 +27,7 @@
 //!
 //! - Files: [`read_jsonl`] reads records: [`Record`] for language models, [`Labelled`], [`Pair`], or a type
 //!   of your own; [`DataKind`] is which of these a file holds. [`Classes`] numbers labels.
-//! - Tokens with labels: [`Sequence`]; [`sequences`] makes them of records.
+//! - Tokens with labels: [`Sequence`]; [`sequences`] makes them of records, [`read_sequences`] of a file.
 //! - Batches: [`Batches`] chooses, [`Pad`] makes tensors. [`Batches::state`] goes into a file, and training
 //!   goes on in the middle of an epoch.
 //! - Several sequences in a row: [`pack`]. Data that is held out: [`split`].
@@ -52,4 +52,4 @@ pub use pad::{Batch, Pad, Side, Tokens};
 pub use records::{Label, Labelled, Pair, Record, read_jsonl};
 pub use sequence::{NO_LABEL, Sequence};
 pub use split::split;
-pub use tokenize::{Rendered, SequenceOptions, Tokenize, Tokenized, sequences};
+pub use tokenize::{Rendered, SequenceOptions, Tokenize, Tokenized, read_sequences, sequences};

@@ -27,15 +27,22 @@ pub(super) const MOST_PROBLEMS: usize = 10;
 /// [`Error::File`] names each line that is no such record, and the key that is missing; also a file
 /// without a record.
 pub fn read_jsonl<T: DeserializeOwned>(path: impl AsRef<Path>) -> Result<Vec<T>> {
-    lines(path.as_ref(), |line| {
-        serde_json::from_value(Value::Object(object(line)?)).map_err(|error| error.to_string())
+    let records = read_numbered(path.as_ref())?.into_iter();
+    Ok(records.map(|(_, record)| record).collect())
+}
+
+/// The records of a file, with the numbers of their lines.
+pub(super) fn read_numbered<T: DeserializeOwned>(path: &Path) -> Result<Vec<(usize, T)>> {
+    lines(path, |number, line| {
+        let record = serde_json::from_value(Value::Object(object(line)?));
+        Ok((number, record.map_err(|error| error.to_string())?))
     })
 }
 
-/// What `read` makes of each line of a file. Errors have the line's number.
+/// What `read` makes of each line of a file and its number. Errors have the number.
 pub(super) fn lines<T>(
     path: &Path,
-    mut read: impl FnMut(&[u8]) -> Result<T, String>,
+    mut read: impl FnMut(usize, &[u8]) -> Result<T, String>,
 ) -> Result<Vec<T>> {
     let failed = |error| Error::file(path, error);
     let file = File::open(path).map_err(failed)?;
@@ -50,7 +57,7 @@ pub(super) fn lines<T>(
         if line.iter().all(u8::is_ascii_whitespace) {
             continue;
         }
-        match read(line) {
+        match read(number, line) {
             Ok(record) => records.push(record),
             Err(problem) => problems.push(format!("line {number}: {problem}")),
         }

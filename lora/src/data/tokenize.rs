@@ -1,13 +1,14 @@
 //! Records as tokens with labels.
 
 use super::message::{Chat, Message};
-use super::records::{MOST_PROBLEMS, Record};
+use super::records::{MOST_PROBLEMS, Record, read_numbered};
 use super::sequence::{NO_LABEL, Sequence};
 use crate::error::warn;
 use crate::{Error, Result};
 use rayon::prelude::*;
 use serde_json::Value;
 use std::ops::Range;
+use std::path::Path;
 
 /// What makes tokens of texts and texts of conversations: `text::Tokenizer`, of the feature `text`, or one
 /// of your own.
@@ -92,19 +93,52 @@ pub fn sequences(
     records: &[Record],
     options: &SequenceOptions,
 ) -> Result<Vec<Sequence>> {
+    let named = records.iter().enumerate();
+    let named = named.map(|(index, record)| (format!("record {index}"), record));
+    named_sequences(tokenizer, &named.collect::<Vec<_>>(), options).map_err(Error::Data)
+}
+
+/// The [`sequences`] of a JSONL file's records.
+///
+/// # Errors
+/// Those of [`read_jsonl`](super::read_jsonl), and [`Error::File`] names each line whose record cannot be
+/// used.
+pub fn read_sequences(
+    tokenizer: &(impl Tokenize + Sync),
+    path: impl AsRef<Path>,
+    options: &SequenceOptions,
+) -> Result<Vec<Sequence>> {
+    let path = path.as_ref();
+    let records: Vec<(usize, Record)> = read_numbered(path)?;
+    let named = records.iter();
+    let named = named.map(|(number, record)| (format!("line {number}"), record));
+    named_sequences(tokenizer, &named.collect::<Vec<_>>(), options).map_err(|problems| {
+        Error::File {
+            path: path.into(),
+            problems,
+        }
+    })
+}
+
+/// The sequences of records, each with what a problem calls it.
+fn named_sequences(
+    tokenizer: &(impl Tokenize + Sync),
+    records: &[(String, &Record)],
+    options: &SequenceOptions,
+) -> Result<Vec<Sequence>, Vec<String>> {
     let made: Vec<Result<Sequence>> = records
         .par_iter()
-        .map(|record| sequence(tokenizer, record, options.learn_prompts))
+        .map(|(_, record)| sequence(tokenizer, record, options.learn_prompts))
         .collect();
     let (mut sequences, mut problems, mut cut) = (Vec::new(), Vec::new(), 0);
-    for (index, made) in made.into_iter().enumerate() {
+    for (made, (name, _)) in made.into_iter().zip(records) {
         match made {
             Ok(mut sequence) => {
                 cut += usize::from(sequence.len() > options.max_length);
                 sequence.truncate(options.max_length);
                 sequences.push(sequence);
             }
-            Err(error) => problems.push(format!("record {index}: {}", reason(error))),
+            Err(error) => problems.push(format!("{name}: {}", reason(error))),
         }
     }
     if problems.len() > MOST_PROBLEMS {
@@ -112,7 +146,7 @@ pub fn sequences(
         problems.push("there are more".into());
     }
     if !problems.is_empty() {
-        return Err(Error::Data(problems));
+        return Err(problems);
     }
     let all = sequences.len();
     sequences.retain(|sequence| sequence.learned() > 0);

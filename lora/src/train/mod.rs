@@ -62,7 +62,7 @@
 //!   moment ends with the same weights, bit for bit on one machine with the same number of threads.
 //! - Several processes and machines: [`Trainer::parallel`].
 //! - On the screen: [`Trainer::watch`]; with the feature `train-ui` `Progress`, a bar on a terminal and
-//!   lines elsewhere, and `Interrupt`, which catches Ctrl-C.
+//!   lines elsewhere, `Trainer::tensorboard`, and `Interrupt`, which catches Ctrl-C.
 //!
 //! What cannot learn is refused: a model without anything to train, parameters that the loss does not
 //! reach, gradients that are not the slope of the loss, a loss that is NaN.

@@ -110,6 +110,7 @@ impl<'a, M: LoraModule> Trainer<'a, M> {
     /// | `checkpoints/best.safetensors` | the same, of the best evaluation |
     /// | `log.jsonl` | a line for each step: `step`, `epoch`, `loss`, `lr`, `grad_norm`, `count`, `unit`, `seconds`; for each evaluation: `step`, `epoch`, `metrics` |
     /// | `curves.svg` | their curves, at the end |
+    /// | `events.out.tfevents.lora` | the log for TensorBoard, if `tensorboard` of the feature `train-ui` asks for it |
     ///
     /// A checkpoint is also a file for [`load_state`](crate::optim::load_state). The adapter for other
     /// programs is the caller's to save: [`save_adapter`](LoraModule::save_adapter).

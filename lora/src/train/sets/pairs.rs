@@ -217,15 +217,18 @@ impl TextPairs {
         let cosines = cosines.map(|&(query, document)| f64::from(rows[query][document]));
         let cosines: Vec<f64> = cosines.collect();
         let wanted: Vec<f64> = self.pairs.iter().filter_map(|pair| pair.score).collect();
-        let (pearson, spearman) = (pearson(&cosines, &wanted)?, spearman(&cosines, &wanted)?);
-        if !(pearson.is_finite() && spearman.is_finite()) {
+        if wanted.iter().all(|score| *score == wanted[0]) {
             let problem = format!(
-                "all of the {} pairs to measure with have the same score, or the same cosine, so that these have \
-                 no correlation: measure with others",
+                "all of the {} pairs to measure with have the same score, with which nothing correlates: measure \
+                 with others",
                 wanted.len()
             );
             return Err(Error::Data(vec![problem]));
         }
+        // Where all texts have the same embedding there is no correlation.
+        let or_none = |number: f64| if number.is_finite() { number } else { 0.0 };
+        let pearson = or_none(pearson(&cosines, &wanted)?);
+        let spearman = or_none(spearman(&cosines, &wanted)?);
         Ok(Metrics::from([
             ("pearson", pearson),
             ("spearman", spearman),

@@ -21,7 +21,8 @@ impl Place {
         let config = json!({
             "architectures": ["BertModel"], "model_type": "bert", "vocab_size": WORDS.len(),
             "hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2, "num_hidden_layers": 2,
-            "max_position_embeddings": 16, "type_vocab_size": 2,
+            "max_position_embeddings": 16, "type_vocab_size": 2, "hidden_dropout_prob": 0.0,
+            "attention_probs_dropout_prob": 0.0,
         });
         fs::write(dir.join("config.json"), config.to_string()).unwrap();
         let config: EncoderConfig = serde_json::from_value(config).unwrap();

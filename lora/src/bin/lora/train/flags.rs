@@ -33,6 +33,12 @@ impl Flags {
     }
 }
 
+/// A number, as files may hold it: neither NaN nor infinite.
+fn number(text: &str) -> Result<f64, String> {
+    let number = text.parse().ok().filter(|number: &f64| number.is_finite());
+    number.ok_or_else(|| "a number is expected".into())
+}
+
 #[derive(Clone, Debug, Default, Args, Serialize)]
 #[command(next_help_heading = "Model and data")]
 struct DataFlags {
@@ -47,7 +53,7 @@ struct DataFlags {
     valid: Option<PathBuf>,
     /// Share of the data that is held out to measure with, in place of --valid; 0 for none [default: 0.1 of
     /// texts, 0.2 of texts with classes, 0.25 of pairs]
-    #[arg(long, value_name = "SHARE")]
+    #[arg(long, value_parser = number, value_name = "SHARE")]
     held_out: Option<f64>,
     /// Examples that are measured with at most, spread over all [default: 200 texts, 2000 pairs]
     #[arg(long, value_name = "NUMBER")]
@@ -76,10 +82,10 @@ struct AdapterFlags {
     #[arg(long)]
     rank: Option<usize>,
     /// Numerator of their scaling alpha / rank [default: twice the rank]
-    #[arg(long)]
+    #[arg(long, value_parser = number)]
     alpha: Option<f64>,
     /// Share of the adapters' inputs that is dropped in training [default: 0]
-    #[arg(long, value_name = "SHARE")]
+    #[arg(long, value_parser = number, value_name = "SHARE")]
     dropout: Option<f64>,
     /// Layers to adapt: ends of their paths, separated by commas, or all-linear [default: all-linear of a
     /// language model, of an encoder queries and values]
@@ -156,37 +162,37 @@ struct OptimizerFlags {
     #[arg(long, value_parser = ["adamw", "lora_plus", "lora_fa", "riemannian"])]
     optimizer: Option<String>,
     /// Highest learning rate [default: 2e-3 of a language model, 5e-4 of an encoder]
-    #[arg(long)]
+    #[arg(long, value_parser = number)]
     lr: Option<f64>,
     /// Its course behind the warm-up [default: cosine]
     #[arg(long, value_parser = ["constant", "linear", "cosine"])]
     schedule: Option<String>,
     /// Share of the steps in which it rises from 0 [default: 0.05]
-    #[arg(long, value_name = "SHARE")]
+    #[arg(long, value_parser = number, value_name = "SHARE")]
     warmup: Option<f64>,
     /// Weight decay of matrices [default: 0]
-    #[arg(long, value_name = "NUMBER")]
+    #[arg(long, value_parser = number, value_name = "NUMBER")]
     weight_decay: Option<f64>,
     /// Largest norm of a step's gradients; 0 for any [default: 1]
-    #[arg(long, value_name = "NORM")]
+    #[arg(long, value_parser = number, value_name = "NORM")]
     clip: Option<f64>,
     /// How slowly the first moment changes [default: 0.9]
-    #[arg(long)]
+    #[arg(long, value_parser = number)]
     beta1: Option<f64>,
     /// How slowly the second moment changes [default: 0.999]
-    #[arg(long)]
+    #[arg(long, value_parser = number)]
     beta2: Option<f64>,
     /// Added to the root of the second moment [default: 1e-8]
-    #[arg(long)]
+    #[arg(long, value_parser = number)]
     eps: Option<f64>,
     /// By how much B learns faster than A, with lora_plus [default: 16]
-    #[arg(long, value_name = "RATIO")]
+    #[arg(long, value_parser = number, value_name = "RATIO")]
     lora_plus_ratio: Option<f64>,
     /// Learning rate of adapted embeddings, with lora_plus [default: 1e-6]
-    #[arg(long, value_name = "LR")]
+    #[arg(long, value_parser = number, value_name = "LR")]
     embedding_lr: Option<f64>,
     /// Added to the diagonals before they are inverted, with riemannian [default: 0.01]
-    #[arg(long, value_name = "NUMBER")]
+    #[arg(long, value_parser = number, value_name = "NUMBER")]
     riemannian_reg: Option<f64>,
 }
 

@@ -90,6 +90,13 @@ impl Run<'_> {
                 settings.batch
             ))?;
         }
+        if settings.check_gradients && settings.has_constant_norms() {
+            self.common.say(format_args!(
+                "        the gradients are not checked: with --init {}, DoRA's differ from differences of the loss, \
+                 as the norms count as constants",
+                settings.init
+            ))?;
+        }
         let at_once = 2 * settings.batch;
         let measures = self.parallel.is_first() && !self.resume;
         let before = match (held_out, measures) {

@@ -13,15 +13,15 @@ use lora::peft::TaskType;
 use lora::text::Tokenizer;
 use lora::train::TextClasses;
 use std::collections::HashSet;
+use std::path::Path;
 
 pub fn prepare(settings: &Settings) -> Result<Prepared<TextClasses>> {
     let source = Source::find(&settings.model)?;
-    let examples: Examples<Labelled> = examples::read(settings, Kind::Classes)?;
-    let (examples, note) = distinct(examples);
-    examples.check(settings)?;
-    let all = examples.training.iter().chain(&examples.held_out);
-    let classes = Classes::of(all.map(|text| &text.label))
+    let texts: (Vec<Labelled>, _) = examples::read(settings, Kind::Classes)?;
+    let classes = Classes::of(texts.0.iter().map(|text| &text.label))
         .with_context(|| format!("cannot use {}", settings.data.display()))?;
+    let (examples, note) = distinct(examples::divide(settings, Kind::Classes, texts)?);
+    examples.check(settings)?;
     let tokenizer = source.tokenizer()?;
     let (base, classes) = base(&source, classes, settings)?;
     let mut lora = settings.lora()?;
@@ -49,14 +49,17 @@ pub fn prepare(settings: &Settings) -> Result<Prepared<TextClasses>> {
     ];
     facts.extend(note);
     let tokenizer = cut(tokenizer, settings.max_length, config)?;
-    let set = |texts: &[Labelled]| {
+    let valid = settings.valid.as_ref().unwrap_or(&settings.data);
+    let set = |texts: &[Labelled], file: &Path| {
         let set = TextClasses::new(&tokenizer, texts, &classes, config.type_vocab_size > 1);
-        set.with_context(|| format!("cannot use {}", settings.data.display()))
+        set.with_context(|| format!("cannot use {}", file.display()))
     };
     let held_out = &examples.held_out;
     Ok(Prepared {
-        training: set(&examples.training)?,
-        held_out: (!held_out.is_empty()).then(|| set(held_out)).transpose()?,
+        training: set(&examples.training, &settings.data)?,
+        held_out: (!held_out.is_empty())
+            .then(|| set(held_out, valid))
+            .transpose()?,
         base: base.model,
         lora,
         classes: Some(classes.names().to_vec()),

@@ -15,13 +15,43 @@ pub struct Examples<T> {
     pub called: &'static str,
 }
 
-/// Reads the records of `--data` and `--valid`, or holds out a share.
-pub fn read<T: DeserializeOwned>(settings: &Settings, kind: Kind) -> Result<Examples<T>> {
-    let all: Vec<T> = read_jsonl(&settings.data)?;
-    let examples = match &settings.valid {
-        Some(valid) => Examples {
+/// The records of `--data` as they are, and those of `--valid`.
+pub fn read<T: DeserializeOwned>(
+    settings: &Settings,
+    kind: Kind,
+) -> Result<(Vec<T>, Option<Vec<T>>)> {
+    read_by(settings, kind, |path| read_jsonl(path))
+}
+
+/// What `read` makes of `--data` and `--valid`.
+pub fn read_by<T>(
+    settings: &Settings,
+    kind: Kind,
+    read: impl Fn(&Path) -> lora::Result<Vec<T>>,
+) -> Result<(Vec<T>, Option<Vec<T>>)> {
+    let all = read(&settings.data)?;
+    let Some(valid) = &settings.valid else {
+        return Ok((all, None));
+    };
+    if !is_jsonl(valid) || Kind::of(valid)? != kind {
+        bail!(
+            "--valid {} holds something else than --data: both must be of one kind",
+            valid.display()
+        );
+    }
+    Ok((all, Some(read(valid)?)))
+}
+
+/// Holds out a share where there is nothing else to measure with.
+pub fn divide<T>(
+    settings: &Settings,
+    kind: Kind,
+    (all, valid): (Vec<T>, Option<Vec<T>>),
+) -> Result<Examples<T>> {
+    let examples = match valid {
+        Some(held_out) => Examples {
             training: all,
-            held_out: read_as(valid, kind)?,
+            held_out,
             called: kind.examples(),
         },
         None => {
@@ -35,17 +65,6 @@ pub fn read<T: DeserializeOwned>(settings: &Settings, kind: Kind) -> Result<Exam
         }
     };
     Ok(examples.limited(settings.eval_limit))
-}
-
-/// The records of `--valid`.
-fn read_as<T: DeserializeOwned>(valid: &Path, kind: Kind) -> Result<Vec<T>> {
-    if !is_jsonl(valid) || Kind::of(valid)? != kind {
-        bail!(
-            "--valid {} holds something else than --data: both must be of one kind",
-            valid.display()
-        );
-    }
-    Ok(read_jsonl(valid)?)
 }
 
 impl<T> Examples<T> {

@@ -6,7 +6,7 @@ use super::examples::{self, Examples};
 use super::{Prepared, model_fact};
 use crate::model::Source;
 use anyhow::{Context, Result, bail};
-use lora::data::{Pad, Record, Sequence, SequenceOptions, Tokenize, sequences};
+use lora::data::{Pad, Sequence, SequenceOptions, Tokenize, read_sequences};
 use lora::models::decoder::Decoder;
 use lora::models::{self, Options};
 use lora::peft::TaskType;
@@ -69,21 +69,14 @@ pub fn prepare(settings: &Settings) -> Result<Prepared<Language>> {
     })
 }
 
-/// The records of a file as tokens.
+/// The records of the files as tokens.
 fn records(settings: &Settings, tokenizer: &Tokenizer) -> Result<Examples<Sequence>> {
-    let examples: Examples<Record> = examples::read(settings, Kind::Language)?;
     let options = SequenceOptions::new(settings.max_length)
         .learn_prompts(settings.learn_prompts == Some(true));
-    let tokens = |records: &[Record], file: &Path| {
-        let made = sequences(tokenizer, records, &options);
-        made.with_context(|| format!("cannot use {}", file.display()))
-    };
-    let valid = settings.valid.as_ref().unwrap_or(&settings.data);
-    Ok(Examples {
-        training: tokens(&examples.training, &settings.data)?,
-        held_out: tokens(&examples.held_out, valid)?,
-        called: examples.called,
-    })
+    let sequences = examples::read_by(settings, Kind::Language, |path| {
+        read_sequences(tokenizer, path, &options)
+    })?;
+    examples::divide(settings, Kind::Language, sequences)
 }
 
 /// A text as passages of so many tokens. The last share is held out.

@@ -3,7 +3,7 @@
 use super::super::kind::Kind;
 use super::super::settings::Settings;
 use super::classes::cut;
-use super::examples::{self, Examples};
+use super::examples;
 use super::{Prepared, model_fact};
 use crate::model::Source;
 use anyhow::{Context, Result};
@@ -18,7 +18,8 @@ const POOLER: &str = "pooler.dense";
 
 pub fn prepare(settings: &Settings) -> Result<Prepared<TextPairs>> {
     let source = Source::find(&settings.model)?;
-    let examples: Examples<Pair> = examples::read(settings, Kind::Pairs)?;
+    let pairs: (Vec<Pair>, _) = examples::read(settings, Kind::Pairs)?;
+    let examples = examples::divide(settings, Kind::Pairs, pairs)?;
     examples.check(settings)?;
     let tokenizer = source.tokenizer()?;
     let base = source.open(&Options::new())?.into_encoder();
