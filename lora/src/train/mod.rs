@@ -124,7 +124,7 @@
 //! };
 //! let one = train(&Parallel::alone())?;
 //! for losses in Parallel::threads(2, train)? {
-//!     assert!((losses[2] - one[2]).abs() < 1e-5 * one[2]);
+//!     assert!((losses[2] - one[2]).abs() < 1e-4 * one[2]);
 //! }
 //! # Ok::<(), lora::Error>(())
 //! ```

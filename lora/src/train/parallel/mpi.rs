@@ -87,9 +87,9 @@ impl Parallel {
     /// use lora::train::Parallel;
     ///
     /// fn main() -> lora::Result<()> {
-    ///     Parallel::mpi(|parallel| {
+    ///     Parallel::mpi(|parallel| -> lora::Result<()> {
     ///         println!("this is {parallel}");
-    ///         lora::Result::Ok(())
+    ///         Ok(())
     ///     })
     /// }
     /// ```
