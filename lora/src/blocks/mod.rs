@@ -61,41 +61,30 @@ impl AsLinear for QLinear {
     }
 }
 
-impl AsLinear for LoraQLinear {
-    fn as_linear(&self) -> Result<LinearParts> {
-        self.parts_of_forward()
-    }
+/// Implements [`AsLinear`] for layers with adapters.
+macro_rules! adapted {
+    ($($layer:ty),*) => {$(
+        impl AsLinear for $layer {
+            fn as_linear(&self) -> Result<LinearParts> {
+                self.parts_of_forward()
+            }
 
-    fn in_training(&self) -> bool {
-        self.adapters().training
-    }
+            fn in_training(&self) -> bool {
+                self.adapters().training
+            }
 
-    fn is_observed(&self) -> bool {
-        self.adapters().recorder.is_some()
-    }
+            fn is_observed(&self) -> bool {
+                self.adapters().recorder.is_some()
+            }
 
-    fn differs_by_row(&self) -> bool {
-        self.adapters().mixed_rows().is_some()
-    }
+            fn differs_by_row(&self) -> bool {
+                self.adapters().mixed_rows().is_some()
+            }
+        }
+    )*};
 }
 
-impl AsLinear for LoraLinear {
-    fn as_linear(&self) -> Result<LinearParts> {
-        self.parts_of_forward()
-    }
-
-    fn in_training(&self) -> bool {
-        self.adapters().training
-    }
-
-    fn is_observed(&self) -> bool {
-        self.adapters().recorder.is_some()
-    }
-
-    fn differs_by_row(&self) -> bool {
-        self.adapters().mixed_rows().is_some()
-    }
-}
+adapted!(LoraLinear, LoraQLinear);
 
 /// A normalisation over the last dimension that blocks can run: [`LayerNorm`], [`RmsNorm`] or their
 /// LoRA counterparts.

@@ -111,6 +111,24 @@ impl<T: Element> UpdateGrads<T> {
     }
 }
 
+/// The sum of what parts of the rows gave each layer's update, in the order of the rows, so that it comes
+/// out the same each time; `none` of no part.
+pub(crate) fn sum_of_parts<T: Element, const LAYERS: usize>(
+    parts: Vec<[Option<UpdateGrads<T>>; LAYERS]>,
+    none: impl FnOnce() -> [Option<UpdateGrads<T>>; LAYERS],
+) -> [Option<UpdateGrads<T>>; LAYERS] {
+    let mut parts = parts.into_iter();
+    let mut sum = parts.next().unwrap_or_else(none);
+    for part in parts {
+        for (sum, part) in sum.iter_mut().zip(&part) {
+            if let (Some(sum), Some(part)) = (sum, part) {
+                sum.add(part);
+            }
+        }
+    }
+    sum
+}
+
 impl<'a, T: Element> LinearKernel<'a, T> {
     /// `weight` is (out, in) with these steps between rows and columns.
     pub(crate) fn new(

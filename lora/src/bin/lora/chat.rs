@@ -1,9 +1,9 @@
 //! `lora chat`: a conversation with a language model.
 
-use crate::common::Common;
 use crate::generate::{Sampling, activate};
 use crate::model::{ModelArgs, load};
-use crate::print::{note, say, stream};
+use crate::shell::common::Common;
+use crate::shell::print::{note, say, stream};
 use anyhow::{Context, Result};
 use clap::Args;
 use lora::LoraModule;

@@ -1,6 +1,6 @@
 //! `lora completions`: what a shell needs to complete the command, and its manual.
 
-use crate::print::stream;
+use crate::shell::print::stream;
 use anyhow::{Context, Result};
 use clap::{Args, CommandFactory, ValueEnum};
 use clap_complete::Shell;

@@ -1,10 +1,10 @@
 //! `lora embed`: texts as vectors.
 
-use crate::common::Common;
 use crate::model::{ModelArgs, load};
-use crate::print::say;
+use crate::shell::common::Common;
+use crate::shell::print::say;
+use crate::shell::whole::Whole;
 use crate::texts::{self, Batched};
-use crate::whole::Whole;
 use anyhow::{Context, Result, bail};
 use candle_core::{Device, Tensor};
 use clap::Args;

@@ -1,37 +1,23 @@
 //! The command `lora`: adapters trained, measured, used, merged and looked into, without code.
 //!
-//! A file a command, each with its options and a function `run`. The commands use the library as any
-//! program does.
+//! A file or folder a command, each with its options and a function `run`; `shell` is what they share. The
+//! commands use the library as any program does.
 
 mod chat;
 mod classify;
-mod combine;
-mod common;
 mod completions;
-mod convert;
-mod diff;
-mod dtype;
 mod embed;
-mod end;
 mod eval;
-mod extract;
-mod flags;
+mod files;
 mod generate;
-mod heat;
-mod inspect;
-mod merge;
 mod model;
-mod output;
-mod print;
-mod rank;
-mod resize;
-mod table;
+mod shell;
 mod texts;
 mod train;
-mod whole;
 
 use clap::{Parser, Subcommand};
-use end::End;
+use files::{combine, convert, diff, extract, inspect, merge, resize};
+use shell::end::{self, End};
 use std::process::ExitCode;
 
 /// LoRA adapters for the models of candle: train, measure, use, merge, look into them.

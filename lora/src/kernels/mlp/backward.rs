@@ -2,7 +2,7 @@
 
 use super::{Grads, Kept, Mlp};
 use crate::kernels::activation::{self, Function};
-use crate::kernels::adapted::{LinearKernel, Seen};
+use crate::kernels::adapted::{LinearKernel, Seen, sum_of_parts};
 use crate::kernels::blocks::take;
 use crate::kernels::buffer::room;
 use crate::kernels::gate;
@@ -96,17 +96,7 @@ impl<T: Element, F: Function> Mlp<'_, T, F> {
             let parts = blocks.into_par_iter().map_init(Scratch::default, run);
             parts.collect()
         };
-        // Added in the order of the rows, so that sums come out the same each time.
-        let mut parts = parts.into_iter();
-        let mut sum = parts.next().unwrap_or_else(|| self.no_grads());
-        for part in parts {
-            for (sum, part) in sum.iter_mut().zip(&part) {
-                if let (Some(sum), Some(part)) = (sum, part) {
-                    sum.add(part);
-                }
-            }
-        }
-        sum
+        sum_of_parts(parts, || self.no_grads())
     }
 
     fn backward_block(

@@ -1,7 +1,7 @@
 //! The backward pass.
 
 use super::{Grads, Group, Kept, Scratch, SelfAttention};
-use crate::kernels::adapted::Seen;
+use crate::kernels::adapted::{Seen, sum_of_parts};
 use crate::kernels::attention::{self, Given, Gradients, RowOrder, Sizes};
 use crate::kernels::blocks::take;
 use crate::kernels::buffer::room;
@@ -42,17 +42,7 @@ impl<T: Element> SelfAttention<'_, T> {
                 groups.map(|group| run(&mut scratch, group)).collect()
             }
         };
-        // Added in the order of the rows, so that sums come out the same each time.
-        let mut parts = parts.into_iter();
-        let mut sum = parts.next().unwrap_or_else(|| self.no_grads());
-        for part in parts {
-            for (sum, part) in sum.iter_mut().zip(&part) {
-                if let (Some(sum), Some(part)) = (sum, part) {
-                    sum.add(part);
-                }
-            }
-        }
-        sum
+        sum_of_parts(parts, || self.no_grads())
     }
 
     fn backward_group(

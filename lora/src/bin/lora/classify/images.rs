@@ -3,7 +3,7 @@
 use super::Options;
 use super::shown::Found;
 use crate::model::Named;
-use crate::print::note;
+use crate::shell::print::note;
 use crate::texts::Text;
 use anyhow::{Context, Result, bail};
 use candle_core::DType;

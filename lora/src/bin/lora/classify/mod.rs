@@ -3,8 +3,8 @@
 mod images;
 mod shown;
 
-use crate::common::Common;
 use crate::model::{ModelArgs, Named, load};
+use crate::shell::common::Common;
 use crate::texts::{self, Batched};
 use anyhow::{Context, Result, bail};
 use clap::Args;

@@ -5,7 +5,7 @@ use super::classes::of_classes;
 use super::columns::Columns;
 use super::score::Measured;
 use crate::model::Named;
-use crate::print::note;
+use crate::shell::print::note;
 use anyhow::{Context, Result, bail};
 use candle_core::DType;
 use candle_nn::Module;

@@ -8,9 +8,9 @@ mod language;
 mod pairs;
 mod score;
 
-use crate::common::Common;
 use crate::model::{ModelArgs, Named};
-use crate::print::note;
+use crate::shell::common::Common;
+use crate::shell::print::note;
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use columns::{Columns, Which};

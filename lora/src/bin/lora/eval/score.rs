@@ -1,7 +1,7 @@
 //! What was measured, for people and for scripts.
 
-use crate::common::Common;
-use crate::print::say;
+use crate::shell::common::Common;
+use crate::shell::print::say;
 use anyhow::Result;
 use serde_json::{Map, Value, json};
 use std::path::Path;

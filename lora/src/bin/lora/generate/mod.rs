@@ -5,9 +5,9 @@ mod sampling;
 
 pub use sampling::Sampling;
 
-use crate::common::Common;
 use crate::model::{ModelArgs, load};
-use crate::print::{say, stream};
+use crate::shell::common::Common;
+use crate::shell::print::{say, stream};
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use lora::LoraModule;

@@ -23,7 +23,7 @@ mod source;
 pub use adapter::{AdapterArg, AdapterSource, CLASSES_FILE, load};
 pub use source::Source;
 
-use crate::print::note;
+use crate::shell::print::note;
 use anyhow::{Result, bail};
 use clap::Args;
 use lora::models::Auto;

@@ -12,7 +12,7 @@ mod report;
 mod settings;
 mod tune;
 
-use crate::common::Common;
+use crate::shell::common::Common;
 use anyhow::{Result, bail};
 use clap::Args;
 use flags::Flags;

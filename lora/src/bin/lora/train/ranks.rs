@@ -21,7 +21,7 @@ pub fn run(work: impl FnOnce(&Parallel) -> Result<()>) -> Result<()> {
 
 #[cfg(feature = "mpi")]
 fn several(_: usize, work: impl FnOnce(&Parallel) -> Result<()>) -> Result<()> {
-    use crate::end::Stopped;
+    use crate::shell::end::Stopped;
     Parallel::mpi(|parallel| match work(parallel) {
         // All processes stop at the same step.
         Err(error) if error.is::<Stopped>() => Ok(Err(error)),

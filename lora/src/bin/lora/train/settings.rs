@@ -1,7 +1,7 @@
 //! The settings of a run, complete.
 
 use super::kind::{Kind, MAX_LENGTH};
-use crate::common::threads;
+use crate::shell::common::threads;
 use anyhow::{Context, Result};
 use lora::train::{Best, Course, Every, Length, PairLoss, TrainOptions};
 use lora::{Init, LoraConfig, TrainBias};

@@ -1,8 +1,8 @@
 //! `lora combine`: several adapters into one.
 
-use crate::common::Common;
-use crate::output::{Folder, Output};
-use crate::table::{Table, percent, plural};
+use crate::shell::common::Common;
+use crate::shell::output::{Folder, Output};
+use crate::shell::table::{Table, percent, plural};
 use anyhow::{Result, bail};
 use clap::{Args, ValueEnum};
 use lora::peft::{combine_files, import};

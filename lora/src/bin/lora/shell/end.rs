@@ -1,7 +1,7 @@
 //! How the command ends.
 
-use crate::flags;
-use crate::print::Closed;
+use crate::shell::flags;
+use crate::shell::print::Closed;
 use std::fmt::{self, Display, Formatter};
 use std::io::{self, Write};
 use std::process::ExitCode;

@@ -1,10 +1,10 @@
 //! `lora diff`: how two adapters or two checkpoints differ.
 
-use crate::common::Common;
-use crate::end::Differ;
-use crate::heat;
-use crate::inspect::shown;
-use crate::table::{Table, count, optional, percent, plural};
+use crate::files::inspect::shown;
+use crate::shell::common::Common;
+use crate::shell::end::Differ;
+use crate::shell::heat;
+use crate::shell::table::{Table, count, optional, percent, plural};
 use anyhow::Result;
 use clap::Args;
 use lora::peft::{AdapterDiff, CheckpointDiff, Diff, SettingDiff, TensorDiff, diff};

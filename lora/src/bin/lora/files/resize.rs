@@ -1,9 +1,9 @@
 //! `lora resize`: an adapter of another rank.
 
-use crate::common::Common;
-use crate::output::{Folder, Output};
-use crate::rank::Rank;
-use crate::table::{Table, percent, plural};
+use crate::files::rank::Rank;
+use crate::shell::common::Common;
+use crate::shell::output::{Folder, Output};
+use crate::shell::table::{Table, percent, plural};
 use anyhow::{Result, bail};
 use clap::Args;
 use lora::peft::{import, resize};

@@ -1,8 +1,8 @@
 //! `lora convert`: an adapter in another format.
 
-use crate::common::Common;
-use crate::dtype::Float;
-use crate::output::Output;
+use crate::files::dtype::Float;
+use crate::shell::common::Common;
+use crate::shell::output::Output;
 use anyhow::{Result, bail};
 use clap::{Args, ValueEnum};
 use lora::peft::GgufOptions;

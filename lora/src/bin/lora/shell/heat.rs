@@ -1,6 +1,6 @@
 //! A heat map of a number for each module of each layer, in Unicode blocks.
 
-use crate::table::number;
+use crate::shell::table::number;
 use std::io::{self, IsTerminal};
 
 /// From little to much.

@@ -1,10 +1,10 @@
 //! `lora extract`: an adapter from two checkpoints.
 
-use crate::common::Common;
-use crate::dtype::Float;
-use crate::output::Output;
-use crate::rank::Rank;
-use crate::table::{Table, number, optional, percent, plural, shape};
+use crate::files::dtype::Float;
+use crate::files::rank::Rank;
+use crate::shell::common::Common;
+use crate::shell::output::Output;
+use crate::shell::table::{Table, number, optional, percent, plural, shape};
 use anyhow::Result;
 use clap::Args;
 use lora::peft::{ExtractOptions, ExtractReport, RankChoice, extract};

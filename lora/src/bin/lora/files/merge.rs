@@ -1,10 +1,10 @@
 //! `lora merge`: adapters into a checkpoint.
 
-use crate::common::Common;
-use crate::dtype::Float;
-use crate::output::{Folder, Output, Weighted};
-use crate::print::note;
-use crate::table::{Table, percent, plural};
+use crate::files::dtype::Float;
+use crate::shell::common::Common;
+use crate::shell::output::{Folder, Output, Weighted};
+use crate::shell::print::note;
+use crate::shell::table::{Table, percent, plural};
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use lora::peft::{

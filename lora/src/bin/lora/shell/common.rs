@@ -1,6 +1,6 @@
 //! The options that commands share.
 
-use crate::print::say;
+use crate::shell::print::say;
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use serde::Serialize;

@@ -1,8 +1,8 @@
 //! `lora inspect`: what an adapter or a checkpoint holds.
 
-use crate::common::Common;
-use crate::heat;
-use crate::table::{Table, bytes, count, number, optional, plural, shape};
+use crate::shell::common::Common;
+use crate::shell::heat;
+use crate::shell::table::{Table, bytes, count, number, optional, plural, shape};
 use anyhow::Result;
 use clap::Args;
 use lora::peft::{
