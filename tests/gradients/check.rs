@@ -167,3 +167,27 @@ fn nothing_to_train() {
         .to_string();
     assert!(error.contains("nothing to train"), "{error}");
 }
+
+/// DoRA's norms are constants of the gradient; B is not zero, so that the norms of the loss move.
+#[test]
+fn the_norms_of_dora_are_constants() {
+    let config = LoraConfig::new(2).init(Init::Random).seed(1).use_dora(true);
+    let model = blocks(4, usize::MAX, norm_of_candle)
+        .to_lora(&config)
+        .unwrap();
+    let before = values(&model);
+    let check = model.check_gradients(|model| loss(model)).unwrap();
+    assert_eq!(check.layers, 8);
+    assert!(check.worst < 0.01, "{check}");
+    assert_eq!(values(&model), before, "every variable is as before");
+
+    let model = blocks(4, 1, norm_of_candle).to_lora(&config).unwrap();
+    let error = model.check_gradients(|model| loss(model)).unwrap_err();
+    assert!(error.to_string().contains("0.fc"), "{error}");
+}
+
+fn values(model: &Vec<LoraBlock>) -> Vec<Vec<f32>> {
+    let values = |param: lora::NamedParam| param.tensor.flatten_all()?.to_vec1();
+    let params = model.named_params().into_iter().map(values);
+    params.collect::<Result<_>>().unwrap()
+}

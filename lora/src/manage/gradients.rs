@@ -9,14 +9,19 @@
 //! about the same amount, as the layer's gradient says. An error in one layer then stands out by
 //! that amount. The shares of the layers are random, and all of one sign: layers above each other share
 //! an error, which opposite signs would cancel. Only a group that disagrees is looked at layer by layer.
+//!
+//! DoRA's backward pass takes the norms for constants. So that the loss does, too, each magnitude changes
+//! by the factor that its norm does: m·‖V'‖/‖V‖ over ‖V'‖ is m over ‖V‖.
 
+use crate::adapter::updates;
 use crate::linalg::gaussian;
-use crate::traits::{Trainable, trainable};
+use crate::traits::{Trainable, trainable, try_each_layer};
 use crate::{Error, LoraModule, Result, manage, ops};
 use candle_core::backprop::GradStore;
-use candle_core::{DType, Tensor, Var};
+use candle_core::{DType, Tensor, TensorId, Var};
 use rand::rngs::ChaCha8Rng;
 use rand::{RngExt, SeedableRng};
+use std::collections::HashMap;
 use std::fmt;
 
 /// Groups of layers at most, each of which costs two forward passes. With the pass that is
@@ -64,11 +69,13 @@ pub(crate) fn check_gradients<M: LoraModule>(
         return Err(Error::Adapter(vec![problem.into()]));
     }
     let dropout = ops::dropout_state();
+    let norms = Norms::of(model)?;
     let mut passes = 0;
     // Dropout draws the same masks in each pass, as differences of the loss need.
     let mut pass = || {
         ops::seed_dropout(dropout);
         passes += 1;
+        let _held = norms.hold(model)?;
         loss(model)
     };
     let first = pass()?;
@@ -116,6 +123,71 @@ pub(crate) fn check_gradients<M: LoraModule>(
         layers: layers.len(),
         passes,
         worst,
+    })
+}
+
+/// The norms of DoRA's layers before anything moves, by the magnitude.
+struct Norms(HashMap<TensorId, Tensor>);
+
+impl Norms {
+    fn of<M: LoraModule>(model: &M) -> Result<Self> {
+        let mut norms = HashMap::new();
+        each_magnitude(model, |magnitude, now| {
+            norms.insert(magnitude.id(), now()?);
+            Ok(())
+        })?;
+        Ok(Self(norms))
+    }
+
+    /// Changes the magnitudes by what the norms have changed, until the result is dropped.
+    fn hold<M: LoraModule>(&self, model: &M) -> Result<Held> {
+        let mut held = Held(Vec::new());
+        if self.0.is_empty() {
+            return Ok(held);
+        }
+        each_magnitude(model, |magnitude, now| {
+            let Some(norms) = self.0.get(&magnitude.id()) else {
+                return Ok(());
+            };
+            let factor = (now()? / norms)?.reshape(magnitude.shape())?;
+            // A variable comes back as it is.
+            let var = Var::from_tensor(magnitude)?;
+            let before = var.as_detached_tensor().copy()?;
+            var.set(&(&before * factor.to_dtype(before.dtype())?)?)?;
+            held.0.push((var, before));
+            Ok(())
+        })?;
+        Ok(held)
+    }
+}
+
+/// Magnitudes that are not their own for a pass.
+struct Held(Vec<(Var, Tensor)>);
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        for (var, before) in &self.0 {
+            // The same variable took a tensor of the same shape and dtype before.
+            let _ = var.set(before);
+        }
+    }
+}
+
+/// Calls `f` with each variable that is a magnitude of the forward pass, and what computes the norms.
+fn each_magnitude<M: LoraModule>(
+    model: &M,
+    mut f: impl FnMut(&Tensor, &dyn Fn() -> Result<Tensor>) -> Result<()>,
+) -> Result<()> {
+    try_each_layer(model, |_, layer| {
+        let Some(layer) = layer.adapted() else {
+            return Ok(());
+        };
+        for adapter in layer.adapters().to_compute() {
+            if let Some(magnitude) = adapter.magnitude.as_ref().filter(|m| m.is_variable()) {
+                f(magnitude, &|| updates::norms(layer, adapter))?;
+            }
+        }
+        Ok(())
     })
 }
 

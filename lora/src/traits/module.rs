@@ -138,7 +138,8 @@ pub trait LoraModule: Sized + Clone + Debug {
     ///
     /// `loss` computes the loss of one batch, the same batch in every call. Each layer moves a little
     /// along its gradient and along a random direction, and the loss must change as the gradient says,
-    /// to 2 %, or 30 % in half precision. The low-rank branches' dropout draws the same masks in each
+    /// to 2 %, or 30 % in half precision. The norms of DoRA's weights count as constants, for the loss as for
+    /// the gradient. The low-rank branches' dropout draws the same masks in each
     /// pass; other random parts of a model must be off. Where the forward pass takes `&mut self`, clone
     /// the model in `loss`: clones share the variables that the check moves. Afterwards the parameters are the very ones
     /// from before.

@@ -374,7 +374,7 @@ impl Settings {
         options.course = self.schedule;
         options.warmup = self.warmup;
         options.seed = self.seed;
-        options.check_gradients = self.check_gradients && !self.has_constant_norms();
+        options.check_gradients = self.check_gradients;
         options.evaluate = self.eval_every.0;
         options.save = self.save_every.0;
         options.keep = self.keep;
@@ -388,12 +388,6 @@ impl Settings {
             None => best,
         };
         options
-    }
-
-    /// Whether the gradients leave out something that differences of the loss see: DoRA takes the norms of the
-    /// adapted weights for constants, which these are only where B starts at zero.
-    pub fn has_constant_norms(&self) -> bool {
-        self.dora && !matches!(self.init, Init::Default | Init::Gaussian | Init::Eva)
     }
 
     /// How long the run is.

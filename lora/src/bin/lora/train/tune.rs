@@ -83,13 +83,6 @@ impl Run<'_> {
         }
         self.common
             .say(format_args!("LoRA    rank {}: {totals}", settings.rank))?;
-        if settings.check_gradients && settings.has_constant_norms() {
-            self.common.say(format_args!(
-                "        the gradients are not checked: with --init {}, DoRA's differ from differences of the loss, \
-                 as the norms count as constants",
-                settings.init
-            ))?;
-        }
         let ranks = self.parallel.ranks();
         if ranks > 1 {
             self.common.say(format_args!(
