@@ -241,7 +241,10 @@ fn folders_are_classes_and_mails_lose_their_headers() -> Result<()> {
         .iter()
         .map(|item| (item.text.as_str(), item.label.to_string()))
         .collect();
-    assert_eq!(read, [("day night", "x".into()), ("Good\nday", "y".into())]);
+    assert_eq!(
+        read,
+        [("day night", "\"x\"".into()), ("Good\nday", "\"y\"".into())]
+    );
     assert_eq!(
         texts.notes,
         [
@@ -266,7 +269,8 @@ fn folders_are_classes_and_mails_lose_their_headers() -> Result<()> {
             .iter()
             .map(|item| item.label.to_string())
             .collect();
-        assert_eq!(labels, ["ham", "ham", "ham", "spam", "spam"]);
+        let [ham, spam] = ["\"ham\"", "\"spam\""];
+        assert_eq!(labels, [ham, ham, ham, spam, spam]);
     }
     Ok(())
 }
