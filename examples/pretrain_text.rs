@@ -213,17 +213,23 @@ fn batch(passages: &[&[u8]]) -> Result<Tensor> {
     Ok(Tensor::from_vec(ids, shape, &Device::Cpu)?)
 }
 
-/// Passages of a text from anywhere in it, without end.
+/// Passages from anywhere in a text.
 struct Passages<'a> {
     text: &'a [u8],
     args: &'a Args,
     rng: ChaCha8Rng,
+    /// Batches to come.
+    left: usize,
 }
 
 impl Source for Passages<'_> {
     type Batch = Tensor;
 
     fn next_batch(&mut self) -> lora::Result<Option<Tensor>> {
+        let Some(left) = self.left.checked_sub(1) else {
+            return Ok(None);
+        };
+        self.left = left;
         let Args {
             batch: count,
             context,
@@ -266,7 +272,12 @@ fn train(model: &mut LoraDecoder, text: &[u8], args: &Args) -> Result<()> {
         seed: args.seed,
     };
     let rng = ChaCha8Rng::seed_from_u64(args.seed);
-    let mut passages = Passages { text, args, rng };
+    let mut passages = Passages {
+        text,
+        args,
+        rng,
+        left: args.steps,
+    };
     let tokens = args.batch * (args.context - 1);
     steps::train(model, &plan, &mut passages, |model, ids| {
         Ok(Loss::over_tokens(model.loss(ids, None, ids)?, tokens))

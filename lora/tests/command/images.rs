@@ -103,7 +103,7 @@ fn a_folder_of_new_classes_is_learned_and_told_apart() {
         arg(&images[0]),
         "--json",
     ];
-    // One image rounds as a batch of two does, to the last bits.
+    // A batch of two is rounded in another way than one image, in the last bits.
     let (alone, found) = (object(lora(args)), &found["results"][0]);
     let alone = &alone["results"][0];
     assert_eq!(alone["class"], found["class"]);
