@@ -46,7 +46,7 @@ use serde_json::Value;
 ///     }
 ///
 ///     fn batch(&self, numbers: &[usize]) -> lora::Result<Tensor> {
-///         let points: Vec<[f32; 2]> = numbers.iter().map(|&number| self.0[number]).collect();
+///         let points: Vec<&[f32]> = numbers.iter().map(|&number| &self.0[number][..]).collect();
 ///         Ok(Tensor::new(points, &Device::Cpu)?)
 ///     }
 ///
