@@ -1,7 +1,6 @@
 //! The classes of labelled texts.
 
 use super::records::Label;
-use crate::error::shorten;
 use crate::{Error, Result};
 use std::collections::{BTreeSet, HashSet};
 
@@ -93,9 +92,10 @@ impl Classes {
     ///
     /// # Errors
     /// [`Error::Data`] names a label that is none of these classes.
+    #[cfg(feature = "text")]
     pub(crate) fn numbered(&self, label: &Label) -> Result<u32> {
         self.number(label).ok_or_else(|| {
-            let names = shorten(&self.names.join(", "));
+            let names = crate::error::shorten(&self.names.join(", "));
             Error::Data(vec![format!("the label {label} is none of {names}")])
         })
     }

@@ -234,7 +234,7 @@ pub fn import(from: impl AsRef<Path>, dir: impl AsRef<Path>, options: &Options) 
 /// # Errors
 /// If the adapter holds what the format has no place for: biases, modules trained in full, trained
 /// rows; DoRA, except for mlx-lm; embeddings, except for mlx-lm and llama.cpp; convolutions for
-/// mlx-lm; for llama.cpp, see [`adapter_to_gguf`](super::adapter_to_gguf). If the format is PEFT's, or
+/// mlx-lm; for llama.cpp, see [`adapter_to_gguf`]. If the format is PEFT's, or
 /// a file cannot be read or written.
 pub fn export(
     dir: impl Into<AdapterDir>,
