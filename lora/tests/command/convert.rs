@@ -128,7 +128,7 @@ fn what_a_format_cannot_hold_is_named() {
     fails(&["convert", &peft, &out], &["is of PEFT already"]);
     fails(
         &["convert", "--to", "gguf", &peft, &out],
-        &["--arch is None", "llama"],
+        &["--arch is missing", "llama"],
     );
     run(&[
         "convert",
@@ -189,4 +189,17 @@ fn what_a_format_cannot_hold_is_named() {
         &["`a` has DoRA"],
     );
     assert!(!folder.path("out").exists());
+}
+
+#[test]
+fn a_gguf_base_tells_its_architecture() {
+    let folder = Folder::new();
+    let fixtures = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/fixtures/quantised");
+    let [base, adapter] = ["llama.gguf", "adapter"].map(|name| format!("{fixtures}/{name}"));
+    let [gguf, back] = ["adapter.gguf", "back"].map(|name| folder.arg(name));
+    run(&["convert", "--base", &base, &adapter, &gguf]);
+    run(&["convert", "--base", &base, &gguf, &back]);
+    let found = run(&["diff", &adapter, &back]);
+    let relative = found["relative"].as_f64().unwrap();
+    assert!(relative < 1e-6, "{found}");
 }

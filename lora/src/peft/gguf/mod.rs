@@ -134,9 +134,19 @@ impl GgufOptions {
         let path = path.as_ref();
         let config: Value = serde_json::from_slice(&file::read_bounded(path)?)
             .map_err(|error| Error::file(path, format!("is not valid JSON: {error}")))?;
+        Self::of_model_config(path, &config)
+    }
+
+    /// Those of a model in a GGUF file, whose metadata says what a `config.json` would.
+    pub(in crate::peft) fn from_model(gguf: &Path) -> Result<Self> {
+        let config = crate::gguf::checkpoint(gguf)?.model_config()?;
+        Self::of_model_config(gguf, &config.unwrap_or_default())
+    }
+
+    fn of_model_config(path: &Path, config: &Value) -> Result<Self> {
         let is_tied = config.get(TIED).and_then(Value::as_bool);
         // A model of text and images keeps the settings of its text model apart.
-        let config = config.get("text_config").unwrap_or(&config);
+        let config = config.get("text_config").unwrap_or(config);
         let model_type = config.get("model_type").and_then(Value::as_str);
         let model_type = model_type.unwrap_or_default();
         let Some(arch) = archs::of_model(model_type) else {

@@ -46,9 +46,10 @@ pub fn adapter_to_gguf(
 ) -> Result<()> {
     let (dir, path) = (dir.into(), gguf.as_ref());
     let Some(arch) = options.arch.as_deref().and_then(archs::named) else {
+        let is = options.arch.as_deref().map(|arch| format!("is {arch:?}"));
         let problem = format!(
-            "`arch` of the options is {:?}: {}",
-            options.arch,
+            "`arch` of the options {}: {}",
+            is.as_deref().unwrap_or("is missing"),
             archs::known()
         );
         return Err(Error::Config(vec![problem]));

@@ -176,6 +176,11 @@ impl Options {
     /// What files of llama.cpp need, from the base's `config.json` if no architecture is named.
     fn of_gguf(&self) -> Result<GgufOptions> {
         let of_base = self.base.as_deref().filter(|_| self.gguf.arch.is_none());
+        if let Some(base) = of_base.filter(|base| base.is_file())
+            && find::is_gguf(base)?
+        {
+            return Ok(GgufOptions::from_model(base)?.dtype(self.gguf.dtype));
+        }
         let config = of_base.map(|base| match base.is_dir() {
             true => base.join("config.json"),
             false => base.with_file_name("config.json"),
