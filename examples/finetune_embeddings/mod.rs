@@ -80,14 +80,7 @@ pub fn run(options: &Options) -> Result<Report> {
     let before = search.run(&reader, &base.to_frozen()?)?;
     let mut model = base.to_lora(&config)?;
     let summary = model.summary();
-    match tuning.summary {
-        true => say(format_args!("\n{summary}\n"))?,
-        false => say(format_args!(
-            "LoRA    rank {}: {}\n",
-            tuning.lora.rank,
-            summary.totals()
-        ))?,
-    }
+    tuning.tell(&summary)?;
     let trained = tuning.fit(&mut model, &training, |batch| {
         let negatives = batch.negatives.as_ref();
         let texts = [&batch.anchors, &batch.positives]

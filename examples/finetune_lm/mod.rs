@@ -81,14 +81,7 @@ pub fn run(options: &Options) -> Result<Report> {
     let mut model = base.model.to_lora(&config)?;
     model.eval();
     let summary = model.summary();
-    match tuning.summary {
-        true => say(format_args!("\n{summary}\n"))?,
-        false => say(format_args!(
-            "LoRA    rank {}: {}\n",
-            config.rank,
-            summary.totals()
-        ))?,
-    }
+    tuning.tell(&summary)?;
     let pad = Pad::new(tokenizer.pad());
     let held_out = spread(data.held_out, options.evaluate);
     let unseen: usize = held_out.iter().map(Sequence::learned).sum();

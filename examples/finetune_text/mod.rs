@@ -91,14 +91,7 @@ pub fn run(options: &Options) -> Result<Report> {
     let mut model = base.model.to_lora(&config)?;
     model.eval();
     let summary = model.summary();
-    match tuning.summary {
-        true => say(format_args!("\n{summary}\n"))?,
-        false => say(format_args!(
-            "LoRA    rank {}: {}\n",
-            config.rank,
-            summary.totals()
-        ))?,
-    }
+    tuning.tell(&summary)?;
     let evaluate = |model: &LoraEncoder| Evaluation::of(model, &held_set, 2 * tuning.batch);
     let before = evaluate(&model)?;
     let trained = tuning.fit(&mut model, &train_set, |batch| seen(&batch.mask))?;

@@ -1,14 +1,15 @@
 //! The options that the programs about text share.
 
 use crate::args::{LoraArgs, count, positive, probability, share, train_in_full};
+use crate::program::say;
 use crate::steps::{Plan, Trained, fit};
 use crate::{interrupt, program, threads};
 use anyhow::Result;
 use candle_nn::ParamsAdamW;
 use clap::{Arg, Args};
-use lora::LoraConfig;
 use lora::data::BatchOptions;
 use lora::train::{Dataset, Source};
+use lora::{LoraConfig, Summary};
 use std::process::ExitCode;
 
 /// How a model of texts is tuned.
@@ -60,6 +61,20 @@ impl TuningArgs {
             interrupt::catch()?;
             run()
         })
+    }
+
+    /// Prints what is adapted and trained: the table of all layers, if the options ask for that, or a line.
+    ///
+    /// # Errors
+    /// As [`say`].
+    pub fn tell(&self, summary: &Summary) -> Result<()> {
+        match self.summary {
+            true => say(format_args!("\n{summary}\n")),
+            false => {
+                let rank = self.lora.rank;
+                say(format_args!("LoRA    rank {rank}: {}\n", summary.totals()))
+            }
+        }
     }
 
     /// Trains a model on a data set. `tokens` counts those of a batch.

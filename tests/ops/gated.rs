@@ -1,6 +1,7 @@
 //! Gated MLPs as one node: values and gradients against the same layers one by one and against finite
 //! differences in f64.
 
+use super::{numbers, seeded};
 use candle_core::{D, DType, Device, Result, Tensor, Var};
 use candle_nn::{Activation, Linear, RmsNorm};
 use lora::blocks::Mlp;
@@ -96,12 +97,6 @@ impl Parts {
     }
 }
 
-/// Seeded anew, each pass drops the same numbers.
-fn seeded<T>(f: impl FnOnce() -> T) -> T {
-    ops::seed_dropout(23);
-    f()
-}
-
 #[test]
 fn one_node_has_the_gradients_of_finite_differences() {
     for act in [Activation::Silu, Activation::Gelu] {
@@ -133,25 +128,6 @@ fn one_node_has_the_gradients_of_finite_differences() {
             }
         }
     }
-}
-
-/// Value, and the gradients of x and of all adapters that have one.
-fn numbers(
-    model: &LoraParts,
-    x: &Tensor,
-    forward: impl Fn(&LoraParts, &Tensor) -> Result<Tensor>,
-) -> Vec<Tensor> {
-    let x = Var::from_tensor(x).unwrap();
-    let y = seeded(|| forward(model, &x)).unwrap();
-    assert_eq!(y.dtype(), x.dtype());
-    let weights = fixed(y.shape(), F64, 8);
-    let loss = (y.to_dtype(F64).unwrap() * weights).unwrap();
-    // Not the model's own check: some layers of the model have no part in it.
-    let grads = loss.sum_all().unwrap().backward().unwrap();
-    let mut all = vec![y.detach(), grads.get(&x).unwrap().clone()];
-    let vars = model.trainable_vars();
-    all.extend(vars.iter().filter_map(|var| grads.get(var).cloned()));
-    all
 }
 
 #[test]

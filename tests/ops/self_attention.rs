@@ -1,6 +1,7 @@
 //! Attention with its layers as one node: values and gradients against the same layers one by one and
 //! against finite differences in f64.
 
+use super::{numbers, seeded};
 use candle_core::{D, DType, Device, Result, Tensor, Var};
 use candle_nn::{LayerNorm, Linear, Module, RmsNorm};
 use lora::blocks::Attention;
@@ -286,12 +287,6 @@ fn runs(batch: usize, time: usize) -> Vec<Run> {
     ]
 }
 
-/// Seeded anew, each pass drops the same numbers.
-fn seeded<T>(f: impl FnOnce() -> T) -> T {
-    ops::seed_dropout(23);
-    f()
-}
-
 #[test]
 fn one_node_has_the_gradients_of_finite_differences() {
     for (batch, time, share, together) in [(2, 4, 0.0, false), (1, 5, 0.3, true), (8, 4, 0.0, true)]
@@ -331,25 +326,6 @@ fn one_node_has_the_gradients_of_finite_differences() {
             }
         }
     }
-}
-
-/// Value, and the gradients of x and of all adapters that have one.
-fn numbers(
-    model: &LoraParts,
-    x: &Tensor,
-    forward: impl Fn(&LoraParts, &Tensor) -> Result<Tensor>,
-) -> Vec<Tensor> {
-    let x = Var::from_tensor(x).unwrap();
-    let y = seeded(|| forward(model, &x)).unwrap();
-    assert_eq!(y.dtype(), x.dtype());
-    let weights = fixed(y.shape(), F64, 8);
-    let loss = (y.to_dtype(F64).unwrap() * weights).unwrap();
-    // Not the model's own check: some layers of the model have no part in it.
-    let grads = loss.sum_all().unwrap().backward().unwrap();
-    let mut all = vec![y.detach(), grads.get(&x).unwrap().clone()];
-    let vars = model.trainable_vars();
-    all.extend(vars.iter().filter_map(|var| grads.get(var).cloned()));
-    all
 }
 
 #[test]

@@ -3,6 +3,7 @@
 
 use super::CHUNK;
 use super::buffer::{buffer, room};
+use super::dropout::Dropout;
 use super::matrix::Threads;
 use super::norm;
 use super::simd::{Element, Vector, run};
@@ -166,6 +167,27 @@ pub(crate) fn part<T>(values: &[T], first: usize, rows: usize, width: usize) -> 
 /// y += more
 fn add<T: Element>(y: &mut [T], more: &[T], threads: Threads) {
     finish(y, None, Some(more), CHUNK, threads);
+}
+
+/// The gradient of what a block's layers give for the rows from `first` on, from that of the block's result:
+/// factors and dropout lie between.
+pub(crate) fn behind_layers<'a, T: Element>(
+    on_y: &'a [T],
+    (gamma, dropout): (Option<&[T]>, Option<&Dropout>),
+    (first, width): (usize, usize),
+    scaled: &'a mut Vec<T>,
+    threads: Threads,
+) -> &'a [T] {
+    if gamma.is_none() && dropout.is_none() {
+        return on_y;
+    }
+    let scaled = room(scaled, on_y.len());
+    scaled.copy_from_slice(on_y);
+    finish(scaled, gamma, None, width, threads);
+    if let Some(dropout) = dropout {
+        dropout.in_place(scaled, first * width);
+    }
+    scaled
 }
 
 /// y = shortcut + gamma·y, row by row.

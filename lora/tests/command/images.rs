@@ -27,6 +27,23 @@ fn model() -> PathBuf {
     repository("examples/data/digits.safetensors")
 }
 
+/// What the command says of two images.
+fn classify(model: &Path, adapter: &Path, images: &[PathBuf; 2]) -> serde_json::Value {
+    let [one, two] = images.each_ref().map(|image| arg(image));
+    let (model, adapter) = (arg(model), arg(adapter));
+    let args = [
+        "classify",
+        "--model",
+        model,
+        "--adapter",
+        adapter,
+        one,
+        two,
+        "--json",
+    ];
+    object(lora(args))
+}
+
 #[test]
 fn a_folder_of_new_classes_is_learned_and_told_apart() {
     let dir = tempfile::tempdir().unwrap();
@@ -69,17 +86,7 @@ fn a_folder_of_new_classes_is_learned_and_told_apart() {
 
     // What was held out are the last of each class.
     let images = ["seven/07.png", "three/07.png"].map(|name| data.join(name));
-    let args = [
-        "classify",
-        "--model",
-        arg(&model),
-        "--adapter",
-        arg(&output),
-        arg(&images[0]),
-        arg(&images[1]),
-        "--json",
-    ];
-    let found = object(lora(args));
+    let found = classify(&model, &output, &images);
     assert_eq!(found["results"][0]["class"], json!("seven"));
     assert_eq!(found["results"][1]["class"], json!("three"));
     let args = [
@@ -192,17 +199,7 @@ fn colours_widen_the_first_layer() {
         "{shown}"
     );
     let photos = ["red/0.png", "blue/0.png"].map(|name| data.join(name));
-    let args = [
-        "classify",
-        "--model",
-        arg(&model),
-        "--adapter",
-        arg(&output),
-        arg(&photos[0]),
-        arg(&photos[1]),
-        "--json",
-    ];
-    let found = object(lora(args));
+    let found = classify(&model, &output, &photos);
     assert_eq!(found["results"][0]["class"], json!("red"));
     assert_eq!(found["results"][1]["class"], json!("blue"));
 }

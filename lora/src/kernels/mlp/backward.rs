@@ -7,7 +7,7 @@ use crate::kernels::blocks::take;
 use crate::kernels::buffer::room;
 use crate::kernels::gate;
 use crate::kernels::matrix::Threads;
-use crate::kernels::rows::{self, OnInput, finish};
+use crate::kernels::rows::{self, OnInput};
 use crate::kernels::simd::Element;
 use rayon::prelude::*;
 
@@ -109,8 +109,7 @@ impl<T: Element, F: Function> Mlp<'_, T, F> {
         let (width, hidden, outputs) = (self.fc1.inputs, self.fc1.outputs, self.fc2.outputs);
         let Args { kept, threads, .. } = *args;
         let part = |values, width| rows::part(values, first, rows, width);
-        let (x, grad) = (part(args.x, width), part(args.grad, outputs));
-        let on_y = grad;
+        let (x, on_y) = (part(args.x, width), part(args.grad, outputs));
         let ranks = self.ranks();
         let t = |layer: usize| part(&kept.t[layer], ranks[layer]);
         // The gradients of A need the norm's result, and so do hidden values computed anew.
@@ -122,18 +121,9 @@ impl<T: Element, F: Function> Mlp<'_, T, F> {
             }
             None => x,
         };
-        let grad = match (self.gamma, &self.dropout) {
-            (None, None) => grad,
-            (gamma, dropout) => {
-                let scaled = room(&mut scratch.scaled, rows * outputs);
-                scaled.copy_from_slice(grad);
-                finish(scaled, gamma, None, outputs, threads);
-                if let Some(dropout) = dropout {
-                    dropout.in_place(scaled, first * outputs);
-                }
-                &*scaled
-            }
-        };
+        let between = (self.gamma, self.dropout.as_ref());
+        let place = (first, outputs);
+        let grad = rows::behind_layers(on_y, between, place, &mut scratch.scaled, threads);
         let count = rows * hidden;
         let again = |layer, kept, scratch| {
             let kept = part(kept, hidden);

@@ -6,7 +6,7 @@ use crate::kernels::attention::{self, Given, Gradients, RowOrder, Sizes};
 use crate::kernels::blocks::take;
 use crate::kernels::buffer::room;
 use crate::kernels::matrix::Threads;
-use crate::kernels::rows::{OnInput, finish, part};
+use crate::kernels::rows::{OnInput, behind_layers, part};
 use crate::kernels::simd::Element;
 use rayon::prelude::*;
 
@@ -60,18 +60,9 @@ impl<T: Element> SelfAttention<'_, T> {
             part(x, first, rows, width),
             part(grad, first, rows, outputs),
         );
-        let grad = match (self.gamma, &self.dropout) {
-            (None, None) => on_y,
-            (gamma, dropout) => {
-                let scaled = room(&mut scratch.scaled, rows * outputs);
-                scaled.copy_from_slice(on_y);
-                finish(scaled, gamma, None, outputs, threads);
-                if let Some(dropout) = dropout {
-                    dropout.in_place(scaled, first * outputs);
-                }
-                &*scaled
-            }
-        };
+        let between = (self.gamma, self.dropout.as_ref());
+        let place = (first, outputs);
+        let grad = behind_layers(on_y, between, place, &mut scratch.scaled, threads);
         let stats = room(&mut scratch.stats, 2 * rows);
         let normed = match &self.norm {
             Some(norm) => {

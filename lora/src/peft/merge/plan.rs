@@ -16,7 +16,7 @@ use crate::peft::files;
 use crate::peft::fused::Fused;
 use crate::peft::import::Format;
 use crate::peft::keys::{without_wrappers, wrappers_behind};
-use crate::peft::tensors::Tensors;
+use crate::peft::tensors::{self, Tensors};
 use crate::peft::weights::{Weights, check_dtype};
 use crate::peft::{AdapterConfig, AdapterDir, CONFIG_FILE, keys};
 use crate::{Error, LoraConfig, Result, ops};
@@ -259,15 +259,12 @@ fn is_plain_float(dtype: Dtype) -> bool {
 }
 
 fn dtype_of_result(dtype: DType) -> Result<Dtype> {
-    match dtype {
-        DType::F64 => Ok(Dtype::F64),
-        DType::F32 => Ok(Dtype::F32),
-        DType::F16 => Ok(Dtype::F16),
-        DType::BF16 => Ok(Dtype::BF16),
-        _ => Err(Error::Config(vec![format!(
-            "`dtype` of the options is {dtype:?}: a result is in F64, F32, F16 or BF16"
-        )])),
-    }
+    tensors::dtype(dtype).map_err(|_| {
+        let problem = "a result is in F64, F32, F16 or BF16";
+        Error::Config(vec![format!(
+            "`dtype` of the options is {dtype:?}: {problem}"
+        )])
+    })
 }
 
 /// A tensor's values in order, about [`PIECE`] at a time.
