@@ -32,5 +32,13 @@ pub(crate) use file::{GgufFile, all_parts};
 pub(crate) use header::Info;
 pub(crate) use weights::{MOST_EXPERTS, Part, Weights};
 
+use std::path::Path;
+
 /// Where tensors begin, unless a file says otherwise.
 pub(crate) const ALIGNMENT: u64 = 32;
+
+/// Whether a path names a GGUF file, by its end.
+pub(crate) fn is_named(path: &Path) -> bool {
+    path.extension()
+        .is_some_and(|end| end.eq_ignore_ascii_case("gguf"))
+}

@@ -8,7 +8,7 @@ use super::timm::{self, Timm};
 use super::vit::{Vit, VitConfig};
 use super::{Created, Options, Task, Weights, build};
 use crate::error::warn;
-use crate::{Error, Result};
+use crate::{Error, Result, gguf};
 use serde_json::{Map, Value};
 use std::path::Path;
 
@@ -111,8 +111,7 @@ impl Auto {
 /// # Ok::<(), lora::Error>(())
 /// ```
 pub fn auto(directory: impl AsRef<Path>, options: &Options) -> Result<Auto> {
-    let is_gguf = |end: &std::ffi::OsStr| end.eq_ignore_ascii_case("gguf");
-    if directory.as_ref().extension().is_some_and(is_gguf) {
+    if gguf::is_named(directory.as_ref()) {
         let created = from_gguf(directory, options)?;
         return Ok(Auto::Decoder(Box::new(created)));
     }

@@ -146,7 +146,7 @@ impl MergeOptions {
 
 /// Opens a base: a checkpoint, or a model in a GGUF file.
 fn open(base: &Path) -> Result<Checkpoint> {
-    match base.extension().is_some_and(|end| end == "gguf") {
+    match gguf::is_named(base) {
         true => gguf::checkpoint(base),
         false => Checkpoint::open(base),
     }
