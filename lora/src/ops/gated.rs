@@ -1,7 +1,7 @@
 //! A gated MLP over quantised layers as one node: down(act(gate(x))·up(x)).
 //!
-//! The node keeps its input alone, and the backward pass computes the hidden values anew. Beside weights
-//! in blocks the hidden values would be most of the memory of a step.
+//! The node keeps its input and up's outputs, and the backward pass computes gate's anew. Beside weights
+//! in blocks both would be most of a step's memory, and a product more takes little time.
 
 use super::adapted::{Frozen, LinearParts};
 use super::contiguous::copy;
@@ -15,6 +15,7 @@ use crate::kernels::simd::Element;
 use crate::profile;
 use candle_core::{D, Result, Tensor};
 use candle_nn::Activation;
+use std::borrow::Cow;
 use std::marker::PhantomData;
 
 /// The layers.
@@ -24,6 +25,8 @@ pub(super) struct Gated<'a> {
     pub(super) up: &'a LinearParts,
     pub(super) down: &'a LinearParts,
     pub(super) act: Activation,
+    /// Compute up's outputs anew as well.
+    pub(super) recompute: bool,
 }
 
 impl Gated<'_> {
@@ -88,12 +91,13 @@ impl Gated<'_> {
             x: copy(&xs.detach())?,
             layers: [gate, up, down],
             t: Default::default(),
+            of_up: None,
             act: PhantomData,
         };
         let (dtype, xs_shape) = (xs.dtype(), xs.shape().clone());
         let mut shape = xs.dims().to_vec();
         shape[xs.rank() - 1] = self.down.weight.dim(0)?;
-        let y = tensor(node.forward()?, shape)?.to_dtype(dtype)?;
+        let y = tensor(node.forward(!self.recompute)?, shape)?.to_dtype(dtype)?;
         span.end([&y].into_iter());
         let updates = self.layers().map(LinearParts::update);
         let pairs = updates.iter().flatten();
@@ -118,11 +122,13 @@ impl Gated<'_> {
     }
 }
 
-/// What the node keeps: its input, the frozen parts, and the few numbers between each A and B.
+/// What the node keeps: its input, the frozen parts, the few numbers between each A and B, and up's
+/// outputs where they are not computed anew.
 struct Node<T: Element, F> {
     x: Tensor,
     layers: [Frozen; 3],
     t: [Vec<T>; 3],
+    of_up: Option<Vec<T>>,
     act: PhantomData<F>,
 }
 
@@ -130,12 +136,12 @@ struct Node<T: Element, F> {
 type Grads<T> = (Vec<T>, [Option<UpdateGrads<T>>; 3]);
 
 impl<T: Element, F: Function> Node<T, F> {
-    fn forward(&mut self) -> Result<Vec<T>> {
+    fn forward(&mut self, keep: bool) -> Result<Vec<T>> {
         let [gate, up, down] = &self.layers;
         let (mut hidden, t_gate) = gate.forward::<T>(&self.x, true)?;
         let (of_up, t_up) = up.forward::<T>(&self.x, true)?;
         gate::gate_in_place::<F, T>(Threads::All, &mut hidden, &of_up);
-        drop(of_up);
+        self.of_up = keep.then_some(of_up);
         let (y, t_down) = down.forward::<T>(&self.inner(hidden)?, true)?;
         self.t = [t_gate, t_up, t_down];
         Ok(y)
@@ -145,7 +151,10 @@ impl<T: Element, F: Function> Node<T, F> {
     fn backward(&self, grad: &Tensor) -> Result<Grads<T>> {
         let ([gate, up, down], [t_gate, t_up, t_down]) = (&self.layers, &self.t);
         let (of_gate, _) = gate.forward::<T>(&self.x, false)?;
-        let (of_up, _) = up.forward::<T>(&self.x, false)?;
+        let of_up: Cow<[T]> = match &self.of_up {
+            Some(kept) => kept.into(),
+            None => up.forward::<T>(&self.x, false)?.0.into(),
+        };
         let mut hidden = buffer(of_gate.len());
         gate::gate_on::<F, T>(Threads::All, &of_gate, &of_up, &mut hidden);
         let hidden = self.inner(hidden)?;
@@ -235,10 +244,11 @@ mod tests {
     #[test]
     fn one_node_computes_what_single_nodes_do() -> Result<()> {
         for (dtype, tolerance) in [(DType::F32, 1e-4), (DType::F64, 1e-11)] {
-            for act in [
-                Activation::Silu,
-                Activation::Gelu,
-                Activation::GeluPytorchTanh,
+            for (act, recompute) in [
+                (Activation::Silu, false),
+                (Activation::Silu, true),
+                (Activation::Gelu, false),
+                (Activation::GeluPytorchTanh, true),
             ] {
                 let (gate, mut vars) = layer((96, 64), dtype, 1)?;
                 let (up, more) = layer((96, 64), dtype, 2)?;
@@ -253,6 +263,7 @@ mod tests {
                     up: &up,
                     down: &down,
                     act,
+                    recompute,
                 };
                 let Some(ours) = gated.forward(&xs)? else {
                     candle_core::bail!("{act:?} in {dtype:?} is not known");
@@ -290,6 +301,7 @@ mod tests {
                     up,
                     down,
                     act,
+                    recompute,
                 };
                 assert!(gated.forward(&xs.detach())?.is_none());
             }

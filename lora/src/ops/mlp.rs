@@ -125,6 +125,7 @@ impl MlpParts {
             up,
             down: &self.fc2,
             act: self.act,
+            recompute: self.recompute,
         };
         gated.forward(normed)
     }
