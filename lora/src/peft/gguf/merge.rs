@@ -67,13 +67,14 @@ pub fn merge_gguf_with(
     out: impl AsRef<Path>,
     options: &MergeOptions,
 ) -> Result<GgufMergeReport> {
-    let (path, out) = (base.as_ref(), out.as_ref());
+    let (base, out) = (base.as_ref(), out.as_ref());
     if options.dtype.is_some() {
         let problem = "`dtype` is set: each weight of a GGUF file keeps its type. merge_checkpoint writes \
                        a directory in another one";
         return Err(Error::Config(vec![problem.into()]));
     }
-    let weights = Arc::new(Weights::open(path)?);
+    let file = gguf::find(base)?;
+    let weights = Arc::new(Weights::open(file.as_deref().unwrap_or(base))?);
     let checkpoint = gguf::of_any(&weights)?;
     // llama.cpp's converter stores every weight as (out, in).
     let options = options.clone().fan_in_fan_out(false);

@@ -18,10 +18,7 @@ pub use write::{MergeReport, merge_checkpoint, merge_checkpoint_with};
 pub(in crate::peft) use plan::Plan;
 pub(in crate::peft) use write::is_same_file;
 
-use crate::file::Checkpoint;
-use crate::{Result, gguf};
 use candle_core::DType;
-use std::path::Path;
 use std::sync::Arc;
 
 /// Called with the number of tensors done, the number of all, and the name of the last.
@@ -141,13 +138,5 @@ impl MergeOptions {
     pub fn progress(mut self, call: impl Fn(usize, usize, &str) + Send + Sync + 'static) -> Self {
         self.progress = Some(Arc::new(call));
         self
-    }
-}
-
-/// Opens a base: a checkpoint, or a model in a GGUF file.
-fn open(base: &Path) -> Result<Checkpoint> {
-    match gguf::is_named(base) {
-        true => gguf::checkpoint(base),
-        false => Checkpoint::open(base),
     }
 }

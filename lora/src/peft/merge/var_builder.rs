@@ -5,7 +5,7 @@ use super::change::{Change, Start};
 use super::plan::Plan;
 use crate::file::Checkpoint;
 use crate::peft::AdapterDir;
-use crate::{Error, Result};
+use crate::{Error, Result, gguf};
 use candle_core::{DType, Device, Shape, Tensor};
 use candle_nn::VarBuilder;
 use candle_nn::var_builder::SimpleBackend;
@@ -74,7 +74,7 @@ pub fn merged_var_builder_with<P: AsRef<Path>>(
 ) -> Result<(VarBuilder<'static>, MergeCheck)> {
     let paths: Vec<PathBuf> = base.iter().map(|path| path.as_ref().into()).collect();
     let base = match &paths[..] {
-        [one] => super::open(one)?,
+        [one] => gguf::open(one)?,
         _ => Checkpoint::open_all(&paths)?,
     };
     let adapter = adapter.into();

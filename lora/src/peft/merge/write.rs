@@ -7,7 +7,7 @@ use crate::file::{Checkpoint, Shard};
 use crate::file::{read_bounded, stage, sync, temporary};
 use crate::peft::AdapterDir;
 use crate::peft::config::json_bytes;
-use crate::{Error, Result};
+use crate::{Error, Result, gguf};
 use candle_core::Tensor;
 use indexmap::IndexMap;
 use safetensors::tensor::{Dtype, Metadata, TensorInfo};
@@ -84,7 +84,7 @@ pub fn merge_checkpoint_with(
     options: &MergeOptions,
 ) -> Result<MergeReport> {
     let (adapter, out) = (adapter.into(), out.as_ref());
-    let base = super::open(base.as_ref())?;
+    let base = gguf::open_directory(base.as_ref())?;
     let plan = Plan::new(&base, &adapter, options)?;
     let dir = match &base.dir {
         Some(_) => out,

@@ -2,19 +2,18 @@
 
 use crate::files::dtype::Float;
 use crate::shell::common::Common;
-use crate::shell::output::{Folder, Output, Weighted};
+use crate::shell::output::{Folder, Output, Weighted, is_named_gguf};
 use crate::shell::print::note;
 use crate::shell::table::{Table, percent, plural};
 use anyhow::{Context, Result, bail};
 use clap::Args;
+use lora::models::is_gguf;
 use lora::peft::{
     AdapterConfig, AdapterDir, GgufMergeReport, MergeOptions, MergeReport, combine_files, import,
     merge_checkpoint_with, merge_gguf_with,
 };
 use lora::{Combination, CombineOptions};
 use serde_json::json;
-use std::fs::File;
-use std::io::Read;
 use std::path::{Path, PathBuf};
 
 /// The options.
@@ -125,31 +124,22 @@ enum Written {
 /// Merges into what the base is: the one place that knows which format goes to which.
 fn written(options: &Options, adapter: AdapterDir) -> Result<Written> {
     let (base, out) = (&options.base, &options.out);
-    let to_gguf = out.extension().is_some_and(|end| end == "gguf");
     let merging = merging(options);
-    match (is_gguf(base), to_gguf) {
-        (true, true) => {
-            if options.dtype.is_some() {
-                bail!("--dtype is for safetensors: a GGUF file keeps the types of its blocks");
-            }
-            let merged = merge_gguf_with(base, adapter, out, &merging)?;
-            Ok(Written::Gguf(merged))
-        }
-        (_, false) => {
-            let merged = merge_checkpoint_with(base, adapter, out, &merging)?;
-            Ok(Written::Safetensors(merged))
-        }
-        (false, true) => bail!(
+    if !is_named_gguf(out) {
+        let merged = merge_checkpoint_with(base, adapter, out, &merging)?;
+        return Ok(Written::Safetensors(merged));
+    }
+    if options.dtype.is_some() {
+        bail!("--dtype is for safetensors: a GGUF file keeps the types of its blocks");
+    }
+    if base.is_file() && !is_gguf(base) {
+        bail!(
             "{} is no GGUF file: name an output that does not end in .gguf",
             base.display()
-        ),
+        );
     }
-}
-
-fn is_gguf(path: &Path) -> bool {
-    let mut magic = [0; 4];
-    let read = File::open(path).and_then(|mut file| file.read_exact(&mut magic));
-    read.is_ok() && &magic == b"GGUF"
+    let merged = merge_gguf_with(base, adapter, out, &merging)?;
+    Ok(Written::Gguf(merged))
 }
 
 fn merging(options: &Options) -> MergeOptions {
