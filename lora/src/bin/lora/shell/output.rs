@@ -151,6 +151,16 @@ pub struct Weighted {
     pub weight: f64,
 }
 
+impl std::fmt::Display for Weighted {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let path = self.path.display();
+        match self.weight == 1.0 {
+            true => write!(f, "{path}"),
+            false => write!(f, "{path} (times {})", self.weight),
+        }
+    }
+}
+
 impl std::str::FromStr for Weighted {
     type Err = String;
 
