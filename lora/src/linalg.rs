@@ -94,6 +94,22 @@ pub(crate) fn svd(matrix: MatRef<'_, f64>) -> Result<Svd> {
         .ok_or_else(|| not_found("singular value", matrix))
 }
 
+/// The decomposition of left·right, a product of (m, r) and (r, n), which is not formed: that of the
+/// small matrix between the bases of both. k is the least of m, n and r.
+///
+/// # Errors
+/// If a decomposition does not converge.
+pub(crate) fn svd_of_product(left: MatRef<'_, f64>, right: MatRef<'_, f64>) -> Result<Svd> {
+    let (of_left, small_left) = qr(left)?;
+    let (of_right, small_right) = qr(right.transpose())?;
+    let Svd { u, s, v } = svd((small_left * small_right.transpose()).as_ref())?;
+    Ok(Svd {
+        u: of_left * u,
+        s,
+        v: of_right * v,
+    })
+}
+
 /// The first k singular values and vectors, approximately: this many steps of subspace iteration
 /// from a random start (<https://arxiv.org/abs/0909.4061>, algorithms 4.4 and 5.1), as PyTorch's
 /// `svd_lowrank`. The result is exact where k is at least min(m, n).
@@ -227,6 +243,30 @@ mod tests {
         let errors = [error(0)?, error(2)?, error(16)?];
         assert!(errors.is_sorted_by(|a, b| a > b), "{errors:?}");
         assert!(errors[0] > 1e-3 && errors[2] < 1e-6, "{errors:?}");
+        Ok(())
+    }
+
+    #[test]
+    fn a_product_has_the_decomposition_of_its_values() -> Result<()> {
+        for (m, r, n) in [(9, 2, 7), (9, 7, 7), (4, 9, 6), (1, 1, 5), (6, 5, 3)] {
+            let (left, right) = (random(m, r, &mut rng()), random(r, n, &mut rng()));
+            let (found, formed) = (
+                svd_of_product(left.as_ref(), right.as_ref())?,
+                &left * &right,
+            );
+            let whole = svd(formed.as_ref())?;
+            let what = format!("({m}, {r}, {n})");
+            assert_eq!(found.s.len(), m.min(n).min(r), "{what}");
+            for (one, two) in found.s.iter().zip(&whole.s) {
+                assert!(
+                    (one - two).abs() < 1e-12 * whole.s[0],
+                    "{what}: {one} {two}"
+                );
+            }
+            assert_near(&what, &product(&found), &formed);
+            assert_orthonormal(&what, &found.u);
+            assert_orthonormal(&what, &found.v);
+        }
         Ok(())
     }
 

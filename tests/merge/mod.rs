@@ -2,5 +2,6 @@
 
 mod fixtures;
 mod refused;
+mod several;
 mod support;
 mod tying;

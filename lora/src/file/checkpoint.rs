@@ -26,6 +26,8 @@ pub(crate) struct Checkpoint {
     pub(crate) index: Option<(String, Value)>,
     /// JSON files that would stand beside the weights, where these are in no directory of transformers.
     pub(crate) files: IndexMap<String, Value>,
+    /// What stands for the `config.json` beside the files.
+    config: Option<Value>,
     /// The shard of each tensor, and the tensor's name there.
     places: IndexMap<String, (usize, String)>,
 }
@@ -139,6 +141,7 @@ impl Checkpoint {
                 shards,
                 index,
                 files: IndexMap::new(),
+                config: None,
                 places,
             })
         } else {
@@ -152,6 +155,12 @@ impl Checkpoint {
     /// The same tensors, with these JSON files beside.
     pub(crate) fn with_files(mut self, files: IndexMap<String, Value>) -> Self {
         self.files = files;
+        self
+    }
+
+    /// The same tensors, with this configuration in the place of the `config.json` beside the files.
+    pub(crate) fn with_config(mut self, config: Value) -> Self {
+        self.config = Some(config);
         self
     }
 
@@ -210,7 +219,7 @@ impl Checkpoint {
 
     /// `config.json` beside the files, if there is one.
     pub(crate) fn model_config(&self) -> Result<Option<Value>> {
-        if let Some(config) = self.files.get("config.json") {
+        if let Some(config) = self.config.as_ref().or(self.files.get("config.json")) {
             return Ok(Some(config.clone()));
         }
         let dir = self.shards.first().and_then(|shard| shard.path().parent());

@@ -17,11 +17,32 @@ use std::sync::Arc;
 const MODEL: &str = "model.safetensors";
 
 /// Opens a model whose architecture is read whole. Its tensors are dequantised, to f32, when they are
-/// asked for. `config.json` and the tokenizer's files, made of the metadata, stand beside.
+/// asked for. `config.json`, made of the metadata, stands beside.
 ///
 /// # Errors
 /// Those of [`Weights::open`], settings without a name in transformers, and tensors that are not known.
-pub(crate) fn checkpoint(path: &Path) -> Result<Checkpoint> {
+pub(super) fn checkpoint(path: &Path) -> Result<Checkpoint> {
+    let (weights, config) = read(path)?;
+    of(Arc::new(weights), IndexMap::from([config]))
+}
+
+/// As [`checkpoint`], with the tokenizer's files beside. A warning tells of a tokenizer that cannot be
+/// written.
+pub(super) fn directory(path: &Path) -> Result<Checkpoint> {
+    let (weights, config) = read(path)?;
+    let mut beside = IndexMap::from([config]);
+    match tokenizer::files(&weights.file) {
+        Ok((tokenizer, config)) => {
+            beside.insert("tokenizer.json".into(), tokenizer);
+            beside.insert("tokenizer_config.json".into(), config.into());
+        }
+        Err(error) => warn(&format!("no tokenizer is written: {error}")),
+    }
+    of(Arc::new(weights), beside)
+}
+
+/// The tensors, and the name and contents of the model's configuration.
+fn read(path: &Path) -> Result<(Weights, (String, Value))> {
     let (weights, family) = Weights::open_whole(path)?;
     let read = config::read(&weights.file, family)?;
     let mut problems: Vec<String> = weights
@@ -48,15 +69,7 @@ pub(crate) fn checkpoint(path: &Path) -> Result<Checkpoint> {
     for note in &read.without_effect {
         warn(&format!("{}: {note}", path.display()));
     }
-    let mut beside = IndexMap::from([("config.json".to_string(), Value::from(read.json))]);
-    match tokenizer::files(&weights.file) {
-        Ok((tokenizer, config)) => {
-            beside.insert("tokenizer.json".into(), tokenizer);
-            beside.insert("tokenizer_config.json".into(), config.into());
-        }
-        Err(error) => warn(&format!("no tokenizer is written: {error}")),
-    }
-    of(Arc::new(weights), beside)
+    Ok((weights, ("config.json".into(), read.json.into())))
 }
 
 /// A model of any architecture that is known, for an adapter to be merged into its file.

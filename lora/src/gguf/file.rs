@@ -234,7 +234,7 @@ pub(crate) fn all_parts(path: &Path) -> Result<Vec<PathBuf>> {
 }
 
 /// The stem, number and count in the name of a part.
-fn part_of(name: &str) -> Option<(&str, usize, usize)> {
+pub(super) fn part_of(name: &str) -> Option<(&str, usize, usize)> {
     let (rest, count) = name.strip_suffix(".gguf")?.rsplit_once("-of-")?;
     let (stem, number) = rest.rsplit_once('-')?;
     let are_numbers = [number, count]

@@ -4,7 +4,7 @@
 //! rows, `header` reads a header within bounds, `types` knows GGML's types, `file` reads a model's tensors.
 //! `families` are the architectures whose models are read whole, `weights` has a model's tensors under
 //! transformers' names, `config` and `tokenizer` make transformers' files of the metadata, `checkpoint` puts
-//! all of these together.
+//! all of these together, `open` opens a checkpoint of any format.
 //!
 //! # No file is mapped into memory
 //!
@@ -22,23 +22,18 @@ mod families;
 mod file;
 pub(crate) mod header;
 pub(crate) mod names;
+mod open;
 pub(crate) mod rows;
 pub(crate) mod tokenizer;
 pub(crate) mod types;
 mod weights;
 
-pub(crate) use checkpoint::{checkpoint, of_any};
+pub(crate) use checkpoint::of_any;
 pub(crate) use file::{GgufFile, all_parts};
 pub(crate) use header::Info;
+pub use open::is_gguf;
+pub(crate) use open::{find, open, open_directory};
 pub(crate) use weights::{MOST_EXPERTS, Part, Weights};
-
-use std::path::Path;
 
 /// Where tensors begin, unless a file says otherwise.
 pub(crate) const ALIGNMENT: u64 = 32;
-
-/// Whether a path names a GGUF file, by its end.
-pub(crate) fn is_named(path: &Path) -> bool {
-    path.extension()
-        .is_some_and(|end| end.eq_ignore_ascii_case("gguf"))
-}

@@ -90,7 +90,7 @@ impl Auto {
 /// `model_type` says what the model is, or `architectures` where that is missing. The weights become
 /// those of [`Options::dtype`] and [`Options::device`]. A warning names settings of the file that have
 /// no effect here. In a directory of sentence-transformers, `modules.json` says how an encoder makes
-/// sentence embeddings. A path that ends in `.gguf` is read by
+/// sentence embeddings. A GGUF file, whatever its name, is read by
 /// [`decoder::from_gguf`](super::decoder::from_gguf).
 ///
 /// timm's `config.json`, which names an `architecture`, gives a ConvNeXt or a vision transformer. A path
@@ -111,7 +111,12 @@ impl Auto {
 /// # Ok::<(), lora::Error>(())
 /// ```
 pub fn auto(directory: impl AsRef<Path>, options: &Options) -> Result<Auto> {
-    if gguf::is_named(directory.as_ref()) {
+    let path = directory.as_ref();
+    let is_weights = path
+        .extension()
+        .is_some_and(|end| end.eq_ignore_ascii_case("safetensors"));
+    // Of a file that is neither, the error says so.
+    if gguf::is_gguf(path) || (path.is_file() && !is_weights) {
         let created = from_gguf(directory, options)?;
         return Ok(Auto::Decoder(Box::new(created)));
     }

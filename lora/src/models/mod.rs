@@ -37,6 +37,7 @@ mod shapes;
 mod timm;
 pub mod vit;
 
+pub use crate::gguf::is_gguf;
 pub use auto::{Auto, auto};
 pub use create::{build, create};
 #[cfg(feature = "hub")]

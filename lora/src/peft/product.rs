@@ -240,16 +240,8 @@ impl Product {
     }
 }
 
-/// The decomposition of B·A: that of the small matrix between the bases of both.
 fn decomposed((b, a): &(Mat<f64>, Mat<f64>)) -> Result<Svd> {
-    let (of_b, small_b) = linalg::qr(b.as_ref())?;
-    let (of_a, small_a) = linalg::qr(a.transpose())?;
-    let Svd { u, s, v } = linalg::svd((small_b * small_a.transpose()).as_ref())?;
-    Ok(Svd {
-        u: of_b * u,
-        s,
-        v: of_a * v,
-    })
+    linalg::svd_of_product(b.as_ref(), a.as_ref())
 }
 
 /// The first singular vectors of both sides, each times the root of its value. Beyond the values

@@ -133,3 +133,88 @@ fn what_cannot_be_combined_is_named() {
         .assert()
         .code(2);
 }
+
+/// An adapter with DoRA for `fc` (6, 5).
+fn dora(folder: &Folder, name: &str, seed: u64) {
+    let magnitude = (random(&[6], seed + 2).abs().unwrap() + 0.5).unwrap();
+    let key = |part: &str| format!("base_model.model.fc.{part}");
+    let tensors = [
+        (key("lora_A.weight"), random(&[2, 5], seed)),
+        (key("lora_B.weight"), random(&[6, 2], seed + 1)),
+        (key("lora_magnitude_vector"), magnitude),
+    ];
+    let tensors: Vec<(&str, Tensor)> = tensors
+        .iter()
+        .map(|(k, t)| (k.as_str(), t.clone()))
+        .collect();
+    folder.tensors(&format!("{name}/adapter_model.safetensors"), &tensors);
+    std::fs::write(
+        folder.path(name).join("adapter_config.json"),
+        r#"{"peft_type": "LORA", "r": 2, "lora_alpha": 3, "target_modules": ["fc"], "use_dora": true}"#,
+    )
+    .unwrap();
+}
+
+/// What such adapters change is no sum of low rank. The way that the error names gives that sum.
+#[test]
+fn adapters_with_dora_are_combined_by_way_of_the_base() {
+    let folder = Folder::new();
+    dora(&folder, "one", 1);
+    dora(&folder, "two", 11);
+    let base = random(&[6, 5], 21);
+    folder.tensors("base.safetensors", &[("fc.weight", base.clone())]);
+    let [base_path, one, two, both] =
+        ["base.safetensors", "one", "two", "both"].map(|name| folder.arg(name));
+    let refused = lora(["combine", &one, &two, &both]).assert().code(1);
+    let printed = text(&refused.get_output().stderr);
+    let expected = format!(
+        "error: {one}: `use_dora` is true: what the adapter changes depends on the base's weights, and is no \
+         sum of low rank. Make a plain adapter of it first: merge it into the base (lora merge), and extract \
+         one from the base and the result (lora extract)\n"
+    );
+    assert_eq!(printed, expected);
+    assert!(!folder.path("both").exists());
+
+    let mut plain = Vec::new();
+    let mut sum = base.to_dtype(DType::F64).unwrap();
+    for adapter in [&one, &two] {
+        let [merged, out] = ["merged.safetensors", "plain"].map(|end| format!("{adapter}-{end}"));
+        lora(["merge", &base_path, &merged, "--adapter", adapter])
+            .assert()
+            .success();
+        lora(["extract", &base_path, &merged, &out, "--rank", "5"])
+            .assert()
+            .success();
+        let merged = crate::files::read(std::path::Path::new(&merged))["fc.weight"].clone();
+        sum = (sum + (merged - &base).unwrap().to_dtype(DType::F64).unwrap()).unwrap();
+        plain.push(out);
+    }
+    lora(["combine", &plain[0], &plain[1], &both])
+        .assert()
+        .success();
+    let out = folder.arg("out.safetensors");
+    lora(["merge", &base_path, &out, "--adapter", &both])
+        .assert()
+        .success();
+    let found = crate::files::read(&folder.path("out.safetensors"));
+    assert!(error(&found["fc.weight"], &sum) < 1e-5);
+
+    // One alone, as it is, stays what it was.
+    let copy = folder.arg("copy");
+    lora(["combine", &one, &copy]).assert().success();
+    let [before, after] =
+        ["before", "after"].map(|name| folder.arg(&format!("{name}.safetensors")));
+    lora(["merge", &base_path, &before, "--adapter", &one])
+        .assert()
+        .success();
+    lora(["merge", &base_path, &after, "--adapter", &copy])
+        .assert()
+        .success();
+    let [before, after] = [before, after]
+        .map(|path| crate::files::read(std::path::Path::new(&path))["fc.weight"].clone());
+    assert!(error(&after, &before) < 1e-6);
+    let half = folder.arg("half");
+    lora(["combine", &one, &half, "--weights=0.5"])
+        .assert()
+        .code(1);
+}

@@ -142,7 +142,7 @@ fn files_are_written_whole_and_replace_nothing() {
     let refused = lora(args).assert().code(1);
     let error = text(&refused.get_output().stderr);
     let problem = format!(
-        "--output {} is there already: say --force to replace it",
+        "{} is there already: name another place, or say --force to write over it",
         output.display()
     );
     assert!(error.contains(&problem), "{error}");

@@ -297,3 +297,108 @@ fn what_gives_no_adapter_is_told() {
         &["`h.0.fc.weight` holds values that are not finite"],
     );
 }
+
+/// The files of `fixtures/gguf`, whose updates the package gguf checked, under names that say nothing.
+fn gguf(folder: &Folder) -> [String; 3] {
+    let fixtures = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/fixtures/gguf/merged");
+    for (from, to) in [("base.gguf", "base.bin"), ("merged.gguf", "tuned.weights")] {
+        std::fs::copy(format!("{fixtures}/{from}"), folder.path(to)).unwrap();
+    }
+    let [base, tuned] = ["base.bin", "tuned.weights"].map(|name| folder.arg(name));
+    [base, tuned, format!("{fixtures}/adapter")]
+}
+
+const LAYERS: [&str; 7] = [
+    "self_attn.q_proj",
+    "self_attn.k_proj",
+    "self_attn.v_proj",
+    "self_attn.o_proj",
+    "mlp.gate_proj",
+    "mlp.up_proj",
+    "mlp.down_proj",
+];
+
+/// The base in blocks, the tuned model in full precision: the update is exactly the adapter's, with the
+/// rows of queries and keys where transformers has them.
+#[test]
+fn a_gguf_base_gives_the_adapter_back() {
+    let folder = Folder::new();
+    let [base, _, adapter] = gguf(&folder);
+    let [full, out] = ["full", "out"].map(|name| folder.arg(name));
+    run(&["merge", &base, &full, "--adapter", &adapter]);
+    for (one, two, sign) in [(&base, &full, 1.0), (&full, &base, -1.0)] {
+        let report = run(&["extract", one, two, &out, "--rank", "2", "--force"]);
+        assert!(report["error"].as_f64().unwrap() < 1e-6, "{report}");
+        assert_eq!(report["layers"].as_array().unwrap().len(), 14);
+        assert_eq!(report["modules"], serde_json::json!([]));
+        for layer in ["0", "1"] {
+            for name in LAYERS {
+                let path = format!("model.layers.{layer}.{name}");
+                let found = update(&folder.path("out"), &path, 1.0);
+                let expected = update(std::path::Path::new(&adapter), &path, 2.0 * sign);
+                assert!(error(&found, &expected) < 1e-5, "{path}");
+            }
+        }
+    }
+
+    // Beside safetensors, the file has the other's names, and says its own types.
+    let found = run(&["diff", &base, &full]);
+    assert_eq!(found["only_first"], found["only_second"]);
+    let tensors = found["tensors"].as_array().unwrap();
+    let named = |name: &str| {
+        tensors
+            .iter()
+            .find(|tensor| tensor["name"] == name)
+            .unwrap()
+    };
+    let query = named("model.layers.0.self_attn.q_proj.weight");
+    assert_eq!(query["first"], "Q4_0 [8, 256]");
+    assert_eq!(query["second"], "F32 [8, 256]");
+    assert_eq!(named("model.norm.weight")["relative"], 0.0);
+}
+
+/// Both in blocks: what these rounded is part of the difference, and all that is beside the update. The
+/// package gguf measured the rounding.
+#[test]
+fn two_gguf_files_give_the_update_and_the_rounding() {
+    let folder = Folder::new();
+    let [base, tuned, adapter] = gguf(&folder);
+    let [full, out] = ["full", "out"].map(|name| folder.arg(name));
+    run(&["merge", &base, &full, "--adapter", &adapter]);
+    let merged = read(&folder.path("full/model.safetensors"));
+    let errors = std::path::Path::new(&adapter).with_file_name("errors.json");
+    let errors: Value = serde_json::from_slice(&std::fs::read(errors).unwrap()).unwrap();
+    let report = run(&["extract", &base, &tuned, &out, "--rank", "8"]);
+    assert!(report["error"].as_f64().unwrap() < 1e-6, "{report}");
+    assert_eq!(report["layers"].as_array().unwrap().len(), 14);
+    let names = [
+        "attn_q",
+        "attn_k",
+        "attn_v",
+        "attn_output",
+        "ffn_gate",
+        "ffn_up",
+        "ffn_down",
+    ];
+    let norm = |tensor: &Tensor| {
+        let wide = tensor.to_dtype(DType::F64).unwrap();
+        let energy = wide.sqr().unwrap().sum_all().unwrap();
+        energy.to_scalar::<f64>().unwrap().sqrt()
+    };
+    for layer in ["0", "1"] {
+        for (name, of_gguf) in LAYERS.iter().zip(names) {
+            let path = format!("model.layers.{layer}.{name}");
+            let found = update(&folder.path("out"), &path, 1.0);
+            let expected = update(std::path::Path::new(&adapter), &path, 2.0);
+            let rounded = error(&found, &expected) * norm(&expected);
+            let told = errors[format!("blk.{layer}.{of_gguf}.weight")]
+                .as_f64()
+                .unwrap();
+            let told = told * norm(&merged[&format!("{path}.weight")]);
+            assert!(
+                (rounded - told).abs() <= 1e-3 * told + 1e-5,
+                "{path}: {rounded} {told}"
+            );
+        }
+    }
+}

@@ -259,3 +259,107 @@ fn a_gguf_file_becomes_a_model_in_full_precision() {
     let config: Value = serde_json::from_str(&config).unwrap();
     assert_eq!(config["model_type"], "llama");
 }
+
+/// A GGUF file is told by how it begins; in a folder it may be the only file with weights.
+#[test]
+fn a_gguf_file_may_have_any_name() {
+    let folder = Folder::new();
+    let fixtures = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/fixtures/quantised");
+    let [gguf, adapter] = ["llama.gguf", "adapter"].map(|name| format!("{fixtures}/{name}"));
+    std::fs::create_dir(folder.path("folder")).unwrap();
+    for name in ["model.bin", "model.safetensors", "folder/any.gguf"] {
+        std::fs::copy(&gguf, folder.path(name)).unwrap();
+    }
+    run(&[
+        "merge",
+        &gguf,
+        &folder.arg("out.gguf"),
+        "--adapter",
+        &adapter,
+    ]);
+    run(&["merge", &gguf, &folder.arg("full"), "--adapter", &adapter]);
+    let expected = std::fs::read(folder.path("out.gguf")).unwrap();
+    let weights = std::fs::read(folder.path("full/model.safetensors")).unwrap();
+    for name in ["model.bin", "model.safetensors", "folder"] {
+        let [base, out, full] = [name, "again.gguf", "again"].map(|name| folder.arg(name));
+        run(&["merge", &base, &out, "--adapter", &adapter, "--force"]);
+        assert!(
+            std::fs::read(folder.path("again.gguf")).unwrap() == expected,
+            "{name}"
+        );
+        run(&["merge", &base, &full, "--adapter", &adapter, "--force"]);
+        let found = std::fs::read(folder.path("again/model.safetensors")).unwrap();
+        assert!(found == weights, "{name}");
+        assert_eq!(run(&["inspect", &base])["format"], "GGUF", "{name}");
+        assert_eq!(run(&["diff", &base, &gguf])["relative"], 0.0, "{name}");
+    }
+    let options = ::lora::models::Options::new();
+    let model = ::lora::models::auto(folder.path("model.bin"), &options).unwrap();
+    assert!(model.into_decoder().is_ok());
+    std::fs::write(folder.path("none.bin"), "GG").unwrap();
+    let error = ::lora::models::auto(folder.path("none.bin"), &options).unwrap_err();
+    assert!(error.to_string().contains("none.bin"), "{error}");
+}
+
+/// The order is told where it matters.
+#[test]
+fn the_order_of_adapters_is_told() {
+    let folder = Folder::new();
+    adapters(&folder);
+    let base = random(&[64, 32], 9);
+    folder.tensors("base.safetensors", &[(WEIGHT, base)]);
+    let tensors = read(&folder.path("two/adapter_model.safetensors"));
+    let mut tensors: Vec<(&str, Tensor)> = tensors
+        .iter()
+        .map(|(k, t)| (k.as_str(), t.clone()))
+        .collect();
+    let magnitude = (random(&[64], 5).abs().unwrap() + 0.5).unwrap();
+    let key = "base_model.model.model.layers.0.mlp.up_proj.lora_magnitude_vector";
+    tensors.push((key, magnitude));
+    folder.tensors("dora/adapter_model.safetensors", &tensors);
+    std::fs::write(
+        folder.path("dora/adapter_config.json"),
+        r#"{"peft_type": "LORA", "r": 2, "lora_alpha": 3, "target_modules": ["up_proj"], "use_dora": true}"#,
+    )
+    .unwrap();
+    let [from, out] = ["base.safetensors", "out.safetensors"].map(|name| folder.arg(name));
+    let [one, two, dora] = ["one", "two", "dora"].map(|name| folder.arg(name));
+    let half = format!("{one}=0.5");
+    let printed = |adapters: [&str; 2]| {
+        let args = [
+            "merge",
+            &from,
+            &out,
+            "--force",
+            "--adapter",
+            adapters[0],
+            "--adapter",
+            adapters[1],
+        ];
+        text(&lora(args).assert().success().get_output().stdout)
+    };
+    assert_eq!(
+        printed([&half, &dora]),
+        format!(
+            "1 tensor changed, 0 as before; written to {out}\n\
+             merged in this order: {one} (times 0.5), then {dora}: with DoRA, another order gives another \
+             result\n"
+        )
+    );
+    let first = read(&folder.path("out.safetensors"))[WEIGHT].clone();
+    printed([&dora, &half]);
+    let second = read(&folder.path("out.safetensors"))[WEIGHT].clone();
+    assert!(error(&first, &second) > 1e-3);
+    assert_eq!(
+        printed([&one, &two]),
+        format!(
+            "1 tensor changed, 0 as before; written to {out}\n\
+             merged in this order: {one}, then {two}\n"
+        )
+    );
+    let report = run(&["merge", &from, &out, "--force", "--adapter", &half]);
+    assert_eq!(
+        report["adapters"],
+        serde_json::json!([{"path": one, "weight": 0.5}])
+    );
+}

@@ -2,8 +2,8 @@
 
 use crate::model::{ModelArgs, load};
 use crate::shell::common::Common;
+use crate::shell::output::{Output, OutputFile};
 use crate::shell::print::say;
-use crate::shell::whole::Whole;
 use crate::texts::{self, Batched};
 use anyhow::{Context, Result, bail};
 use candle_core::{Device, Tensor};
@@ -40,9 +40,8 @@ pub struct Options {
     /// output]
     #[arg(long, short, value_name = "FILE")]
     output: Option<PathBuf>,
-    /// Replace what is there
-    #[arg(long, requires = "output")]
-    force: bool,
+    #[command(flatten)]
+    written: Output,
     #[command(flatten)]
     common: Common,
 }
@@ -55,7 +54,7 @@ pub fn run(options: &Options) -> Result<()> {
     options.common.start()?;
     let output = options.output.as_deref();
     let output = output
-        .map(|path| Output::new(path, options.force))
+        .map(|path| Vectors::new(path, options.written))
         .transpose()?;
     let mut texts = texts::read(&options.texts, options.file.as_deref())?;
     for text in &mut texts {
@@ -99,7 +98,7 @@ pub fn run(options: &Options) -> Result<()> {
                         .into_bytes(),
                 )?,
             }
-            let path = &output.path;
+            let path = output.file.path();
             match json {
                 true => say(json!({
                     "model": named.source.name, "texts": count, "width": width, "output": path,
@@ -118,14 +117,13 @@ pub fn run(options: &Options) -> Result<()> {
 }
 
 /// Where vectors go.
-struct Output {
-    path: PathBuf,
-    file: Whole,
+struct Vectors {
+    file: OutputFile,
     is_safetensors: bool,
 }
 
-impl Output {
-    fn new(path: &Path, force: bool) -> Result<Self> {
+impl Vectors {
+    fn new(path: &Path, written: Output) -> Result<Self> {
         let end = path.extension().unwrap_or_default();
         let is_safetensors = end.eq_ignore_ascii_case("safetensors");
         if !is_safetensors && !end.eq_ignore_ascii_case("jsonl") {
@@ -135,8 +133,7 @@ impl Output {
             );
         }
         Ok(Self {
-            path: path.into(),
-            file: Whole::new(path, force)?,
+            file: written.file(path).context("cannot use --output")?,
             is_safetensors,
         })
     }

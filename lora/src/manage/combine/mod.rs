@@ -57,6 +57,15 @@ pub(crate) fn combine(
 
     let (a, b) = match combination {
         Combination::Cat => shapes.cat(&factors, sources),
+        // The sum of all is one product, whose decomposition needs no update that is formed.
+        Combination::Svd => {
+            let (a, b) = shapes.cat(&factors, sources);
+            let group = |group| {
+                let (b, a) = (rows(&b, group, groups), rows(&a, group, groups));
+                shapes.of_product(b, a)
+            };
+            shapes.decomposed(group, options)?
+        }
         _ if combination.on_updates() => {
             let updates = factors.iter().zip(sources);
             let updates = updates.map(|(factors, source)| {
@@ -68,7 +77,8 @@ pub(crate) fn combine(
             });
             let values = mixed(updates.collect(), rule, rng);
             let update = linalg::from_values(&values, shapes.out, shapes.inputs)?;
-            shapes.decomposed(&update, options)?
+            let group = |group| linalg::svd(rows(&update, group, groups));
+            shapes.decomposed(group, options)?
         }
         _ => {
             let mut mix = |of_a: bool| {
@@ -232,7 +242,8 @@ impl UpdateShapes {
 
     /// Stacks the As below each other and the Bs side by side, group by group.
     fn cat(&self, factors: &[Factors], sources: &[Source<'_>]) -> (Mat<f64>, Mat<f64>) {
-        let mut a = Mat::zeros(self.rank, self.inputs);
+        let all = factors.iter().map(|factors| factors.a.nrows()).sum();
+        let mut a = Mat::zeros(all, self.inputs);
         let mut row = 0;
         // The layer splits A's rows by group: the rows of one group must stand together.
         for group in 0..self.groups {
@@ -243,7 +254,7 @@ impl UpdateShapes {
                 row += part.nrows();
             }
         }
-        let mut b = Mat::zeros(self.out, self.rank / self.groups);
+        let mut b = Mat::zeros(self.out, all / self.groups);
         let mut col = 0;
         for Factors { b: part, .. } in factors {
             b.subcols_mut(col, part.ncols()).copy_from(part);
@@ -252,17 +263,28 @@ impl UpdateShapes {
         (a, b)
     }
 
+    /// The decomposition of a group's B·A.
+    fn of_product(&self, b: MatRef<'_, f64>, a: MatRef<'_, f64>) -> Result<Svd> {
+        let svd = linalg::svd_of_product(b, a)?;
+        // A rank beyond the product's has values of zero: rows of A that are not zero, so that they can
+        // be trained, come from the update as a whole.
+        match svd.s.len() < self.rank / self.groups {
+            true => linalg::svd((b * a).as_ref()),
+            false => Ok(svd),
+        }
+    }
+
     /// Factors an update by its first singular values and vectors, group by group.
     fn decomposed(
         &self,
-        update: &Mat<f64>,
+        svd: impl Fn(usize) -> Result<Svd>,
         options: &CombineOptions,
     ) -> Result<(Mat<f64>, Mat<f64>)> {
         let (rank, height) = (self.rank / self.groups, self.out / self.groups);
         let mut a = Mat::zeros(self.rank, self.inputs);
         let mut b = Mat::zeros(self.out, rank);
         for group in 0..self.groups {
-            let Svd { u, s, v } = linalg::svd(rows(update, group, self.groups))?;
+            let Svd { u, s, v } = svd(group)?;
             let vt = v.subcols(0, rank).transpose();
             a.subrows_mut(group * rank, rank).copy_from(vt);
             let us = Mat::from_fn(height, rank, |i, j| u[(i, j)] * s[j]);

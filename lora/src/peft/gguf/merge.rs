@@ -1,7 +1,7 @@
 //! Merging an adapter into a model in a GGUF file, in the types of its blocks.
 
 use crate::adapter::quantised::quantise;
-use crate::file::{self, Checkpoint};
+use crate::file;
 use crate::gguf::{self, Part, Weights, types};
 use crate::peft::merge::{MergeOptions, Plan};
 use crate::peft::{AdapterDir, merge};
@@ -67,18 +67,19 @@ pub fn merge_gguf_with(
     out: impl AsRef<Path>,
     options: &MergeOptions,
 ) -> Result<GgufMergeReport> {
-    let (path, out) = (base.as_ref(), out.as_ref());
+    let (base, out) = (base.as_ref(), out.as_ref());
     if options.dtype.is_some() {
         let problem = "`dtype` is set: each weight of a GGUF file keeps its type. merge_checkpoint writes \
                        a directory in another one";
         return Err(Error::Config(vec![problem.into()]));
     }
-    let weights = Arc::new(Weights::open(path)?);
+    let file = gguf::find(base)?;
+    let weights = Arc::new(Weights::open(file.as_deref().unwrap_or(base))?);
     let checkpoint = gguf::of_any(&weights)?;
     // llama.cpp's converter stores every weight as (out, in).
     let options = options.clone().fan_in_fan_out(false);
-    let plan = Plan::new(&checkpoint, &adapter.into(), &options)?;
-    let head = check(&weights, &checkpoint, &plan)?;
+    let plan = Plan::new(checkpoint, &adapter.into(), &options)?;
+    let head = check(&weights, &plan)?;
     let paths = places(&weights, out)?;
 
     let mut files = Vec::new();
@@ -86,9 +87,9 @@ pub fn merge_gguf_with(
         files.push(Copy::start(&weights, part, path, head.as_deref())?);
     }
     let mut report = GgufMergeReport::default();
-    for name in plan.changes.keys() {
-        let sum = plan.apply(name, &checkpoint)?;
-        if head.as_ref() == Some(name) {
+    for name in plan.changed() {
+        let sum = plan.apply(name)?;
+        if head.as_deref() == Some(name) {
             let (blocks, error) = quantise(&sum, embedding(&weights)?.kind)?;
             let bytes = blocks.data()?;
             let place = files[0].head;
@@ -113,11 +114,12 @@ const HEAD: &str = "output.weight";
 
 /// What the file has no place for. A head of its own, for a model that has none, finds a place: its name is
 /// returned.
-fn check(weights: &Weights, base: &Checkpoint, plan: &Plan) -> Result<Option<String>> {
+fn check(weights: &Weights, plan: &Plan) -> Result<Option<String>> {
+    let base = &plan.original;
     let mut problems = Vec::new();
     let mut head = None;
     let is_whole = weights.file.paths().len() == 1;
-    for name in plan.new_tensors(base) {
+    for name in plan.changed().filter(|name| !base.contains(name)) {
         match weights.in_file(name) {
             Some(known) if known == HEAD && is_whole => head = Some(name.to_string()),
             Some(known) if known == HEAD => problems.push(
@@ -130,8 +132,8 @@ fn check(weights: &Weights, base: &Checkpoint, plan: &Plan) -> Result<Option<Str
             )),
         }
     }
-    for name in plan.changes.keys() {
-        let after = plan.outcome(name, base).map(|(_, shape)| shape);
+    for name in plan.changed() {
+        let after = plan.outcome(name).map(|(_, shape)| shape);
         if let (Some(before), Some(after)) = (base.shape(name), after)
             && before != after
         {

@@ -139,7 +139,7 @@ impl GgufOptions {
 
     /// Those of a model in a GGUF file, whose metadata says what a `config.json` would.
     pub(in crate::peft) fn from_model(gguf: &Path) -> Result<Self> {
-        let config = crate::gguf::checkpoint(gguf)?.model_config()?;
+        let config = crate::gguf::open(gguf)?.model_config()?;
         Self::of_model_config(gguf, &config.unwrap_or_default())
     }
 

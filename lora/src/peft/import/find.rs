@@ -4,11 +4,11 @@ use super::Format;
 use crate::error::shorten;
 use crate::file::TensorFile;
 use crate::gguf::header::{self, Field, Wanted};
+use crate::gguf::is_gguf;
 use crate::peft::replace::place;
 use crate::peft::{CONFIG_FILE, WEIGHTS_FILE, adapters_in, files};
 use crate::{Error, Result};
 use std::fs::File;
-use std::io::Read;
 use std::path::{Path, PathBuf};
 
 /// mlx-lm's file with the weights.
@@ -46,7 +46,7 @@ pub(in crate::peft) fn find(path: &Path) -> Result<Option<Located>> {
     if name.to_string_lossy().ends_with(".index.json") {
         return Ok(None);
     }
-    let format = match is_gguf(path)? {
+    let format = match is_gguf(path) {
         true => is_gguf_adapter(path)?.then_some(Format::Gguf),
         false => Format::of(TensorFile::open(path)?.tensors().keys().map(String::as_str)),
     };
@@ -100,15 +100,6 @@ fn holds_weights(dir: &Path) -> Result<bool> {
         }
     }
     Ok(false)
-}
-
-/// Whether a file begins as those of llama.cpp do.
-pub(in crate::peft) fn is_gguf(path: &Path) -> Result<bool> {
-    let failed = |error| Error::file(path, error);
-    let mut magic = Vec::new();
-    let file = File::open(path).map_err(failed)?;
-    file.take(4).read_to_end(&mut magic).map_err(failed)?;
-    Ok(magic == b"GGUF")
 }
 
 fn is_gguf_adapter(path: &Path) -> Result<bool> {

@@ -1,11 +1,10 @@
 //! kohya's files: `lora_unet_mid_block_to_q.lora_down.weight`, `.lora_up.weight`, `.alpha`.
 
 use super::{Found, Meaning, Meant, Options};
-use crate::Result;
 use crate::error::shorten;
-use crate::file::Checkpoint;
-use crate::file::TensorFile;
+use crate::file::{Checkpoint, TensorFile};
 use crate::peft::layers::{Layer, number};
+use crate::{Result, gguf};
 use candle_core::{Device, Tensor};
 use indexmap::IndexMap;
 use std::collections::HashMap;
@@ -150,7 +149,7 @@ struct Names {
 impl Names {
     fn of(options: &Options) -> Result<Result<Self, String>> {
         let mut paths: HashMap<String, Vec<String>> = HashMap::new();
-        let base = options.base.as_deref().map(Checkpoint::open).transpose()?;
+        let base = options.base.as_deref().map(gguf::open).transpose()?;
         let of_base = base.iter().flat_map(Checkpoint::names);
         let of_base = of_base.filter_map(|name| name.strip_suffix(".weight"));
         let given = options.modules.iter().map(String::as_str);

@@ -44,6 +44,7 @@ pub use convert::convert;
 
 use super::{AdapterDir, GgufOptions, adapter_to_gguf, gguf_to_adapter, keys, layers};
 use crate::file::TensorFile;
+use crate::gguf::{self, is_gguf};
 use crate::{Error, Part, Result};
 use find::{DIFFUSERS, MLX};
 use std::fmt;
@@ -153,7 +154,7 @@ impl Options {
         self
     }
 
-    /// The checkpoint that the adapter was trained on: a `.safetensors` file, an index, or a
+    /// The checkpoint that the adapter was trained on: a `.safetensors` file, an index, a GGUF file, or a
     /// directory. Its names and shapes tell what kohya's keys mean. `config.json` in a directory tells
     /// what [`gguf`](Self::gguf) would, if that names no architecture.
     pub fn base(mut self, path: impl Into<PathBuf>) -> Self {
@@ -176,19 +177,21 @@ impl Options {
     /// What files of llama.cpp need, from the base's `config.json` if no architecture is named.
     fn of_gguf(&self) -> Result<GgufOptions> {
         let of_base = self.base.as_deref().filter(|_| self.gguf.arch.is_none());
-        if let Some(base) = of_base.filter(|base| base.is_file())
-            && find::is_gguf(base)?
-        {
-            return Ok(GgufOptions::from_model(base)?.dtype(self.gguf.dtype));
-        }
-        let config = of_base.map(|base| match base.is_dir() {
+        let Some(base) = of_base else {
+            return Ok(self.gguf.clone());
+        };
+        let config = match base.is_dir() {
             true => base.join("config.json"),
             false => base.with_file_name("config.json"),
-        });
-        match config.filter(|config| config.is_file()) {
-            Some(config) => Ok(GgufOptions::from_model_config(config)?.dtype(self.gguf.dtype)),
-            None => Ok(self.gguf.clone()),
-        }
+        };
+        let options = match config.is_file() && !is_gguf(base) {
+            true => GgufOptions::from_model_config(config)?,
+            false => match gguf::find(base)? {
+                Some(file) => GgufOptions::from_model(&file)?,
+                None => return Ok(self.gguf.clone()),
+            },
+        };
+        Ok(options.dtype(self.gguf.dtype))
     }
 }
 
@@ -205,7 +208,7 @@ impl Options {
 /// problem is listed, and the directory stays as it was.
 pub fn import(from: impl AsRef<Path>, dir: impl AsRef<Path>, options: &Options) -> Result<Format> {
     let path = file_of(from.as_ref())?;
-    if find::is_gguf(&path)? {
+    if is_gguf(&path) {
         gguf_to_adapter(&path, dir, &options.of_gguf()?)?;
         return Ok(Format::Gguf);
     }

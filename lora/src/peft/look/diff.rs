@@ -132,7 +132,9 @@ pub struct TensorDiff {
 /// by how much each layer.
 ///
 /// Adapters are compared by their updates s·B·A, so that neither the rank nor the factors matter, nor
-/// which tool wrote the files. Memory holds one layer of both at a time.
+/// which tool wrote the files. Checkpoints are compared by their values: a GGUF file is dequantised, and
+/// beside safetensors it has transformers' names and order of rows. Memory holds one layer of both at a
+/// time.
 ///
 /// ```
 /// use candle_core::{Device, Tensor};
@@ -413,7 +415,7 @@ fn tensor(
 }
 
 fn checkpoints(first: &Path, second: &Path) -> Result<CheckpointDiff> {
-    let (one, two) = (ModelFile::open(first)?, ModelFile::open(second)?);
+    let [one, two] = ModelFile::open_both([first, second])?;
     let same_format = one.format() == two.format();
     let mut found = CheckpointDiff {
         settings: match same_format {

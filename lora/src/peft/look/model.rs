@@ -1,14 +1,13 @@
 //! [`ModelFile`]: the weights of a model in either format, a tensor at a time.
 
 use super::report::TensorReport;
-use crate::file::{Checkpoint, read_json};
+use crate::file::Checkpoint;
 use crate::gguf::header::Field;
-use crate::gguf::{GgufFile, types};
-use crate::peft::import::find::is_gguf;
+use crate::gguf::{self, GgufFile, Weights, types};
 use crate::{Error, Result};
 use candle_core::{DType, Tensor};
 use serde_json::{Map, Value, json};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 /// A longer list or text is no short setting.
 const LONG: usize = 80;
@@ -17,18 +16,34 @@ const LONG: usize = 80;
 pub(in crate::peft) enum ModelFile {
     Safetensors(Checkpoint),
     Gguf(GgufFile),
+    /// A GGUF file under transformers' names, to stand beside safetensors.
+    Renamed(Weights),
 }
 
 impl ModelFile {
     /// Opens a file, an index, or a directory with either.
     pub fn open(path: &Path) -> Result<Self> {
-        let gguf = match path.is_dir() {
-            true => only_gguf(path)?,
-            false => is_gguf(path)?.then(|| path.into()),
-        };
-        match gguf {
+        match gguf::find(path)? {
             Some(path) => Ok(Self::Gguf(GgufFile::open(&path)?)),
             None => Ok(Self::Safetensors(Checkpoint::open(path)?)),
+        }
+    }
+
+    /// Opens two of these, under names that both have: transformers', if one is no GGUF file.
+    pub fn open_both(paths: [&Path; 2]) -> Result<[Self; 2]> {
+        let both = [Self::open(paths[0])?, Self::open(paths[1])?];
+        let [one, two] = &both;
+        if one.format() == two.format() {
+            return Ok(both);
+        }
+        let [one, two] = both;
+        Ok([one.renamed()?, two.renamed()?])
+    }
+
+    fn renamed(self) -> Result<Self> {
+        match self {
+            Self::Gguf(file) => Ok(Self::Renamed(Weights::open(file.path())?)),
+            other => Ok(other),
         }
     }
 
@@ -36,7 +51,7 @@ impl ModelFile {
     pub fn format(&self) -> &'static str {
         match self {
             Self::Safetensors(_) => "safetensors",
-            Self::Gguf(_) => "GGUF",
+            Self::Gguf(_) | Self::Renamed(_) => "GGUF",
         }
     }
 
@@ -44,6 +59,7 @@ impl ModelFile {
         match self {
             Self::Safetensors(checkpoint) => checkpoint.shards.len(),
             Self::Gguf(file) => file.paths().len(),
+            Self::Renamed(weights) => weights.file.paths().len(),
         }
     }
 
@@ -51,6 +67,11 @@ impl ModelFile {
         match self {
             Self::Safetensors(checkpoint) => checkpoint.names().map(Into::into).collect(),
             Self::Gguf(file) => file.names().map(Into::into).collect(),
+            Self::Renamed(weights) => {
+                // What has no other name keeps its own, so that nothing is passed over.
+                let strangers = weights.strangers.iter().map(String::as_str);
+                weights.names().chain(strangers).map(Into::into).collect()
+            }
         }
     }
 
@@ -70,6 +91,15 @@ impl ModelFile {
                     (matrices, rows) => vec![matrices, rows, info.columns],
                 };
                 (types::name(info.kind).into(), shape, info.size)
+            }
+            Self::Renamed(weights) => {
+                let place = weights.place(name)?;
+                let info = weights.info(name)?;
+                (
+                    types::name(info.kind).into(),
+                    place.shape.clone(),
+                    info.size,
+                )
             }
         };
         Some(TensorReport {
@@ -92,7 +122,7 @@ impl ModelFile {
                 let known = [DType::F64, DType::F32, DType::F16, DType::BF16];
                 dtype.is_some_and(|dtype| known.contains(&dtype))
             }
-            Self::Gguf(_) => true,
+            Self::Gguf(_) | Self::Renamed(_) => true,
         }
     }
 
@@ -101,23 +131,23 @@ impl ModelFile {
         match self {
             Self::Safetensors(checkpoint) => checkpoint.tensor(name),
             Self::Gguf(file) => file.values(name),
+            Self::Renamed(weights) => weights.tensor(name),
         }
     }
 
     /// The settings that are short.
     pub fn settings(&self) -> Result<Map<String, Value>> {
         let mut settings = match self {
-            Self::Safetensors(checkpoint) => {
-                let path = checkpoint.shards.first().map(|shard| shard.path());
-                let path = path.map(|path| path.with_file_name("config.json"));
-                match path.filter(|path| path.is_file()) {
-                    Some(path) => match read_json(&path)? {
-                        Value::Object(settings) => settings,
-                        _ => return Err(Error::file(path, "is no JSON object")),
-                    },
-                    None => Map::new(),
+            Self::Safetensors(checkpoint) => match checkpoint.model_config()? {
+                Some(Value::Object(settings)) => settings,
+                Some(_) => {
+                    let problem = "has a config.json beside that is no JSON object";
+                    return Err(Error::file(&checkpoint.path, problem));
                 }
-            }
+                None => Map::new(),
+            },
+            // The names of these fields are not those of a config.json.
+            Self::Renamed(_) => Map::new(),
             Self::Gguf(file) => {
                 let fields = file.fields.iter().filter_map(|(key, field)| {
                     let value = match field {
@@ -136,27 +166,5 @@ impl ModelFile {
         };
         settings.retain(|_, value| !value.is_null() && value.to_string().len() <= LONG);
         Ok(settings)
-    }
-}
-
-/// The one GGUF file of a directory that holds no other weights.
-fn only_gguf(dir: &Path) -> Result<Option<PathBuf>> {
-    let failed = |error| Error::file(dir, error);
-    let (mut found, mut others) = (Vec::new(), false);
-    for entry in std::fs::read_dir(dir).map_err(failed)? {
-        let path = entry.map_err(failed)?.path();
-        let name = path.file_name().unwrap_or_default().to_string_lossy();
-        if name.ends_with(".gguf") {
-            found.push(path.clone());
-        }
-        others |= name.ends_with(".safetensors") || name.ends_with(".index.json");
-    }
-    match (found.as_slice(), others) {
-        ([one], false) => Ok(Some(one.clone())),
-        ([], _) | (_, true) => Ok(None),
-        (several, _) => {
-            let problem = format!("holds {} GGUF files: name the file", several.len());
-            Err(Error::file(dir, problem))
-        }
     }
 }

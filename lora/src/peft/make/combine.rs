@@ -41,6 +41,11 @@ pub struct CombinedLayer {
 /// A layer that only some of the adapters have is combined from those. The result's scaling is 1. Its
 /// other settings are the first adapter's. Memory holds a layer of each adapter, and the result.
 ///
+/// What an adapter with DoRA changes depends on the base's weights, and is no product of A and B: no rule
+/// combines such adapters from their files. A single one, with a weight of 1, keeps its magnitudes. The
+/// other way is to [merge](crate::peft::merge_checkpoint) each into the base, to
+/// [extract](crate::peft::extract) a plain adapter from base and result, and to combine those.
+///
 /// ```no_run
 /// use lora::peft::combine_files;
 /// use lora::{CombineOptions, Combination};
@@ -54,17 +59,19 @@ pub struct CombinedLayer {
 /// # Errors
 /// If there is no adapter, or a weight is not finite; all that `add_weighted_adapter` refuses of ranks,
 /// shapes and options; modules trained in full, biases, trained rows, adapters of experts, tied heads, a
-/// residual base; DoRA, whose magnitudes are the base's norms: combine such adapters in the model. If a
-/// file cannot be read or written. What was at `out` then stays.
+/// residual base; DoRA, unless there is one adapter with a weight of 1. If a file cannot be read or written. What was at `out` then stays.
 pub fn combine_files<D: Into<AdapterDir>>(
     adapters: impl IntoIterator<Item = (D, f64)>,
     out: impl AsRef<Path>,
     combination: Combination,
     options: &CombineOptions,
 ) -> Result<CombineReport> {
+    let adapters = adapters.into_iter();
+    let adapters: Vec<(AdapterDir, f64)> = adapters.map(|(dir, w)| (dir.into(), w)).collect();
+    let is_copy = matches!(adapters.as_slice(), [(_, 1.0)]);
     let mut opened = Vec::new();
-    for (dir, weight) in adapters {
-        opened.push((open(&dir.into(), weight)?, weight));
+    for (dir, weight) in &adapters {
+        opened.push((open(dir, *weight, is_copy)?, *weight));
     }
     let Some((first, _)) = opened.first() else {
         return Err(Error::Adapter(vec![
@@ -116,14 +123,15 @@ fn error([lost, whole]: [f64; 2]) -> f64 {
     share(lost.sqrt(), whole.sqrt())
 }
 
-/// Opens an adapter, if it can be combined.
-fn open(dir: &AdapterDir, weight: f64) -> Result<Opened> {
+/// Opens an adapter, if it can be combined. A copy of it may have magnitudes.
+fn open(dir: &AdapterDir, weight: f64, is_copy: bool) -> Result<Opened> {
     let opened = Opened::open(dir)?;
     let mut problems = layers::unsupported(&opened.file);
-    if opened.file.use_dora {
+    if opened.file.use_dora && !is_copy {
         problems.push(
-            "`use_dora` is true: the magnitudes would be the norms of the base's weights; combine in \
-             the model, with add_weighted_adapter"
+            "`use_dora` is true: what the adapter changes depends on the base's weights, and is no \
+             sum of low rank. Make a plain adapter of it first: merge it into the base \
+             (peft::merge_checkpoint), and extract one from the base and the result (peft::extract)"
                 .into(),
         );
     }
@@ -194,7 +202,7 @@ impl Combining {
             a: combined.a,
             b: combined.b,
             alpha: combined.rank as f64,
-            magnitude: None,
+            magnitude: first.magnitude.clone(),
         };
         Ok(Made {
             adapters: layers.len(),

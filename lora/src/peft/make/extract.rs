@@ -10,7 +10,7 @@ use crate::file::Checkpoint;
 use crate::peft::layers::{self, Layer};
 use crate::peft::values::Values;
 use crate::peft::{RankChoice, keys};
-use crate::{Error, LoraConfig, Result, Targets, init, linalg};
+use crate::{Error, LoraConfig, Result, Targets, gguf, init, linalg};
 use candle_core::{DType, Tensor};
 use faer::Mat;
 use serde::Serialize;
@@ -135,8 +135,9 @@ pub struct LeftTensor {
 /// Makes an adapter of PEFT's from a base checkpoint and one that was tuned from it in full: by layer
 /// the best approximation of the difference, from its singular values and vectors.
 ///
-/// Both may be a safetensors file, an index, or a directory with either. Memory holds one tensor of
-/// both in f64, and the adapter. The scaling is 1, the weight of the singular values is shared between
+/// Both may be a safetensors file, an index, a GGUF file, or a directory with one of these. A GGUF file is
+/// dequantised, and has transformers' names and order of rows: what its blocks rounded is part of the
+/// difference. Memory holds one tensor of both in f64, and the adapter. The scaling is 1, the weight of the singular values is shared between
 /// B and A. Embeddings get an update of low rank only if
 /// [`target_modules`](ExtractOptions::target_modules) names them. A large matrix is decomposed from a
 /// random start with a fixed seed; the errors that the report tells are measured.
@@ -152,8 +153,8 @@ pub struct LeftTensor {
 ///
 /// # Errors
 /// If the two do not differ, or in nothing of low rank; if a tensor of the base is missing in the tuned
-/// checkpoint; if a target matches nothing; if values are not finite, or a checkpoint is quantised; if a
-/// file cannot be read or written. All problems are listed, and what was at `out` stays.
+/// checkpoint; if a target matches nothing; if values are not finite, or a checkpoint in
+/// safetensors is quantised; if a file cannot be read or written. All problems are listed, and what was at `out` stays.
 pub fn extract(
     base: impl AsRef<Path>,
     tuned: impl AsRef<Path>,
@@ -168,10 +169,7 @@ pub fn extract(
         );
         return Err(Error::Config(vec![problem]));
     }
-    let (base, tuned) = (
-        Checkpoint::open(base.as_ref())?,
-        Checkpoint::open(tuned.as_ref())?,
-    );
+    let (base, tuned) = (gguf::open(base.as_ref())?, gguf::open(tuned.as_ref())?);
     for checkpoint in [&base, &tuned] {
         if let Some(scheme) = checkpoint.quantised() {
             let problem = format!("is quantised by {scheme}: name the checkpoint before that");

@@ -75,10 +75,12 @@ pub(in crate::peft) struct FileUpdate {
 
 impl FileUpdate {
     /// The weight with its update, in the weight's dtype. `read` gives tensors in the wider dtype
-    /// of the computation, which takes about `piece` values at a time.
+    /// of the computation, which takes about `piece` values at a time. `unmerged` is the base's weight,
+    /// whose norms DoRA takes, where `weight` has other adapters in it.
     pub fn apply(
         &self,
         weight: &Tensor,
+        unmerged: Option<&Tensor>,
         read: impl Fn(&str) -> Result<Tensor>,
         piece: usize,
     ) -> Result<Tensor> {
@@ -87,13 +89,23 @@ impl FileUpdate {
         let magnitude = magnitude.map(|m| m.flatten_all()).transpose()?;
         let (wide, scaling, form) = (a.dtype(), self.scaling, self.form);
         let output_dim = form.output_dim();
-        let merge = |weight: Tensor, a: &Tensor, b: &Tensor, magnitude: Option<Tensor>| {
-            let sum = (weight + form.delta(a, b, scaling)?)?;
+        let merge = |weight: Tensor,
+                     unmerged: Option<Tensor>,
+                     a: &Tensor,
+                     b: &Tensor,
+                     magnitude: Option<Tensor>| {
+            let delta = form.delta(a, b, scaling)?;
+            let sum = (weight + &delta)?;
             let Some(magnitude) = magnitude else {
                 return Ok(sum);
             };
-            let gain = dora::gain(&magnitude, &dora::norms(&sum, output_dim)?)?;
-            dora::scale_outputs(&sum, &gain, output_dim)
+            let alone = unmerged.map(|unmerged| unmerged + delta).transpose()?;
+            let norms = dora::norms(alone.as_ref().unwrap_or(&sum), output_dim)?;
+            dora::scale_outputs(&sum, &dora::gain(&magnitude, &norms)?, output_dim)
+        };
+        let part = |from, count| {
+            let part = |unmerged: &Tensor| unmerged.narrow(0, from, count)?.to_dtype(wide);
+            unmerged.map(part).transpose()
         };
         Ok(match form {
             Form::Linear | Form::Conv { .. } => {
@@ -101,6 +113,7 @@ impl FileUpdate {
                     let magnitude = magnitude.as_ref().map(|m| m.narrow(0, from, count));
                     merge(
                         weight,
+                        part(from, count)?,
                         &a,
                         &b.narrow(0, from, count)?,
                         magnitude.transpose()?,
@@ -115,7 +128,8 @@ impl FileUpdate {
                     piece
                 };
                 in_pieces(weight, wide, piece, |weight, from, count| {
-                    merge(weight, &a.narrow(1, from, count)?, &b, magnitude.clone())
+                    let a = a.narrow(1, from, count)?;
+                    merge(weight, part(from, count)?, &a, &b, magnitude.clone())
                 })?
             }
             Form::Experts { count, transposed } => {
@@ -223,10 +237,10 @@ mod tests {
                     "b" => Ok(b.clone()),
                     _ => Ok(random(&[1, magnitude, 1], 4)),
                 };
-                let whole = low_rank.apply(&w, read, usize::MAX).unwrap();
+                let whole = low_rank.apply(&w, None, read, usize::MAX).unwrap();
                 assert_eq!(whole.dims(), w.dims());
                 for piece in [0, 7, 9, 24] {
-                    let parts = low_rank.apply(&w, read, piece).unwrap();
+                    let parts = low_rank.apply(&w, None, read, piece).unwrap();
                     let difference = (&parts - &whole).unwrap().abs().unwrap().max_all().unwrap();
                     assert!(
                         difference.to_scalar::<f64>().unwrap() < 1e-14,

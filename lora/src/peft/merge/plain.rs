@@ -58,8 +58,61 @@ impl Planner<'_> {
     fn is_own(&self, name: &str, key: &str) -> Result<bool> {
         let infos = [self.adapter.tensors().get(key), self.base.info(name)];
         let is_float = |info: Option<&TensorInfo>| info.is_some_and(|i| check_dtype(i).is_ok());
-        Ok(infos.into_iter().all(is_float)
-            && same_values(&self.base.tensor(name)?, &self.adapter.tensor(key)?)?)
+        Ok(infos.into_iter().all(is_float) && self.is_value(name, &self.adapter.tensor(key)?)?)
+    }
+
+    /// Whether these are the values of the base's tensor, but for rounding: of the base as it is, or as
+    /// it was before other adapters.
+    fn is_value(&self, name: &str, own: &Tensor) -> Result<bool> {
+        let was = self.earlier.contains_key(name) && self.original.contains(name);
+        Ok(same_values(&self.base.tensor(name)?, own)?
+            || (was && same_values(&self.original.tensor(name)?, own)?))
+    }
+
+    /// Adds a problem for each tensor that would take the place of other values than the base's: of
+    /// those that an adapter before brought.
+    pub fn find_overwritten(&mut self) -> Result<()> {
+        let mut problems = Vec::new();
+        for (name, change) in &self.changes {
+            let Some(other) = self.earlier.get(name) else {
+                continue;
+            };
+            let (now, was) = (self.base.tensor(name)?, self.original.contains(name));
+            let was = was.then(|| self.original.tensor(name)).transpose()?;
+            if let Start::File(key) = &change.start
+                && !same_values(&now, &self.adapter.tensor(key)?)?
+            {
+                let module = name.rsplit_once('.').map_or(&**name, |(module, _)| module);
+                problems.push(format!(
+                    "`{module}` was trained in full, and {} changes `{name}`, too, to other values: \
+                     only one of the two adapters can be merged",
+                    other.by.display()
+                ));
+            }
+            let Some((key, rows)) = &change.rows else {
+                continue;
+            };
+            let own = self.adapter.tensor(key)?;
+            for (place, &row) in rows.iter().enumerate() {
+                let at = |tensor: &Tensor, row: usize| tensor.narrow(0, row, 1);
+                let (now, own) = (at(&now, row as usize)?, at(&own, place)?);
+                let is_as_before = match &was {
+                    Some(was) if (row as usize) < was.dim(0)? => {
+                        same_values(&now, &at(was, row as usize)?)?
+                    }
+                    _ => false,
+                };
+                if !is_as_before && !same_values(&now, &own)? {
+                    problems.push(format!(
+                        "row {row} of `{name}` was trained, and {} changes that row, too, to other \
+                         values: only one of the two adapters can be merged",
+                        other.by.display()
+                    ));
+                }
+            }
+        }
+        self.problems.extend(problems);
+        Ok(())
     }
 
     /// The module, trained in full, that holds a tensor. By PEFT's rule for `modules_to_save`: the
@@ -152,7 +205,7 @@ impl Planner<'_> {
             if grows {
                 own = own.narrow(0, 0, mine[0])?;
             }
-            is_same = same_values(&self.base.tensor(&name)?, &own)?;
+            is_same = self.is_value(&name, &own)?;
             if is_same && !grows {
                 return Ok(());
             }

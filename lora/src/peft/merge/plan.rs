@@ -2,6 +2,7 @@
 
 use super::MergeOptions;
 use super::change::{Change, Start, outcome};
+use super::merged::merged;
 use super::modules::Keys;
 use super::settings;
 use super::tying::Tie;
@@ -22,17 +23,25 @@ use crate::peft::{AdapterConfig, AdapterDir, CONFIG_FILE, keys};
 use crate::{Error, LoraConfig, Result, ops};
 use candle_core::{DType, Tensor};
 use indexmap::IndexMap;
-use safetensors::tensor::Dtype;
+use safetensors::tensor::{Dtype, TensorInfo};
 use serde_json::Value;
+use std::path::PathBuf;
+use std::sync::Arc;
 
 /// How many values of a tensor are in memory in the wider dtype at a time.
 const PIECE: usize = 1 << 24;
 
 /// Every change, checked against the shapes of the base.
 pub(in crate::peft) struct Plan {
+    /// What the adapter is merged into: the original, or what the adapters before made of it.
+    pub base: Arc<Checkpoint>,
+    /// What the first adapter was merged into.
+    pub original: Arc<Checkpoint>,
+    /// The tensors that adapters before changed, each with the last that did.
+    earlier: IndexMap<String, Earlier>,
     /// By the tensor's name in the checkpoint.
     pub changes: IndexMap<String, Change>,
-    /// What `config.json` must say of the result and does not say of the base.
+    /// What `config.json` must say of the result and does not say of the original.
     pub settings: IndexMap<String, Value>,
     /// The dtype of all floats of the result, if that is not the base's.
     pub dtype: Option<Dtype>,
@@ -40,8 +49,47 @@ pub(in crate::peft) struct Plan {
 }
 
 impl Plan {
-    pub fn new(base: &Checkpoint, dir: &AdapterDir, options: &MergeOptions) -> Result<Self> {
+    /// Plans the adapter, behind those that the options name first.
+    pub fn new(base: Checkpoint, dir: &AdapterDir, options: &MergeOptions) -> Result<Self> {
         let dtype = options.dtype.map(dtype_of_result).transpose()?;
+        let base = Arc::new(base);
+        let mut onto = Onto {
+            base: base.clone(),
+            original: base,
+            earlier: IndexMap::new(),
+            settings: IndexMap::new(),
+        };
+        for before in &options.first {
+            onto = Self::one(onto, before, options, None)?.into_onto(before)?;
+        }
+        Self::one(onto, dir, options, dtype)
+    }
+
+    /// What the next adapter is merged into.
+    fn into_onto(self, dir: &AdapterDir) -> Result<Onto> {
+        let mut earlier = self.earlier.clone();
+        for (name, change) in &self.changes {
+            let change = Earlier {
+                by: dir.path().into(),
+                is_shared: matches!(change.start, Start::Merged(_)),
+            };
+            earlier.insert(name.clone(), change);
+        }
+        Ok(Onto {
+            original: self.original.clone(),
+            earlier,
+            settings: self.settings.clone(),
+            base: Arc::new(merged(self)?),
+        })
+    }
+
+    fn one(
+        onto: Onto,
+        dir: &AdapterDir,
+        options: &MergeOptions,
+        dtype: Option<Dtype>,
+    ) -> Result<Self> {
+        let base = &*onto.base;
         let (
             mut config,
             Weights {
@@ -117,6 +165,8 @@ impl Plan {
                 < misfits(&lora, ranks(&|path| path.into()))?;
         let mut planner = Planner {
             base,
+            original: &onto.original,
+            earlier: &onto.earlier,
             adapter: &adapter,
             config: &config,
             lora: &lora,
@@ -155,35 +205,49 @@ impl Plan {
             return Err(failed(problems));
         }
         let mut plan = Self {
+            base: onto.base,
+            original: onto.original,
+            earlier: onto.earlier,
             changes,
-            settings: IndexMap::new(),
+            settings: onto.settings,
             dtype,
             adapter,
         };
-        plan.settings = settings::changed(&plan, base, tie.as_ref())?;
+        let settings = settings::changed(&plan, tie.as_ref())?;
+        plan.settings.extend(settings);
         Ok(plan)
     }
 
     /// The merged tensor, in the dtype of the result.
-    pub fn apply(&self, name: &str, base: &Checkpoint) -> Result<Tensor> {
-        let start = self.start(name, base)?;
+    pub fn apply(&self, name: &str) -> Result<Tensor> {
+        self.compute(name, true)
+    }
+
+    /// The merged tensor, in the dtype of the computation.
+    pub(super) fn apply_wide(&self, name: &str) -> Result<Tensor> {
+        self.compute(name, false)
+    }
+
+    fn compute(&self, name: &str, is_rounded: bool) -> Result<Tensor> {
+        let start = self.start(name)?;
         let failed = |error: candle_core::Error| {
             Error::file(self.adapter.path(), format!("merging `{name}`: {error}"))
         };
-        let dtype = match self.outcome(name, base) {
+        let dtype = match self.outcome(name) {
             Some((dtype, _)) => DType::try_from(dtype)?,
             None => start.dtype(),
         };
         let unchanged = Change::default();
         let change = match self.changes.get(name) {
             Some(change) if dtype.is_float() => change,
-            None if dtype.is_float() && dtype != start.dtype() => &unchanged,
+            None if dtype.is_float() && dtype != start.dtype() && is_rounded => &unchanged,
             _ => return Ok(start),
         };
         let wide = match dtype == DType::F64 || start.dtype() == DType::F64 {
             true => DType::F64,
             false => DType::F32,
         };
+        let dtype = if is_rounded { dtype } else { wide };
         // The sum is rounded once: not to the base's dtype before that of the result.
         let start = match dtype == start.dtype() {
             true => start,
@@ -192,7 +256,13 @@ impl Plan {
         let read = |key: &str| -> Result<Tensor> { Ok(self.adapter.tensor(key)?.to_dtype(wide)?) };
         let merge = || -> Result<Tensor> {
             let mut weight = match &change.low_rank {
-                Some(low_rank) => low_rank.apply(&start, read, PIECE)?,
+                Some(low_rank) => {
+                    let unmerged = match &low_rank.magnitude {
+                        Some(_) => self.unmerged(name, start.dims())?,
+                        None => None,
+                    };
+                    low_rank.apply(&start, unmerged.as_ref(), read, PIECE)?
+                }
                 None => start.clone(),
             };
             if change.add.is_some() || change.rows.is_some() {
@@ -224,34 +294,102 @@ impl Plan {
     }
 
     /// A tensor before its update.
-    fn start(&self, name: &str, base: &Checkpoint) -> Result<Tensor> {
+    fn start(&self, name: &str) -> Result<Tensor> {
         match self.changes.get(name).map(|change| &change.start) {
-            None | Some(Start::Own) => base.tensor(name),
+            None | Some(Start::Own) => self.base.tensor(name),
             Some(Start::File(key)) => self.adapter.tensor(key),
-            Some(Start::Base(other)) => base.tensor(other),
-            Some(Start::Before(other)) => self.start(other, base),
-            Some(Start::Merged(other)) => self.apply(other, base),
+            Some(Start::Base(other)) => self.base.tensor(other),
+            Some(Start::Before(other)) => self.start(other),
+            Some(Start::Merged(other)) => self.apply(other),
+        }
+    }
+
+    /// The original's weight where an adapter before changed it: the one that this adapter was trained
+    /// on. `None` where the weight is that one, or another of its own.
+    fn unmerged(&self, name: &str, shape: &[usize]) -> Result<Option<Tensor>> {
+        match self.changes.get(name).map(|change| &change.start) {
+            Some(Start::Base(other) | Start::Before(other)) => self.unmerged(other, shape),
+            None | Some(Start::Own)
+                if self.earlier.contains_key(name) && self.original.shape(name) == Some(shape) =>
+            {
+                self.original.tensor(name).map(Some)
+            }
+            _ => Ok(None),
         }
     }
 
     /// The dtype and shape of a tensor of the result.
-    pub fn outcome(&self, name: &str, base: &Checkpoint) -> Option<(Dtype, Vec<usize>)> {
-        let (own, shape) = outcome(name, &self.changes, base, &self.adapter)?;
+    pub fn outcome(&self, name: &str) -> Option<(Dtype, Vec<usize>)> {
+        let (own, shape) = outcome(name, &self.changes, &self.base, &self.adapter)?;
         let dtype = self.dtype.filter(|_| is_plain_float(own)).unwrap_or(own);
         Some((dtype, shape))
     }
 
     /// Whether a tensor of the result is not the base's own.
-    pub fn touches(&self, name: &str, base: &Checkpoint) -> bool {
-        let after = self.outcome(name, base).map(|(dtype, _)| dtype);
-        self.changes.contains_key(name) || after != base.info(name).map(|info| info.dtype)
+    pub fn touches(&self, name: &str) -> bool {
+        let after = self.outcome(name).map(|(dtype, _)| dtype);
+        self.changes.contains_key(name) || after != self.base.info(name).map(|info| info.dtype)
     }
 
     /// The tensors that the base does not have.
-    pub fn new_tensors<'a>(&'a self, base: &'a Checkpoint) -> impl Iterator<Item = &'a str> {
+    pub fn new_tensors(&self) -> impl Iterator<Item = &str> {
         let names = self.changes.keys().map(String::as_str);
-        names.filter(|name| !base.contains(name))
+        names.filter(|name| !self.base.contains(name))
     }
+
+    /// All tensors that differ from the original's, by this adapter or one before.
+    pub fn changed(&self) -> impl Iterator<Item = &str> {
+        let own = self.changes.keys();
+        let own = own.filter(|name| !self.earlier.contains_key(*name));
+        self.earlier.keys().chain(own).map(String::as_str)
+    }
+
+    /// Whether a tensor is a head's that is the embedding's weight.
+    pub fn is_shared(&self, name: &str) -> bool {
+        match self.changes.get(name) {
+            Some(change) => matches!(change.start, Start::Merged(_)),
+            None => self
+                .earlier
+                .get(name)
+                .is_some_and(|earlier| earlier.is_shared),
+        }
+    }
+
+    /// The tensors of a shard of the result, and where they lie; new ones are behind the last.
+    pub fn layout(&self, shard: usize) -> IndexMap<String, TensorInfo> {
+        let is_last = shard + 1 == self.base.shards.len();
+        let names = self.base.shards[shard].tensors().keys().map(String::as_str);
+        let names = names.chain(self.new_tensors().filter(|_| is_last));
+        let mut end = 0;
+        let infos = names.filter_map(|name| {
+            let (dtype, shape) = self.outcome(name)?;
+            let start = end;
+            end += shape.iter().product::<usize>() * dtype.bitsize() / 8;
+            let info = TensorInfo {
+                dtype,
+                shape,
+                data_offsets: (start, end),
+            };
+            Some((name.to_string(), info))
+        });
+        infos.collect()
+    }
+}
+
+/// What an adapter before did to a tensor.
+#[derive(Clone)]
+pub(super) struct Earlier {
+    pub by: PathBuf,
+    /// The tensor is a head that is the embedding's weight.
+    is_shared: bool,
+}
+
+/// What an adapter is merged into.
+struct Onto {
+    base: Arc<Checkpoint>,
+    original: Arc<Checkpoint>,
+    earlier: IndexMap<String, Earlier>,
+    settings: IndexMap<String, Value>,
 }
 
 fn is_plain_float(dtype: Dtype) -> bool {
@@ -278,6 +416,9 @@ pub(super) fn parts(tensor: &Tensor) -> Result<impl Iterator<Item = Result<Tenso
 /// A plan in the making.
 pub(super) struct Planner<'a> {
     pub base: &'a Checkpoint,
+    /// The base without the adapters before, and what these changed.
+    pub original: &'a Checkpoint,
+    pub earlier: &'a IndexMap<String, Earlier>,
     pub adapter: &'a Tensors,
     pub config: &'a AdapterConfig,
     pub lora: &'a LoraConfig,
@@ -334,7 +475,7 @@ impl Planner<'_> {
         self.lay_out(square);
         self.find_missing(keys)?;
         self.settle_tie();
-        Ok(())
+        self.find_overwritten()
     }
 
     /// The path in the checkpoint of a path in the adapter.

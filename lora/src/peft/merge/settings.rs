@@ -5,7 +5,6 @@ use super::change::Start;
 use super::plan::Plan;
 use super::tying::{Tie, is_head, says_tied};
 use crate::Result;
-use crate::file::Checkpoint;
 use crate::peft::keys::is_embedding;
 use indexmap::IndexMap;
 use safetensors::tensor::Dtype;
@@ -17,11 +16,8 @@ const TIED: &str = "tie_word_embeddings";
 const VOCABULARY: &str = "vocab_size";
 
 /// The entries that are true of the result and not of the base.
-pub(super) fn changed(
-    plan: &Plan,
-    base: &Checkpoint,
-    tie: Option<&Tie>,
-) -> Result<IndexMap<String, Value>> {
+pub(super) fn changed(plan: &Plan, tie: Option<&Tie>) -> Result<IndexMap<String, Value>> {
+    let base = &plan.base;
     let mut settings = IndexMap::new();
     let Some(config) = base.model_config()? else {
         return Ok(settings);
@@ -34,7 +30,7 @@ pub(super) fn changed(
     let mut names = plan.changes.keys().filter(|name| is_embedding(name));
     let rows = names.find_map(|name| {
         let before = base.shape(name)?.first().copied();
-        let (_, shape) = plan.outcome(name, base)?;
+        let (_, shape) = plan.outcome(name)?;
         shape.first().copied().filter(|rows| Some(*rows) != before)
     });
     if let Some(rows) = rows {
@@ -47,7 +43,7 @@ pub(super) fn changed(
         }
         // A head in the checkpoint that is not the embedding's weight, or one that comes new.
         None => {
-            let mut names = base.names().chain(plan.new_tensors(base));
+            let mut names = base.names().chain(plan.new_tensors());
             says_tied(&config) == Some(true) && names.any(is_head)
         }
     };

@@ -1,11 +1,10 @@
 //! A `VarBuilder` whose tensors are merged when they are asked for.
 
 use super::MergeOptions;
-use super::change::{Change, Start};
 use super::plan::Plan;
 use crate::file::Checkpoint;
 use crate::peft::AdapterDir;
-use crate::{Error, Result};
+use crate::{Error, Result, gguf};
 use candle_core::{DType, Device, Shape, Tensor};
 use candle_nn::VarBuilder;
 use candle_nn::var_builder::SimpleBackend;
@@ -74,22 +73,20 @@ pub fn merged_var_builder_with<P: AsRef<Path>>(
 ) -> Result<(VarBuilder<'static>, MergeCheck)> {
     let paths: Vec<PathBuf> = base.iter().map(|path| path.as_ref().into()).collect();
     let base = match &paths[..] {
-        [one] => super::open(one)?,
+        [one] => gguf::open(one)?,
         _ => Checkpoint::open_all(&paths)?,
     };
     let adapter = adapter.into();
-    let plan = Plan::new(&base, &adapter, options)?;
+    let plan = Plan::new(base, &adapter, options)?;
     // A head that is the embedding's weight is not asked for by every model.
-    let is_own = |change: &Change| !matches!(change.start, Start::Merged(_));
-    let changes = plan.changes.iter().filter(|(_, change)| is_own(change));
+    let all = plan.changed().filter(|name| !plan.is_shared(name));
     let check = MergeCheck {
         adapter: adapter.path().into(),
-        all: changes.map(|(name, _)| name.clone()).collect(),
+        all: all.map(String::from).collect(),
         settings: plan.settings.clone(),
         asked: Arc::default(),
     };
     let merged = MergedBackend {
-        base,
         plan,
         asked: check.asked.clone(),
     };
@@ -145,7 +142,6 @@ impl MergeCheck {
 }
 
 struct MergedBackend {
-    base: Checkpoint,
     plan: Plan,
     asked: Arc<Mutex<HashSet<String>>>,
 }
@@ -181,7 +177,7 @@ impl SimpleBackend for MergedBackend {
             let path = name.to_string();
             return Err(candle_core::Error::CannotFindTensor { path }.bt());
         }
-        let tensor = self.plan.apply(name, &self.base)?;
+        let tensor = self.plan.apply(name)?;
         let mut asked = self
             .asked
             .lock()
@@ -192,6 +188,6 @@ impl SimpleBackend for MergedBackend {
     }
 
     fn contains_tensor(&self, name: &str) -> bool {
-        self.base.contains(name) || self.plan.changes.contains_key(name)
+        self.plan.base.contains(name) || self.plan.changes.contains_key(name)
     }
 }

@@ -3,14 +3,13 @@
 use super::MergeOptions;
 use super::plan::{Plan, parts};
 use super::settings;
-use crate::file::{Checkpoint, Shard};
 use crate::file::{read_bounded, stage, sync, temporary};
 use crate::peft::AdapterDir;
 use crate::peft::config::json_bytes;
-use crate::{Error, Result};
+use crate::{Error, Result, gguf};
 use candle_core::Tensor;
 use indexmap::IndexMap;
-use safetensors::tensor::{Dtype, Metadata, TensorInfo};
+use safetensors::tensor::Metadata;
 use serde_json::{Value, json};
 use std::collections::HashMap;
 use std::io::{self, BufWriter, Write};
@@ -46,6 +45,8 @@ pub struct MergeReport {
 /// One tensor at a time is in memory, which takes about three times its size. It is computed
 /// in f32 (f64 for f64 weights) and rounded once. The files appear under their names when all are
 /// written.
+///
+/// [`MergeOptions::first`] merges several, one after the other.
 ///
 /// The adapters may be those of linear layers (stored as (out, in) or (in, out)), convolutions
 /// without groups, embeddings, attention layers and bare parameters, with rsLoRA, DoRA, patterns,
@@ -84,8 +85,9 @@ pub fn merge_checkpoint_with(
     options: &MergeOptions,
 ) -> Result<MergeReport> {
     let (adapter, out) = (adapter.into(), out.as_ref());
-    let base = super::open(base.as_ref())?;
-    let plan = Plan::new(&base, &adapter, options)?;
+    let base = gguf::open_directory(base.as_ref())?;
+    let plan = Plan::new(base, &adapter, options)?;
+    let (base, original) = (&*plan.base, &*plan.original);
     let dir = match &base.dir {
         Some(_) => out,
         None => match out.parent() {
@@ -97,11 +99,10 @@ pub fn merge_checkpoint_with(
     std::fs::create_dir_all(dir).map_err(failed)?;
     let mut staged = Vec::new();
     let mut work = Work {
-        base: &base,
         plan: &plan,
         options,
         done: 0,
-        all: base.names().count() + plan.new_tensors(&base).count(),
+        all: base.names().count() + plan.new_tensors().count(),
     };
     for (place, shard) in base.shards.iter().enumerate() {
         let path = match (&base.dir, shard.name()) {
@@ -111,17 +112,16 @@ pub fn merge_checkpoint_with(
         if is_same_file(&path, shard.path()) {
             return Err(Error::file(&path, "is the base itself: name another place"));
         }
-        let last = place + 1 == base.shards.len();
         let file = temporary(dir).map_err(failed)?;
-        let file = work.shard(&**shard, last, file)?;
+        let file = work.shard(place, file)?;
         staged.push((file, path));
     }
     if let Some((name, index)) = &base.index {
-        let index = updated(index, &base, &plan);
+        let index = updated(index, &plan);
         let bytes = json_bytes(&index).map_err(|e| Error::file(out, e))?;
         staged.push((stage(dir, &bytes).map_err(failed)?, dir.join(name)));
     }
-    for (name, json) in &base.files {
+    for (name, json) in &original.files {
         let mut json = json.clone();
         if name == CONFIG {
             settings::put(&mut json, &plan.settings);
@@ -130,7 +130,7 @@ pub fn merge_checkpoint_with(
         staged.push((stage(dir, &bytes).map_err(failed)?, dir.join(name)));
     }
     if options.copy_files
-        && base.files.is_empty()
+        && original.files.is_empty()
         && let Some(from) = &base.dir
     {
         copy_files(from, dir, &plan.settings, &mut staged)?;
@@ -143,10 +143,10 @@ pub fn merge_checkpoint_with(
         files.push(path);
     }
     sync(dir);
-    let changed: Vec<String> = plan.changes.keys().cloned().collect();
-    let touched = changed.iter().filter(|name| base.contains(name)).count();
+    let changed: Vec<String> = plan.changed().map(String::from).collect();
+    let touched = changed.iter().filter(|name| original.contains(name));
     Ok(MergeReport {
-        unchanged: base.names().count() - touched,
+        unchanged: original.names().count() - touched.count(),
         changed,
         files,
         settings: plan.settings,
@@ -163,7 +163,6 @@ pub(in crate::peft) fn is_same_file(a: &Path, b: &Path) -> bool {
 
 /// A merge on its way.
 struct Work<'a> {
-    base: &'a Checkpoint,
     plan: &'a Plan,
     options: &'a MergeOptions,
     done: usize,
@@ -172,39 +171,17 @@ struct Work<'a> {
 
 impl Work<'_> {
     /// Writes a shard with its changes, and the new tensors behind the last one's.
-    fn shard(
-        &mut self,
-        shard: &dyn Shard,
-        last: bool,
-        file: NamedTempFile,
-    ) -> Result<NamedTempFile> {
-        let (base, plan) = (self.base, self.plan);
-        let mut infos = Vec::new();
-        let mut end = 0;
-        let mut add = |name: &str, dtype: Dtype, shape: &[usize]| {
-            let count: usize = shape.iter().product();
-            let start = end;
-            end += count * dtype.bitsize() / 8;
-            let info = TensorInfo {
-                dtype,
-                shape: shape.to_vec(),
-                data_offsets: (start, end),
-            };
-            infos.push((name.to_string(), info));
-        };
-        let new = plan.new_tensors(base).filter(|_| last);
-        let names = shard.tensors().keys().map(String::as_str).chain(new);
-        for name in names {
-            if let Some((dtype, shape)) = plan.outcome(name, base) {
-                add(name, dtype, &shape);
-            }
-        }
+    fn shard(&mut self, place: usize, file: NamedTempFile) -> Result<NamedTempFile> {
+        let (base, plan) = (&self.plan.base, self.plan);
+        let shard = &base.shards[place];
+        let infos = plan.layout(place);
         let path = base.path.clone();
         let wrong = |error: &dyn std::fmt::Display| Error::file(&path, error.to_string());
         let metadata = shard.metadata().cloned();
         let metadata = metadata.or_else(|| Some(HashMap::from([("format".into(), "pt".into())])));
-        let names: Vec<String> = infos.iter().map(|(name, _)| name.clone()).collect();
-        let header = Metadata::new(metadata, infos).map_err(|error| wrong(&error))?;
+        let names: Vec<String> = infos.keys().cloned().collect();
+        let header =
+            Metadata::new(metadata, infos.into_iter().collect()).map_err(|error| wrong(&error))?;
         let mut header = serde_json::to_vec(&header).map_err(|error| wrong(&error))?;
         // The format wants the data aligned to 8 bytes.
         header.resize(header.len().next_multiple_of(8), b' ');
@@ -214,8 +191,8 @@ impl Work<'_> {
         out.write_all(&length).map_err(failed)?;
         out.write_all(&header).map_err(failed)?;
         for name in &names {
-            if plan.touches(name, base) {
-                for part in parts(&plan.apply(name, base)?)? {
+            if plan.touches(name) {
+                for part in parts(&plan.apply(name)?)? {
                     out.write_all(&bytes(&part?)?).map_err(failed)?;
                 }
             } else {
@@ -235,18 +212,18 @@ impl Work<'_> {
 }
 
 /// The bytes of a tensor as a file has them.
-fn bytes(tensor: &Tensor) -> Result<Vec<u8>> {
+pub(super) fn bytes(tensor: &Tensor) -> Result<Vec<u8>> {
     use safetensors::View;
     let tensor = tensor.contiguous()?;
     Ok(tensor.data().into_owned())
 }
 
 /// The index with the new tensors in it.
-fn updated(index: &Value, base: &Checkpoint, plan: &Plan) -> Value {
-    let mut index = index.clone();
+pub(super) fn updated(index: &Value, plan: &Plan) -> Value {
+    let (mut index, base) = (index.clone(), &plan.base);
     let (mut added, mut removed) = (0, 0);
-    for name in base.names().chain(plan.new_tensors(base)) {
-        if let Some((dtype, shape)) = plan.outcome(name, base) {
+    for name in base.names().chain(plan.new_tensors()) {
+        if let Some((dtype, shape)) = plan.outcome(name) {
             let elements: usize = shape.iter().product();
             added += (elements * dtype.bitsize() / 8) as u64;
         }
@@ -263,7 +240,7 @@ fn updated(index: &Value, base: &Checkpoint, plan: &Plan) -> Value {
     if let Some(last) = last
         && let Some(map) = index.get_mut("weight_map").and_then(Value::as_object_mut)
     {
-        for name in plan.new_tensors(base) {
+        for name in plan.new_tensors() {
             map.insert(name.into(), json!(last));
         }
     }

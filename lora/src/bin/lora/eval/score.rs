@@ -2,6 +2,7 @@
 
 use crate::shell::common::Common;
 use crate::shell::print::say;
+use crate::shell::table::Table;
 use anyhow::Result;
 use serde_json::{Map, Value, json};
 use std::path::Path;
@@ -79,37 +80,13 @@ pub fn show(
         return say(json!({"model": model, "data": data, "on": on, "results": results}));
     }
     say(format_args!("{model} on {}: {on}\n", data.display()))?;
-    let names: Vec<&str> = scores.first().map_or_else(Vec::new, |scores| {
-        scores.iter().map(|score| score.name.as_str()).collect()
-    });
-    let first = names
-        .iter()
-        .map(|name| name.chars().count())
-        .max()
-        .unwrap_or(0);
-    let cells: Vec<Vec<String>> = scores
-        .iter()
-        .map(|column| column.iter().map(Score::shown).collect())
-        .collect();
-    let widths: Vec<usize> = titles
-        .iter()
-        .zip(&cells)
-        .map(|(title, cells)| {
-            let cells = cells.iter().map(String::len);
-            cells.chain([title.chars().count()]).max().unwrap_or(0)
-        })
-        .collect();
-    let line = |name: &str, cells: &mut dyn Iterator<Item = &str>| {
-        let mut line = format!("{name:<first$}");
-        for (cell, width) in cells.zip(&widths) {
-            line.push_str(&format!("  {cell:>width$}"));
-        }
-        line
-    };
-    say(line("", &mut titles.iter().copied()))?;
-    for (row, name) in names.iter().enumerate() {
-        let mut row = cells.iter().map(|column| column[row].as_str());
-        say(line(name, &mut row))?;
+    let heads = titles.iter().map(|title| format!(">{title}"));
+    let heads: Vec<String> = [String::new()].into_iter().chain(heads).collect();
+    let mut table = Table::new(&heads);
+    let names = scores.first().into_iter().flatten();
+    for (row, name) in names.map(|score| score.name.clone()).enumerate() {
+        let cells = scores.iter().map(|column| column[row].shown());
+        table.row([name].into_iter().chain(cells));
     }
-    Ok(())
+    table.lines("").into_iter().try_for_each(say)
 }

@@ -14,7 +14,9 @@ use std::path::PathBuf;
 #[command(after_help = "\
 The rules are those of PEFT's add_weighted_adapter. cat is exactly the weighted sum, with the sum of the
 ranks; svd is its best approximation of one rank. The rules without svd in their names work on A and on B
-apart, for adapters of one rank. ties, dare and magnitude-prune need --density.")]
+apart, for adapters of one rank. ties, dare and magnitude-prune need --density. What DoRA changes depends on
+the base, and is no such sum: `lora merge` each of these into the base, `lora extract` a plain adapter from
+the base and the result, and combine those.")]
 pub struct Options {
     /// Two adapters or more, of PEFT or another format as for `lora convert`, and at the end the
     /// folder to write

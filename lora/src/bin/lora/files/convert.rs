@@ -2,7 +2,7 @@
 
 use crate::files::dtype::Float;
 use crate::shell::common::Common;
-use crate::shell::output::Output;
+use crate::shell::output::{Output, is_named_gguf};
 use anyhow::{Result, bail};
 use clap::{Args, ValueEnum};
 use lora::peft::GgufOptions;
@@ -81,8 +81,7 @@ impl From<Kind> for Format {
 /// Writes the adapter.
 pub fn run(options: &Options) -> Result<()> {
     options.common.start()?;
-    let is_gguf = options.output.extension().is_some_and(|end| end == "gguf");
-    let kind = options.to.unwrap_or(match is_gguf {
+    let kind = options.to.unwrap_or(match is_named_gguf(&options.output) {
         true => Kind::Gguf,
         false => Kind::Peft,
     });

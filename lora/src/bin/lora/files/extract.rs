@@ -14,11 +14,12 @@ use std::path::PathBuf;
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Without --rank and --energy the rank is 16. The report tells for each layer, and for all that differs, the
-share that the adapter lacks: the Frobenius norm of the rest over that of the difference.")]
+share that the adapter lacks: the Frobenius norm of the rest over that of the difference. A GGUF file is
+dequantised: what its blocks rounded is part of the difference.")]
 pub struct Options {
-    /// The base: a safetensors file, an index, or a folder with either
+    /// The base: a safetensors file, an index, a GGUF file, or a folder with one of these
     base: PathBuf,
-    /// The checkpoint that was tuned from it
+    /// The checkpoint that was tuned from it, in any of these formats
     tuned: PathBuf,
     /// The folder to write, in PEFT's format
     out: PathBuf,

@@ -2,28 +2,28 @@
 
 use crate::files::dtype::Float;
 use crate::shell::common::Common;
-use crate::shell::output::{Folder, Output, Weighted};
+use crate::shell::output::{Folder, Output, Weighted, is_named_gguf};
 use crate::shell::print::note;
 use crate::shell::table::{Table, percent, plural};
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use clap::Args;
+use lora::models::is_gguf;
 use lora::peft::{
-    AdapterConfig, AdapterDir, GgufMergeReport, MergeOptions, MergeReport, combine_files, import,
+    AdapterConfig, AdapterDir, GgufMergeReport, MergeOptions, MergeReport, import,
     merge_checkpoint_with, merge_gguf_with,
 };
-use lora::{Combination, CombineOptions};
-use serde_json::json;
-use std::fs::File;
-use std::io::Read;
+use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 
 /// The options.
 #[derive(Debug, Args)]
 #[command(after_help = "\
-Several adapters are added up as `lora combine --rule cat` does, which is exact. Merge those
-with DoRA or with modules trained in full one after the other. One tensor at a time is in memory.")]
+Several adapters are merged in the order of --adapter, as PEFT's merge_and_unload does, and the sum is
+rounded once. The order matters with DoRA alone: it scales what the adapters before made of a weight. A
+module that two adapters trained in full, to different values, is an error. One tensor at a time is in
+memory.")]
 pub struct Options {
-    /// The base: a safetensors file, an index, a folder with either, or a GGUF file
+    /// The base: a safetensors file, an index, a GGUF file, or a folder with one of these
     base: PathBuf,
     /// What the base is: a folder for a folder, a file for a file. Of a GGUF file also a folder as transformers
     /// has it, with the weights in full precision
@@ -75,45 +75,42 @@ pub fn run(options: &Options) -> Result<()> {
     options.output.check(&options.out)?;
     let asked = import::Options::new().base(&options.base);
     let read = |adapter: &Weighted| Folder::of(&adapter.path, &asked);
-    let folders = options
-        .adapter
-        .iter()
-        .map(read)
-        .collect::<Result<Vec<_>>>()?;
-    let weights = || options.adapter.iter().map(|adapter| adapter.weight);
-    let (one, _made) = match folders.as_slice() {
-        [one] => (one.path.clone(), None),
-        several => {
-            let made = tempfile::tempdir().context("cannot make a temporary folder")?;
-            let paths = several.iter().map(|folder| folder.path.as_path());
-            let sum = CombineOptions::default();
-            combine_files(paths.zip(weights()), made.path(), Combination::Cat, &sum).context(
-                "several adapters are added up first; merge one after the other those that cannot be",
-            )?;
-            (made.path().to_path_buf(), Some(made))
-        }
-    };
-    let weight = if folders.len() == 1 {
-        options.adapter[0].weight
-    } else {
-        1.0
-    };
-    if weight != 1.0 {
-        let saved = AdapterConfig::read(&one)?
-            .modules_to_save
-            .unwrap_or_default();
-        if !saved.is_empty() {
+    let folders = options.adapter.iter().map(read);
+    let folders = folders.collect::<Result<Vec<_>>>()?;
+    let mut dirs = Vec::new();
+    let mut has_dora = false;
+    for (folder, adapter) in folders.iter().zip(&options.adapter) {
+        let config = AdapterConfig::read(&folder.path)?;
+        has_dora |= config.use_dora;
+        let saved = config.modules_to_save.unwrap_or_default();
+        if adapter.weight != 1.0 && !saved.is_empty() {
             note(format!(
-                "note: {} are merged in full, whatever the weight",
-                saved.join(", ")
+                "note: {} of {} are merged in full, whatever the weight",
+                saved.join(", "),
+                adapter.path.display()
             ))?;
         }
+        dirs.push(AdapterDir::new(&folder.path).weight(adapter.weight));
     }
-    let adapter = AdapterDir::new(&one).weight(weight);
-    match written(options, adapter)? {
-        Written::Safetensors(report) => of_safetensors(options, &report),
-        Written::Gguf(report) => of_gguf(options, &report),
+    let Some(last) = dirs.pop() else {
+        bail!("name an adapter: --adapter PATH");
+    };
+    let order = order(&options.adapter, has_dora);
+    match written(options, dirs, last)? {
+        Written::Safetensors(report) => of_safetensors(options, &report, order),
+        Written::Gguf(report) => of_gguf(options, &report, order),
     }
+}
+
+/// What to say of the order of several adapters.
+fn order(adapters: &[Weighted], has_dora: bool) -> Option<String> {
+    let names = adapters.iter().map(Weighted::to_string);
+    let names = names.collect::<Vec<_>>().join(", then ");
+    let why = match has_dora {
+        true => ": with DoRA, another order gives another result",
+        false => "",
+    };
+    (adapters.len() > 1).then(|| format!("merged in this order: {names}{why}"))
 }
 
 /// What was written.
@@ -123,33 +120,24 @@ enum Written {
 }
 
 /// Merges into what the base is: the one place that knows which format goes to which.
-fn written(options: &Options, adapter: AdapterDir) -> Result<Written> {
+fn written(options: &Options, first: Vec<AdapterDir>, adapter: AdapterDir) -> Result<Written> {
     let (base, out) = (&options.base, &options.out);
-    let to_gguf = out.extension().is_some_and(|end| end == "gguf");
-    let merging = merging(options);
-    match (is_gguf(base), to_gguf) {
-        (true, true) => {
-            if options.dtype.is_some() {
-                bail!("--dtype is for safetensors: a GGUF file keeps the types of its blocks");
-            }
-            let merged = merge_gguf_with(base, adapter, out, &merging)?;
-            Ok(Written::Gguf(merged))
-        }
-        (_, false) => {
-            let merged = merge_checkpoint_with(base, adapter, out, &merging)?;
-            Ok(Written::Safetensors(merged))
-        }
-        (false, true) => bail!(
+    let merging = merging(options).first(first);
+    if !is_named_gguf(out) {
+        let merged = merge_checkpoint_with(base, adapter, out, &merging)?;
+        return Ok(Written::Safetensors(merged));
+    }
+    if options.dtype.is_some() {
+        bail!("--dtype is for safetensors: a GGUF file keeps the types of its blocks");
+    }
+    if base.is_file() && !is_gguf(base) {
+        bail!(
             "{} is no GGUF file: name an output that does not end in .gguf",
             base.display()
-        ),
+        );
     }
-}
-
-fn is_gguf(path: &Path) -> bool {
-    let mut magic = [0; 4];
-    let read = File::open(path).and_then(|mut file| file.read_exact(&mut magic));
-    read.is_ok() && &magic == b"GGUF"
+    let merged = merge_gguf_with(base, adapter, out, &merging)?;
+    Ok(Written::Gguf(merged))
 }
 
 fn merging(options: &Options) -> MergeOptions {
@@ -177,8 +165,16 @@ fn is_index(path: &Path) -> bool {
     path.to_string_lossy().ends_with(".index.json")
 }
 
-fn of_safetensors(options: &Options, report: &MergeReport) -> Result<()> {
+/// The adapters in their order, for scripts.
+fn adapters(options: &Options) -> Vec<Value> {
+    let adapters = options.adapter.iter();
+    let adapters = adapters.map(|one| json!({"path": one.path, "weight": one.weight}));
+    adapters.collect()
+}
+
+fn of_safetensors(options: &Options, report: &MergeReport, order: Option<String>) -> Result<()> {
     let json = json!({
+        "adapters": adapters(options),
         "changed": report.changed,
         "unchanged": report.unchanged,
         "files": report.files,
@@ -192,10 +188,11 @@ fn of_safetensors(options: &Options, report: &MergeReport) -> Result<()> {
     )];
     let settings = report.settings.iter();
     lines.extend(settings.map(|(key, value)| format!("config.json: {key} is {value}")));
+    lines.extend(order);
     options.common.result(&json, lines.join("\n"))
 }
 
-fn of_gguf(options: &Options, report: &GgufMergeReport) -> Result<()> {
+fn of_gguf(options: &Options, report: &GgufMergeReport, order: Option<String>) -> Result<()> {
     let mut table = Table::new(&["weight", ">rounding"]);
     for (name, error) in &report.layers {
         table.row([name.clone(), percent(Some(*error))]);
@@ -203,6 +200,7 @@ fn of_gguf(options: &Options, report: &GgufMergeReport) -> Result<()> {
     let layers = report.layers.iter();
     let layers = layers.map(|(name, error)| json!({"name": name, "error": error}));
     let json = json!({
+        "adapters": adapters(options),
         "changed": layers.collect::<Vec<_>>(),
         "files": report.files,
     });
@@ -215,5 +213,6 @@ fn of_gguf(options: &Options, report: &GgufMergeReport) -> Result<()> {
             options.out.display()
         ),
     ]);
+    lines.extend(order);
     options.common.result(&json, lines.join("\n"))
 }

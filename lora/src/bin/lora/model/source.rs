@@ -1,9 +1,10 @@
 //! Where a model is.
 
+use crate::shell::output::is_named_gguf;
 use anyhow::{Context, Result, bail};
 use lora::images::Input;
 use lora::models::generate::Settings;
-use lora::models::{self, Auto, Hub};
+use lora::models::{self, Auto, Hub, is_gguf};
 use lora::text::Tokenizer;
 use std::path::{Path, PathBuf};
 
@@ -32,7 +33,7 @@ impl Source {
                 "--model {model} is a file, and neither GGUF nor weights of a model of images in safetensors: \
                  name the directory that holds config.json, model.safetensors and tokenizer.json"
             ),
-            _ if is_gguf(path) => bail!("--model {model} does not exist"),
+            _ if is_named_gguf(path) => bail!("--model {model} does not exist"),
             _ if is_hub_name(model) => download(model)?,
             _ => bail!(
                 "--model {model} is no directory, and no name on the Hugging Face hub, which is OWNER/NAME"
@@ -88,17 +89,9 @@ impl Source {
     }
 }
 
-fn is_gguf(path: &Path) -> bool {
-    ends_with(path, "gguf")
-}
-
 fn is_weights(path: &Path) -> bool {
-    ends_with(path, "safetensors")
-}
-
-fn ends_with(path: &Path, end: &str) -> bool {
-    path.extension()
-        .is_some_and(|found| found.eq_ignore_ascii_case(end))
+    let end = path.extension();
+    end.is_some_and(|end| end.eq_ignore_ascii_case("safetensors"))
 }
 
 /// Whether a text may be OWNER/NAME on the hub.

@@ -1,7 +1,7 @@
 //! The flags of this command in the place of the library's options, which its errors name.
 
 /// What the library calls an option, and the flag for it.
-const FLAGS: [(&str, &str); 17] = [
+const FLAGS: [(&str, &str); 20] = [
     ("MergeOptions::fan_in_fan_out", "--fan-in-fan-out"),
     ("MergeOptions::keep_tied", "--keep-tied"),
     ("MergeOptions::new_tensors", "--new-tensors"),
@@ -14,6 +14,9 @@ const FLAGS: [(&str, &str); 17] = [
     ),
     ("MergeOptions::untie", "--untie"),
     ("AdapterDir::rename", "--rename"),
+    ("peft::merge_checkpoint", "lora merge"),
+    ("merge_checkpoint", "lora merge"),
+    ("peft::extract", "lora extract"),
     ("peft::import::import", "lora convert"),
     ("peft::import::convert", "lora convert"),
     ("peft::import", "lora convert"),

@@ -7,4 +7,3 @@ pub mod heat;
 pub mod output;
 pub mod print;
 pub mod table;
-pub mod whole;

@@ -10,11 +10,11 @@ pub struct Table {
 
 impl Table {
     /// With these heads. A column whose head begins with `>` holds numbers.
-    pub fn new(heads: &[&str]) -> Self {
-        let right = heads.iter().map(|head| head.starts_with('>'));
+    pub fn new(heads: &[impl AsRef<str>]) -> Self {
+        let right = heads.iter().map(|head| head.as_ref().starts_with('>'));
         let names = heads
             .iter()
-            .map(|head| head.trim_start_matches('>').to_string());
+            .map(|head| head.as_ref().trim_start_matches('>').to_string());
         Self {
             right: right.collect(),
             rows: vec![names.collect()],
