@@ -117,6 +117,11 @@ pub mod data;
 mod error;
 mod file;
 mod gguf;
+// The page names other pages by their files. These links, which come first, are those of the documentation.
+#[doc = "[the command]: crate::command"]
+#[doc = "[the guide to annotation]: crate::annotate"]
+#[doc = "[troubleshooting]: crate::troubleshooting"]
+#[doc = ""]
 #[doc = include_str!("../docs/guide.md")]
 pub mod guide {}
 #[cfg(feature = "images")]

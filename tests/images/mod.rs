@@ -5,7 +5,7 @@ mod input;
 
 use candle_core::{Device, Tensor};
 use lora::Result;
-use lora::images::{Batch, Dataset, Image, augment};
+use lora::images::{Augment, Batch, Dataset, Image, augment};
 use rand::SeedableRng;
 use rand::rngs::ChaCha8Rng;
 
@@ -146,5 +146,148 @@ fn augmentation_follows_its_seed() -> Result<()> {
     let small = changed(1e-9, 0)?;
     let differences = small.iter().zip(&original).map(|(a, b)| (a - b).abs());
     assert!(differences.fold(0.0, f32::max) < 1e-5);
+    Ok(())
+}
+
+/// An image whose values are all different.
+fn ramp(channels: usize, width: usize, height: usize) -> Image {
+    let count = channels * width * height;
+    Image {
+        channels,
+        width,
+        height,
+        values: (0..count)
+            .map(|index| index as f32 / count as f32)
+            .collect(),
+    }
+}
+
+#[test]
+fn mirrored_images_have_their_pixels_at_the_other_side() {
+    let image = ramp(3, 3, 2);
+    let pixel =
+        |image: &Image, channel: usize, x: usize, y: usize| image.values[(channel * 2 + y) * 3 + x];
+    let mut rng = ChaCha8Rng::seed_from_u64(0);
+    let across = Augment::new().hflip(1.0).image(&image, &mut rng);
+    let upside_down = Augment::new().vflip(1.0).image(&image, &mut rng);
+    for (channel, x, y) in (0..18).map(|index| (index / 6, index % 3, index / 3 % 2)) {
+        let expected = pixel(&image, channel, x, y);
+        assert_eq!(pixel(&across, channel, 2 - x, y), expected);
+        assert_eq!(pixel(&upside_down, channel, x, 1 - y), expected);
+    }
+    // A chance is a share of many.
+    let augment = Augment::new().hflip(0.25);
+    let mirrored = (0..2000).filter(|_| augment.image(&image, &mut rng) != image);
+    let mirrored = mirrored.count();
+    assert!((430..570).contains(&mirrored), "{mirrored}");
+}
+
+#[test]
+fn a_cut_is_a_part_of_the_image_at_its_size() {
+    // Each part of an even slope is a slope whose length tells the width of the part.
+    let image = Image {
+        values: (0..64 * 64)
+            .map(|index| (index % 64) as f32 / 63.0)
+            .collect(),
+        ..ramp(1, 64, 64)
+    };
+    let mut rng = ChaCha8Rng::seed_from_u64(1);
+    let augment = Augment::new().scale([0.25, 0.36]).ratio([1.0, 1.0]);
+    let (mut least, mut most, mut left) = (1.0f32, 0.0f32, Vec::new());
+    for _ in 0..300 {
+        let cut = augment.image(&image, &mut rng);
+        assert_eq!((cut.width, cut.height), (64, 64));
+        // Rows are alike, and rise by the same each pixel but at the sides.
+        let row = &cut.values[..64];
+        assert_close(&cut.values[63 * 64..], row);
+        let share = (row[40] - row[20]) / 20.0 * 63.0;
+        (least, most) = (least.min(share), most.max(share));
+        left.push(row[0]);
+    }
+    assert!(
+        (0.49..0.53).contains(&least) && (0.57..0.61).contains(&most),
+        "{least} {most}"
+    );
+    // It may lie anywhere.
+    let (first, last) = left
+        .iter()
+        .fold((1.0f32, 0.0f32), |(a, b), &x| (a.min(x), b.max(x)));
+    assert!(first < 0.02 && last > 0.44, "{first} {last}");
+    // All of the image is no change, and so is a shape that does not fit: the largest such part.
+    let all = Augment::new().scale([1.0, 1.0]).ratio([1.0, 1.0]);
+    assert_eq!(all.image(&image, &mut rng), image);
+    let flat = Augment::new().scale([1.0, 1.0]).ratio([2.0, 2.0]);
+    assert_close(&flat.image(&image, &mut rng).values, &image.values);
+}
+
+#[test]
+fn jittered_colours_stay_colours() {
+    let image = Image {
+        values: [[0.8f32; 4], [0.4; 4], [0.2; 4]].concat(),
+        ..ramp(3, 2, 2)
+    };
+    let mut rng = ChaCha8Rng::seed_from_u64(2);
+    let augment = Augment::new().color_jitter(0.5);
+    for _ in 0..200 {
+        let changed = augment.image(&image, &mut rng);
+        assert!(
+            changed
+                .values
+                .iter()
+                .all(|value| (0.0..=1.0).contains(value))
+        );
+        // One colour all over stays one, and red stays the strongest.
+        let [red, green, blue] = [0, 4, 8].map(|at| changed.values[at]);
+        assert_close(&changed.values[..4], &[red; 4]);
+        assert!(
+            red >= green && green >= blue && red > blue,
+            "{red} {green} {blue}"
+        );
+    }
+    // A grey image has no saturation, and brightness alone moves one value.
+    let grey = Image {
+        values: vec![0.5; 4],
+        ..ramp(1, 2, 2)
+    };
+    let values: Vec<f32> = (0..200)
+        .map(|_| augment.image(&grey, &mut rng).values[0])
+        .collect();
+    let (least, most) = values
+        .iter()
+        .fold((1.0f32, 0.0f32), |(a, b), &x| (a.min(x), b.max(x)));
+    assert!(
+        (0.25..0.27).contains(&least) && (0.73..=0.75).contains(&most),
+        "{least} {most}"
+    );
+}
+
+#[test]
+fn changes_depend_on_seed_epoch_and_place_alone() -> Result<()> {
+    let mut data = Dataset::new(vec!["all".into()], 8);
+    (0..6).for_each(|_| data.push(0, &ramp(1, 8, 8)));
+    let augment = Augment::new().scale([0.3, 0.9]).warp(0.1);
+    let values = |indices: &[usize], seed: u64, epoch: u64| -> Result<Vec<f32>> {
+        let batch = data.augmented(indices, &augment, seed, epoch)?;
+        assert_eq!(batch.images.dims(), [indices.len(), 1, 8, 8]);
+        Ok(batch.images.flatten_all()?.to_vec1()?)
+    };
+    let one = values(&[4], 1, 2)?;
+    assert_eq!(values(&[0, 4, 5], 1, 2)?[64..128], one);
+    for (index, seed, epoch) in [(3, 1, 2), (4, 0, 2), (4, 1, 3)] {
+        assert_ne!(values(&[index], seed, epoch)?, one);
+    }
+    // Without changes it is the batch itself, bit for bit.
+    let plain = data.augmented(&[1, 2], &Augment::new(), 1, 2)?.images;
+    let batch = data.batch(&[1, 2])?.images;
+    assert_eq!(
+        plain.flatten_all()?.to_vec1::<f32>()?,
+        batch.flatten_all()?.to_vec1::<f32>()?
+    );
+    let wrong = data.augmented(&[0], &Augment::new().hflip(2.0).ratio([2.0, 1.0]), 0, 0);
+    assert_eq!(
+        wrong.unwrap_err().to_string(),
+        "the data:\n  - `hflip` is 2: it must be from 0 to 1\n  - `ratio` is 2, 1: the least width over height, \
+         above 0, and the largest are expected"
+    );
     Ok(())
 }

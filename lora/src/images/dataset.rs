@@ -1,8 +1,10 @@
 //! Images with their classes, as batches for a model.
 
-use super::Image;
+use super::{Augment, Image};
 use crate::Result;
 use candle_core::{Device, Tensor};
+use rand::SeedableRng;
+use rand::rngs::ChaCha8Rng;
 
 /// Images of one size with their classes, grey or in colour.
 #[derive(Clone, Debug)]
@@ -141,6 +143,53 @@ impl Dataset {
     pub fn batch(&self, indices: &[usize]) -> Result<Batch> {
         let bytes = indices.iter().flat_map(|&index| self.bytes(index));
         let values: Vec<f32> = bytes.map(|byte| f32::from(byte) * (1.0 / 255.0)).collect();
+        self.batch_of(indices, values)
+    }
+
+    /// The images at these places, changed at random. The changes of an image depend on `seed`, the number of
+    /// the epoch and the image's place alone: training that goes on in the middle of an epoch, or that is
+    /// shared by several processes, sees the same images.
+    ///
+    /// ```
+    /// use lora::images::{Augment, Dataset, Image};
+    ///
+    /// let mut data = Dataset::new(vec!["only".into()], 2);
+    /// let image = Image { channels: 1, width: 2, height: 2, values: vec![0.0, 0.2, 0.4, 0.6] };
+    /// (0..8).for_each(|_| data.push(0, &image));
+    /// let augment = Augment::new().hflip(0.5).vflip(0.5);
+    /// let of = |indices: &[usize], epoch| {
+    ///     data.augmented(indices, &augment, 1, epoch)?.images.flatten_all()?.to_vec1::<f32>()
+    ///         .map_err(lora::Error::from)
+    /// };
+    /// assert_eq!(of(&[3, 5], 2)?, [of(&[3], 2)?, of(&[5], 2)?].concat());
+    /// assert_ne!(of(&[0, 1, 2, 3, 4], 0)?, of(&[0, 1, 2, 3, 4], 1)?);
+    /// # Ok::<(), lora::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// If settings are out of range, or the tensors cannot be made.
+    pub fn augmented(
+        &self,
+        indices: &[usize],
+        augment: &Augment,
+        seed: u64,
+        epoch: u64,
+    ) -> Result<Batch> {
+        if augment.is_off() {
+            return self.batch(indices);
+        }
+        augment.check()?;
+        let mut values = Vec::with_capacity(indices.len() * self.channels * self.size * self.size);
+        for &index in indices {
+            let mut rng = ChaCha8Rng::seed_from_u64(seed);
+            // The streams from 0 on are those of the data's order.
+            rng.set_stream(!(epoch << 32 | index as u64));
+            values.extend(augment.image(&self.image(index), &mut rng).values);
+        }
+        self.batch_of(indices, values)
+    }
+
+    fn batch_of(&self, indices: &[usize], values: Vec<f32>) -> Result<Batch> {
         let shape = (indices.len(), self.channels, self.size, self.size);
         let labels: Vec<u32> = indices.iter().map(|&i| self.labels[i]).collect();
         Ok(Batch {

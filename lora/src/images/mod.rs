@@ -24,7 +24,7 @@ mod folder;
 mod input;
 mod resize;
 
-pub use augment::augment;
+pub use augment::{Augment, augment};
 pub use dataset::{Batch, Dataset};
 pub use folder::{Folder, HELD_OUT, read_folder, read_folder_with};
 pub use input::Input;

@@ -22,6 +22,9 @@ const BESIDE_A_TOKENIZER: [&str; 6] = [
     "generation_config.json",
 ];
 
+/// What a model of images may have beside `config.json`: which images it wants.
+const BESIDE_A_MODEL: &str = "preprocessor_config.json";
+
 /// Access to the Hugging Face hub.
 ///
 /// A file in the cache is used as it is, without a request. Any other file is downloaded, with a
@@ -70,8 +73,8 @@ impl Hub {
         self
     }
 
-    /// The directory in the cache that holds a repository's model: `config.json`, and its weights in
-    /// one file or in shards. [`auto`](super::auto) reads it:
+    /// The directory in the cache that holds a repository's model: `config.json`, its weights in one file or in
+    /// shards, and `preprocessor_config.json` if the repository has it. [`auto`](super::auto) reads it:
     ///
     /// ```no_run
     /// use lora::models::{self, Hub, Options};
@@ -93,6 +96,7 @@ impl Hub {
                 self.fetch(repository, &shard)?;
             }
         }
+        self.fetch_if_there(repository, BESIDE_A_MODEL)?;
         let directory = config.parent().unwrap_or(Path::new("."));
         Ok(directory.to_path_buf())
     }
@@ -106,8 +110,7 @@ impl Hub {
     pub fn fetch_tokenizer(&self, repository: &str) -> Result<PathBuf> {
         let tokenizer = self.fetch(repository, "tokenizer.json")?;
         for file in BESIDE_A_TOKENIZER {
-            // Not every tokenizer has each.
-            let _ = self.find(repository, file)?;
+            self.fetch_if_there(repository, file)?;
         }
         let directory = tokenizer.parent().unwrap_or(Path::new("."));
         Ok(directory.to_path_buf())
@@ -120,11 +123,26 @@ impl Hub {
     /// [`Error::File`] names repository and file. The cache is then as if nothing had been asked.
     pub fn fetch(&self, repository: &str, file: &str) -> Result<PathBuf> {
         let missing = |reason| Error::file(format!("{repository}/{file}"), reason);
-        self.find(repository, file)?.map_err(missing)
+        self.find(repository, file, false)?.map_err(missing)
     }
 
-    /// The path of a repository's file in the cache, or the reason why there is no such file.
-    fn find(&self, repository: &str, file: &str) -> Result<Result<PathBuf, String>> {
+    /// As [`fetch`](Self::fetch), but `None` for a file that the repository does not have. The cache notes
+    /// this, too, and so the hub is asked once. Offline, it is `None` for any file that the cache lacks.
+    ///
+    /// # Errors
+    /// As [`fetch`](Self::fetch), but for a file that is not there.
+    pub fn fetch_if_there(&self, repository: &str, file: &str) -> Result<Option<PathBuf>> {
+        Ok(self.find(repository, file, true)?.ok())
+    }
+
+    /// The path of a repository's file in the cache, or the reason why there is no such file. An `optional`
+    /// file is not asked for again that the hub once lacked.
+    fn find(
+        &self,
+        repository: &str,
+        file: &str,
+        optional: bool,
+    ) -> Result<Result<PathBuf, String>> {
         let name = format!("{repository}/{file}");
         let fail = |problem: String| Error::file(&name, problem);
         let mut client = HFClient::builder();
@@ -155,6 +173,9 @@ impl Hub {
                 Err(problem) if self.offline => return Err(fail(problem)),
                 Err(_) => true,
             },
+            Err(HFError::EntryNotFound { .. }) if optional => {
+                return Ok(Err("the repository had no such file".into()));
+            }
             Err(_) => false,
         };
         if self.offline {
@@ -179,7 +200,8 @@ impl Hub {
             }
             Err(error) => {
                 let problem = format!("not downloaded from {endpoint}: {}", describe(&error));
-                return Err(fail(problem));
+                let go_on = "; HF_HUB_OFFLINE=1 does with the files in the cache";
+                return Err(fail(problem + if optional { go_on } else { "" }));
             }
         };
         match check(&path, Some(length.load(Ordering::Relaxed))) {

@@ -118,14 +118,9 @@ impl<T, F: FnMut(&[usize]) -> Result<T>> Examples<F> {
         })
     }
 
-    /// The next batch by the numbers of its examples.
-    pub(super) fn next_numbers(&mut self) -> Option<Vec<usize>> {
-        self.batches.next_batch()
-    }
-
-    /// What is made of these examples.
-    pub(super) fn made(&mut self, numbers: &[usize]) -> Result<T> {
-        (self.make)(numbers)
+    /// The number of the epoch, from 0, of which the next batch is.
+    pub(super) fn epoch(&self) -> u64 {
+        self.batches.epoch()
     }
 }
 
@@ -133,16 +128,16 @@ impl<T, F: FnMut(&[usize]) -> Result<T>> Source for Examples<F> {
     type Batch = T;
 
     fn next_batch(&mut self) -> Result<Option<T>> {
-        let numbers = self.next_numbers();
-        numbers.map(|numbers| self.made(&numbers)).transpose()
+        let numbers = self.batches.next_batch();
+        numbers.map(|numbers| (self.make)(&numbers)).transpose()
     }
 
     fn next_share(&mut self, share: Share) -> Result<Option<Option<T>>> {
-        let Some(numbers) = self.next_numbers() else {
+        let Some(numbers) = self.batches.next_batch() else {
             return Ok(None);
         };
         let own = share.of(&numbers);
-        let batch = (!own.is_empty()).then(|| self.made(&own));
+        let batch = (!own.is_empty()).then(|| (self.make)(&own));
         Ok(Some(batch.transpose()?))
     }
 

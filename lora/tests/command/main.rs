@@ -11,6 +11,7 @@ mod eval;
 mod extract;
 mod files;
 mod generate;
+mod hub;
 mod images;
 mod inspect;
 mod merge;
@@ -18,6 +19,7 @@ mod models;
 mod pages;
 mod resize;
 mod train;
+mod vit;
 
 use assert_cmd::Command;
 

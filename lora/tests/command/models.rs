@@ -5,6 +5,7 @@ use ::lora::models::{self, Options, Weights};
 use ::lora::text::Tokenizer;
 use ::lora::{Lora, LoraConfig, LoraModel, LoraModule};
 use candle_core::{Device, Tensor};
+use image::{Rgb, RgbImage};
 use rand::rngs::ChaCha8Rng;
 use rand::{RngExt, SeedableRng};
 use serde_json::{Value, json};
@@ -21,6 +22,39 @@ pub fn repository(name: &str) -> PathBuf {
 pub fn bard() -> &'static Path {
     static BARD: LazyLock<PathBuf> = LazyLock::new(|| repository("examples/data/text/bard"));
     &BARD
+}
+
+/// A tiny vision transformer as transformers has it, of images of 24 x 24, in a directory. It knows the classes
+/// no, perhaps and yes.
+pub fn vit(dir: &Path) {
+    fs::create_dir_all(dir).unwrap();
+    for file in ["config.json", "model.safetensors"] {
+        let from = repository("tests/fixtures/vit/vit").join(file);
+        fs::copy(from, dir.join(file)).unwrap();
+    }
+    let input = json!({
+        "image_processor_type": "ViTImageProcessor", "size": {"height": 24, "width": 24}, "resample": 2,
+        "image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]
+    });
+    write_json(&dir.join("preprocessor_config.json"), &input);
+}
+
+/// A folder of images, eight of each class: red and blue of several brightnesses.
+pub fn colours(dir: &Path) -> PathBuf {
+    let dir = dir.join("colours");
+    for (class, [red, green, blue]) in [("blue", [40, 60, 230]), ("red", [230, 60, 40])] {
+        fs::create_dir_all(dir.join(class)).unwrap();
+        for index in 0..8u8 {
+            let image = RgbImage::from_fn(30, 28, |x, y| {
+                let shade = (x + y) as u8 / 2 + index;
+                Rgb([red - shade, green - shade, blue - shade])
+            });
+            image
+                .save(dir.join(class).join(format!("{index}.png")))
+                .unwrap();
+        }
+    }
+    dir
 }
 
 /// A path as an argument.

@@ -22,7 +22,7 @@ use std::process::ExitCode;
 
 /// LoRA adapters for the models of candle: train, measure, use, merge, look into them.
 #[derive(Debug, Parser)]
-#[command(name = "lora", version, about, propagate_version = true, after_help = end::CODES)]
+#[command(name = "lora", version, propagate_version = true, after_help = end::CODES)]
 struct Cli {
     #[command(subcommand)]
     command: Command,

@@ -96,6 +96,16 @@ pub trait Dataset {
     /// If the tensors cannot be made.
     fn batch(&self, numbers: &[usize]) -> Result<Self::Batch>;
 
+    /// The examples of these numbers for an epoch of training, from 0: those of [`batch`](Self::batch), unless
+    /// training sees them changed at random. What changes them must depend on a seed, the epoch and an example's
+    /// number alone: then a run that goes on, or is shared by several ranks, sees the same examples.
+    ///
+    /// # Errors
+    /// If the tensors cannot be made.
+    fn training_batch(&self, numbers: &[usize], _epoch: u64) -> Result<Self::Batch> {
+        self.batch(numbers)
+    }
+
     /// Whether the examples of these numbers together teach anything. Training leaves other batches out.
     fn teaches(&self, numbers: &[usize]) -> bool {
         !numbers.is_empty()
@@ -127,26 +137,36 @@ pub trait Dataset {
         let mut chosen = Batches::new(self.lengths(), options)?;
         let first_epoch = std::iter::from_fn(|| chosen.next_batch());
         let per_epoch = first_epoch.filter(|numbers| self.teaches(numbers)).count();
-        let make: Make<'_, Self::Batch> = Box::new(|numbers| {
-            let teaches = self.teaches(numbers);
-            teaches.then(|| self.batch(numbers)).transpose()
-        });
         Ok(DatasetBatches {
-            examples: Examples::new(self.lengths(), options, make)?,
+            numbers: Examples::new(self.lengths(), options, own as Numbers)?,
+            make: Box::new(|numbers, epoch| {
+                let teaches = self.teaches(numbers);
+                teaches
+                    .then(|| self.training_batch(numbers, epoch))
+                    .transpose()
+            }),
             teaches: Box::new(|numbers| self.teaches(numbers)),
             per_epoch,
         })
     }
 }
 
-/// `None` for a batch that teaches nothing.
-type Make<'a, B> = Box<dyn FnMut(&[usize]) -> Result<Option<B>> + 'a>;
+/// What is made of examples by their numbers in an epoch: `None` if they teach nothing.
+type Make<'a, B> = Box<dyn Fn(&[usize], u64) -> Result<Option<B>> + 'a>;
 
 type Teaches<'a> = Box<dyn Fn(&[usize]) -> bool + 'a>;
 
+/// The numbers of examples themselves.
+type Numbers = fn(&[usize]) -> Result<Vec<usize>>;
+
+fn own(numbers: &[usize]) -> Result<Vec<usize>> {
+    Ok(numbers.to_vec())
+}
+
 /// The batches of a [`Dataset`] that teach something.
 pub struct DatasetBatches<'a, B> {
-    examples: Examples<Make<'a, B>>,
+    numbers: Examples<Numbers>,
+    make: Make<'a, B>,
     teaches: Teaches<'a>,
     /// Those of the first epoch.
     per_epoch: usize,
@@ -169,9 +189,10 @@ impl<B> Source for DatasetBatches<'_, B> {
     }
 
     fn next_share(&mut self, share: Share) -> Result<Option<Option<B>>> {
-        while let Some(numbers) = self.examples.next_numbers() {
+        let epoch = self.numbers.epoch();
+        while let Some(numbers) = self.numbers.next_batch()? {
             if (self.teaches)(&numbers) {
-                return self.examples.made(&share.of(&numbers)).map(Some);
+                return (self.make)(&share.of(&numbers), epoch).map(Some);
             }
         }
         Ok(None)
@@ -182,11 +203,11 @@ impl<B> Source for DatasetBatches<'_, B> {
     }
 
     fn state(&self) -> Result<Value> {
-        self.examples.state()
+        self.numbers.state()
     }
 
     fn restore(&mut self, state: &Value) -> Result<()> {
-        self.examples.restore(state)
+        self.numbers.restore(state)
     }
 }
 

@@ -1,5 +1,6 @@
 //! `lora train`: what it learns, how it is told, what it refuses, how it stops and goes on.
 
+mod augment;
 mod files;
 mod kinds;
 mod planned;

@@ -193,6 +193,8 @@ fn download(name: &str) -> Result<PathBuf> {
     let config = hub.fetch(name, CONFIG_FILE);
     let fetched = config.and_then(|config| {
         hub.fetch(name, WEIGHTS_FILE)?;
+        // Only adapters with a head have it.
+        hub.fetch_if_there(name, CLASSES_FILE)?;
         Ok(config)
     });
     let config = fetched.with_context(|| {
@@ -200,8 +202,6 @@ fn download(name: &str) -> Result<PathBuf> {
             "--adapter {name} is no folder, and cannot be had from the Hugging Face hub under this name"
         )
     })?;
-    // Only adapters with a head have it.
-    let _ = hub.fetch(name, CLASSES_FILE);
     Ok(config.parent().unwrap_or(Path::new(".")).into())
 }
 

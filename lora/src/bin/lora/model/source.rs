@@ -8,6 +8,9 @@ use lora::models::{self, Auto, Hub, is_gguf};
 use lora::text::Tokenizer;
 use std::path::{Path, PathBuf};
 
+/// The file of a tokenizer.
+const TOKENIZER: &str = "tokenizer.json";
+
 /// Where a model's files are, and what the user called it.
 #[derive(Clone, Debug)]
 pub struct Source {
@@ -102,9 +105,14 @@ pub(super) fn is_hub_name(name: &str) -> bool {
 }
 
 fn download(name: &str) -> Result<PathBuf> {
-    let fetch = || {
-        Hub::new().fetch_tokenizer(name)?;
-        Hub::new().fetch_model(name)
+    let hub = Hub::new();
+    let fetch = || -> lora::Result<PathBuf> {
+        let dir = hub.fetch_model(name)?;
+        // Models of images have none.
+        if hub.fetch_if_there(name, TOKENIZER)?.is_some() {
+            hub.fetch_tokenizer(name)?;
+        }
+        Ok(dir)
     };
     fetch().with_context(|| {
         format!(

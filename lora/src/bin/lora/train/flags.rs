@@ -12,6 +12,9 @@ pub struct Flags {
     data: DataFlags,
     #[command(flatten)]
     #[serde(flatten)]
+    augment: AugmentFlags,
+    #[command(flatten)]
+    #[serde(flatten)]
     adapter: AdapterFlags,
     #[command(flatten)]
     #[serde(flatten)]
@@ -42,18 +45,19 @@ fn number(text: &str) -> Result<f64, String> {
 #[derive(Clone, Debug, Default, Args, Serialize)]
 #[command(next_help_heading = "Model and data")]
 struct DataFlags {
-    /// Base model: a directory, a GGUF file, or OWNER/NAME on the Hugging Face hub
+    /// Base model: a directory, a GGUF file, weights of a model of images with their description beside, or
+    /// OWNER/NAME on the Hugging Face hub
     #[arg(long, short, value_name = "MODEL")]
     model: Option<String>,
     /// What to learn: a JSONL file, whose keys say what is learned; any other file is one text; a folder holds
     /// images, a subfolder for each class
-    #[arg(long, short, value_name = "FILE")]
+    #[arg(long, short, value_name = "FILE|DIR")]
     data: Option<PathBuf>,
     /// What to measure with, of the same kind
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE|DIR")]
     valid: Option<PathBuf>,
     /// Share of the data that is held out to measure with, in place of --valid; 0 for none [default: 0.1 of
-    /// texts, 0.2 of texts with classes, 0.25 of pairs]
+    /// texts, 0.2 of texts with classes, 0.25 of pairs and of each class of images]
     #[arg(long, value_parser = number, value_name = "SHARE")]
     held_out: Option<f64>,
     /// Examples that are measured with at most, spread over all [default: 200 texts, 2000 pairs]
@@ -77,6 +81,31 @@ struct DataFlags {
 }
 
 #[derive(Clone, Debug, Default, Args, Serialize)]
+#[command(next_help_heading = "Random changes to training images, named as timm names them")]
+struct AugmentFlags {
+    /// Chance that left and right change places; 0.5 is usual for photos, not for letters or digits [default: 0]
+    #[arg(long, value_parser = number, value_name = "CHANCE")]
+    hflip: Option<f64>,
+    /// Chance that top and bottom change places [default: 0]
+    #[arg(long, value_parser = number, value_name = "CHANCE")]
+    vflip: Option<f64>,
+    /// Cut a part out of each image and bring it to the image's size (random resized crop): the least and the
+    /// largest share of the area, such as 0.6,1 [default: the whole image]
+    #[arg(long, value_parser = number, value_name = "LEAST,MOST", value_delimiter = ',', num_args = 1..=2)]
+    scale: Option<Vec<f64>>,
+    /// Least and largest width over height of that part [default: 0.75,1.3333]
+    #[arg(long, value_parser = number, value_name = "LEAST,MOST", value_delimiter = ',', num_args = 1..=2)]
+    ratio: Option<Vec<f64>>,
+    /// Multiply brightness, contrast and saturation by up to so much more or less than 1, such as 0.4 [default: 0]
+    #[arg(long, value_parser = number, value_name = "AMOUNT")]
+    color_jitter: Option<f64>,
+    /// Shift each image by up to this share of its side, turn it by up to twice as many radians, and zoom by up
+    /// to twice as much; 0.03 is usual for scans [default: 0]
+    #[arg(long, value_parser = number, value_name = "AMOUNT")]
+    warp: Option<f64>,
+}
+
+#[derive(Clone, Debug, Default, Args, Serialize)]
 #[command(next_help_heading = "Adapter")]
 struct AdapterFlags {
     /// Rank of the low-rank updates [default: 8]
@@ -89,7 +118,8 @@ struct AdapterFlags {
     #[arg(long, value_parser = number, value_name = "SHARE")]
     dropout: Option<f64>,
     /// Layers to adapt: ends of their paths, separated by commas, or all-linear [default: all-linear of a
-    /// language model, of an encoder queries and values]
+    /// language model, of encoders and vision transformers queries and values, of a ConvNeXt
+    /// the layers of its MLPs]
     #[arg(long, value_name = "NAMES", value_delimiter = ',')]
     target_modules: Option<Vec<String>>,
     /// Layers to adapt: a regular expression for whole paths
@@ -135,13 +165,13 @@ struct AdapterFlags {
 #[derive(Clone, Debug, Default, Args, Serialize)]
 #[command(next_help_heading = "Steps")]
 struct StepFlags {
-    /// Passes over the data [default: 3 over texts and pairs, 1 over texts with classes]
+    /// Passes over the data [default: 3 over texts and pairs, 1 over texts with classes, 15 over images]
     #[arg(long)]
     epochs: Option<usize>,
     /// Steps, in place of --epochs
     #[arg(long)]
     steps: Option<usize>,
-    /// Examples in a batch [default: 8 texts, 16 texts with classes, 64 pairs]
+    /// Examples in a batch [default: 8 texts, 16 texts with classes, 64 pairs, 32 images]
     #[arg(long)]
     batch: Option<usize>,
     /// Batches whose gradients make one step [default: 1]
@@ -162,7 +192,8 @@ struct OptimizerFlags {
     /// Which one [default: adamw]
     #[arg(long, value_parser = ["adamw", "lora_plus", "lora_fa", "riemannian"])]
     optimizer: Option<String>,
-    /// Highest learning rate [default: 2e-3 of a language model, 5e-4 of an encoder]
+    /// Highest learning rate [default: 2e-3 of a language model, 5e-4 of an encoder, 5e-3 of a model
+    /// of images]
     #[arg(long, value_parser = number)]
     lr: Option<f64>,
     /// Its course behind the warm-up [default: cosine]

@@ -76,7 +76,12 @@ impl Kind {
                 all["learn_prompts"] = false.into();
             }
             Self::Pairs => all["eval_limit"] = 2000.into(),
-            Self::Classes | Self::Images => {}
+            Self::Images => {
+                for off in ["hflip", "vflip", "color_jitter", "warp"] {
+                    all[off] = 0.0.into();
+                }
+            }
+            Self::Classes => {}
         }
         match all {
             Value::Object(all) => all,

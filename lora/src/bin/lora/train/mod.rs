@@ -1,5 +1,6 @@
 //! `lora train`: an adapter from a model and a file of examples.
 
+mod augment;
 mod flags;
 mod folder;
 mod job;
@@ -39,7 +40,7 @@ A folder holds images, a subfolder for each class, or has them in train/ and val
 Settings may stand in a file, --config FILE.toml or FILE.yaml: max_length = 256. Flags win over the file.
 
 The output folder: adapter_config.json and adapter_model.safetensors as PEFT has them, README.md, classes.json \
-of texts with classes, train.toml with all settings, log.jsonl, curves.svg, checkpoints. Ctrl-C writes a \
+where there are classes, train.toml with all settings, log.jsonl, curves.svg, checkpoints. Ctrl-C writes a \
 checkpoint and says how to go on; so does --resume after any end. The same settings give the same adapter on \
 the same machine with the same number of threads, stopped or not.
 
@@ -90,6 +91,7 @@ fn train(options: &Options, parallel: &Parallel) -> Result<()> {
     if options.resume {
         layers.file(&folder.settings()?)?;
     }
+    let earlier = options.resume.then(|| layers.clone());
     if let Some(path) = &options.config {
         layers.file(path)?;
     }
@@ -112,6 +114,12 @@ fn train(options: &Options, parallel: &Parallel) -> Result<()> {
     let data = layers.text("data")?.unwrap_or_default();
     let kind = Kind::of(Path::new(data))?;
     let mut settings = layers.settings(kind)?;
+    if let Some(earlier) = earlier {
+        let changed = settings.augment_follows(&earlier.settings(kind)?, |key| layers.name(key));
+        if !changed.is_empty() {
+            bail!("{}", changed.join("\n"));
+        }
+    }
     let common = Common {
         threads: settings.threads,
         // The other processes say nothing.

@@ -1,5 +1,6 @@
 //! The settings of a run, complete.
 
+use super::augment::AUGMENT;
 use super::kind::{Kind, MAX_LENGTH};
 use crate::shell::common::threads;
 use anyhow::{Context, Result};
@@ -25,6 +26,13 @@ pub struct Settings {
     pub loss: Option<PairLoss>,
     #[serde(skip_serializing)]
     pub output: PathBuf,
+
+    pub hflip: Option<f64>,
+    pub vflip: Option<f64>,
+    pub scale: Option<[f64; 2]>,
+    pub ratio: Option<[f64; 2]>,
+    pub color_jitter: Option<f64>,
+    pub warp: Option<f64>,
 
     pub rank: usize,
     pub alpha: Option<f64>,
@@ -173,6 +181,8 @@ impl Settings {
                 "pack" | "learn_prompts" => "is for language models alone",
                 "loss" => "is for pairs of texts alone",
                 "max_length" | "eval_limit" => "is for texts alone",
+                "ratio" if kind == Kind::Images => "needs `scale`",
+                key if AUGMENT.contains(&key) => "is for images alone",
                 "quantize_modules" => "needs `quantize`",
                 _ => "has no effect with this optimiser",
             };
@@ -230,8 +240,11 @@ impl Settings {
                 self.riemannian_reg.is_some() && !is(Riemannian),
             ),
         ];
-        let given = given.into_iter().filter(|(_, given)| *given);
-        given.map(|(key, _)| key).collect()
+        let given = given.into_iter().chain(self.augment_without_effect(kind));
+        given
+            .filter(|(_, given)| *given)
+            .map(|(key, _)| key)
+            .collect()
     }
 
     fn fill_optimizer(&mut self) {
@@ -306,6 +319,8 @@ impl Settings {
                 check(key, number, ok, if above { "above 0" } else { "0 or more" });
             }
         }
+        let augment = self.augment().problems().into_iter();
+        problems.extend(augment.map(|(key, problem)| format!("{} {problem}", name(key))));
         if let Some(number) = self.threads
             && let Err(must) = threads(&number.to_string())
         {

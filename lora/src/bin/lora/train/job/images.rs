@@ -7,7 +7,7 @@ use crate::model::Source;
 use anyhow::{Context, Result, bail};
 use candle_core::{D, DType, Device, Tensor};
 use candle_nn::Module;
-use lora::images::{Dataset as Pictures, Input, read_folder};
+use lora::images::{Augment, Batch, Dataset as Pictures, Input, read_folder};
 use lora::metrics::{F1, accuracy};
 use lora::models::convnext::ConvNext;
 use lora::models::vit::Vit;
@@ -22,6 +22,9 @@ use std::path::Path;
 pub struct Images<M> {
     pictures: Pictures,
     input: Input,
+    /// What training sees of them, by this seed.
+    augment: Augment,
+    seed: u64,
     model: PhantomData<fn() -> M>,
 }
 
@@ -40,11 +43,12 @@ impl<M: LoraModule + Module> Dataset for Images<M> {
     }
 
     fn batch(&self, numbers: &[usize]) -> lora::Result<ImageBatch> {
-        let batch = self.pictures.batch(numbers)?;
-        Ok(ImageBatch {
-            images: self.input.normalize(&batch.images)?,
-            labels: batch.labels.to_dtype(DType::I64)?,
-        })
+        self.prepared(self.pictures.batch(numbers)?)
+    }
+
+    fn training_batch(&self, numbers: &[usize], epoch: u64) -> lora::Result<ImageBatch> {
+        let (augment, seed) = (&self.augment, self.seed);
+        self.prepared(self.pictures.augmented(numbers, augment, seed, epoch)?)
     }
 
     fn loss(&self, model: &M, batch: &ImageBatch) -> lora::Result<Loss> {
@@ -79,6 +83,15 @@ impl<M: LoraModule + Module> Dataset for Images<M> {
 
     fn best(&self) -> Best {
         Best::Highest("accuracy".into())
+    }
+}
+
+impl<M> Images<M> {
+    fn prepared(&self, batch: Batch) -> lora::Result<ImageBatch> {
+        Ok(ImageBatch {
+            images: self.input.normalize(&batch.images)?,
+            labels: batch.labels.to_dtype(DType::I64)?,
+        })
     }
 }
 
@@ -327,9 +340,12 @@ where
     ];
     let told = read.notes.iter().map(String::as_str).chain(notes);
     facts.extend(told.map(|note| format!("        {note}")));
+    facts.extend(settings.augment_fact());
     let set = |pictures: &Pictures| Images {
         pictures: pictures.clone().widened(input.channels()),
         input: input.clone(),
+        augment: settings.augment(),
+        seed: settings.seed,
         model: PhantomData,
     };
     Ok(Prepared {

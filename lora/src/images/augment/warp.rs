@@ -1,41 +1,26 @@
-//! Random changes to training images: shift, turn, zoom.
+//! Shift, turn, zoom.
 
-use super::Batch;
-use crate::Result;
-use candle_core::Tensor;
+use crate::images::Image;
 use rand::{Rng, RngExt};
 
-/// Shifts each image by up to `amount` of its side, turns it by up to 2 x `amount` radians, and
-/// zooms by up to 2 x `amount`, in or out. What comes into view is black.
-///
-/// # Errors
-/// If the tensors cannot be made.
-pub fn augment<R: Rng>(batch: &Batch, amount: f64, rng: &mut R) -> Result<Batch> {
-    if amount == 0.0 {
-        return Ok(batch.clone());
+/// Shifts an image by up to `amount` of its side, turns it by up to 2 x `amount` radians, and zooms by up to
+/// 2 x `amount`, in or out. What comes into view is black.
+pub(super) fn warp<R: Rng>(image: &Image, amount: f64, rng: &mut R) -> Image {
+    let (width, height) = (image.width, image.height);
+    let mut within = |amount: f64| (2.0 * rng.random::<f64>() - 1.0) * amount;
+    let map = Map {
+        angle: within(2.0 * amount),
+        zoom: 1.0 + within(2.0 * amount),
+        shift: [
+            within(amount) * width as f64,
+            within(amount) * height as f64,
+        ],
+    };
+    let mut values = Vec::with_capacity(image.values.len());
+    for channel in image.values.chunks_exact((height * width).max(1)) {
+        map.apply(channel, width, height, &mut values);
     }
-    let (count, channels, height, width) = batch.images.dims4()?;
-    let values = batch.images.flatten_all()?.to_vec1::<f32>()?;
-    let mut warped = Vec::with_capacity(values.len());
-    for image in values.chunks_exact((channels * height * width).max(1)) {
-        let mut within = |amount: f64| (2.0 * rng.random::<f64>() - 1.0) * amount;
-        let map = Map {
-            angle: within(2.0 * amount),
-            zoom: 1.0 + within(2.0 * amount),
-            shift: [
-                within(amount) * width as f64,
-                within(amount) * height as f64,
-            ],
-        };
-        for channel in image.chunks_exact(height * width) {
-            map.apply(channel, width, height, &mut warped);
-        }
-    }
-    let shape = (count, channels, height, width);
-    Ok(Batch {
-        images: Tensor::from_vec(warped, shape, batch.images.device())?,
-        labels: batch.labels.clone(),
-    })
+    Image { values, ..*image }
 }
 
 /// Where a target pixel comes from.
