@@ -14,6 +14,9 @@ use std::path::{Path, PathBuf};
 /// How the name of an index ends.
 pub(crate) const INDEX: &str = ".safetensors.index.json";
 
+/// The names that transformers gives the weights of a model.
+const USUAL: [&str; 2] = ["model.safetensors.index.json", "model.safetensors"];
+
 /// The tensors of a checkpoint, from all of its files.
 #[derive(Debug)]
 pub(crate) struct Checkpoint {
@@ -33,7 +36,8 @@ pub(crate) struct Checkpoint {
 }
 
 impl Checkpoint {
-    /// Opens a `.safetensors` file, an index, or a directory with either.
+    /// Opens a `.safetensors` file, an index, or a directory with either. In a directory the names that
+    /// transformers gives come first: other files may lie beside them.
     pub(crate) fn open(path: &Path) -> Result<Self> {
         if path.is_dir() {
             return Self::open_dir(path);
@@ -59,6 +63,14 @@ impl Checkpoint {
     }
 
     fn open_dir(dir: &Path) -> Result<Self> {
+        let of_file = |path: &Path| Self::of(dir, Some(dir), None, vec![one(path)?]);
+        let usual = USUAL.iter().map(|name| dir.join(name));
+        if let Some(usual) = usual.into_iter().find(|path| path.is_file()) {
+            return match usual.extension().is_some_and(|end| end == "json") {
+                true => Self::open_index(&usual, dir),
+                false => of_file(&usual),
+            };
+        }
         let failed = |error| Error::file(dir, error);
         let mut names = Vec::new();
         for entry in std::fs::read_dir(dir).map_err(failed)? {
@@ -71,10 +83,7 @@ impl Checkpoint {
         let (indices, files) = (ending(INDEX), ending(".safetensors"));
         match (indices.as_slice(), files.as_slice()) {
             ([index], _) => Self::open_index(&dir.join(index), dir),
-            ([], [file]) => {
-                let path = dir.join(file);
-                Self::of(dir, Some(dir), None, vec![one(&path)?])
-            }
+            ([], [file]) => of_file(&dir.join(file)),
             _ => Err(Error::file(
                 dir,
                 format!(

@@ -93,7 +93,9 @@ impl TensorFile {
     /// Opens a file and checks its header: the header's length, that no name comes twice, and that
     /// the tensors follow each other without a gap from the header to the end of the file.
     pub(crate) fn open(path: &Path) -> Result<Self> {
-        let invalid = |problem: String| Error::file(path, format!("is no valid file: {problem}"));
+        let invalid = |problem: String| {
+            Error::file(path, format!("is no valid file of safetensors: {problem}"))
+        };
         let mut file = File::open(path).map_err(|error| Error::file(path, error))?;
         let length = file.metadata().map_err(|error| Error::file(path, error))?;
         let length = length.len();

@@ -126,7 +126,7 @@ fn find<M: Architecture>(
 }
 
 fn load<M: Architecture>(config: &M::Config, path: &Path, options: &Options) -> Result<Created<M>> {
-    let checkpoint = open(path)?;
+    let checkpoint = Checkpoint::open(path)?;
     let is_of = |body: &&str| checkpoint.names().any(|name| is_or_starts_with(name, body));
     let checkpoint = match M::BODY.filter(|body| !is_of(body)) {
         Some(body) => checkpoint.within(body),
@@ -227,15 +227,6 @@ fn renamed<'a, M: Architecture>(
         Some((name.clone(), other))
     };
     missing.filter_map(other).collect()
-}
-
-/// Opens a file, an index, or a directory. In a directory the names that transformers gives come
-/// first: other files may lie beside them.
-fn open(path: &Path) -> Result<Checkpoint> {
-    let names = ["model.safetensors.index.json", "model.safetensors"];
-    let usual = names.iter().map(|name| path.join(name));
-    let usual = usual.into_iter().find(|file| file.is_file());
-    Checkpoint::open(usual.as_deref().unwrap_or(path))
 }
 
 /// Whether two tensors hold the same.

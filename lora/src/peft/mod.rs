@@ -14,6 +14,7 @@
 //! | find the adapters in a directory | [`adapters_in`] |
 //! | read the settings alone | [`LoraConfig::from_pretrained`](crate::LoraConfig::from_pretrained), [`AdapterConfig::read`] |
 //! | merge into a checkpoint on disk, or of a GGUF file into a new one | [`merge_checkpoint`] |
+//! | merge several, one after the other | [`MergeOptions::first`] |
 //! | load a merged model | [`merged_var_builder`] |
 //! | merge an adapter into a model in a GGUF file | [`merge_gguf`] |
 //! | start an adapter with what quantising cost its base | [`replace_lora_weights_loftq`] |

@@ -117,7 +117,11 @@ fn what_cannot_be_combined_is_named() {
     );
     fails(
         &["combine", &one, &two, &out, "--rule", "ties"],
-        &["fc: Ties needs a density"],
+        &["fc: Ties needs --density"],
+    );
+    fails(
+        &["combine", &one, &two, &out, "--rank", "9"],
+        &["fc: --rank is 9: for this layer it must be at least 1 and at most 5\n"],
     );
     folder.adapter(
         "dora",

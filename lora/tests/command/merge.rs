@@ -52,6 +52,8 @@ fn weights_and_several_adapters_add_up() {
         r#"{"torch_dtype": "float32"}"#,
     )
     .unwrap();
+    // Beside the file that transformers names, others may lie.
+    folder.tensors("base/other.safetensors", &[("x", rows(&[[1.0]]))]);
     let [from, out] = ["base", "out"].map(|name| folder.arg(name));
     let [one, two] = ["one", "two"].map(|name| folder.arg(name));
     let report = run(&[
@@ -69,6 +71,7 @@ fn weights_and_several_adapters_add_up() {
     );
     let found = read(&folder.path("out/model.safetensors"));
     assert!(error(&found[WEIGHT], &sum(&folder, &base, [0.5, -2.0])) < 1e-6);
+    assert!(!folder.path("out/other.safetensors").exists());
 
     // One alone, in another dtype: rounded once.
     let half = folder.arg("half");

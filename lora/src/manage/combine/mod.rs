@@ -218,9 +218,12 @@ impl UpdateShapes {
             let most = groups * (shapes.out / groups).min(shapes.inputs);
             let rank = shapes.rank;
             if rank == 0 || rank > most || !rank.is_multiple_of(groups) {
+                let divided = match groups {
+                    1 => String::new(),
+                    _ => format!(", and {groups} must divide it"),
+                };
                 problems.push(format!(
-                    "svd_rank is {rank}: for this layer it must be at least 1 and at most {most}, \
-                     and {groups} must divide it"
+                    "svd_rank is {rank}: for this layer it must be at least 1 and at most {most}{divided}"
                 ));
             }
         } else if ranks.iter().any(|rank| *rank != largest) {

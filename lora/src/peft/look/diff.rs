@@ -70,7 +70,8 @@ pub struct AdapterDiff {
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[non_exhaustive]
 pub struct CheckpointDiff {
-    /// Settings of `config.json`, or fields of the GGUF files, that differ.
+    /// Settings of `config.json`, or fields of the GGUF files, that differ. None between the two formats,
+    /// which name these in their own ways.
     pub settings: Vec<SettingDiff>,
     /// Names of tensors that only the first has.
     pub only_first: Vec<String>,

@@ -8,6 +8,7 @@ mod modules;
 mod parameters;
 mod plain;
 mod plan;
+mod planner;
 mod settings;
 mod tying;
 mod var_builder;

@@ -2,7 +2,7 @@
 
 use super::change::FileUpdate;
 use super::modules::Module;
-use super::plan::Planner;
+use super::planner::Planner;
 use crate::adapter::Form;
 use crate::adapter::Part;
 use crate::config::matching::is_or_ends_with;

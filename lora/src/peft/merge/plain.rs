@@ -2,7 +2,7 @@
 
 use super::change::Start;
 use super::modules::Keys;
-use super::plan::Planner;
+use super::planner::Planner;
 use crate::Result;
 use crate::adapter::Part;
 use crate::config::matching::{is_bias, is_or_ends_with, modules_above};

@@ -4,7 +4,7 @@
 use super::change::{Change, Start};
 use super::modules::Keys;
 use super::plain::equal;
-use super::plan::Planner;
+use super::planner::Planner;
 use crate::Result;
 use crate::config::matching::is_or_ends_with;
 use crate::file::Checkpoint;

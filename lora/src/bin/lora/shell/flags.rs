@@ -1,7 +1,7 @@
 //! The flags of this command in the place of the library's options, which its errors name.
 
 /// What the library calls an option, and the flag for it.
-const FLAGS: [(&str, &str); 20] = [
+const FLAGS: [(&str, &str); 26] = [
     ("MergeOptions::fan_in_fan_out", "--fan-in-fan-out"),
     ("MergeOptions::keep_tied", "--keep-tied"),
     ("MergeOptions::new_tensors", "--new-tensors"),
@@ -23,7 +23,16 @@ const FLAGS: [(&str, &str); 20] = [
     ("Options::base", "--base"),
     ("Options::component", "--component"),
     ("Options::modules", "--modules"),
+    (
+        "`arch` of the options is missing",
+        "--arch is missing, and no --base tells it",
+    ),
     ("`arch` of the options", "--arch"),
+    ("the LoRA configuration does not fit: --arch", "--arch"),
+    ("take Cat or Svd", "take --rule cat or --rule svd"),
+    (" needs a density", " needs --density"),
+    ("svd_rank is", "--rank is"),
+    ("svd_clamp", "--clamp"),
     (
         "`heads` of the options",
         "--heads and --kv-heads, or --base",
