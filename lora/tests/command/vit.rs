@@ -199,3 +199,58 @@ fn a_model_that_is_not_told_which_images_it_wants_is_refused() {
         "{error}"
     );
 }
+
+/// An adapter keeps the name of its base as it was given, which may be a path from another folder.
+#[test]
+fn a_base_that_is_not_here_and_a_folder_in_the_place_of_images_are_explained() {
+    let dir = tempfile::tempdir().unwrap();
+    vit(&dir.path().join("vit"));
+    let data = colours(dir.path());
+    let args = [
+        "train",
+        "--model",
+        "vit",
+        "--data",
+        "colours",
+        "--output",
+        "out",
+        "--epochs",
+        "1",
+        "--check-gradients=false",
+    ];
+    lora(args).current_dir(dir.path()).assert().success();
+    let output = dir.path().join("out");
+    let refused = |args: &[&str]| {
+        let told = lora(args.iter().copied()).assert().code(1);
+        let error = text(&told.get_output().stderr);
+        error.replace(arg(dir.path()), "@")
+    };
+    let image = data.join("red/0.png");
+    assert_eq!(
+        refused(&["classify", "--adapter", arg(&output), arg(&image)]),
+        "error: the adapter @/out names vit as its base model, which is not found from here: say --model: --model \
+         vit is no directory, and no name on the Hugging Face hub, which is OWNER/NAME\n"
+    );
+    let model = dir.path().join("vit");
+    let with = [
+        "classify",
+        "--model",
+        arg(&model),
+        "--adapter",
+        arg(&output),
+    ];
+    lora(with.into_iter().chain([arg(&image)]))
+        .assert()
+        .success();
+    let folder = data.join("red");
+    let with: Vec<&str> = with.into_iter().chain([arg(&folder)]).collect();
+    assert_eq!(
+        refused(&with),
+        "error: @/colours/red is a folder: name its images, as in @/colours/red/*\n"
+    );
+    assert_eq!(
+        refused(&["classify", arg(&image)]),
+        "error: --model is missing: a directory with config.json, model.safetensors and tokenizer.json, a GGUF \
+         file, or OWNER/NAME on the Hugging Face hub; or say --adapter, which names its base\n"
+    );
+}

@@ -53,7 +53,16 @@ fn what_is_missing_or_does_not_fit_is_named() {
         ),
         (
             "--model @encoder --data @none.jsonl".into(),
-            "@none.jsonl: No such file or directory (os error 2)".into(),
+            "cannot read --data @none.jsonl: No such file or directory (os error 2)".into(),
+        ),
+        // Without its ending it would be a text, or a folder of images.
+        (
+            "--model @encoder --data @none".into(),
+            "cannot read --data @none: No such file or directory (os error 2)".into(),
+        ),
+        (
+            with(mails, "--valid @none"),
+            "cannot read --valid @none: No such file or directory (os error 2)".into(),
         ),
         (
             "--model @encoder --data @encoder".into(),

@@ -9,6 +9,7 @@ use anyhow::{Context, Result, bail};
 use candle_core::DType;
 use candle_nn::Module;
 use lora::images::{Dataset, Image, Input};
+use std::path::Path;
 
 /// What a model makes of image files.
 ///
@@ -40,6 +41,10 @@ pub fn classify(
                 }
                 images.push(0, &image.with_channels(input.channels()).fit(input.size()));
             }
+            Err(_) if Path::new(&file.text).is_dir() => problems.push(format!(
+                "{dir} is a folder: name its images, as in {dir}/*",
+                dir = file.text.trim_end_matches('/')
+            )),
             Err(error) => problems.push(error.to_string()),
         }
     }

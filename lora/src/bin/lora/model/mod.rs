@@ -24,7 +24,7 @@ pub use adapter::{AdapterArg, AdapterSource, CLASSES_FILE, load};
 pub use source::Source;
 
 use crate::shell::print::note;
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use clap::Args;
 use lora::models::Auto;
 use std::collections::BTreeSet;
@@ -79,7 +79,9 @@ impl ModelArgs {
                 dir = twice.dir.display()
             );
         }
-        let Some(model) = model.or_else(|| adapters.iter().find_map(|one| one.base.clone())) else {
+        let naming = adapters.iter().find(|one| one.base.is_some());
+        let named = naming.and_then(|one| one.base.clone());
+        let Some(base) = model.clone().or(named) else {
             match adapters.first() {
                 Some(adapter) => bail!(
                     "{} does not name its base model: say --model, a directory, a GGUF file, or OWNER/NAME on \
@@ -88,11 +90,19 @@ impl ModelArgs {
                 ),
                 None => bail!(
                     "--model is missing: a directory with config.json, model.safetensors and tokenizer.json, a \
-                     GGUF file, or OWNER/NAME on the Hugging Face hub"
+                     GGUF file, or OWNER/NAME on the Hugging Face hub; or say --adapter, which names its base"
                 ),
             }
         };
-        let source = Source::find(&model)?;
+        let source = match naming.filter(|_| model.is_none()) {
+            None => Source::find(&base)?,
+            Some(adapter) => Source::find(&base).with_context(|| {
+                format!(
+                    "the adapter {} names {base} as its base model, which is not found from here: say --model",
+                    adapter.dir.display()
+                )
+            })?,
+        };
         for adapter in &adapters {
             if let Some(difference) = adapter.other_base(&source) {
                 note(format_args!("note: {difference}"))?;

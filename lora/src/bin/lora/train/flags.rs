@@ -165,7 +165,7 @@ struct AdapterFlags {
 #[derive(Clone, Debug, Default, Args, Serialize)]
 #[command(next_help_heading = "Steps")]
 struct StepFlags {
-    /// Passes over the data [default: 3 over texts and pairs, 1 over texts with classes, 15 over images]
+    /// Passes over the data [default: 3 over texts, with classes or not, and pairs, 15 over images]
     #[arg(long)]
     epochs: Option<usize>,
     /// Steps, in place of --epochs
@@ -192,8 +192,8 @@ struct OptimizerFlags {
     /// Which one [default: adamw]
     #[arg(long, value_parser = ["adamw", "lora_plus", "lora_fa", "riemannian"])]
     optimizer: Option<String>,
-    /// Highest learning rate [default: 2e-3 of a language model, 5e-4 of an encoder, 5e-3 of a model
-    /// of images]
+    /// Highest learning rate [default: 2e-3 of a language model and of texts with classes, 5e-4 of
+    /// pairs, 5e-3 of a model of images]
     #[arg(long, value_parser = number)]
     lr: Option<f64>,
     /// Its course behind the warm-up [default: cosine]

@@ -55,7 +55,8 @@ impl Kind {
     pub fn defaults(self) -> Map<String, Value> {
         let (epochs, batch, lr, held_out) = match self {
             Self::Language => (3, 8, 2e-3, 0.1),
-            Self::Classes => (1, 16, 5e-4, 0.2),
+            // One pass at 5e-4, enough for the mails of thousands, leaves 1,500 texts at the commonest class.
+            Self::Classes => (3, 16, 2e-3, 0.2),
             Self::Pairs => (3, 64, 5e-4, 0.25),
             Self::Images => (15, 32, 5e-3, 0.25),
         };

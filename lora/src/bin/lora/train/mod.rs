@@ -14,7 +14,7 @@ mod settings;
 mod tune;
 
 use crate::shell::common::Common;
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use clap::Args;
 use flags::Flags;
 use folder::Folder;
@@ -22,6 +22,7 @@ use job::Job;
 use kind::Kind;
 use layers::Layers;
 use lora::train::Parallel;
+use std::fs;
 use std::path::{Path, PathBuf};
 use tune::Run;
 
@@ -109,6 +110,12 @@ fn train(options: &Options, parallel: &Parallel) -> Result<()> {
     ] {
         if layers.text(key)?.is_none() {
             bail!("{} is missing: {what}", layers::flag(key));
+        }
+    }
+    for key in ["data", "valid"] {
+        if let Some(path) = layers.text(key)? {
+            fs::metadata(path)
+                .with_context(|| format!("cannot read {} {path}", layers::flag(key)))?;
         }
     }
     let data = layers.text("data")?.unwrap_or_default();
