@@ -52,8 +52,7 @@ impl World {
             if first as usize == self.ranks {
                 return Ok(());
             }
-            let reason = reason.unwrap_or_default();
-            let reason = self.tell_or_learn(world, first, reason);
+            let reason = self.tell_or_learn(world, first, reason.unwrap_or_default());
             self.stopped.get_or_init(|| (first as usize, reason));
         }
         match self.stopped.get() {
