@@ -188,6 +188,12 @@ fn ranks_with_dropout_go_on_to_the_same_bits() {
     assert_ne!(same(2), same(1));
 }
 
+#[test]
+fn an_error_of_the_only_rank_is_one() {
+    let fails = |_: &Parallel| Err(Error::Data(vec!["no such file".into()]));
+    assert_eq!(error(1, fails), "the data: no such file");
+}
+
 fn error(ranks: usize, work: impl Fn(&Parallel) -> lora::Result<()> + Sync) -> String {
     let all = Parallel::threads(ranks, work);
     all.unwrap_err().to_string()

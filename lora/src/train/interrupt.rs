@@ -1,6 +1,8 @@
 //! Ctrl-C and `kill` as requests to stop.
 
 use crate::{Error, Result};
+#[cfg(unix)]
+use signal_hook::consts::SIGUSR1;
 use signal_hook::consts::TERM_SIGNALS;
 use signal_hook::flag;
 use std::sync::Arc;
@@ -8,6 +10,10 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 /// Ctrl-C and `kill` as requests to stop, in place of the process's end. A second one ends the process at
 /// once.
+///
+/// `kill -USR1` is one, too, where there are such signals: `mpirun` passes it on to all ranks, and schedulers
+/// announce by it that a job's time is over. [Stopping several ranks](super::scaling#how-to-stop-a-run) says
+/// what `mpirun` makes of the others.
 ///
 /// ```no_run
 /// use lora::train::{Interrupt, TrainOptions, Trainer};
@@ -34,7 +40,10 @@ impl Interrupt {
     /// If the system refuses.
     pub fn catch() -> Result<Self> {
         let (arrived, again) = (Arc::default(), Arc::new(AtomicBool::new(false)));
-        for &signal in TERM_SIGNALS {
+        let signals = TERM_SIGNALS.iter();
+        #[cfg(unix)]
+        let signals = signals.chain(&[SIGUSR1]);
+        for &signal in signals {
             // In this order: what is first must not see what the second has set.
             flag::register_conditional_shutdown(signal, 128 + signal, Arc::clone(&again))
                 .and_then(|_| flag::register(signal, Arc::clone(&again)))

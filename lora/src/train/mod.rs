@@ -83,7 +83,7 @@
 //!   what the evaluation found. If any rank is asked to stop, all do.
 //! - **Dropout** differs from rank to rank, and is drawn anew in each step: a run that goes on with as many
 //!   ranks ends with the same bits.
-//! - **An error or a lost rank** stops all, with its reason.
+//! - **An error or a lost rank** stops all, with its reason. [`scaling`] says how, and how to stop ranks.
 //!
 //! Statistics of a batch norm are those of the base model, here as with one rank, so there is nothing to sum.
 //! A loss that compares the examples of a batch with each other, as

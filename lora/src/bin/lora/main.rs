@@ -83,5 +83,11 @@ impl Command {
 
 fn main() -> ExitCode {
     lora::memory::keep();
-    End::of(Cli::parse().command.run())
+    match Cli::try_parse() {
+        Ok(cli) => End::of(cli.command.run()),
+        Err(error) => {
+            train::ranks::leave_to_first(error.exit_code());
+            error.exit()
+        }
+    }
 }

@@ -21,8 +21,10 @@ use serde::de::DeserializeOwned;
 use std::fmt::{self, Display};
 use std::fs;
 use std::hash::{DefaultHasher, Hasher};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
 use std::time::Instant;
 use tempfile::NamedTempFile;
 
@@ -49,8 +51,9 @@ pub trait Collective: Send + Sync {
     /// If a rank cannot be reached, or has stopped the others.
     fn sum(&self, values: &mut [f32]) -> Result<()>;
 
-    /// Stops all ranks, which wait for this one: it has failed, for this reason. An implementation may end
-    /// the process here.
+    /// Stops all ranks, which wait for this one: it has failed, for this reason. Their next call is an error.
+    /// What an error calls for is called several times; the first counts. An implementation may end the
+    /// process here.
     fn stop(&self, reason: &str);
 }
 
@@ -128,12 +131,40 @@ impl Parallel {
 
     /// Stops the other ranks if this one has failed.
     pub(super) fn or_stop<T, E: Display>(&self, result: Result<T, E>) -> Result<T, E> {
-        if let Err(error) = &result
-            && self.ranks() > 1
-        {
-            self.collective.stop(&error.to_string());
+        if let Err(error) = &result {
+            // With its causes, if it is one of anyhow's.
+            self.stop(&format!("{error:#}"));
         }
         result
+    }
+
+    /// Does this rank's work, and stops the other ranks if it fails or panics.
+    fn work<T, E: Display>(
+        &self,
+        work: impl FnOnce(&Self) -> Result<T, E>,
+    ) -> thread::Result<Result<T, E>> {
+        let ended = catch_unwind(AssertUnwindSafe(|| work(self)));
+        if let Err(panic) = &ended {
+            let text = panic.downcast_ref::<&str>().copied();
+            let text = text.or_else(|| panic.downcast_ref::<String>().map(String::as_str));
+            let text = text.unwrap_or("without a message");
+            self.stop(&format!("it panicked: {text}"));
+        }
+        ended.map(|result| self.or_stop(result))
+    }
+
+    fn stop(&self, reason: &str) {
+        if self.ranks() > 1 {
+            self.collective.stop(reason);
+        }
+    }
+
+    /// Waits until all ranks have come here.
+    ///
+    /// # Errors
+    /// If a rank has failed, or cannot be reached.
+    pub fn barrier(&self) -> Result<()> {
+        self.any(false).map(drop)
     }
 
     /// The sums over all ranks.

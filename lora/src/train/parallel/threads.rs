@@ -2,8 +2,7 @@
 
 use super::{Collective, Parallel, failed};
 use crate::{Error, Result};
-use std::any::Any;
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::panic::resume_unwind;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 
@@ -138,32 +137,24 @@ impl Parallel {
             }),
             changed: Condvar::new(),
         });
-        let run = |rank| {
+        let run = &|rank| {
             let group = Arc::clone(&group);
-            let parallel = Self::over(Thread { rank, group });
-            let done = catch_unwind(AssertUnwindSafe(|| work(&parallel)));
-            match done {
-                Ok(result) => parallel.or_stop(result),
-                Err(panic) => {
-                    let reason = format!("it panicked: {}", message(&*panic));
-                    parallel.collective.stop(&reason);
-                    std::panic::resume_unwind(panic)
-                }
-            }
+            Self::over(Thread { rank, group }).work(&work)
         };
-        let run = &run;
         let ended: Vec<_> = thread::scope(|scope| {
             let threads: Vec<_> = (0..ranks)
                 .map(|rank| scope.spawn(move || run(rank)))
                 .collect();
-            threads.into_iter().map(|thread| thread.join()).collect()
+            let ended = threads.into_iter().map(|thread| thread.join());
+            ended.map(|ended| ended.and_then(|ended| ended)).collect()
         });
         let first = group.meeting().stopped.as_ref().map(|(rank, _)| *rank);
+        let is_first = |rank| first.is_none_or(|first| first == rank);
         let mut results = Vec::new();
         for (rank, ended) in ended.into_iter().enumerate() {
             match ended {
-                Err(panic) if first == Some(rank) => std::panic::resume_unwind(panic),
-                Ok(Err(error)) if first == Some(rank) => return Err(error),
+                Err(panic) if is_first(rank) => resume_unwind(panic),
+                Ok(Err(error)) if is_first(rank) => return Err(error),
                 Ok(Ok(result)) => results.push(result),
                 // It only repeats what the first said.
                 _ => {}
@@ -171,10 +162,4 @@ impl Parallel {
         }
         Ok(results)
     }
-}
-
-fn message(panic: &(dyn Any + Send)) -> &str {
-    let text = panic.downcast_ref::<&str>().copied();
-    let text = text.or_else(|| panic.downcast_ref::<String>().map(String::as_str));
-    text.unwrap_or("without a message")
 }

@@ -9,7 +9,7 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 /// A run whose numbers do not depend on its length.
-const RUN: &str = "--model @encoder --data @mails.jsonl --batch 2 --lr 5e-3 --schedule constant --warmup 0 \
+pub const RUN: &str = "--model @encoder --data @mails.jsonl --batch 2 --lr 5e-3 --schedule constant --warmup 0 \
                    --dropout 0.2 --optimizer lora_plus --accumulate 2 --dora --eval-every 7 --seed 3";
 
 fn start(place: &Place, line: &str) -> Child {
@@ -23,7 +23,7 @@ fn start(place: &Place, line: &str) -> Child {
 }
 
 /// The steps that a run's log tells.
-fn steps(log: &Path) -> Vec<Value> {
+pub fn steps(log: &Path) -> Vec<Value> {
     let text = fs::read(log).unwrap_or_default();
     let text = String::from_utf8_lossy(&text).into_owned();
     let whole = text
@@ -34,7 +34,7 @@ fn steps(log: &Path) -> Vec<Value> {
 }
 
 /// Waits until the log tells of a step. False if the process has ended before.
-fn wait_for(child: &mut Child, log: &Path, step: u64) -> bool {
+pub fn wait_for(child: &mut Child, log: &Path, step: u64) -> bool {
     let start = Instant::now();
     while start.elapsed() < Duration::from_secs(60) {
         if steps(log).last().and_then(|line| line["step"].as_u64()) >= Some(step) {
@@ -49,7 +49,7 @@ fn wait_for(child: &mut Child, log: &Path, step: u64) -> bool {
 }
 
 /// What two runs must share: the adapter, and the log but for its times.
-fn compared(place: &Place, output: &str) -> (Vec<u8>, Vec<Value>) {
+pub fn compared(place: &Place, output: &str) -> (Vec<u8>, Vec<Value>) {
     let adapter = fs::read(place.path(&format!("{output}/adapter_model.safetensors"))).unwrap();
     let mut lines = steps(&place.path(&format!("{output}/log.jsonl")));
     for line in &mut lines {
@@ -103,7 +103,7 @@ fn ctrl_c_saves_a_checkpoint_and_says_how_to_go_on() {
         &format!("{RUN} --steps 100000 --save-every never --output @out"),
     );
     assert!(wait_for(&mut child, &place.path("out/log.jsonl"), 3));
-    interrupt(&child);
+    signal(&child, "-INT");
     let output = child.wait_with_output().unwrap();
     assert_eq!(output.status.code(), Some(130));
     let done = steps(&place.path("out/log.jsonl")).len();
@@ -140,9 +140,9 @@ fn ctrl_c_saves_a_checkpoint_and_says_how_to_go_on() {
     );
 }
 
-fn interrupt(child: &Child) {
+pub fn signal(child: &Child, signal: &str) {
     let sent = Command::new("kill")
-        .args(["-INT", &child.id().to_string()])
+        .args([signal, &child.id().to_string()])
         .status();
     assert!(sent.unwrap().success());
 }

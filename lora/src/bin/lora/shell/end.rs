@@ -14,6 +14,7 @@ Exit codes:
        `lora diff --exit-code`: the two differ
   2    the command line cannot be understood
   130  stopped by Ctrl-C; what to say to go on is printed
+  138  stopped by kill -USR1, as by Ctrl-C; mpirun passes this signal on
   141  nobody reads the output any more, as in `lora inspect .. | head`
   143  stopped by kill, as by Ctrl-C";
 

@@ -8,7 +8,7 @@ mod kind;
 mod layers;
 mod memory;
 mod optimizer;
-mod ranks;
+pub mod ranks;
 mod report;
 mod settings;
 mod tune;
@@ -47,7 +47,8 @@ the same machine with the same number of threads, stopped or not.
 
 Built with the feature mpi, `mpirun -n 4 lora train ..` trains with four processes on one or several machines, \
 each of which computes a share of every batch: --batch counts the examples of all. The processes read the same \
-model and data; the first one measures and writes. For --resume all must see the output folder.";
+model and data; the first one measures and writes. For --resume all must see the output folder. kill -USR1 of \
+mpirun stops all as Ctrl-C stops one process; Ctrl-C of mpirun leaves them a second.";
 
 /// The options.
 #[derive(Debug, Args)]

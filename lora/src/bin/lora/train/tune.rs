@@ -90,6 +90,8 @@ impl Run<'_> {
                 settings.batch
             ))?;
         }
+        // Nothing is written, and nothing replaced, before all have a model and data.
+        self.parallel.barrier()?;
         let at_once = 2 * settings.batch;
         let measures = self.parallel.is_first() && !self.resume;
         let before = match (held_out, measures) {
@@ -99,9 +101,6 @@ impl Run<'_> {
         if let Some(before) = &before {
             self.common.say(format_args!("before  {before}"))?;
         }
-        if self.parallel.is_first() {
-            self.folder.begin(settings)?;
-        }
         let interrupt = Interrupt::catch()?;
         let run = self.train(
             &mut model,
@@ -110,13 +109,10 @@ impl Run<'_> {
             &mut batches,
             &interrupt,
         );
-        let trained = match run {
-            Ok(trained) => trained,
-            Err(error) => {
-                self.folder.undo();
-                return Err(error);
-            }
-        };
+        if run.is_err() && self.parallel.is_first() {
+            self.folder.undo();
+        }
+        let trained = run?;
         let after = match (settings.end_with_best, &trained.best) {
             (true, Some(best)) => Some(best),
             _ => trained.evaluations.last(),
@@ -175,6 +171,9 @@ impl Run<'_> {
         interrupt: &Interrupt,
     ) -> Result<Trained> {
         let settings = self.settings;
+        if self.parallel.is_first() {
+            self.folder.begin(settings)?;
+        }
         // A closed error output ends nothing here.
         let mut progress = Progress::lines_to(|line| drop(note(line)));
         let measured = held_out.unwrap_or(training);
@@ -205,17 +204,19 @@ impl Run<'_> {
         })
     }
 
-    /// Tells that the run was stopped, and how it goes on.
+    /// Tells that the run was stopped, and how it goes on. All processes stop at the same step, and one of
+    /// them tells.
     fn stopped(&self, report: Report<'_>, trained: &Trained, interrupt: &Interrupt) -> Result<()> {
+        if !self.parallel.is_first() {
+            return Ok(());
+        }
         let command = self.folder.command();
         let step = trained.steps;
-        if self.parallel.is_first() {
-            note(format_args!(
-                "a checkpoint holds step {step}; to go on: {command}"
-            ))?;
-        }
+        note(format_args!(
+            "a checkpoint holds step {step}; to go on: {command}"
+        ))?;
         if self.common.json {
-            self.result(&report.go_on(command), "")?;
+            self.common.result(&report.go_on(command), "")?;
         }
         let signal = interrupt.signal().unwrap_or(2);
         Err(Stopped { signal }.into())
