@@ -50,16 +50,20 @@ impl Sampler {
 
     fn penalised(&self, logits: &[f32]) -> Vec<Candidate> {
         let penalty = self.settings.repetition_penalty;
-        let of_token = |(token, &logit): (u32, &f32)| {
-            let logit = f64::from(logit);
-            let logit = match self.seen.contains(&token) {
-                true if logit < 0.0 => logit * penalty,
-                true => logit / penalty,
-                false => logit,
-            };
-            (token, logit)
-        };
-        (0..).zip(logits).map(of_token).collect()
+        let candidates = (0..).zip(logits);
+        let mut candidates: Vec<Candidate> = candidates
+            .map(|(token, &logit)| (token, f64::from(logit)))
+            .collect();
+        // The seen tokens are few beside the vocabulary.
+        for &token in &self.seen {
+            if let Some((_, logit)) = candidates.get_mut(token as usize) {
+                *logit = match *logit < 0.0 {
+                    true => *logit * penalty,
+                    false => *logit / penalty,
+                };
+            }
+        }
+        candidates
     }
 }
 
