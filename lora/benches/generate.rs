@@ -42,6 +42,9 @@ const PROMPT: usize = 128;
 
 fn main() -> Result<()> {
     lora::memory::keep();
+    // As a program does: a thread outside rayon's pool would wait to be woken after each product.
+    let pool = rayon::ThreadPoolBuilder::new().use_current_thread();
+    pool.build_global().map_err(candle_core::Error::wrap)?;
     let arguments: Vec<String> = std::env::args().collect();
     let test = arguments.iter().any(|argument| argument == "--test");
     let gguf = arguments.iter().position(|argument| argument == "--gguf");
