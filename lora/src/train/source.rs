@@ -94,8 +94,7 @@ impl<S: Source + ?Sized> Source for &mut S {
 /// ```
 #[derive(Clone, Debug)]
 pub struct Examples<F> {
-    lengths: Vec<usize>,
-    batches: Batches,
+    order: Order,
     make: F,
 }
 
@@ -109,18 +108,10 @@ impl<T, F: FnMut(&[usize]) -> Result<T>> Examples<F> {
         options: &BatchOptions,
         make: F,
     ) -> Result<Self> {
-        let lengths: Vec<usize> = lengths.into_iter().collect();
-        let batches = Batches::new(lengths.iter().copied(), options)?;
         Ok(Self {
-            lengths,
-            batches,
+            order: Order::new(lengths, options)?,
             make,
         })
-    }
-
-    /// The number of the epoch, from 0, of which the next batch is.
-    pub(super) fn epoch(&self) -> u64 {
-        self.batches.epoch()
     }
 }
 
@@ -128,12 +119,12 @@ impl<T, F: FnMut(&[usize]) -> Result<T>> Source for Examples<F> {
     type Batch = T;
 
     fn next_batch(&mut self) -> Result<Option<T>> {
-        let numbers = self.batches.next_batch();
+        let numbers = self.order.batches.next_batch();
         numbers.map(|numbers| (self.make)(&numbers)).transpose()
     }
 
     fn next_share(&mut self, share: Share) -> Result<Option<Option<T>>> {
-        let Some(numbers) = self.batches.next_batch() else {
+        let Some(numbers) = self.order.batches.next_batch() else {
             return Ok(None);
         };
         let own = share.of(&numbers);
@@ -142,14 +133,40 @@ impl<T, F: FnMut(&[usize]) -> Result<T>> Source for Examples<F> {
     }
 
     fn batches_per_epoch(&self) -> Option<usize> {
-        Some(self.batches.batches_per_epoch())
+        Some(self.order.batches.batches_per_epoch())
     }
 
     fn state(&self) -> Result<Value> {
-        value(&self.batches.state())
+        self.order.state()
     }
 
     fn restore(&mut self, state: &Value) -> Result<()> {
+        self.order.restore(state)
+    }
+}
+
+/// The batches of examples in memory, by number, and the place in them as a checkpoint holds it.
+#[derive(Clone, Debug)]
+pub(super) struct Order {
+    lengths: Vec<usize>,
+    pub(super) batches: Batches,
+}
+
+impl Order {
+    pub(super) fn new(
+        lengths: impl IntoIterator<Item = usize>,
+        options: &BatchOptions,
+    ) -> Result<Self> {
+        let lengths: Vec<usize> = lengths.into_iter().collect();
+        let batches = Batches::new(lengths.iter().copied(), options)?;
+        Ok(Self { lengths, batches })
+    }
+
+    pub(super) fn state(&self) -> Result<Value> {
+        value(&self.batches.state())
+    }
+
+    pub(super) fn restore(&mut self, state: &Value) -> Result<()> {
         let own = self.state()?;
         if own.get("options") != state.get("options") {
             let shown =

@@ -59,7 +59,8 @@ pub struct CombinedLayer {
 /// # Errors
 /// If there is no adapter, or a weight is not finite; all that `add_weighted_adapter` refuses of ranks,
 /// shapes and options; modules trained in full, biases, trained rows, adapters of experts, tied heads, a
-/// residual base; DoRA, unless there is one adapter with a weight of 1. If a file cannot be read or written. What was at `out` then stays.
+/// residual base; DoRA, unless there is one adapter with a weight of 1. If a file cannot be read or
+/// written. What was at `out` then stays.
 pub fn combine_files<D: Into<AdapterDir>>(
     adapters: impl IntoIterator<Item = (D, f64)>,
     out: impl AsRef<Path>,

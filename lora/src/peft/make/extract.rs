@@ -137,8 +137,8 @@ pub struct LeftTensor {
 ///
 /// Both may be a safetensors file, an index, a GGUF file, or a directory with one of these. A GGUF file is
 /// dequantised, and has transformers' names and order of rows: what its blocks rounded is part of the
-/// difference. Memory holds one tensor of both in f64, and the adapter. The scaling is 1, the weight of the singular values is shared between
-/// B and A. Embeddings get an update of low rank only if
+/// difference. Memory holds one tensor of both in f64, and the adapter. The scaling is 1, the weight of the
+/// singular values is shared between B and A. Embeddings get an update of low rank only if
 /// [`target_modules`](ExtractOptions::target_modules) names them. A large matrix is decomposed from a
 /// random start with a fixed seed; the errors that the report tells are measured.
 ///
@@ -153,8 +153,8 @@ pub struct LeftTensor {
 ///
 /// # Errors
 /// If the two do not differ, or in nothing of low rank; if a tensor of the base is missing in the tuned
-/// checkpoint; if a target matches nothing; if values are not finite, or a checkpoint in
-/// safetensors is quantised; if a file cannot be read or written. All problems are listed, and what was at `out` stays.
+/// checkpoint; if a target matches nothing; if values are not finite, or a checkpoint in safetensors is
+/// quantised; if a file cannot be read or written. All problems are listed, and what was at `out` stays.
 pub fn extract(
     base: impl AsRef<Path>,
     tuned: impl AsRef<Path>,

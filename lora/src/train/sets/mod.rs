@@ -16,7 +16,8 @@ pub use pair_loss::PairLoss;
 #[cfg(feature = "text")]
 pub use pairs::{PairBatch, TextPairs};
 
-use super::{Best, Examples, Loss, Metrics, Share, Source};
+use super::source::Order;
+use super::{Best, Loss, Metrics, Share, Source};
 use crate::data::{BatchOptions, Batches};
 use crate::{LoraModule, Result};
 use serde_json::Value;
@@ -138,7 +139,7 @@ pub trait Dataset {
         let first_epoch = std::iter::from_fn(|| chosen.next_batch());
         let per_epoch = first_epoch.filter(|numbers| self.teaches(numbers)).count();
         Ok(DatasetBatches {
-            numbers: Examples::new(self.lengths(), options, own as Numbers)?,
+            order: Order::new(self.lengths(), options)?,
             make: Box::new(|numbers, epoch| {
                 let teaches = self.teaches(numbers);
                 teaches
@@ -156,16 +157,9 @@ type Make<'a, B> = Box<dyn Fn(&[usize], u64) -> Result<Option<B>> + 'a>;
 
 type Teaches<'a> = Box<dyn Fn(&[usize]) -> bool + 'a>;
 
-/// The numbers of examples themselves.
-type Numbers = fn(&[usize]) -> Result<Vec<usize>>;
-
-fn own(numbers: &[usize]) -> Result<Vec<usize>> {
-    Ok(numbers.to_vec())
-}
-
 /// The batches of a [`Dataset`] that teach something.
 pub struct DatasetBatches<'a, B> {
-    numbers: Examples<Numbers>,
+    order: Order,
     make: Make<'a, B>,
     teaches: Teaches<'a>,
     /// Those of the first epoch.
@@ -189,8 +183,8 @@ impl<B> Source for DatasetBatches<'_, B> {
     }
 
     fn next_share(&mut self, share: Share) -> Result<Option<Option<B>>> {
-        let epoch = self.numbers.epoch();
-        while let Some(numbers) = self.numbers.next_batch()? {
+        let epoch = self.order.batches.epoch();
+        while let Some(numbers) = self.order.batches.next_batch() {
             if (self.teaches)(&numbers) {
                 return (self.make)(&share.of(&numbers), epoch).map(Some);
             }
@@ -203,11 +197,11 @@ impl<B> Source for DatasetBatches<'_, B> {
     }
 
     fn state(&self) -> Result<Value> {
-        self.numbers.state()
+        self.order.state()
     }
 
     fn restore(&mut self, state: &Value) -> Result<()> {
-        self.numbers.restore(state)
+        self.order.restore(state)
     }
 }
 
